@@ -1,1 +1,7 @@
-"""."""
+"""Data modules with a `calibration_dataloader()`; imported as `pgb_lightning.datamodules`."""
+
+from pgb_lightning.datamodules.base import TextDataModule
+from pgb_lightning.datamodules.glue import GLUEDataModule
+from pgb_lightning.datamodules.reviews import FilmReviewsDataModule
+
+__all__ = ["FilmReviewsDataModule", "GLUEDataModule", "TextDataModule"]

@@ -1,1 +1,5 @@
-"""."""
+"""LightningModules that fine-tune, and prune and re-fine-tune, transformers encoders."""
+
+from pgb_lightning.modules.text_classification import TextClassification
+
+__all__ = ["TextClassification"]

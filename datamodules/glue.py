@@ -1,0 +1,91 @@
+"""The nine GLUE tasks, from the Hub or from a local folder of parquet files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_dataset
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from pgb_lightning.datamodules.base import TextDataModule
+from pgb_lightning.tasks import GLUE_REPOSITORY, get_task
+
+
+class GLUEDataModule(TextDataModule):
+    """Serve one GLUE task.
+
+    The test labels of GLUE are secret (the Hub writes -1), so `test` runs on the validation rows unless a
+    local test file has labels; `predict` runs on the test rows where there are any.
+
+    Args:
+        task: Hub configuration name: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte or wnli.
+        model_name_or_path: Whose tokenizer to use: a Hub name, a local folder, or "minilm-l6".
+        data_dir: Folder with one parquet file a split in the Hub's columns, either `train.parquet` or the
+            Hub's own `train-00000-of-00001.parquet`; None reads from the Hub.
+        **loading: Lengths, batch sizes and the calibration split, as in `TextDataModule`.
+
+    Raises:
+        MisconfigurationException: If the task is unknown, the folder is missing or a size is below 1.
+
+    Example:
+        >>> GLUEDataModule("mrpc", "bert-base-uncased", batch_size=16).text_columns
+        ('sentence1', 'sentence2')
+    """
+
+    def __init__(
+        self, task: str, model_name_or_path: str, data_dir: str | None = None, **loading: Any
+    ) -> None:
+        super().__init__(model_name_or_path, **loading)
+        try:
+            self.task = get_task(task)
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from None
+        self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
+        if self.data_dir is not None and not self.data_dir.is_dir():
+            raise MisconfigurationException(
+                f"data_dir={str(self.data_dir)!r} is not a folder; give one with {self.task.name}'s parquet "
+                f"files, or leave it out to read {GLUE_REPOSITORY} from the Hub."
+            )
+        self.text_columns = self.task.text_columns
+        self.num_labels = self.task.num_labels
+        self.validation_splits = self.task.validation_splits
+
+    def test_splits(self) -> tuple[str, ...]:
+        """Name the test splits; a local folder may do without them."""
+        if self.data_dir is not None and not all(self._files(split) for split in self.task.test_splits):
+            return ()
+        return self.task.test_splits
+
+    def load_rows(self, split: str) -> Dataset:
+        """Read a split from the folder, or from the Hub.
+
+        Args:
+            split: For example "train".
+
+        Returns:
+            The split's rows.
+
+        Raises:
+            MisconfigurationException: If the folder has no file for the split; the message names the file.
+        """
+        if self.data_dir is None:
+            return load_dataset(GLUE_REPOSITORY, self.task.name, split=split)
+        files = self._files(split)
+        if not files:
+            raise MisconfigurationException(
+                f"data_dir={str(self.data_dir)!r} has no split {split!r}: looked for {split}.parquet and "
+                f"{split}-*-of-*.parquet. Add the file, or leave data_dir out to read from the Hub."
+            )
+        return load_dataset("parquet", data_files={split: [str(file) for file in files]}, split=split)
+
+    def describe(self, split: str) -> str:
+        """Say where a split comes from, for messages."""
+        if self.data_dir is None:
+            return f"Split {split!r} of {GLUE_REPOSITORY} ({self.task.name})"
+        return ", ".join(str(file) for file in self._files(split))
+
+    def _files(self, split: str) -> list[Path]:
+        assert self.data_dir is not None
+        whole = self.data_dir / f"{split}.parquet"
+        return [whole] if whole.is_file() else sorted(self.data_dir.glob(f"{split}-*-of-*.parquet"))

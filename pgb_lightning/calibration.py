@@ -1,0 +1,194 @@
+"""One pass over the calibration samples: squared gradients, and what enters the first layer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from pgb_lightning.architectures import Encoder
+
+#: Adds a tensor up over all processes that share a calibration; returns it unchanged where there is one.
+AllReduce = Callable[[Tensor], Tensor]
+#: Computes the loss of one batch with the model under calibration.
+Loss = Callable[[Any], Tensor]
+
+
+@dataclass(frozen=True)
+class LayerInput:
+    """What the first encoder layer sees of one calibration batch; all that compensation needs of the data.
+
+    Args:
+        hidden: Embeddings, (B, S, d), kept in main memory.
+        attention_mask: The mask in the form that the layers take, or ``None``.
+        tokens: Which positions are real tokens and not padding, (B, S), bool.
+    """
+
+    hidden: Tensor
+    attention_mask: Tensor | None
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Statistics of a dense encoder over the calibration samples.
+
+    Args:
+        fisher: F of each matrix, (M, N): the mean over samples of the squared gradient of the sample's loss.
+        inputs: The first layer's inputs, batch by batch (this process's share).
+        num_samples: Samples seen, over all processes.
+    """
+
+    fisher: dict[tuple[int, str], Tensor]
+    inputs: list[LayerInput]
+    num_samples: int
+
+
+def calibrate(
+    encoder: Encoder, batches: Iterable[Any], loss: Loss, all_reduce: AllReduce = lambda tensor: tensor
+) -> Calibration:
+    """Collect the diagonal empirical Fisher of every matrix in one forward and backward pass.
+
+    The gradient of a single sample's loss is X_bᵀ G_b, from the sample's inputs X_b (S, M) to a matrix and
+    the gradient G_b (S, N) at its outputs, so squares are taken sample by sample whatever the batch size.
+    No parameter's ``grad`` is touched, and the pass runs in eval mode.
+
+    Args:
+        encoder: A dense encoder.
+        batches: Batches that ``loss`` understands; read once.
+        loss: Runs the model on a batch and returns the mean loss of its samples.
+        all_reduce: Sums a tensor over the processes that share the calibration.
+
+    Returns:
+        The statistics. Beyond the model they hold one float per encoder weight, and d floats per token.
+
+    Raises:
+        ValueError: There is no batch, the loss does not depend on the encoder, or a loss or gradient is not
+            finite; the message names the batch.
+    """
+    squares = {key: torch.zeros_like(linear.weight.T) for key, linear in encoder.linears()}
+    inputs: list[LayerInput] = []
+    problem: str | None = None
+    samples = 0
+    modes = {module: module.training for module in encoder.model.modules()}
+    encoder.model.eval()
+    try:
+        with _recording(encoder, squares) as calls, torch.enable_grad():
+            for number, batch in enumerate(batches):
+                calls.clear()
+                value = loss(batch)
+                problem = _find_problem(number, value, calls)
+                if problem:
+                    break
+                for call in calls:
+                    inputs.append(call.kept())
+                    samples += len(call.hidden)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if samples == 0 and problem is None:
+        problem = "the calibration loader is empty: it gave no batch; give at least one labelled batch."
+    _raise_everywhere(problem, all_reduce, encoder.model.device)
+    total = int(all_reduce(torch.tensor(float(samples), device=encoder.model.device)))
+    fisher = {key: all_reduce(square).div_(total) for key, square in squares.items()}
+    return Calibration(fisher, inputs, total)
+
+
+@dataclass
+class _Call:
+    """One run of the encoder's layers."""
+
+    hidden: Tensor
+    attention_mask: Tensor | None
+    tokens: Tensor | None
+
+    def kept(self) -> LayerInput:
+        tokens = self.tokens
+        if tokens is None or tokens.shape != self.hidden.shape[:2]:  # no mask, or one of the user's own form
+            tokens = torch.ones(self.hidden.shape[:2])
+        return LayerInput(self.hidden.detach().cpu(), self.attention_mask, tokens.bool().cpu())
+
+
+def _find_problem(number: int, value: Any, calls: list[_Call]) -> str | None:
+    """Run backward, and say what is wrong with a batch, if anything."""
+    where = f"calibration batch {number}"
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        return f"{where}: the loss is {type(value).__name__}, but must be a tensor with one value."
+    if not calls or not value.requires_grad:
+        return f"{where}: the loss does not depend on the encoder, so no weight can be scored by it."
+    if not torch.isfinite(value):
+        return f"{where}: the loss is {value.item()}; look for bad rows or a diverged model there."
+    # Asking only for the gradient at the first layer's input makes autograd visit every matrix's output,
+    # where the hooks are, without computing a single weight gradient.
+    gradients = torch.autograd.grad(value.reshape(()), [call.hidden for call in calls], allow_unused=True)
+    if all(gradient is None for gradient in gradients):
+        return f"{where}: the loss does not depend on the encoder, so no weight can be scored by it."
+    if not all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None):
+        return f"{where}: a gradient is NaN or infinite; look for bad rows or a diverged model there."
+    return None
+
+
+def _raise_everywhere(problem: str | None, all_reduce: AllReduce, device: torch.device) -> None:
+    """Raise on every process if any has a problem, so that none waits for another for ever."""
+    count = int(all_reduce(torch.tensor(float(problem is not None), device=device)))
+    if problem is not None:
+        raise ValueError(problem)
+    if count:
+        raise ValueError(f"calibration failed on {count} other process(es); see their message.")
+
+
+@contextmanager
+def _recording(encoder: Encoder, squares: dict[tuple[int, str], Tensor]) -> Iterator[list[_Call]]:
+    """Hook the encoder so that calls are listed and squared gradients added up."""
+    calls: list[_Call] = []
+    masks: list[Tensor | None] = [None]
+    first = encoder.layers[0]
+    parameters = inspect.signature(first.forward).parameters
+
+    def note_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
+        masks[0] = bound.arguments.get("attention_mask")
+
+    def enter_first_layer(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        arguments = {**dict(zip(parameters, args, strict=False)), **kwargs}
+        hidden = arguments["hidden_states"].detach().requires_grad_()
+        calls.append(_Call(hidden, arguments.get("attention_mask"), masks[0]))
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    def watch(square: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            output.register_hook(lambda gradient: _add_squares(square, args[0].detach(), gradient))
+
+        return hook
+
+    handles: list[RemovableHandle] = [
+        encoder.model.register_forward_pre_hook(note_mask, with_kwargs=True),
+        first.register_forward_pre_hook(enter_first_layer, with_kwargs=True),
+        *(linear.register_forward_hook(watch(squares[key])) for key, linear in encoder.linears()),
+    ]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def _add_squares(square: Tensor, inputs: Tensor, gradients: Tensor) -> None:
+    """Add the squared weight gradient of each sample of a batch to ``square`` (M, N)."""
+    batch = len(inputs)
+    buffer = torch.empty_like(square)
+    for x, g in zip(inputs, gradients, strict=True):
+        torch.mm(x.T.to(square.dtype), g.to(square.dtype), out=buffer)
+        # The loss is the batch's mean: a sample's own gradient is B times its part of it.
+        square.addcmul_(buffer, buffer, value=batch**2)

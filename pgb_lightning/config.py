@@ -1,0 +1,108 @@
+"""What the user asks for: one frozen, checked, JSON-able record."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+Permutation = Literal["greedy", "balanced"]
+
+#: Named settings. ``paper`` is the published recipe; ``default`` is what we measured to be better.
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {"permutation": "balanced"},
+    "paper": {"permutation": "greedy"},
+}
+
+
+@dataclass(frozen=True)
+class PruningConfig:
+    """Settings of one pruning run (the paper's Table A1, with its names).
+
+    Args:
+        pruning_ratio: Share of the encoder's Q, K, V, O, W1 and W2 weights to remove, in (0, 1). The paper's
+            compression rate is γ = 1 - ``pruning_ratio``.
+        importance_threshold: τ, above which a weight counts as important; a float, or ``"auto"`` to find the
+            τ that meets ``pruning_ratio``. A given τ is used as it is, and the ratio then only bounds how
+            many feed-forward sublayers are reached (Algorithm 1).
+        max_groups: G_max, the largest number of groups; a matrix that would need more is pruned whole.
+        num_permutations: N_perm, how often rows and columns are sorted for each block.
+        permutation: How weights are gathered into blocks: ``"greedy"`` is the paper's alternating sort,
+            ``"balanced"`` improves its result by balanced assignment.
+        compensation: Whether the kept weights are refitted by least squares (Eq. 4).
+        ridge: Weight of the pull towards the original weights in Eq. 4, as a share of the mean input power.
+        tolerance: Largest accepted distance from ``pruning_ratio`` under ``importance_threshold="auto"``.
+
+    Raises:
+        TypeError: A setting has the wrong type.
+        ValueError: A setting is out of range; the message names it, its value and what is allowed.
+
+    Example:
+        >>> PruningConfig.from_preset("paper", pruning_ratio=0.88).permutation
+        'greedy'
+    """
+
+    pruning_ratio: float = 0.5
+    importance_threshold: float | Literal["auto"] = "auto"
+    max_groups: int = 6
+    num_permutations: int = 6
+    permutation: Permutation = "balanced"
+    compensation: bool = True
+    ridge: float = 1e-2
+    tolerance: float = 0.005
+
+    def __post_init__(self) -> None:
+        _check_float(
+            "pruning_ratio", self.pruning_ratio, 0, 1, "the share of encoder weights to remove, such as 0.5"
+        )
+        if self.importance_threshold != "auto":
+            _check_float("importance_threshold", self.importance_threshold, 0, None, 'a τ above 0, or "auto"')
+        _check_count("max_groups", self.max_groups, "the paper uses 6")
+        _check_count("num_permutations", self.num_permutations, "the paper uses 6")
+        if self.permutation not in get_args(Permutation):
+            allowed = ", ".join(repr(name) for name in get_args(Permutation))
+            raise ValueError(f"permutation={self.permutation!r} is unknown; choose one of {allowed}.")
+        if not isinstance(self.compensation, bool):
+            raise TypeError(f"compensation={self.compensation!r} must be True or False.")
+        _check_float("ridge", self.ridge, 0, None, "a small share of the input power, such as 0.01")
+        _check_float("tolerance", self.tolerance, 0, 1, "a distance between ratios, such as 0.005")
+
+    @classmethod
+    def from_preset(cls, preset: str, **overrides: Any) -> PruningConfig:
+        """Build a named preset, with some settings replaced.
+
+        Args:
+            preset: One of :data:`PRESETS`.
+            overrides: Settings that replace the preset's; ``None`` leaves the preset's value.
+
+        Raises:
+            TypeError: An override names no setting, or has the wrong type.
+            ValueError: ``preset`` is unknown, or a setting is out of range.
+        """
+        if preset not in PRESETS:
+            raise ValueError(f"preset={preset!r} is unknown; choose one of {', '.join(map(repr, PRESETS))}.")
+        given = {name: value for name, value in overrides.items() if value is not None}
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(given.keys() - known):
+            raise TypeError(f"PruningConfig has no setting {unknown[0]!r}; it has {', '.join(sorted(known))}.")
+        return cls(**{**PRESETS[preset], **given})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON primitives."""
+        return asdict(self)
+
+
+def _check_float(name: str, value: Any, low: float, high: float | None, remedy: str) -> None:
+    """Require a finite number strictly between ``low`` and ``high``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}={value!r} must be a number: {remedy}.")
+    if not (low < value < (float("inf") if high is None else high)):
+        span = f"above {low}" if high is None else f"strictly between {low} and {high}"
+        raise ValueError(f"{name}={value!r} is out of range: it must be {span}; give {remedy}.")
+
+
+def _check_count(name: str, value: Any, remedy: str) -> None:
+    """Require a whole number of at least one."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}={value!r} must be a whole number; {remedy}.")
+    if value < 1:
+        raise ValueError(f"{name}={value!r} is out of range: it must be at least 1; {remedy}.")

@@ -1,0 +1,293 @@
+"""Fine-tune a transformers encoder to classify texts or to score them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
+from torchmetrics import MatthewsCorrCoef, Metric, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
+from torchmetrics.classification import Accuracy, BinaryF1Score
+from transformers import AutoConfig, AutoModelForSequenceClassification, get_linear_schedule_with_warmup
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from pgb_lightning.packaged import resolve_model
+from pgb_lightning.tasks import GLUETask, MetricName, get_task
+
+Batch = dict[str, torch.Tensor]
+
+
+def make_metric(name: MetricName, num_labels: int) -> Metric:
+    """Make a fresh metric.
+
+    Args:
+        name: As in the table of tasks.
+        num_labels: Number of classes.
+
+    Returns:
+        The torchmetrics object. F1 is that of class 1, as GLUE has it for its two-class tasks.
+    """
+    if name == "accuracy":
+        return Accuracy(task="multiclass", num_classes=num_labels, average="micro")
+    if name == "matthews":
+        return MatthewsCorrCoef(task="multiclass", num_classes=num_labels)
+    return {"f1": BinaryF1Score, "pearson": PearsonCorrCoef, "spearman": SpearmanCorrCoef}[name]()
+
+
+class TextClassification(L.LightningModule):
+    """A transformers model for sequence classification with its loss, metrics and optimizer.
+
+    The transformers model is `self.model`. It logs `train_loss`, `val_loss` and one `val_<metric>` for each of
+    the task's metrics (`test_...` in testing); the second loader of MNLI logs `val_mismatched_...`.
+
+    A checkpoint holds the model's configuration, so that loading it reads neither the Hub nor the folder that
+    the weights first came from; it also rebuilds a pruned model.
+
+    Args:
+        model_name_or_path: The pretrained encoder: a Hub name, a local folder, or "minilm-l6".
+        task: A GLUE task, which sets the number of labels and the metrics.
+        num_labels: Number of classes, or 1 for regression, where there is no `task`; 2 by default.
+        learning_rate: Peak of AdamW's learning rate.
+        weight_decay: For weight matrices; biases and LayerNorms have none.
+        warmup_ratio: Share of the steps over which the learning rate rises, before it falls linearly to zero.
+        fine_tuned_ckpt: Lightning checkpoint of this module to take the weights from, for example what
+            fine-tuning left for pruning to start from. Needed once: the module's own checkpoints do not
+            refer to it.
+        hf_config: Configuration to build the model from, with no pretrained weights. Checkpoints fill it in.
+
+    Raises:
+        MisconfigurationException: If a setting is out of range, or `fine_tuned_ckpt` is missing or belongs to
+            another model.
+
+    Example:
+        >>> module = TextClassification("bert-base-uncased", task="sst2")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        task: str | None = None,
+        num_labels: int | None = None,
+        learning_rate: float = 2e-5,
+        weight_decay: float = 0.01,
+        warmup_ratio: float = 0.1,
+        fine_tuned_ckpt: str | None = None,
+        hf_config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["fine_tuned_ckpt"])
+        self.task = _find_task(task)
+        self.num_labels = _count_labels(self.task, num_labels)
+        if not 0 <= warmup_ratio <= 1:
+            raise MisconfigurationException(f"warmup_ratio={warmup_ratio} is out of range: give 0 to 1.")
+        if learning_rate <= 0 or weight_decay < 0:
+            raise MisconfigurationException(
+                f"learning_rate={learning_rate}, weight_decay={weight_decay}: give a learning rate above 0 and "
+                "a weight decay of 0 or more."
+            )
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_ratio = warmup_ratio
+        if fine_tuned_ckpt is not None and not Path(fine_tuned_ckpt).is_file():
+            raise MisconfigurationException(
+                f"fine_tuned_ckpt={str(fine_tuned_ckpt)!r} is not a file; fine-tune first, or leave it out to "
+                "start from the pretrained weights."
+            )
+        self.model = self._build(str(model_name_or_path), hf_config, read_weights=fine_tuned_ckpt is None)
+        self.metrics = nn.ModuleList()
+        # Checkpoints are read with `weights_only=True`: plain values only, hence the trip through JSON.
+        self.hparams["model_name_or_path"] = str(model_name_or_path)
+        self.hparams["hf_config"] = json.loads(self.model.config.to_json_string(use_diff=False))
+        if fine_tuned_ckpt is not None:
+            self._load_fine_tuned(fine_tuned_ckpt)
+
+    def _build(self, name: str, hf_config: dict[str, Any] | None, read_weights: bool) -> nn.Module:
+        if hf_config is not None and "model_type" not in hf_config:
+            raise MisconfigurationException(
+                f"hf_config has no 'model_type' (its keys are: {', '.join(hf_config)}); add one, such as bert."
+            )
+        config = (
+            AutoConfig.from_pretrained(resolve_model(name))
+            if hf_config is None
+            else AutoConfig.for_model(**hf_config)
+        )
+        config.num_labels = self.num_labels
+        config.problem_type = "regression" if self.num_labels == 1 else "single_label_classification"
+        auto = AutoModelForSequenceClassification
+        # Weights stored in half precision are trained in single, as everything else is.
+        model: nn.Module = (
+            auto.from_pretrained(resolve_model(name), config=config, dtype=torch.float32)
+            if read_weights and hf_config is None
+            else auto.from_config(config, dtype=torch.float32)
+        )
+        # `from_pretrained` returns evaluation mode, which Lightning would keep: no dropout in training.
+        return model.train()
+
+    def _load_fine_tuned(self, path: str) -> None:
+        weights: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True).get(
+            "state_dict", {}
+        )
+        # The head's last layer is the last weight that a model for sequence classification defines.
+        head = [key for key in self.state_dict() if key.endswith("weight")][-1]
+        if head in weights and len(weights[head]) != self.num_labels:
+            raise MisconfigurationException(
+                f"fine_tuned_ckpt={str(path)!r} has a head for {len(weights[head])} labels, this module one for "
+                f"{self.num_labels}; fine-tune on the same task, or set task or num_labels to match."
+            )
+        try:
+            self.load_state_dict(weights, strict=True)
+        except RuntimeError as error:
+            raise MisconfigurationException(
+                f"fine_tuned_ckpt={str(path)!r} does not fit "
+                f"model_name_or_path={self.hparams['model_name_or_path']!r}: {error}"
+            ) from None
+
+    # ---- steps --------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Check that the data has as many labels as the head."""
+        served = getattr(getattr(self.trainer, "datamodule", None), "num_labels", self.num_labels)
+        if served != self.num_labels:
+            raise MisconfigurationException(
+                f"The data has num_labels={served}, the model has {self.num_labels}; set the model's task or "
+                "num_labels to match the data (1 means regression)."
+            )
+
+    def forward(self, **inputs: torch.Tensor) -> SequenceClassifierOutput:
+        """Run the transformers model."""
+        output: SequenceClassifierOutput = self.model(**inputs)
+        return output
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Compute the loss of a batch that has `labels`."""
+        loss = self(**batch).loss
+        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["labels"]))
+        return loss  # type: ignore[no-any-return]
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the metrics of the epoch before."""
+        self._reset_metrics()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the metrics of the run before."""
+        self._reset_metrics()
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log the loss and update the loader's metrics."""
+        self._evaluate("val", batch, dataloader_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log the loss and update the loader's metrics."""
+        self._evaluate("test", batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics."""
+        self._log_metrics("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Batch:
+        """Give `logits` and `predictions`: a class each, or a number each in regression."""
+        logits = self(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        return {"logits": logits, "predictions": self._predictions(logits)}
+
+    def _predictions(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.squeeze(-1).float() if self.num_labels == 1 else logits.argmax(-1)
+
+    def _evaluate(self, stage: str, batch: Batch, loader: int) -> None:
+        output = self(**batch)
+        # One collection a loader, so that MNLI's two sets do not mix.
+        while len(self.metrics) <= loader:
+            self.metrics.append(self._new_metrics().to(self.device))
+        self.metrics[loader].update(self._predictions(output.logits), batch["labels"])
+        self.log(
+            f"{self._prefix(stage, loader)}_loss",
+            output.loss,
+            batch_size=len(batch["labels"]),
+            prog_bar=True,
+            sync_dist=True,
+            add_dataloader_idx=False,
+        )
+
+    def _new_metrics(self) -> MetricCollection:
+        default: tuple[MetricName, ...] = ("spearman", "pearson") if self.num_labels == 1 else ("accuracy",)
+        names = self.task.metrics if self.task else default
+        return MetricCollection({name: make_metric(name, self.num_labels) for name in names})
+
+    def _reset_metrics(self) -> None:
+        for metrics in self.metrics:
+            metrics.reset()
+
+    def _log_metrics(self, stage: str) -> None:
+        for loader, metrics in enumerate(self.metrics):
+            prefix = self._prefix(stage, loader)
+            values = {f"{prefix}_{name}": value for name, value in metrics.compute().items()}
+            self.log_dict(values, prog_bar=True, sync_dist=True)
+
+    def _prefix(self, stage: str, loader: int) -> str:
+        if loader == 0:
+            return stage
+        splits = self.task.validation_splits if self.task else ()
+        name = splits[loader].removeprefix("validation_") if loader < len(splits) else str(loader)
+        return f"{stage}_{name}"
+
+    # ---- optimizer ----------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Make AdamW with a linear warm-up and decay that move with every optimizer step."""
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise MisconfigurationException(
+                "The learning rate falls to zero at the end of training, but training has no end: set the "
+                "trainer's max_epochs or max_steps."
+            )
+        optimizer = torch.optim.AdamW(self._parameter_groups(), lr=self.learning_rate)
+        schedule = get_linear_schedule_with_warmup(
+            optimizer,
+            num_warmup_steps=int(self.warmup_ratio * steps),
+            num_training_steps=int(steps),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        # By shape and not by name alone: LayerNorms are called differently in every model, and a pruned
+        # layer's weight has three dimensions.
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                (plain if parameter.ndim < 2 or name.endswith("bias") else decayed).append(parameter)
+        return [
+            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+
+
+def _find_task(name: str | None) -> GLUETask | None:
+    try:
+        return None if name is None else get_task(name)
+    except ValueError as error:
+        raise MisconfigurationException(str(error)) from None
+
+
+def _count_labels(task: GLUETask | None, num_labels: int | None) -> int:
+    if num_labels is not None and num_labels < 1:
+        raise MisconfigurationException(
+            f"num_labels={num_labels} is out of range: give the number of classes, or 1 for regression."
+        )
+    if task is None:
+        return 2 if num_labels is None else num_labels
+    if num_labels not in (None, task.num_labels):
+        raise MisconfigurationException(
+            f"num_labels={num_labels} contradicts task={task.name!r}, which has {task.num_labels}; leave "
+            "num_labels out."
+        )
+    return task.num_labels

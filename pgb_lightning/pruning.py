@@ -1,0 +1,158 @@
+"""The whole method on one screen: statistics, plan, surgery."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from pgb_lightning.architectures import Encoder, find_encoder
+from pgb_lightning.budget import LOUD, Demand, Key, allocate, check_reachable
+from pgb_lightning.calibration import AllReduce, Calibration, Loss, calibrate
+from pgb_lightning.compensation import compensate
+from pgb_lightning.config import PruningConfig
+from pgb_lightning.grouping import group
+from pgb_lightning.importance import second_order_importance
+from pgb_lightning.plan import MatrixPlan, PruningPlan
+from pgb_lightning.surgery import apply_plan, check_dense
+
+log = logging.getLogger(__name__)
+
+
+def prune(
+    model: nn.Module,
+    batches: Iterable[Any],
+    config: PruningConfig | None = None,
+    *,
+    loss: Loss | None = None,
+    encoder: str | None = None,
+    all_reduce: AllReduce = lambda tensor: tensor,
+    agree: Callable[[PruningPlan], PruningPlan] = lambda plan: plan,
+) -> PruningPlan:
+    """Prune the encoder of a fine-tuned model in one shot, in place.
+
+    Args:
+        model: A module that holds one transformers encoder; fine-tuned, since importance is read off its loss.
+        batches: Labelled calibration batches, about 2,048 samples in all; read once.
+        config: The settings; the default preset if not given.
+        loss: Runs ``model`` on a batch and returns the mean loss of its samples. By default the batch is a
+            mapping of the model's arguments, labels among them, and the output has a ``loss``.
+        encoder: Attribute path of the encoder, needed where ``model`` holds several.
+        all_reduce: Sums a tensor over the processes that share the calibration.
+        agree: Makes all processes use one plan; it receives this process's.
+
+    Returns:
+        The plan that was carried out.
+
+    Raises:
+        ValueError: There is no such encoder, it is grouped already, the target cannot be reached, or
+            calibration found no usable gradients. The model is as it was then.
+
+    Example:
+        >>> import torch
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> tiny = BertConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
+        >>> model = BertForSequenceClassification(tiny)
+        >>> batch = {"input_ids": torch.randint(9, (8, 5)), "labels": torch.randint(2, (8,))}
+        >>> plan = prune(model, [batch], PruningConfig(pruning_ratio=0.5))
+        >>> abs(plan.pruning_ratio - 0.5) < 0.01
+        True
+    """
+    config = config or PruningConfig()
+    found = prepare(model, config, encoder)
+    statistics = calibrate(found, batches, loss or _model_loss(model), all_reduce)
+    plan = agree(make_plan(found, statistics, config))
+    if config.compensation:
+        compensate(found, plan, statistics.inputs, config.ridge, all_reduce)
+    else:
+        apply_plan(found, plan)
+    return plan
+
+
+def prepare(model: nn.Module, config: PruningConfig, encoder: str | None = None) -> Encoder:
+    """Find the encoder and make all the checks that need no data.
+
+    Raises:
+        ValueError: There is no such encoder, it is grouped already, or the target cannot be reached.
+    """
+    found = find_encoder(model, encoder)
+    check_dense(found)
+    if config.importance_threshold == "auto":
+        shapes = {key: (linear.in_features, linear.out_features) for key, linear in found.linears()}
+        check_reachable(shapes, config)
+    return found
+
+
+def make_plan(encoder: Encoder, statistics: Calibration, config: PruningConfig) -> PruningPlan:
+    """Decide what becomes of every matrix; nothing is changed.
+
+    Args:
+        encoder: A dense encoder.
+        statistics: What calibration found.
+        config: The target and the paper's hyperparameters.
+
+    Returns:
+        The plan. If it misses the target by more than a percentage point, a warning says so.
+    """
+    importances = {
+        key: second_order_importance(linear.weight.T, statistics.fisher[key]) for key, linear in encoder.linears()
+    }
+    demands = {key: Demand.of(importance, config.max_groups) for key, importance in importances.items()}
+    numbers, threshold = allocate(demands, config)
+    matrices = tuple(_plan_matrix(key, importances[key], numbers[key], config) for key in importances)
+    record = {**config.to_dict(), "importance_threshold_used": threshold}
+    plan = PruningPlan(encoder.model_type, matrices, record, statistics.num_samples)
+    _report_shortfall(plan, config)
+    return plan
+
+
+def _plan_matrix(key: Key, importance: Tensor, num_groups: int, config: PruningConfig) -> MatrixPlan:
+    """Group one matrix (Algorithm 2)."""
+    layer, kind = key
+    rows, columns = importance.shape
+    if num_groups == 0:
+        return MatrixPlan(layer, kind, rows, columns, (), (), 0.0)
+    if num_groups == 1:
+        return MatrixPlan(layer, kind, rows, columns, None, None, 1.0)
+    groups = group(importance, num_groups, config.permutation, config.num_permutations)
+    kept = float(groups.kept(importance.double()).sum() / importance.double().sum().clamp_min(1e-300))
+    return MatrixPlan(
+        *(layer, kind, rows, columns),
+        input_index=tuple(map(tuple, groups.rows.tolist())),
+        output_index=tuple(map(tuple, groups.columns.tolist())),
+        importance_kept=kept,
+    )
+
+
+def _report_shortfall(plan: PruningPlan, config: PruningConfig) -> None:
+    """Say loudly when the target was missed."""
+    gap = plan.pruning_ratio - config.pruning_ratio
+    if abs(gap) > LOUD:
+        remedy = (
+            'use importance_threshold="auto" to meet the target'
+            if config.importance_threshold != "auto"
+            else "that is the nearest this model's importances allow"
+        )
+        warnings.warn(
+            f"pruning_ratio={config.pruning_ratio} was asked for, but the plan removes {plan.pruning_ratio:.4f} "
+            f"of the encoder's weights; {remedy}.",
+            stacklevel=3,
+        )
+
+
+def _model_loss(model: nn.Module) -> Loss:
+    """Read the loss off a transformers model's output."""
+
+    def loss(batch: Mapping[str, Any]) -> Tensor:
+        output = model(**batch)
+        if getattr(output, "loss", None) is None:
+            raise ValueError(
+                f"{type(model).__name__} returned no loss: give batches with labels, or loss=, a function of a "
+                "batch."
+            )
+        return output.loss  # type: ignore[no-any-return]
+
+    return loss

@@ -1,0 +1,290 @@
+"""Surgery: put grouped layers where a plan says, rebuild them from a state dict, undo them in a dense twin."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pgb_lightning.architectures import (
+    MATRICES,
+    SUBLAYERS,
+    Encoder,
+    Sublayer,
+    find_encoders,
+)
+from pgb_lightning.linear import ConstantLinear, DroppedCore, GroupedLinear
+from pgb_lightning.plan import MatrixPlan, PruningPlan
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+#: The module that takes a matrix's place, given the module that is there; ``None`` leaves it.
+Replace = Callable[[int, str, nn.Module], "nn.Module | None"]
+
+
+def apply_plan(encoder: Encoder, plan: PruningPlan) -> None:
+    """Carry out a plan on a dense encoder, in place.
+
+    Each block is cut out of the matrix and knows the places its inputs and outputs had, which is all that
+    re-permutation needs (Section 3.3). The kept weights are the dense model's; compensation refits them.
+
+    Args:
+        encoder: A dense encoder; its layers change.
+        plan: The plan.
+
+    Raises:
+        ValueError: The plan was made for another shape of encoder (the first mismatch is named), or the
+            encoder is grouped already. Nothing has changed then.
+    """
+    check_plan(encoder, plan)
+    for layer in range(plan.num_layers):
+        prune_layer(encoder, plan, layer)
+
+
+def prune_layer(encoder: Encoder, plan: PruningPlan, layer: int) -> None:
+    """Carry out a plan on one layer, in place."""
+    for sublayer, kinds in SUBLAYERS.items():
+        for kind in kinds:
+            module = encoder.matrix(layer, kind)
+            assert isinstance(module, nn.Linear), f"layer {layer} {kind} is {type(module).__name__}"
+            _put(encoder, layer, kind, prune_linear(module, plan.matrix(layer, kind)))
+        if plan.is_dropped(layer, sublayer):
+            drop_sublayer(encoder, layer, sublayer)
+
+
+def check_plan(encoder: Encoder, plan: PruningPlan) -> None:
+    """Require that a plan fits a dense encoder.
+
+    Raises:
+        ValueError: It does not; the message names the first mismatch.
+    """
+    if is_grouped(encoder):
+        raise ValueError(_already_grouped(encoder))
+    if plan.model_type != encoder.model_type:
+        raise ValueError(
+            f"the plan was made for a {plan.model_type!r} encoder, but this one is {encoder.model_type!r}."
+        )
+    if plan.num_layers != len(encoder.layers):
+        raise ValueError(f"the plan has {plan.num_layers} layers, but the encoder has {len(encoder.layers)}.")
+    for (layer, kind), linear in encoder.linears():
+        matrix = plan.matrix(layer, kind)
+        if (matrix.rows, matrix.columns) != (linear.in_features, linear.out_features):
+            raise ValueError(
+                f"{matrix}: the plan is for {matrix.rows} x {matrix.columns}, but the encoder's matrix is "
+                f"{linear.in_features} x {linear.out_features}."
+            )
+
+
+def check_dense(encoder: Encoder) -> None:
+    """Require an encoder that nothing has been pruned from.
+
+    Raises:
+        ValueError: It is grouped already.
+    """
+    if is_grouped(encoder):
+        raise ValueError(_already_grouped(encoder))
+
+
+def is_grouped(encoder: Encoder) -> bool:
+    """Tell whether any matrix of an encoder was pruned."""
+    return any(isinstance(m, (GroupedLinear, ConstantLinear, DroppedCore)) for m in encoder.model.modules())
+
+
+@torch.no_grad()
+def prune_linear(linear: nn.Linear, matrix: MatrixPlan) -> nn.Module:
+    """Cut the blocks of a plan out of a dense layer.
+
+    Args:
+        linear: The dense layer; its ``weight`` is Wᵀ, (N, M).
+        matrix: What becomes of it.
+
+    Returns:
+        The layer itself if it is kept whole, else a :class:`GroupedLinear` or :class:`ConstantLinear`.
+    """
+    if matrix.input_index is None or matrix.output_index is None:
+        return linear
+    like: dict[str, Any] = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+    pruned: GroupedLinear | ConstantLinear
+    if matrix.num_groups == 0:
+        pruned = ConstantLinear(linear.in_features, linear.out_features, **like)
+    else:
+        rows = torch.tensor(matrix.input_index, device=linear.weight.device)
+        columns = torch.tensor(matrix.output_index, device=linear.weight.device)
+        pruned = GroupedLinear(
+            linear.in_features,
+            linear.out_features,
+            *(matrix.num_groups, rows.shape[1], columns.shape[1]),
+            bias=linear.bias is not None,
+            **like,
+        )
+        pruned.input_index.copy_(rows)
+        pruned.output_index.copy_(columns)
+        pruned.weight.copy_(linear.weight.T[rows.unsqueeze(2), columns.unsqueeze(1)])
+    if linear.bias is not None and pruned.bias is not None:
+        pruned.bias.copy_(linear.bias)
+    return pruned.train(linear.training)
+
+
+def drop_sublayer(encoder: Encoder, layer: int, sublayer: Sublayer) -> None:
+    """Take out all of a sublayer but the constant that it adds, which is its closing matrix's bias."""
+    architecture = encoder.architecture
+    core = architecture.cores[sublayer]
+    closing = architecture.paths[SUBLAYERS[sublayer][-1]]
+    inside = closing.removeprefix(f"{core}.") if closing.startswith(f"{core}.") else None
+    constant = encoder.layers[layer].get_submodule(closing) if inside else None
+    dropped = DroppedCore(inside, constant, returns_tuple=sublayer == "attention")
+    _set_submodule(encoder.layers[layer], core, dropped)
+
+
+def follow_state_dict(module: nn.Module) -> None:
+    """Let a module rebuild its grouped layers whenever a grouped state dict is loaded into it.
+
+    The structure of a grouped encoder can be read off its state dict: a three-dimensional weight is blocks, a
+    bias without a weight is a matrix pruned whole. Before torch copies the weights, layers are exchanged
+    accordingly. Call it once in a ``LightningModule``'s ``__init__``, and ``load_from_checkpoint``, resuming
+    and every ``ckpt_path`` rebuild what was pruned; calling it again does nothing.
+
+    Args:
+        module: Any module that holds mapped encoders, or will when it is built.
+
+    Example:
+        >>> class MyModule(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         follow_state_dict(self)
+    """
+    if not getattr(module, "_follows_state_dict", False):
+        module.register_load_state_dict_pre_hook(_rebuild)
+        module._follows_state_dict = True  # type: ignore[assignment]
+
+
+def dense_twin(model: Model) -> Model:
+    """Make the plain transformers model that computes what a grouped model computes.
+
+    Every block goes back to its place in a full matrix with zeros elsewhere (Ŵ*); a dropped sublayer has zero
+    weights and its constant in the closing bias. The twin is as slow as the dense model was, but needs nothing
+    of this package.
+
+    Args:
+        model: A transformers model that is, or wraps, a grouped encoder.
+
+    Returns:
+        A new model of the same class, with equal outputs in eval mode.
+    """
+    twin = type(model)(copy.deepcopy(model.config)).to(device=model.device, dtype=model.dtype)
+    state = model.state_dict()
+    for encoder in find_encoders(model):
+        for layer in range(len(encoder.layers)):
+            for kind in MATRICES:
+                prefix = _state_prefix(encoder, layer, kind)
+                state.update(_dense_state(encoder, layer, kind, twin.get_submodule(prefix[:-1])))
+    wanted = twin.state_dict()
+    twin.load_state_dict({name: state[name] for name in wanted})
+    return twin.train(model.training)
+
+
+def _dense_state(encoder: Encoder, layer: int, kind: str, target: nn.Module) -> dict[str, Tensor]:
+    """Return weight and bias of the dense layer that stands for one matrix."""
+    assert isinstance(target, nn.Linear)
+    prefix = _state_prefix(encoder, layer, kind)
+    try:
+        module = encoder.matrix(layer, kind)
+    except AttributeError:
+        module = None
+    weight = torch.zeros_like(target.weight)
+    bias = torch.zeros_like(target.bias)
+    if isinstance(module, nn.Linear):
+        weight = module.weight
+    elif isinstance(module, GroupedLinear):
+        weight = module.dense_weight()
+    if isinstance(module, (nn.Linear, GroupedLinear, ConstantLinear)) and module.bias is not None:
+        bias = module.bias
+    return {f"{prefix}weight": weight.detach(), f"{prefix}bias": bias.detach()}
+
+
+def _rebuild(
+    module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: object
+) -> None:
+    """Exchange layers by the shapes in ``state_dict`` (a ``load_state_dict`` pre-hook)."""
+    for encoder in find_encoders(module):
+        for layer in range(len(encoder.layers)):
+            for sublayer, kinds in SUBLAYERS.items():
+                for kind in kinds:
+                    _rebuild_matrix(encoder, layer, kind, state_dict, prefix)
+                core = encoder.layers[layer].get_submodule(encoder.architecture.cores[sublayer])
+                closing = prefix + _state_prefix(encoder, layer, kinds[-1])
+                if _is_constant(state_dict, closing) and not isinstance(core, DroppedCore):
+                    drop_sublayer(encoder, layer, sublayer)
+
+
+def _rebuild_matrix(
+    encoder: Encoder, layer: int, kind: str, state_dict: Mapping[str, Tensor], prefix: str
+) -> None:
+    """Give one matrix the structure that its entries in ``state_dict`` have."""
+    name = prefix + _state_prefix(encoder, layer, kind)
+    weight = state_dict.get(f"{name}weight")
+    try:
+        module = encoder.matrix(layer, kind)
+    except AttributeError:  # gone with its sublayer
+        if weight is not None:
+            raise ValueError(_cannot_revive(name)) from None
+        return
+    if not isinstance(module, (nn.Linear, GroupedLinear, ConstantLinear)):
+        return
+    device = module.bias.device if module.bias is not None else None
+    dtype = module.bias.dtype if module.bias is not None else None
+    if weight is not None and weight.dim() == 3:
+        if not isinstance(module, GroupedLinear) or module.weight.shape != weight.shape:
+            grouped = GroupedLinear(
+                module.in_features,
+                module.out_features,
+                *weight.shape,
+                bias=f"{name}bias" in state_dict,
+                device=device,
+                dtype=dtype,
+            )
+            _put(encoder, layer, kind, grouped.train(module.training))
+    elif weight is not None:
+        if not isinstance(module, nn.Linear):
+            raise ValueError(_cannot_revive(name))
+    elif _is_constant(state_dict, name) and not isinstance(module, ConstantLinear):
+        constant = ConstantLinear(module.in_features, module.out_features, device=device, dtype=dtype)
+        _put(encoder, layer, kind, constant.train(module.training))
+
+
+def _is_constant(state_dict: Mapping[str, Tensor], name: str) -> bool:
+    """Tell a matrix pruned whole: its bias is there, its weight is not."""
+    return f"{name}bias" in state_dict and f"{name}weight" not in state_dict
+
+
+def _state_prefix(encoder: Encoder, layer: int, kind: str) -> str:
+    """Return the state-dict prefix of a matrix, from the module in which the encoder was found."""
+    path = f"{encoder.architecture.layers}.{layer}.{encoder.architecture.paths[kind]}."
+    return f"{encoder.name}.{path}" if encoder.name else path
+
+
+def _put(encoder: Encoder, layer: int, kind: str, module: nn.Module) -> None:
+    _set_submodule(encoder.layers[layer], encoder.architecture.paths[kind], module)
+
+
+def _set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)
+
+
+def _already_grouped(encoder: Encoder) -> str:
+    return (
+        f"the encoder at {encoder.name or 'the root'!r} is grouped already and cannot be pruned again. To go on "
+        "re-finetuning it, drop the pruning step (or resume with ckpt_path); to prune it differently, start "
+        "from the dense fine-tuned model."
+    )
+
+
+def _cannot_revive(name: str) -> str:
+    return (
+        f"the state dict holds a dense matrix at {name}weight, but the module's was pruned and cannot be made "
+        "whole again; load the dense checkpoint into a freshly built module."
+    )
