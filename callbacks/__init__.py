@@ -1,1 +1,5 @@
-"""."""
+"""Lightning callbacks: pruning at fit start."""
+
+from pgb_lightning.callbacks.pgb import PGBCallback
+
+__all__ = ["PGBCallback"]

@@ -10,12 +10,12 @@ import lightning as L
 import numpy as np
 import torch
 from datasets import Dataset, Value
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from numpy.typing import NDArray
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from pgb_lightning.datamodules.sampling import calibration_rows
 from pgb_lightning.packaged import resolve_model
 
 DEFAULT_CALIBRATION_SIZE = 2048
@@ -25,38 +25,6 @@ SECRET_LABEL = -1
 """What the Hub writes for every label of a test split whose labels are not public."""
 
 Batch = dict[str, torch.Tensor]
-
-
-def calibration_rows(labels: NDArray[Any] | None, count: int, size: int, seed: int) -> NDArray[np.int64]:
-    """Draw rows without replacement, each class in its share of the whole.
-
-    The rows are ordered so that every prefix keeps the shares too, hence so does every batch (to within the
-    rounding of a few rows).
-
-    Args:
-        labels: One class a row, or None to draw at random.
-        count: Number of rows there are.
-        size: Number of rows to draw, at most `count`.
-        seed: The same seed draws the same rows.
-
-    Returns:
-        `size` different indices below `count`.
-
-    Example:
-        >>> rows = calibration_rows(np.array([0] * 90 + [1] * 10), count=100, size=20, seed=0)
-        >>> int((rows >= 90).sum())
-        2
-    """
-    order = np.random.default_rng(seed).permutation(count)
-    if labels is None:
-        return order[:size]
-    shuffled = labels[order]
-    # A row's position within its own class, between 0 and 1: sorting by it interleaves the classes evenly.
-    position = np.empty(count)
-    for label in np.unique(labels):
-        members = np.flatnonzero(shuffled == label)
-        position[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return order[np.argsort(position, kind="stable")[:size]]
 
 
 def tokenize(
@@ -126,9 +94,7 @@ class TextDataModule(L.LightningDataModule):
         }
         for name, value in at_least_one.items():
             if value is not None and value < 1:
-                raise MisconfigurationException(
-                    f"{name}={value} is out of range: give a whole number from 1 up."
-                )
+                raise MisconfigurationException(f"{name}={value} is out of range: give 1 or more.")
         if num_workers < 0:
             raise MisconfigurationException(f"num_workers={num_workers} is out of range: give 0 or more.")
         self.model_name_or_path = str(model_name_or_path)
@@ -259,7 +225,7 @@ class TextDataModule(L.LightningDataModule):
         return self._evaluation_loaders(self.validation_splits)
 
     def test_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """Serve the test rows if they have labels, else the validation rows (GLUE's test labels are secret)."""
+        """Serve the test rows if they have labels, as GLUE's have not; else the validation rows."""
         names = self.test_splits()
         labelled = names and all("labels" in self.split(name).column_names for name in names)
         return self._evaluation_loaders(names if labelled else self.validation_splits)
@@ -280,8 +246,8 @@ class TextDataModule(L.LightningDataModule):
         rows = self.split("train")
         if self.calibration_size is not None and self.calibration_size > len(rows):
             raise MisconfigurationException(
-                f"calibration_size={self.calibration_size} is more than the {len(rows)} training rows there are; "
-                f"give 1 to {len(rows)}, or leave it out."
+                f"calibration_size={self.calibration_size} is more than the {len(rows)} training rows there "
+                f"are; give 1 to {len(rows)}, or leave it out."
             )
         size = self.calibration_size or DEFAULT_CALIBRATION_SIZE
         if size > len(rows):

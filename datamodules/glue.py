@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from pgb_lightning.datamodules.base import TextDataModule
 from pgb_lightning.tasks import GLUE_REPOSITORY, get_task

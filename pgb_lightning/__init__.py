@@ -1,1 +1,25 @@
-"""pgb-lightning."""
+"""One-shot pruning of fine-tuned BERT-like encoders by weight grouping and permutation (PGB).
+
+The method works on any transformers encoder with a map (:mod:`pgb_lightning.architectures`); the Lightning side is
+in :mod:`pgb_lightning.callbacks` and :mod:`pgb_lightning.datamodules`, which this module does not import.
+"""
+
+from pgb_lightning.config import PruningConfig
+from pgb_lightning.linear import ConstantLinear, GroupedLinear
+from pgb_lightning.plan import MatrixPlan, PruningPlan
+from pgb_lightning.pruning import prune
+from pgb_lightning.surgery import apply_plan, dense_twin, follow_state_dict
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConstantLinear",
+    "GroupedLinear",
+    "MatrixPlan",
+    "PruningConfig",
+    "PruningPlan",
+    "apply_plan",
+    "dense_twin",
+    "follow_state_dict",
+    "prune",
+]

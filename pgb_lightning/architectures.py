@@ -185,9 +185,7 @@ def find_encoder(module: nn.Module, name: str | None = None) -> Encoder:
         raise ValueError(f"{where} holds {len(found)} encoders; name the one to prune with encoder=: {names}.")
     if not found:
         known = ", ".join(sorted(ARCHITECTURES))
-        unmapped = sorted(
-            {str(m.config.model_type) for m in root.modules() if isinstance(m, PreTrainedModel)}
-        )
+        unmapped = sorted({str(m.config.model_type) for m in root.modules() if isinstance(m, PreTrainedModel)})
         if unmapped:
             raise ValueError(
                 f"{where} holds a transformers model of type {', '.join(map(repr, unmapped))}, for which there "

@@ -145,14 +145,13 @@ def settle(groups: GroupNumbers, demands: Demands, budget: float, tolerance: flo
     """
     slack = tolerance * _total(demands)
     while abs(gap := _cost(demands, groups) - budget) > slack:
-
-        def rank(step: GroupNumbers, gap: float = gap) -> tuple[float, float]:
+        ranked = []
+        for step in _steps(groups, demands):
             change = _cost(demands, step) - sum(demands[key].cost(groups[key]) for key in step)
             touched = sum(demands[key].importance for key in step)
-            return max(abs(gap + change), slack), math.copysign(touched, -change)
-
-        best = min(_steps(groups, demands), key=rank)
-        if rank(best)[0] >= abs(gap):
+            ranked.append((max(abs(gap + change), slack), math.copysign(touched, -change), step))
+        distance, _, best = min(ranked, key=lambda entry: entry[:2])
+        if distance >= abs(gap):
             break
         groups = {**groups, **best}
     return groups

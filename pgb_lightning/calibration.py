@@ -92,10 +92,10 @@ def calibrate(
     finally:
         for module, mode in modes.items():
             module.training = mode
-    if samples == 0 and problem is None:
-        problem = "the calibration loader is empty: it gave no batch; give at least one labelled batch."
     _raise_everywhere(problem, all_reduce, encoder.model.device)
     total = int(all_reduce(torch.tensor(float(samples), device=encoder.model.device)))
+    if total == 0:
+        raise ValueError("the calibration loader is empty: it gave no batch; give at least one labelled batch.")
     fisher = {key: all_reduce(square).div_(total) for key, square in squares.items()}
     return Calibration(fisher, inputs, total)
 

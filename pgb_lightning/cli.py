@@ -5,24 +5,46 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-# Imported so that the command line knows them by their short names: `--model TextClassification`.
+# Imported so that the command line knows their classes by short names: `--model TextClassification`.
+from pgb_lightning import callbacks, datamodules, modules  # noqa: F401
 
 
 class PGBCLI(LightningCLI):
     """Lightning's command line, made to resume and evaluate the checkpoints of pruned models."""
 
+    def _parse_ckpt_path(self) -> None:
+        """Merge the checkpoint's hyperparameters into the configuration, whoever wrote the checkpoint.
+
+        Lightning does it for checkpoints that the command line wrote, which say what class they belong to.
+        One written by a Python program does not: take the class that the configuration names.
+        """
+        config = self.config[self.config.subcommand]
+        model = config.get("model")
+        if model and self._checkpoint_file():
+            checkpoint = torch.load(config.ckpt_path, map_location="cpu", weights_only=True)
+            hparams = checkpoint.get("hyper_parameters", {})
+            if "_class_path" not in hparams:
+                known = {name: value for name, value in hparams.items() if name in model.init_args}
+                merged = {"class_path": model.class_path, "init_args": known}
+                self.config = self.parser.parse_object(
+                    {self.config.subcommand: {"model": merged}}, self.config
+                )
+                return
+        super()._parse_ckpt_path()
+
     def before_instantiate_classes(self) -> None:
         """Leave `fine_tuned_ckpt` unread when a checkpoint brings all the weights anyway."""
-        config = self.config[self.config.subcommand]
-        if (
-            config.get("ckpt_path")
-            and Path(config.ckpt_path).is_file()
-            and "fine_tuned_ckpt" in config.model.init_args
-        ):
-            config.model.init_args.fine_tuned_ckpt = None
+        model = self.config[self.subcommand].get("model")
+        if model and self._checkpoint_file() and "fine_tuned_ckpt" in model.get("init_args", {}):
+            model.init_args.fine_tuned_ckpt = None
+
+    def _checkpoint_file(self) -> bool:
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        return bool(path) and Path(path).is_file()  # and not one of Lightning's words, such as "last"
 
 
 def run(args: list[str] | None = None) -> PGBCLI:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,6 +23,7 @@ def compensate(
     inputs: list[LayerInput],
     ridge: float,
     all_reduce: AllReduce = lambda tensor: tensor,
+    track: Callable[[range], Iterable[int]] = lambda layers: layers,
 ) -> None:
     """Carry out a plan layer by layer, refitting the kept weights to the dense model's outputs (Eq. 4).
 
@@ -36,6 +37,7 @@ def compensate(
         inputs: The first layer's inputs on the calibration samples.
         ridge: Pull towards the original weights, as a share of the mean input power.
         all_reduce: Sums a tensor over the processes that share the calibration.
+        track: Goes over the layers, to show progress.
 
     Raises:
         ValueError: The plan does not fit the encoder.
@@ -49,7 +51,7 @@ def compensate(
     originals: list[nn.Module] = []
     try:
         with torch.no_grad():
-            for layer in range(plan.num_layers):
+            for layer in track(range(plan.num_layers)):
                 originals.append(copy.deepcopy(stack[layer]))
                 prune_layer(encoder, plan, layer)
                 for sublayer in SUBLAYERS:
@@ -256,9 +258,7 @@ def _blocks(module: nn.Module) -> tuple[Tensor, Tensor]:
     return nothing, nothing
 
 
-def _refit(
-    module: nn.Module, power: Tensor, cross: Tensor, mean_x: Tensor, mean_y: Tensor, ridge: float
-) -> None:
+def _refit(module: nn.Module, power: Tensor, cross: Tensor, mean_x: Tensor, mean_y: Tensor, ridge: float) -> None:
     """Set a layer's weights by Eq. 4, and its bias so that the mean output is right."""
     bias = mean_y.clone()
     if isinstance(module, (GroupedLinear, nn.Linear)):

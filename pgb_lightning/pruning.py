@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -19,8 +18,6 @@ from pgb_lightning.importance import second_order_importance
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.surgery import apply_plan, check_dense
 
-log = logging.getLogger(__name__)
-
 
 def prune(
     model: nn.Module,
@@ -29,8 +26,6 @@ def prune(
     *,
     loss: Loss | None = None,
     encoder: str | None = None,
-    all_reduce: AllReduce = lambda tensor: tensor,
-    agree: Callable[[PruningPlan], PruningPlan] = lambda plan: plan,
 ) -> PruningPlan:
     """Prune the encoder of a fine-tuned model in one shot, in place.
 
@@ -41,8 +36,6 @@ def prune(
         loss: Runs ``model`` on a batch and returns the mean loss of its samples. By default the batch is a
             mapping of the model's arguments, labels among them, and the output has a ``loss``.
         encoder: Attribute path of the encoder, needed where ``model`` holds several.
-        all_reduce: Sums a tensor over the processes that share the calibration.
-        agree: Makes all processes use one plan; it receives this process's.
 
     Returns:
         The plan that was carried out.
@@ -63,12 +56,9 @@ def prune(
     """
     config = config or PruningConfig()
     found = prepare(model, config, encoder)
-    statistics = calibrate(found, batches, loss or _model_loss(model), all_reduce)
-    plan = agree(make_plan(found, statistics, config))
-    if config.compensation:
-        compensate(found, plan, statistics.inputs, config.ridge, all_reduce)
-    else:
-        apply_plan(found, plan)
+    statistics = calibrate(found, batches, loss or _model_loss(model))
+    plan = make_plan(found, statistics, config)
+    carry_out(found, plan, statistics, config)
     return plan
 
 
@@ -107,6 +97,30 @@ def make_plan(encoder: Encoder, statistics: Calibration, config: PruningConfig) 
     plan = PruningPlan(encoder.model_type, matrices, record, statistics.num_samples)
     _report_shortfall(plan, config)
     return plan
+
+
+def carry_out(
+    encoder: Encoder,
+    plan: PruningPlan,
+    statistics: Calibration,
+    config: PruningConfig,
+    all_reduce: AllReduce = lambda tensor: tensor,
+    track: Callable[[range], Iterable[int]] = lambda layers: layers,
+) -> None:
+    """Carry out a plan on a dense encoder, in place, with compensation unless it is switched off.
+
+    Args:
+        encoder: The dense encoder that ``statistics`` are of.
+        plan: What becomes of its matrices.
+        statistics: What calibration found.
+        config: Says whether and how to compensate.
+        all_reduce: Sums a tensor over the processes that share the calibration.
+        track: Goes over the layers, to show progress.
+    """
+    if config.compensation:
+        compensate(encoder, plan, statistics.inputs, config.ridge, all_reduce, track)
+    else:
+        apply_plan(encoder, plan)
 
 
 def _plan_matrix(key: Key, importance: Tensor, num_groups: int, config: PruningConfig) -> MatrixPlan:
@@ -150,8 +164,7 @@ def _model_loss(model: nn.Module) -> Loss:
         output = model(**batch)
         if getattr(output, "loss", None) is None:
             raise ValueError(
-                f"{type(model).__name__} returned no loss: give batches with labels, or loss=, a function of a "
-                "batch."
+                f"{type(model).__name__} returned no loss: give batches with labels, or loss=, a function of a batch."
             )
         return output.loss  # type: ignore[no-any-return]
 

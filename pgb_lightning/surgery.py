@@ -205,9 +205,7 @@ def _dense_state(encoder: Encoder, layer: int, kind: str, target: nn.Module) -> 
     return {f"{prefix}weight": weight.detach(), f"{prefix}bias": bias.detach()}
 
 
-def _rebuild(
-    module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: object
-) -> None:
+def _rebuild(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: object) -> None:
     """Exchange layers by the shapes in ``state_dict`` (a ``load_state_dict`` pre-hook)."""
     for encoder in find_encoders(module):
         for layer in range(len(encoder.layers)):
@@ -220,9 +218,7 @@ def _rebuild(
                     drop_sublayer(encoder, layer, sublayer)
 
 
-def _rebuild_matrix(
-    encoder: Encoder, layer: int, kind: str, state_dict: Mapping[str, Tensor], prefix: str
-) -> None:
+def _rebuild_matrix(encoder: Encoder, layer: int, kind: str, state_dict: Mapping[str, Tensor], prefix: str) -> None:
     """Give one matrix the structure that its entries in ``state_dict`` have."""
     name = prefix + _state_prefix(encoder, layer, kind)
     weight = state_dict.get(f"{name}weight")

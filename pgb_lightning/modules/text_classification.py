@@ -5,46 +5,36 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
-from torchmetrics import MatthewsCorrCoef, Metric, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
-from torchmetrics.classification import Accuracy, BinaryF1Score
-from transformers import AutoConfig, AutoModelForSequenceClassification, get_linear_schedule_with_warmup
+from torchmetrics import MetricCollection
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    get_linear_schedule_with_warmup,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from pgb_lightning.modules.metrics import make_metrics
 from pgb_lightning.packaged import resolve_model
-from pgb_lightning.tasks import GLUETask, MetricName, get_task
+from pgb_lightning.surgery import follow_state_dict
+from pgb_lightning.tasks import GLUETask, get_task
 
 Batch = dict[str, torch.Tensor]
-
-
-def make_metric(name: MetricName, num_labels: int) -> Metric:
-    """Make a fresh metric.
-
-    Args:
-        name: As in the table of tasks.
-        num_labels: Number of classes.
-
-    Returns:
-        The torchmetrics object. F1 is that of class 1, as GLUE has it for its two-class tasks.
-    """
-    if name == "accuracy":
-        return Accuracy(task="multiclass", num_classes=num_labels, average="micro")
-    if name == "matthews":
-        return MatthewsCorrCoef(task="multiclass", num_classes=num_labels)
-    return {"f1": BinaryF1Score, "pearson": PearsonCorrCoef, "spearman": SpearmanCorrCoef}[name]()
 
 
 class TextClassification(L.LightningModule):
     """A transformers model for sequence classification with its loss, metrics and optimizer.
 
-    The transformers model is `self.model`. It logs `train_loss`, `val_loss` and one `val_<metric>` for each of
-    the task's metrics (`test_...` in testing); the second loader of MNLI logs `val_mismatched_...`.
+    The transformers model is `self.model`. It logs `train_loss`, `val_loss` and one `val_<metric>` for each
+    of the task's metrics (`test_...` in testing); the second loader of MNLI logs `val_mismatched_...`.
 
     A checkpoint holds the model's configuration, so that loading it reads neither the Hub nor the folder that
     the weights first came from; it also rebuilds a pruned model.
@@ -88,29 +78,30 @@ class TextClassification(L.LightningModule):
             raise MisconfigurationException(f"warmup_ratio={warmup_ratio} is out of range: give 0 to 1.")
         if learning_rate <= 0 or weight_decay < 0:
             raise MisconfigurationException(
-                f"learning_rate={learning_rate}, weight_decay={weight_decay}: give a learning rate above 0 and "
-                "a weight decay of 0 or more."
+                f"learning_rate={learning_rate} or weight_decay={weight_decay} is out of range: give a "
+                "learning rate above 0 and a weight decay of 0 or more."
             )
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_ratio = warmup_ratio
         if fine_tuned_ckpt is not None and not Path(fine_tuned_ckpt).is_file():
             raise MisconfigurationException(
-                f"fine_tuned_ckpt={str(fine_tuned_ckpt)!r} is not a file; fine-tune first, or leave it out to "
-                "start from the pretrained weights."
+                f"fine_tuned_ckpt={str(fine_tuned_ckpt)!r} is not a file; fine-tune first, or leave it out "
+                "to start from the pretrained weights."
             )
         self.model = self._build(str(model_name_or_path), hf_config, read_weights=fine_tuned_ckpt is None)
-        self.metrics = nn.ModuleList()
+        follow_state_dict(self)
+        self._metrics: list[MetricCollection] = []
         # Checkpoints are read with `weights_only=True`: plain values only, hence the trip through JSON.
         self.hparams["model_name_or_path"] = str(model_name_or_path)
         self.hparams["hf_config"] = json.loads(self.model.config.to_json_string(use_diff=False))
         if fine_tuned_ckpt is not None:
             self._load_fine_tuned(fine_tuned_ckpt)
 
-    def _build(self, name: str, hf_config: dict[str, Any] | None, read_weights: bool) -> nn.Module:
+    def _build(self, name: str, hf_config: dict[str, Any] | None, read_weights: bool) -> PreTrainedModel:
         if hf_config is not None and "model_type" not in hf_config:
             raise MisconfigurationException(
-                f"hf_config has no 'model_type' (its keys are: {', '.join(hf_config)}); add one, such as bert."
+                f"hf_config has no 'model_type', only {', '.join(hf_config)}; add one, for example bert."
             )
         config = (
             AutoConfig.from_pretrained(resolve_model(name))
@@ -121,31 +112,37 @@ class TextClassification(L.LightningModule):
         config.problem_type = "regression" if self.num_labels == 1 else "single_label_classification"
         auto = AutoModelForSequenceClassification
         # Weights stored in half precision are trained in single, as everything else is.
-        model: nn.Module = (
+        model: PreTrainedModel = (
             auto.from_pretrained(resolve_model(name), config=config, dtype=torch.float32)
             if read_weights and hf_config is None
-            else auto.from_config(config, dtype=torch.float32)
+            else auto.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
         )
         # `from_pretrained` returns evaluation mode, which Lightning would keep: no dropout in training.
-        return model.train()
+        model.train()
+        return model
 
     def _load_fine_tuned(self, path: str) -> None:
-        weights: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True).get(
-            "state_dict", {}
-        )
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if "state_dict" not in checkpoint:
+            raise MisconfigurationException(
+                f"fine_tuned_ckpt={str(path)!r} is not a Lightning checkpoint: it has no 'state_dict', only "
+                f"{', '.join(map(str, list(checkpoint)[:5]))}; give one that Lightning saved."
+            )
+        weights = checkpoint["state_dict"]
         # The head's last layer is the last weight that a model for sequence classification defines.
         head = [key for key in self.state_dict() if key.endswith("weight")][-1]
         if head in weights and len(weights[head]) != self.num_labels:
             raise MisconfigurationException(
-                f"fine_tuned_ckpt={str(path)!r} has a head for {len(weights[head])} labels, this module one for "
-                f"{self.num_labels}; fine-tune on the same task, or set task or num_labels to match."
+                f"fine_tuned_ckpt={str(path)!r} has a head for {len(weights[head])} labels, this module one "
+                f"for {self.num_labels}; fine-tune on the same task, or set task or num_labels to match."
             )
         try:
             self.load_state_dict(weights, strict=True)
         except RuntimeError as error:
             raise MisconfigurationException(
                 f"fine_tuned_ckpt={str(path)!r} does not fit "
-                f"model_name_or_path={self.hparams['model_name_or_path']!r}: {error}"
+                f"model_name_or_path={self.hparams['model_name_or_path']!r}; give the model that was "
+                f"fine-tuned. {shorten(str(error), 500)}"
             ) from None
 
     # ---- steps --------------------------------------------------------------------------------------------
@@ -172,11 +169,11 @@ class TextClassification(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the metrics of the epoch before."""
-        self._reset_metrics()
+        self._metrics = []
 
     def on_test_epoch_start(self) -> None:
-        """Forget the metrics of the run before."""
-        self._reset_metrics()
+        """Forget the metrics of the epoch before."""
+        self._metrics = []
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log the loss and update the loader's metrics."""
@@ -205,9 +202,9 @@ class TextClassification(L.LightningModule):
     def _evaluate(self, stage: str, batch: Batch, loader: int) -> None:
         output = self(**batch)
         # One collection a loader, so that MNLI's two sets do not mix.
-        while len(self.metrics) <= loader:
-            self.metrics.append(self._new_metrics().to(self.device))
-        self.metrics[loader].update(self._predictions(output.logits), batch["labels"])
+        while len(self._metrics) <= loader:
+            self._metrics.append(make_metrics(self.task, self.num_labels).to(self.device))
+        self._metrics[loader].update(self._predictions(output.logits), batch["labels"])
         self.log(
             f"{self._prefix(stage, loader)}_loss",
             output.loss,
@@ -217,17 +214,8 @@ class TextClassification(L.LightningModule):
             add_dataloader_idx=False,
         )
 
-    def _new_metrics(self) -> MetricCollection:
-        default: tuple[MetricName, ...] = ("spearman", "pearson") if self.num_labels == 1 else ("accuracy",)
-        names = self.task.metrics if self.task else default
-        return MetricCollection({name: make_metric(name, self.num_labels) for name in names})
-
-    def _reset_metrics(self) -> None:
-        for metrics in self.metrics:
-            metrics.reset()
-
     def _log_metrics(self, stage: str) -> None:
-        for loader, metrics in enumerate(self.metrics):
+        for loader, metrics in enumerate(self._metrics):
             prefix = self._prefix(stage, loader)
             values = {f"{prefix}_{name}": value for name, value in metrics.compute().items()}
             self.log_dict(values, prog_bar=True, sync_dist=True)
@@ -250,7 +238,7 @@ class TextClassification(L.LightningModule):
                 "trainer's max_epochs or max_steps."
             )
         optimizer = torch.optim.AdamW(self._parameter_groups(), lr=self.learning_rate)
-        schedule = get_linear_schedule_with_warmup(
+        schedule = get_linear_schedule_with_warmup(  # type: ignore[no-untyped-call]
             optimizer,
             num_warmup_steps=int(self.warmup_ratio * steps),
             num_training_steps=int(steps),

@@ -1,0 +1,124 @@
+"""Which batches a Trainer's fit is calibrated on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.utils.data import DataLoader, IterableDataset, Subset
+
+#: The paper's "2K samples from the training data".
+DEFAULT_SIZE = 2048
+
+
+def calibration_batches(
+    trainer: pl.Trainer, module: pl.LightningModule, source: str | None, size: int | None
+) -> Iterable[Any]:
+    """Find the calibration batches of a fit.
+
+    They come from the loader named ``source``; else from ``calibration_dataloader()`` of the data module or the
+    module; else from the training set: 2,048 rows drawn with a fixed seed, since data sets are often sorted.
+
+    Args:
+        trainer: The Trainer, its data attached.
+        module: The module being fitted.
+        source: Name of a loader, or of a method that returns one, on the data module or the module.
+        size: Samples the user asked for; ``None`` for all of a calibration loader, or 2,048 training rows.
+
+    Returns:
+        Batches as the loader makes them, on the CPU.
+
+    Raises:
+        MisconfigurationException: There is no such loader, or it holds fewer samples than were asked for.
+    """
+    loader = _named_loader(trainer, module, source)
+    if loader is None:
+        loader = trainer.fit_loop._data_source.dataloader()
+        if isinstance(loader, DataLoader) and _is_sampled(loader):
+            _check_size(len(loader.dataset), size)  # type: ignore[arg-type]
+            return _debug_limit(trainer, _random_subset(loader, size or DEFAULT_SIZE))
+        return _debug_limit(trainer, _first_samples(loader, size or DEFAULT_SIZE, required=size is not None))
+    if size is None:
+        return _debug_limit(trainer, _batches(loader))
+    if isinstance(loader, DataLoader) and _is_sampled(loader):
+        _check_size(len(loader.dataset), size)  # type: ignore[arg-type]
+    return _debug_limit(trainer, _first_samples(loader, size, required=True))
+
+
+def _named_loader(trainer: pl.Trainer, module: pl.LightningModule, source: str | None) -> Any:
+    """Return the loader the user named or wrote for calibration, or ``None``."""
+    datamodule = getattr(trainer, "datamodule", None)
+    holders = [holder for holder in (datamodule, module) if holder is not None]
+    for holder in holders:
+        found = getattr(holder, source or "calibration_dataloader", None)
+        if found is not None:
+            return found() if callable(found) else found
+    if source is not None:
+        names = " and ".join(type(holder).__name__ for holder in holders)
+        raise MisconfigurationException(
+            f"calibration={source!r}: {names} has no attribute of that name; give the name of a loader or of a "
+            "method that returns one, or leave calibration out to use the training set."
+        )
+    return None
+
+
+def _is_sampled(loader: DataLoader[Any]) -> bool:
+    """Tell whether rows can be picked: a map-style data set that the loader itself batches."""
+    return not isinstance(loader.dataset, IterableDataset) and loader.batch_sampler is not None
+
+
+def _random_subset(loader: DataLoader[Any], size: int) -> DataLoader[Any]:
+    """Load ``size`` random rows as ``loader`` would, without touching its sampler or its random state."""
+    total = len(loader.dataset)  # type: ignore[arg-type]
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
+    return DataLoader(
+        Subset(loader.dataset, order[:size].tolist()),
+        batch_size=loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 32,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        worker_init_fn=loader.worker_init_fn,
+    )
+
+
+def _batches(loader: Any) -> Iterator[Any]:
+    """Go over any loader, or collection of loaders, that a Trainer takes."""
+    if isinstance(loader, (DataLoader, Iterator)):
+        yield from loader
+        return
+    combined = loader if isinstance(loader, CombinedLoader) else CombinedLoader(loader, "max_size_cycle")
+    for batch, _, _ in combined:
+        yield batch
+
+
+def _first_samples(loader: Any, size: int, required: bool) -> Iterator[Any]:
+    """Go over a loader until ``size`` samples have passed."""
+    seen = 0
+    for batch in _batches(loader):
+        yield batch
+        seen += extract_batch_size(batch)
+        if seen >= size:
+            return
+    _check_size(seen, size if required else None)
+
+
+def _check_size(available: int, size: int | None) -> None:
+    """Refuse to calibrate on fewer samples than asked for; mention it where nothing was asked for."""
+    if size is not None and available < size:
+        raise MisconfigurationException(
+            f"calibration_size={size} was asked for, but the calibration loader has {available} samples; ask for "
+            f"at most {available}, or leave calibration_size out."
+        )
+    if size is None and 0 < available < DEFAULT_SIZE:
+        rank_zero_warn(f"PGB calibrates on all {available} training samples; {DEFAULT_SIZE} are usual.")
+
+
+def _debug_limit(trainer: pl.Trainer, batches: Iterable[Any]) -> Iterable[Any]:
+    """Calibrate on as few batches as a ``fast_dev_run`` trains on."""
+    return islice(batches, int(trainer.fast_dev_run)) if trainer.fast_dev_run else batches  # type: ignore[attr-defined]
