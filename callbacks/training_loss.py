@@ -15,6 +15,8 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 from torchmetrics import Metric
 
+from pgb_lightning.modes import eval_mode
+
 
 def check_training_step(module: pl.LightningModule) -> None:
     """Require a loss that can be asked for outside the training loop.
@@ -71,7 +73,6 @@ def undisturbed(module: pl.LightningModule) -> Iterator[None]:
     Args:
         module: The module.
     """
-    modes = {child: child.training for child in module.modules()}
     attributes = {
         name: (value, copy.copy(value))
         for name, value in vars(module).items()
@@ -79,13 +80,11 @@ def undisturbed(module: pl.LightningModule) -> Iterator[None]:
     }
     metrics = {metric: _metric_state(metric) for metric in module.modules() if isinstance(metric, Metric)}
     module.log = module.log_dict = _ignore  # type: ignore[method-assign, assignment]
-    module.eval()
     try:
-        yield
+        with eval_mode(module):
+            yield
     finally:
         del module.log, module.log_dict
-        for child, mode in modes.items():
-            child.training = mode
         for name, (value, before) in attributes.items():
             _refill(value, before)
             vars(module)[name] = value

@@ -127,9 +127,7 @@ class TextDataModule(L.LightningDataModule):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's fast tokenizer."""
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            resolve_model(self.model_name_or_path)
-        )
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve_model(self.model_name_or_path))
         if self.max_length > tokenizer.model_max_length:
             raise MisconfigurationException(
                 f"max_length={self.max_length} is more than model {self.model_name_or_path!r} takes; "
@@ -251,9 +249,7 @@ class TextDataModule(L.LightningDataModule):
             )
         size = self.calibration_size or DEFAULT_CALIBRATION_SIZE
         if size > len(rows):
-            rank_zero_warn(
-                f"Calibrating on all {len(rows)} training rows: there are fewer than the usual {size}."
-            )
+            rank_zero_warn(f"Calibrating on all {len(rows)} training rows: there are fewer than the usual {size}.")
         labels = None if self.num_labels == 1 else np.asarray(rows.with_format("numpy")["labels"][:])
         chosen = calibration_rows(labels, len(rows), min(size, len(rows)), self.seed)
         return self._loader(rows.select(chosen), self.calibration_batch_size)

@@ -33,9 +33,7 @@ class GLUEDataModule(TextDataModule):
         ('sentence1', 'sentence2')
     """
 
-    def __init__(
-        self, task: str, model_name_or_path: str, data_dir: str | None = None, **loading: Any
-    ) -> None:
+    def __init__(self, task: str, model_name_or_path: str, data_dir: str | None = None, **loading: Any) -> None:
         super().__init__(model_name_or_path, **loading)
         try:
             self.task = get_task(task)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain, combinations
 
 from torch import Tensor
 
@@ -129,10 +130,11 @@ def compress(demands: Demands, threshold: float, budget: float) -> GroupNumbers:
 
 
 def settle(groups: GroupNumbers, demands: Demands, budget: float, tolerance: float) -> GroupNumbers:
-    """Bring group numbers within ``tolerance`` of a budget by single steps, each closer than the last.
+    """Bring group numbers within ``tolerance`` of a budget by small steps, each closer than the last.
 
-    A step moves one matrix to the next group number, or drops or revives one sublayer. Of the steps that end
-    equally near, it takes the one that gives up the least important weights, or wins the most important.
+    A step moves one matrix to the next group number, or drops or revives one sublayer; where no step comes near
+    enough, two are taken together. Of those that end equally near, the one is taken that gives up the least
+    important weights, or wins the most important.
 
     Args:
         groups: Where to start.
@@ -145,16 +147,36 @@ def settle(groups: GroupNumbers, demands: Demands, budget: float, tolerance: flo
     """
     slack = tolerance * _total(demands)
     while abs(gap := _cost(demands, groups) - budget) > slack:
-        ranked = []
-        for step in _steps(groups, demands):
-            change = _cost(demands, step) - sum(demands[key].cost(groups[key]) for key in step)
-            touched = sum(demands[key].importance for key in step)
-            ranked.append((max(abs(gap + change), slack), math.copysign(touched, -change), step))
-        distance, _, best = min(ranked, key=lambda entry: entry[:2])
-        if distance >= abs(gap):
+        singles = [_Step.of(change, groups, demands) for change in _changes(groups, demands)]
+        best = min(singles, key=lambda step: step.rank(gap, slack))
+        if abs(gap + best.cost) > slack:
+            pairs = (a.with_(b) for a, b in combinations(singles, 2) if not a.groups.keys() & b.groups.keys())
+            best = min(chain([best], pairs), key=lambda step: step.rank(gap, slack))
+        if abs(gap + best.cost) >= abs(gap):
             break
-        groups = {**groups, **best}
+        groups = {**groups, **best.groups}
     return groups
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A change of group numbers, what it costs, and how much importance it touches (negative: wins)."""
+
+    groups: GroupNumbers
+    cost: int
+    loss: float
+
+    @classmethod
+    def of(cls, change: GroupNumbers, groups: GroupNumbers, demands: Demands) -> _Step:
+        cost = _cost(demands, change) - sum(demands[key].cost(groups[key]) for key in change)
+        return cls(change, cost, math.copysign(sum(demands[key].importance for key in change), -cost))
+
+    def with_(self, other: _Step) -> _Step:
+        return _Step({**self.groups, **other.groups}, self.cost + other.cost, self.loss + other.loss)
+
+    def rank(self, gap: float, slack: float) -> tuple[float, float]:
+        """Order steps by where they end, then by what they lose."""
+        return max(abs(gap + self.cost), slack), self.loss
 
 
 def nearest_reachable(shapes: Mapping[Key, tuple[int, int]], config: PruningConfig) -> float:
@@ -206,8 +228,8 @@ def _group_sublayer(demands: Demands, layer: int, sublayer: Sublayer, threshold:
     return groups
 
 
-def _steps(groups: GroupNumbers, demands: Demands) -> list[GroupNumbers]:
-    """List the changes that :func:`settle` may make."""
+def _changes(groups: GroupNumbers, demands: Demands) -> list[GroupNumbers]:
+    """List the single changes that :func:`settle` may make."""
     steps: list[GroupNumbers] = []
     for layer in range(_num_layers(demands)):
         for kinds in SUBLAYERS.values():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pgb_lightning.architectures import Encoder
+from pgb_lightning.modes import eval_mode
 
 #: Adds a tensor up over all processes that share a calibration; returns it unchanged where there is one.
 AllReduce = Callable[[Tensor], Tensor]
@@ -57,7 +58,7 @@ def calibrate(
 
     The gradient of a single sample's loss is X_bᵀ G_b, from the sample's inputs X_b (S, M) to a matrix and
     the gradient G_b (S, N) at its outputs, so squares are taken sample by sample whatever the batch size.
-    No parameter's ``grad`` is touched, and the pass runs in eval mode.
+    No parameter's ``grad`` is touched. The encoder runs in eval mode; put a head with dropout into it as well.
 
     Args:
         encoder: A dense encoder.
@@ -76,22 +77,16 @@ def calibrate(
     inputs: list[LayerInput] = []
     problem: str | None = None
     samples = 0
-    modes = {module: module.training for module in encoder.model.modules()}
-    encoder.model.eval()
-    try:
-        with _recording(encoder, squares) as calls, torch.enable_grad():
-            for number, batch in enumerate(batches):
-                calls.clear()
-                value = loss(batch)
-                problem = _find_problem(number, value, calls)
-                if problem:
-                    break
-                for call in calls:
-                    inputs.append(call.kept())
-                    samples += len(call.hidden)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with eval_mode(encoder.model), _recording(encoder, squares) as calls, torch.enable_grad():
+        for number, batch in enumerate(batches):
+            calls.clear()
+            value = loss(batch)
+            problem = _find_problem(number, value, calls)
+            if problem:
+                break
+            for call in calls:
+                inputs.append(call.kept())
+                samples += len(call.hidden)
     _raise_everywhere(problem, all_reduce, encoder.model.device)
     total = int(all_reduce(torch.tensor(float(samples), device=encoder.model.device)))
     if total == 0:

@@ -30,9 +30,7 @@ class PGBCLI(LightningCLI):
             if "_class_path" not in hparams:
                 known = {name: value for name, value in hparams.items() if name in model.init_args}
                 merged = {"class_path": model.class_path, "init_args": known}
-                self.config = self.parser.parse_object(
-                    {self.config.subcommand: {"model": merged}}, self.config
-                )
+                self.config = self.parser.parse_object({self.config.subcommand: {"model": merged}}, self.config)
                 return
         super()._parse_ckpt_path()
 
@@ -41,6 +39,20 @@ class PGBCLI(LightningCLI):
         model = self.config[self.subcommand].get("model")
         if model and self._checkpoint_file() and "fine_tuned_ckpt" in model.get("init_args", {}):
             model.init_args.fine_tuned_ckpt = None
+
+    def instantiate_classes(self) -> None:
+        """Make the objects; where a setting is wrong, say just that and not how the parser came upon it.
+
+        Raises:
+            MisconfigurationException: What a module, data module or callback says about its settings.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, MisconfigurationException):
+                cause = cause.__cause__
+            raise cause or error from None
 
     def _checkpoint_file(self) -> bool:
         path = self.config[self.config.subcommand].get("ckpt_path")
@@ -59,7 +71,12 @@ def run(args: list[str] | None = None) -> PGBCLI:
     Example:
         >>> cli = run(["fit", "--config", "configs/demo/prune.yaml"])  # doctest: +SKIP
     """
-    return PGBCLI(save_config_kwargs={"overwrite": True}, seed_everything_default=42, args=args)
+    return PGBCLI(
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=42,
+        parser_kwargs={"description": "Fine-tune BERT-like encoders, prune them in one shot, fine-tune them again."},
+        args=args,
+    )
 
 
 def main(args: list[str] | None = None) -> None:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from pgb_lightning.architectures import SUBLAYERS, Encoder, Sublayer
 from pgb_lightning.calibration import AllReduce, LayerInput
 from pgb_lightning.linear import ConstantLinear, GroupedLinear
+from pgb_lightning.modes import eval_mode
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery import check_plan, prune_layer
 
@@ -45,25 +47,19 @@ def compensate(
     check_plan(encoder, plan)
     stack = encoder.model.get_submodule(encoder.architecture.layers)
     assert isinstance(stack, nn.ModuleList)
-    modes = {module: module.training for module in encoder.model.modules()}
-    encoder.model.eval()
     streams = [Stream(given, encoder.model.device) for given in inputs]
     originals: list[nn.Module] = []
-    try:
-        with torch.no_grad():
+    with eval_mode(encoder.model), torch.no_grad():
+        try:
             for layer in track(range(plan.num_layers)):
                 originals.append(copy.deepcopy(stack[layer]))
                 prune_layer(encoder, plan, layer)
-                for sublayer in SUBLAYERS:
-                    _Sublayer(encoder, originals[layer], layer, sublayer, ridge, all_reduce).compensate(streams)
-    except BaseException:
-        for layer, original in enumerate(originals):
-            stack[layer] = original
-        raise
-    finally:
-        encoder.model.train()
-        for module in encoder.model.modules():
-            module.training = modes.get(module, encoder.model.training)
+                for name in SUBLAYERS:
+                    _Sublayer(encoder, originals[layer], layer, name, ridge, all_reduce).compensate(streams)
+        except BaseException:
+            for layer, original in enumerate(originals):
+                stack[layer] = original
+            raise
 
 
 class Stream:
@@ -108,34 +104,50 @@ class Moments:
 
     def __init__(self, rows: Tensor, columns: Tensor, num_inputs: int, num_targets: int) -> None:
         (groups, m), (_, n) = rows.shape, columns.shape
-        like = {"dtype": torch.float64, "device": rows.device}
+        zeros = partial(torch.zeros, dtype=torch.float64, device=rows.device)
         self.rows, self.columns = rows, columns
-        self.power = torch.zeros(groups, m, m, **like)  # type: ignore[arg-type]
-        self.cross = torch.zeros(groups, m, n, **like)  # type: ignore[arg-type]
-        self.mean_x = torch.zeros(num_inputs, **like)  # type: ignore[arg-type]
-        self.mean_y = torch.zeros(num_targets, **like)  # type: ignore[arg-type]
-        self.count = torch.zeros(1, **like)  # type: ignore[arg-type]
+        self.power = zeros(groups, m, m)
+        self.cross = zeros(groups, m, n)
+        self.mean_x = zeros(num_inputs)
+        self.mean_y = zeros(num_targets)
+        self.count = zeros(1)
+        self.origin = zeros(num_inputs)
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add a batch of tokens."""
-        # Sums of products come batch by batch in the model's precision; only their sums are in float64.
-        blocks = x[:, self.rows].permute(1, 2, 0).float()
+        # Products are made in single precision and summed up in double. Measured from the first batch's mean,
+        # which drops out of all centred moments, they lose no digits to inputs far from zero.
+        if self.count == 0:
+            self.origin = x.mean(0, dtype=torch.float64)
+        x = x.float() - self.origin.float()
+        y = y.float()
+        blocks = x[:, self.rows].permute(1, 2, 0)
         self.power += torch.bmm(blocks, blocks.transpose(1, 2))
-        self.cross += torch.bmm(blocks, y[:, self.columns].transpose(0, 1).float())
+        self.cross += torch.bmm(blocks, y[:, self.columns].transpose(0, 1))
         self.mean_x += x.sum(0, dtype=torch.float64)
         self.mean_y += y.sum(0, dtype=torch.float64)
         self.count += len(x)
 
     def finish(self, all_reduce: AllReduce) -> Moments:
         """Sum over processes and take out the means."""
+        self._measure_from_zero()  # processes have origins of their own
         for name in ("power", "cross", "mean_x", "mean_y", "count"):
             setattr(self, name, all_reduce(getattr(self, name)))
         self.mean_x /= self.count
         self.mean_y /= self.count
-        block_means = self.mean_x[self.rows]
-        self.power -= self.count * block_means.unsqueeze(2) * block_means.unsqueeze(1)
-        self.cross -= self.count * block_means.unsqueeze(2) * self.mean_y[self.columns].unsqueeze(1)
+        x, y = self.mean_x[self.rows], self.mean_y[self.columns]
+        self.power -= self.count * x.unsqueeze(2) * x.unsqueeze(1)
+        self.cross -= self.count * x.unsqueeze(2) * y.unsqueeze(1)
         return self
+
+    def _measure_from_zero(self) -> None:
+        """Turn sums over x - origin into sums over x."""
+        origin = self.origin.float().double()
+        shift, total = origin[self.rows], self.mean_x[self.rows]
+        self.power += shift.unsqueeze(2) * total.unsqueeze(1) + total.unsqueeze(2) * shift.unsqueeze(1)
+        self.power += self.count * shift.unsqueeze(2) * shift.unsqueeze(1)
+        self.cross += shift.unsqueeze(2) * self.mean_y[self.columns].unsqueeze(1)
+        self.mean_x += self.count * origin
 
 
 def solve(power: Tensor, cross: Tensor, start: Tensor, ridge: float) -> Tensor:
@@ -151,13 +163,16 @@ def solve(power: Tensor, cross: Tensor, start: Tensor, ridge: float) -> Tensor:
         ridge: λ as a share of the mean diagonal of ``power``.
 
     Returns:
-        The weights of the blocks, (G, m, n).
+        The weights of the blocks, (G, m, n), in float64.
     """
     power, cross, start = power.double(), cross.double(), start.double()
-    diagonal = power.diagonal(dim1=1, dim2=2)
-    damping = (ridge * diagonal.mean(1)).clamp_min(torch.finfo(torch.float64).tiny).view(-1, 1, 1)
-    damped = power + damping * torch.eye(power.shape[1], dtype=power.dtype, device=power.device)
-    return torch.cholesky_solve(cross + damping * start, torch.linalg.cholesky(damped))
+    eye = torch.eye(power.shape[1], dtype=power.dtype, device=power.device)
+    damping = (ridge * power.diagonal(dim1=1, dim2=2).mean(1)).clamp_min(1e-30).view(-1, 1, 1)
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(power + damping * eye)
+        if not failed.any() or not torch.isfinite(power).all():
+            return torch.cholesky_solve(cross + damping * start, factor)
+        damping = damping * torch.where(failed > 0, 10.0, 1.0).view(-1, 1, 1)  # rounding made it indefinite
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pgb_lightning.compensation import compensate
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.grouping import group
 from pgb_lightning.importance import second_order_importance
+from pgb_lightning.modes import eval_mode
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.surgery import apply_plan, check_dense
 
@@ -56,7 +57,8 @@ def prune(
     """
     config = config or PruningConfig()
     found = prepare(model, config, encoder)
-    statistics = calibrate(found, batches, loss or _model_loss(model))
+    with eval_mode(model):
+        statistics = calibrate(found, batches, loss or _model_loss(model))
     plan = make_plan(found, statistics, config)
     carry_out(found, plan, statistics, config)
     return plan

@@ -28,7 +28,9 @@ def make_metrics(task: GLUETask | None, num_labels: int) -> MetricCollection:
     makers: dict[MetricName, Callable[[], Metric]] = {
         "accuracy": lambda: MulticlassAccuracy(num_labels, average="micro"),
         "f1": BinaryF1Score,
-        "matthews": lambda: MulticlassMatthewsCorrCoef(num_labels),
+        # With one class more, which never occurs: the same number, except that a model which always says the
+        # same scores 0. Of exactly two classes, torchmetrics makes some other number then.
+        "matthews": lambda: MulticlassMatthewsCorrCoef(num_labels + 1),
         "pearson": PearsonCorrCoef,
         "spearman": SpearmanCorrCoef,
     }

@@ -89,7 +89,8 @@ class TextClassification(L.LightningModule):
                 f"fine_tuned_ckpt={str(fine_tuned_ckpt)!r} is not a file; fine-tune first, or leave it out "
                 "to start from the pretrained weights."
             )
-        self.model = self._build(str(model_name_or_path), hf_config, read_weights=fine_tuned_ckpt is None)
+        read_weights = fine_tuned_ckpt is None and hf_config is None
+        self.model = self._build(str(model_name_or_path), hf_config, read_weights)
         follow_state_dict(self)
         self._metrics: list[MetricCollection] = []
         # Checkpoints are read with `weights_only=True`: plain values only, hence the trip through JSON.
@@ -104,17 +105,21 @@ class TextClassification(L.LightningModule):
                 f"hf_config has no 'model_type', only {', '.join(hf_config)}; add one, for example bert."
             )
         config = (
-            AutoConfig.from_pretrained(resolve_model(name))
-            if hf_config is None
-            else AutoConfig.for_model(**hf_config)
+            AutoConfig.from_pretrained(resolve_model(name)) if hf_config is None else AutoConfig.for_model(**hf_config)
         )
+        stored = getattr(config, "architectures", None) or [""]
+        if read_weights and "ForSequenceClassification" in stored[0] and config.num_labels != self.num_labels:
+            raise MisconfigurationException(
+                f"model_name_or_path={name!r} has a head for {config.num_labels} labels, this module one for "
+                f"{self.num_labels}; set task or num_labels to match, or give an encoder without a head."
+            )
         config.num_labels = self.num_labels
         config.problem_type = "regression" if self.num_labels == 1 else "single_label_classification"
         auto = AutoModelForSequenceClassification
         # Weights stored in half precision are trained in single, as everything else is.
         model: PreTrainedModel = (
             auto.from_pretrained(resolve_model(name), config=config, dtype=torch.float32)
-            if read_weights and hf_config is None
+            if read_weights
             else auto.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
         )
         # `from_pretrained` returns evaluation mode, which Lightning would keep: no dropout in training.

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.data import RandomSampler, SequentialSampler
+
+from pgb_lightning.datamodules import GLUEDataModule
+
+Make = Callable[..., GLUEDataModule]
+
+
+@pytest.fixture
+def make(tiny_model_folder: Callable[..., Path], glue_folder: Callable[..., Path]) -> Make:
+    """Make a data module on 100 SST-2 rows, 70 of label 0."""
+
+    def build(task: str = "sst2", model_type: str = "bert", train: int = 100, **settings: object) -> GLUEDataModule:
+        settings = {"max_length": 32, "calibration_size": 50, **settings}
+        folder = glue_folder(task, train=train)
+        return GLUEDataModule(task, str(tiny_model_folder(model_type)), str(folder), **settings)
+
+    return build
+
+
+def labels_of(loader: torch.utils.data.DataLoader) -> list[int]:
+    return [int(label) for batch in loader for label in batch["labels"]]
+
+
+def inputs_of(loader: torch.utils.data.DataLoader) -> list[list[list[int]]]:
+    return [batch["input_ids"].tolist() for batch in loader]
+
+
+def test_a_batch_is_a_dict_padded_to_its_own_longest_row(make: Make) -> None:
+    module = make(eval_batch_size=4)
+    rows = module.split("validation")
+    widths = []
+    for number, batch in enumerate(module.val_dataloader()):
+        assert type(batch) is dict
+        assert set(batch) == {"input_ids", "token_type_ids", "attention_mask", "labels"}
+        own = rows[4 * number : 4 * number + 4]
+        lengths = [len(ids) for ids in own["input_ids"]]
+        assert batch["input_ids"].shape == (4, max(lengths))
+        assert batch["attention_mask"].sum(1).tolist() == lengths
+        assert batch["input_ids"][batch["attention_mask"] == 0].tolist() == [0] * (4 * max(lengths) - sum(lengths))
+        assert batch["labels"].tolist() == own["labels"]
+        assert batch["labels"].dtype == torch.int64
+        widths.append(max(lengths))
+    assert len(set(widths)) > 1
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "distilbert"])
+def test_models_without_token_types_get_none(make: Make, model_type: str) -> None:
+    batch = next(iter(make(model_type=model_type).train_dataloader()))
+    assert set(batch) == {"input_ids", "attention_mask", "labels"}
+
+
+def test_long_inputs_are_cut(make: Make) -> None:
+    module = make(max_length=6)
+    assert max(len(ids) for ids in module.split("train")["input_ids"]) == 6
+    assert all(ids[-1] == module.tokenizer.sep_token_id for ids in module.split("train")["input_ids"])
+
+
+def test_training_is_shuffled_and_evaluation_is_not(make: Make) -> None:
+    module = make(batch_size=30)
+    assert isinstance(module.train_dataloader().sampler, RandomSampler)
+    assert isinstance(module.val_dataloader().sampler, SequentialSampler)
+    assert [len(batch["labels"]) for batch in module.train_dataloader()] == [30, 30, 30, 10]
+    assert labels_of(module.val_dataloader()) == module.split("validation")["labels"][:]
+
+
+def test_calibration_is_stratified_and_keeps_its_last_batch(make: Make) -> None:
+    loader = make(calibration_batch_size=16).calibration_dataloader()
+    assert [len(batch["labels"]) for batch in loader] == [16, 16, 16, 2]
+    labels = labels_of(loader)
+    assert labels.count(0) == 35
+    assert all(abs(labels[:size].count(1) - 0.3 * size) <= 1 for size in (10, 20, 40))
+
+
+def test_calibration_serves_the_same_rows_every_time(make: Make) -> None:
+    module = make()
+    first = inputs_of(module.calibration_dataloader())
+    assert inputs_of(module.calibration_dataloader()) == first
+    assert inputs_of(make().calibration_dataloader()) == first
+    assert inputs_of(make(seed=7).calibration_dataloader()) != first
+
+
+def test_calibration_does_not_touch_the_training_order(make: Make) -> None:
+    module = make()
+    torch.manual_seed(0)
+    before = labels_of(module.train_dataloader())
+    torch.manual_seed(0)
+    list(module.calibration_dataloader())
+    torch.manual_seed(0)
+    assert labels_of(module.train_dataloader()) == before
+
+
+def test_fewer_rows_than_the_default_is_a_warning_that_names_the_count(make: Make) -> None:
+    with pytest.warns(UserWarning, match="all 100 training rows.*2048"):
+        loader = make(calibration_size=None).calibration_dataloader()
+    assert len(labels_of(loader)) == 100
+
+
+def test_enough_rows_is_no_warning(make: Make) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Calibrating")
+        loader = make(calibration_size=None, train=2100).calibration_dataloader()
+    assert len(labels_of(loader)) == 2048
+
+
+def test_fewer_rows_than_asked_for_is_an_error(make: Make) -> None:
+    with pytest.raises(MisconfigurationException, match=r"calibration_size=101.*100 training rows"):
+        make(calibration_size=101).calibration_dataloader()
+
+
+def test_max_train_samples_limits_training_and_calibration(make: Make) -> None:
+    module = make(max_train_samples=40, calibration_size=None)
+    assert len(module.split("train")) == 40
+    assert len(module.split("validation")) == 40
+    with pytest.warns(UserWarning, match="all 40 training rows"):
+        assert len(labels_of(module.calibration_dataloader())) == 40
+    assert module.split("train")["input_ids"][:] == make(max_train_samples=40).split("train")["input_ids"][:]
+
+
+def test_tokenized_rows_come_from_the_cache(make: Make) -> None:
+    first = make(max_length=20)
+    first.prepare_data()
+    assert first._splits == {}
+    first.setup("fit")
+    (cached,) = {entry["filename"] for entry in first.split("train").cache_files}
+    written = Path(cached).stat().st_mtime_ns
+    second = make(max_length=20)
+    second.setup("fit")
+    assert {entry["filename"] for entry in second.split("train").cache_files} == {cached}
+    assert Path(cached).stat().st_mtime_ns == written
+    other = make(max_length=21).split("train")
+    assert {entry["filename"] for entry in other.cache_files} != {cached}
+
+
+def test_setup_reads_only_what_the_stage_needs(make: Make) -> None:
+    module = make()
+    module.setup("validate")
+    assert set(module._splits) == {"validation"}
+    module.setup("fit")
+    assert set(module._splits) == {"train", "validation"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "max_length",
+        "batch_size",
+        "eval_batch_size",
+        "calibration_size",
+        "calibration_batch_size",
+        "max_train_samples",
+    ],
+)
+def test_sizes_below_one_are_refused(make: Make, name: str) -> None:
+    with pytest.raises(MisconfigurationException, match=f"{name}=0 .*1 or more"):
+        make(**{name: 0})
+
+
+def test_a_negative_number_of_workers_is_refused(make: Make) -> None:
+    with pytest.raises(MisconfigurationException, match=r"num_workers=-1 .*0 or more"):
+        make(num_workers=-1)
+
+
+def test_a_length_beyond_the_model_is_refused(make: Make) -> None:
+    with pytest.raises(MisconfigurationException, match=r"max_length=65 is more than model .*give 1 to 64"):
+        make(max_length=65).setup("fit")
+
+
+def test_worker_processes_serve_the_same_batches(make: Make) -> None:
+    helped = inputs_of(make(num_workers=1).calibration_dataloader())
+    assert helped == inputs_of(make().calibration_dataloader())
+
+
+def test_scores_are_calibrated_on_at_random(make: Make) -> None:
+    scores = [float(label) for batch in make(task="stsb").calibration_dataloader() for label in batch["labels"]]
+    assert len(scores) == 50
+    assert any(left > right for left, right in pairwise(scores))

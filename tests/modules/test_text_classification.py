@@ -1,0 +1,334 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import transformers
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from scipy import stats
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from pgb_lightning.datamodules import GLUEDataModule
+from pgb_lightning.modules import TextClassification
+from pgb_lightning.modules.metrics import make_metrics
+from pgb_lightning.tasks import get_task
+
+Folder = Callable[..., Path]
+
+
+@pytest.fixture
+def tiny(tiny_model_folder: Folder) -> str:
+    return str(tiny_model_folder("bert"))
+
+
+@pytest.fixture
+def data(tiny: str, glue_folder: Folder) -> Callable[..., GLUEDataModule]:
+    """Make a data module on a task's made-up rows."""
+
+    def make(task: str = "sst2", **settings: Any) -> GLUEDataModule:
+        settings = {"max_length": 64, "eval_batch_size": 16, **settings}
+        return GLUEDataModule(task, tiny, str(glue_folder(task)), **settings)
+
+    return make
+
+
+def quiet_trainer(**settings: Any) -> L.Trainer:
+    defaults = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "max_epochs": 1,
+    }
+    return L.Trainer(**{**defaults, **settings})
+
+
+@pytest.fixture
+def checkpoint(tiny: str, tmp_path: Path) -> Path:
+    """Save a module's untrained checkpoint."""
+    trainer = quiet_trainer()
+    trainer.strategy.connect(TextClassification(tiny, task="sst2"))
+    path = tmp_path / "fine-tuned.ckpt"
+    trainer.save_checkpoint(path)
+    return path
+
+
+# ---- optimizer ------------------------------------------------------------------------------------------------
+
+
+def test_matrices_decay_and_biases_and_norms_do_not(tiny: str) -> None:
+    module = TextClassification(tiny, weight_decay=0.1)
+    module.model.extra = nn.ParameterDict(
+        {"weight": nn.Parameter(torch.ones(2, 3, 4)), "block_bias": nn.Parameter(torch.ones(2, 4))}
+    )
+    module.model.bert.embeddings.position_embeddings.requires_grad_(False)
+    decayed, plain = module._parameter_groups()
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    decayed_names = {names[id(parameter)] for parameter in decayed["params"]}
+    plain_names = {names[id(parameter)] for parameter in plain["params"]}
+    assert all("LayerNorm" in name or name.endswith("bias") for name in plain_names)
+    assert not any("LayerNorm" in name or name.endswith("bias") for name in decayed_names)
+    assert "model.extra.weight" in decayed_names
+    assert "model.extra.block_bias" in plain_names
+    assert decayed_names | plain_names | {"model.bert.embeddings.position_embeddings.weight"} == set(names.values())
+    assert len(decayed["params"]) + len(plain["params"]) == len(names) - 1
+
+
+def test_the_learning_rate_rises_and_falls_step_by_step(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
+    class Record(L.Callback):
+        rates: list[float]
+
+        def on_fit_start(self, *_: Any) -> None:
+            self.rates = []
+
+        def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    record = Record()
+    module = TextClassification(tiny, task="sst2", learning_rate=1e-3, warmup_ratio=0.25)
+    quiet_trainer(max_epochs=2, callbacks=[record], limit_val_batches=0).fit(module, data(batch_size=25))
+    # 8 steps: 2 of warm-up from zero, then 6 down to zero.
+    expected = [0, 1 / 2, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
+    assert record.rates == pytest.approx([1e-3 * share for share in expected])
+
+
+def test_training_without_an_end_is_refused(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
+    with pytest.raises(MisconfigurationException, match="max_epochs or max_steps"):
+        quiet_trainer(max_epochs=-1).fit(TextClassification(tiny, task="sst2"), data())
+
+
+# ---- training and scores --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert"])
+def test_it_learns(model_type: str, tiny_model_folder: Folder, glue_folder: Folder) -> None:
+    L.seed_everything(0)
+    folder = str(tiny_model_folder(model_type))
+    module = TextClassification(folder, task="sst2", learning_rate=5e-3)
+    rows = GLUEDataModule("sst2", folder, str(glue_folder("sst2", train=400)), max_length=32)
+    trainer = quiet_trainer(max_epochs=4, num_sanity_val_steps=0)
+    trainer.fit(module, rows)
+    assert trainer.callback_metrics["val_accuracy"] > 0.9
+    assert trainer.callback_metrics["train_loss"] < 0.4
+
+
+def test_dropout_is_on_in_training(tiny: str) -> None:
+    module = TextClassification(tiny)
+    assert all(part.training for part in module.modules())
+
+
+def evaluate(module: TextClassification, rows: GLUEDataModule) -> tuple[dict[str, float], list[dict[str, np.ndarray]]]:
+    """Return what validation logs, and each loader's logits, predictions and labels."""
+    trainer = quiet_trainer()
+    trainer.validate(module, rows, verbose=False)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    loaders = rows.val_dataloader()
+    loaders = loaders if isinstance(loaders, list) else [loaders]
+    predicted = trainer.predict(module, loaders)
+    predicted = predicted if len(loaders) > 1 else [predicted]
+    found = []
+    for loader, batches in zip(loaders, predicted, strict=True):
+        joined = {key: torch.cat([batch[key] for batch in batches]).numpy() for key in ("logits", "predictions")}
+        found.append({**joined, "labels": torch.cat([batch["labels"] for batch in loader]).numpy()})
+    return logged, found
+
+
+def mixed(module: TextClassification) -> TextClassification:
+    """Make random weights large enough for predictions to differ between rows."""
+    torch.manual_seed(3)
+    for parameter in module.parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.5)
+    return module
+
+
+def cross_entropy(found: dict[str, np.ndarray]) -> float:
+    logits = found["logits"].astype(np.float64)
+    log_sums = np.log(np.exp(logits).sum(1))
+    return float((log_sums - logits[np.arange(len(logits)), found["labels"]]).mean())
+
+
+def test_accuracy_f1_and_loss_are_exact(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
+    logged, (found,) = evaluate(mixed(TextClassification(tiny, task="mrpc")), data("mrpc"))
+    predictions, labels = found["predictions"], found["labels"]
+    assert set(predictions) == {0, 1}
+    hits = ((predictions == 1) & (labels == 1)).sum()
+    assert logged["val_accuracy"] == pytest.approx((predictions == labels).mean())
+    assert logged["val_f1"] == pytest.approx(2 * hits / ((predictions == 1).sum() + (labels == 1).sum()))
+    # 40 rows in batches of 16: the last, smaller batch must not weigh as much as the others.
+    assert logged["val_loss"] == pytest.approx(cross_entropy(found), rel=1e-5)
+    assert set(logged) == {"val_accuracy", "val_f1", "val_loss"}
+
+
+def test_matthews_correlation_is_exact(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
+    logged, (found,) = evaluate(mixed(TextClassification(tiny, task="cola")), data("cola"))
+    assert set(found["predictions"]) == {0, 1}
+    assert logged["val_matthews"] == pytest.approx(np.corrcoef(found["predictions"], found["labels"])[0, 1], rel=1e-5)
+
+
+def test_a_model_that_always_says_the_same_correlates_with_nothing() -> None:
+    metrics = make_metrics(get_task("cola"), num_labels=2)
+    metrics.update(torch.ones(40, dtype=torch.long), torch.tensor([0] * 28 + [1] * 12))
+    assert metrics.compute()["matthews"] == 0
+
+
+def test_regression_scores_and_loss_are_exact(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
+    logged, (found,) = evaluate(TextClassification(tiny, task="stsb"), data("stsb"))
+    scores, labels = found["predictions"].astype(np.float64), found["labels"]
+    assert scores.shape == (40,)
+    assert logged["val_spearman"] == pytest.approx(stats.spearmanr(scores, labels).statistic, abs=1e-5)
+    assert logged["val_pearson"] == pytest.approx(stats.pearsonr(scores, labels).statistic, abs=1e-3)
+    assert logged["val_loss"] == pytest.approx(((scores - labels) ** 2).mean(), rel=1e-5)
+
+
+def test_the_two_sets_of_mnli_are_scored_apart(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
+    logged, (matched, mismatched) = evaluate(mixed(TextClassification(tiny, task="mnli")), data("mnli"))
+    for name, found in (("val", matched), ("val_mismatched", mismatched)):
+        assert logged[f"{name}_accuracy"] == pytest.approx((found["predictions"] == found["labels"]).mean())
+        assert logged[f"{name}_loss"] == pytest.approx(cross_entropy(found), rel=1e-5)
+    assert len(logged) == 4
+
+
+def test_scores_start_anew_in_every_run(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
+    module = mixed(TextClassification(tiny, task="sst2"))
+    first, _ = evaluate(module, data())
+    module.model.classifier.weight.data.neg_()
+    module.model.classifier.bias.data.neg_()
+    second, _ = evaluate(module, data())
+    assert second["val_accuracy"] == pytest.approx(1 - first["val_accuracy"])
+
+
+def test_testing_logs_under_its_own_name(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
+    trainer = quiet_trainer()
+    (logged,) = trainer.test(TextClassification(tiny, task="sst2"), data(), verbose=False)
+    assert set(logged) == {"test_loss", "test_accuracy"}
+
+
+def test_prediction_needs_no_labels(tiny: str) -> None:
+    module = TextClassification(tiny, num_labels=3).eval()
+    batch = {"input_ids": torch.tensor([[2, 5, 3]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    output = module.predict_step(batch, 0)
+    assert output["logits"].shape == (1, 3)
+    assert output["predictions"].tolist() == output["logits"].argmax(1).tolist()
+    with_labels = module.predict_step({**batch, "labels": torch.tensor([-1])}, 0)
+    torch.testing.assert_close(with_labels["logits"], output["logits"])
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_loads_without_the_folder_it_came_from(tiny: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny, folder)
+    module = TextClassification(folder, task="sst2", learning_rate=1e-3)  # a Path, as Python users give
+    trainer = quiet_trainer()
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "module.ckpt")
+    shutil.rmtree(folder)
+    saved = torch.load(tmp_path / "module.ckpt", weights_only=True)
+    assert "fine_tuned_ckpt" not in saved["hyper_parameters"]
+    loaded = TextClassification.load_from_checkpoint(tmp_path / "module.ckpt", weights_only=True)
+    assert loaded.learning_rate == 1e-3
+    assert loaded.task == module.task
+    for name, weight in module.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], weight, rtol=0, atol=0)
+
+
+def test_fine_tuned_weights_are_taken_over_and_the_file_is_then_free(tiny: str, checkpoint: Path) -> None:
+    torch.manual_seed(99)
+    module = TextClassification(tiny, task="sst2", fine_tuned_ckpt=str(checkpoint))
+    weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    for name, weight in module.state_dict().items():
+        torch.testing.assert_close(weights[name], weight, rtol=0, atol=0)
+    trainer = quiet_trainer()
+    trainer.strategy.connect(module)
+    second = checkpoint.with_name("second.ckpt")
+    trainer.save_checkpoint(second)
+    checkpoint.unlink()
+    loaded = TextClassification.load_from_checkpoint(second)
+    torch.testing.assert_close(loaded.model.classifier.weight, module.model.classifier.weight)
+    assert all(part.training for part in TextClassification(tiny, fine_tuned_ckpt=str(second)).modules())
+
+
+def test_a_configuration_alone_reads_no_weights(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TextClassification(tiny, num_labels=3).hparams["hf_config"]
+
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError("read from disk or Hub")
+
+    monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", forbidden)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", forbidden)
+    module = TextClassification("gone/away", num_labels=3, hf_config=config)
+    assert module.model.config.hidden_size == 48
+    assert module.model.classifier.out_features == 3
+
+
+def test_a_hand_written_configuration_takes_the_tasks_labels() -> None:
+    config = {"model_type": "bert", "vocab_size": 29, "hidden_size": 24, "num_hidden_layers": 1}
+    config |= {"num_attention_heads": 2, "intermediate_size": 24}
+    assert TextClassification("any", task="mnli", hf_config=config).model.classifier.out_features == 3
+
+
+def test_half_precision_weights_are_trained_in_single(tiny: str, tmp_path: Path) -> None:
+    transformers.AutoModel.from_pretrained(tiny).half().save_pretrained(tmp_path)
+    module = TextClassification(str(tmp_path))
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+
+
+# ---- bad input ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "imdb"}, r"task='imdb'.*cola, sst2"),
+        ({"num_labels": 0}, r"num_labels=0 is out of range"),
+        ({"task": "mnli", "num_labels": 2}, r"num_labels=2 contradicts task='mnli', which has 3"),
+        ({"warmup_ratio": 1.5}, r"warmup_ratio=1\.5 .*0 to 1"),
+        ({"learning_rate": 0.0}, r"learning_rate=0\.0"),
+        ({"weight_decay": -1.0}, r"weight_decay=-1\.0"),
+        ({"fine_tuned_ckpt": "nowhere.ckpt"}, r"fine_tuned_ckpt='nowhere\.ckpt' is not a file"),
+        ({"hf_config": {"hidden_size": 3}}, r"no 'model_type', only hidden_size"),
+    ],
+)
+def test_a_wrong_setting_is_named(settings: dict[str, Any], message: str, tiny: str) -> None:
+    with pytest.raises(MisconfigurationException, match=message):
+        TextClassification(tiny, **settings)
+
+
+def test_a_checkpoint_with_another_number_of_labels_names_both(tiny: str, checkpoint: Path) -> None:
+    with pytest.raises(MisconfigurationException, match=r"head for 2 labels, this module one for 3"):
+        TextClassification(tiny, task="mnli", fine_tuned_ckpt=str(checkpoint))
+
+
+def test_a_checkpoint_of_another_model_is_refused(checkpoint: Path, tiny_model_folder: Folder) -> None:
+    other = str(tiny_model_folder("distilbert"))
+    with pytest.raises(MisconfigurationException, match=r"does not fit model_name_or_path='.*distilbert"):
+        TextClassification(other, task="sst2", fine_tuned_ckpt=str(checkpoint))
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tiny: str, tmp_path: Path) -> None:
+    torch.save({"weights": torch.ones(1)}, tmp_path / "other.pt")
+    with pytest.raises(MisconfigurationException, match=r"no 'state_dict', only weights"):
+        TextClassification(tiny, fine_tuned_ckpt=str(tmp_path / "other.pt"))
+
+
+def test_a_pretrained_head_with_another_number_of_labels_names_both(tiny: str, tmp_path: Path) -> None:
+    AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=3).save_pretrained(tmp_path)
+    with pytest.raises(MisconfigurationException, match=r"head for 3 labels, this module one for 2"):
+        TextClassification(str(tmp_path), task="rte")
+    assert TextClassification(str(tmp_path), task="mnli").num_labels == 3
+
+
+def test_data_with_another_number_of_labels_is_refused(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
+    with pytest.raises(MisconfigurationException, match=r"num_labels=3, the model has 2"):
+        quiet_trainer().fit(TextClassification(tiny, task="sst2"), data("mnli"))

@@ -1,0 +1,111 @@
+"""The plan: JSON and back, and no plan that cannot be carried out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgb_lightning import MatrixPlan, PruningPlan
+from pgb_lightning.architectures import MATRICES
+
+
+def blocks(size: int, groups: int) -> st.SearchStrategy[tuple[tuple[int, ...], ...]]:
+    def cut(order: list[int]) -> tuple[tuple[int, ...], ...]:
+        width = size // groups
+        return tuple(tuple(order[g * width : (g + 1) * width]) for g in range(groups))
+
+    return st.permutations(range(size)).map(cut)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> PruningPlan:
+    matrices = []
+    for layer in range(draw(st.integers(1, 3))):
+        dropped = {name: draw(st.booleans()) for name in ("attention", "ffn")}
+        for kind in MATRICES:
+            rows, columns = {"W1": (6, 12), "W2": (12, 6)}.get(kind, (6, 6))
+            groups = 0 if dropped["ffn" if kind.startswith("W") else "attention"] else draw(st.sampled_from([1, 2, 3]))
+            if groups == 1:
+                index: tuple = (None, None)
+            elif groups == 0:
+                index = ((), ())
+            else:
+                index = draw(blocks(rows, groups)), draw(blocks(columns, groups))
+            matrices.append(MatrixPlan(layer, kind, rows, columns, *index, draw(st.floats(0, 1))))
+    return PruningPlan("bert", tuple(matrices), {"pruning_ratio": 0.5}, draw(st.integers(0, 10_000)))
+
+
+@given(plans())
+def test_plan_to_json_to_plan_is_identity(plan: PruningPlan) -> None:
+    text = plan.to_json()
+    assert PruningPlan.from_json(text) == plan
+    assert PruningPlan.from_json(text).to_json() == text
+    assert PruningPlan.from_dict(plan.to_dict()) == plan
+
+
+@given(plans())
+def test_counts_follow_from_the_blocks(plan: PruningPlan) -> None:
+    expected = sum(m.rows * m.columns // m.num_groups for m in plan.matrices if m.num_groups)
+    assert plan.kept_parameters == expected
+    assert plan.pruning_ratio == pytest.approx(1 - expected / plan.total_parameters)
+    for layer in range(plan.num_layers):
+        assert plan.is_dropped(layer, "ffn") == (plan.matrix(layer, "W2").num_groups == 0)
+
+
+def whole(layers: int = 1) -> list[MatrixPlan]:
+    return [MatrixPlan(layer, kind, 4, 4, None, None) for layer in range(layers) for kind in MATRICES]
+
+
+def test_the_file_is_readable_json_with_a_matrix_a_line(tmp_path: Path) -> None:
+    plan = PruningPlan("bert", tuple(whole(2)))
+    plan.save(tmp_path / "plan.json")
+    lines = (tmp_path / "plan.json").read_text().splitlines()
+    assert sum('"kind":"W1"' in line for line in lines) == 2
+    assert json.loads("\n".join(lines))["schema_version"] == 1
+    assert PruningPlan.load(tmp_path / "plan.json") == plan
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "message"),
+    [
+        (((0, 1), (1, 2)), ((0, 1), (2, 3)), "layer 0 Q: input_index lists a position twice"),
+        (((0, 1), (2, 4)), ((0, 1), (2, 3)), r"input_index has a position outside 0\.\.3"),
+        (((0, 1), (2, 3)), ((0,), (2, 3)), "output_index must have blocks of one size"),
+        (((0, 1), (2, 3)), ((0, 1, 2, 3),), "2 blocks of rows but 1 of columns"),
+        (None, ((0, 1), (2, 3)), "must both be given, or both be null"),
+    ],
+)
+def test_blocks_that_cannot_be_are_refused(rows: object, columns: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MatrixPlan(0, "Q", 4, 4, rows, columns)  # type: ignore[arg-type]
+
+
+def test_a_dropped_sublayer_keeps_no_matrix_but_q_or_k_may_go_alone() -> None:
+    matrices = whole()
+    for gone in ("Q", "K"):
+        matrices[MATRICES.index(gone)] = replace(
+            matrices[MATRICES.index(gone)], input_index=(), output_index=()
+        )
+    PruningPlan("bert", tuple(matrices))
+    for gone, kept in (("V", "O"), ("W1", "W2")):
+        broken = whole()
+        broken[MATRICES.index(gone)] = replace(broken[MATRICES.index(gone)], input_index=(), output_index=())
+        with pytest.raises(ValueError, match=f"layer 0: {gone} is pruned whole.* but [A-Z0-9]+ is kept"):
+            PruningPlan("bert", tuple(broken))
+        assert kept in MATRICES
+
+
+def test_missing_layers_and_foreign_files_are_refused() -> None:
+    with pytest.raises(ValueError, match="matrices must list Q, K, V, O, W1, W2 for every layer"):
+        PruningPlan("bert", tuple(whole()[:-1]))
+    with pytest.raises(ValueError, match="not a pruning plan: 'matrices'"):
+        PruningPlan.from_dict({"weights": []})
+    newer = json.loads(PruningPlan("bert", tuple(whole())).to_json())
+    newer["schema_version"] = 99
+    with pytest.raises(ValueError, match="schema_version=99: this release"):
+        PruningPlan.from_dict(newer)

@@ -1,0 +1,98 @@
+"""The verb: one call prunes any mapped model, hits its target, and refuses what it cannot do."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import MODEL_TYPES, batches, classifier
+from torch import nn
+
+from pgb_lightning import PruningConfig, prune
+from pgb_lightning.architectures import find_encoder
+from pgb_lightning.config import PRESETS
+from pgb_lightning.cost import encoder_cost
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7, 0.88])
+def test_the_target_is_met_within_a_point(model_type: str, preset: str, ratio: float) -> None:
+    model = classifier(model_type)
+    plan = prune(model, batches(4), PruningConfig.from_preset(preset, pruning_ratio=ratio))
+    left = encoder_cost(find_encoder(model)).parameters
+    assert left == plan.kept_parameters
+    assert abs(1 - left / plan.total_parameters - ratio) <= 0.01
+    assert plan.num_samples == 32
+    assert model(**batches(1)[0]).loss.isfinite()
+
+
+@settings(max_examples=10, deadline=None)
+@given(ratio=st.floats(0.1, 0.9), preset=st.sampled_from(sorted(PRESETS)))
+def test_kept_parameters_are_exactly_as_planned(ratio: float, preset: str) -> None:
+    model = classifier(layers=2)
+    plan = prune(model, batches(2), PruningConfig.from_preset(preset, pruning_ratio=ratio))
+    assert encoder_cost(find_encoder(model)).parameters == plan.kept_parameters
+
+
+def test_the_same_seed_and_data_give_the_same_plan_and_weights() -> None:
+    first, second = classifier(), classifier()
+    assert prune(first, batches(4)) == prune(second, batches(4))
+    assert all(torch.equal(first.state_dict()[name], value) for name, value in second.state_dict().items())
+
+
+def test_a_module_of_one_s_own_with_a_loss_of_its_own() -> None:
+    class Regressor(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = classifier().bert
+            self.head = nn.Linear(24, 1)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.head(self.body(tokens).last_hidden_state.mean(1)).squeeze(1)
+
+    model = Regressor().train()
+    data = [(batch["input_ids"], batch["labels"].float()) for batch in batches(3)]
+    plan = prune(model, data, loss=lambda batch: nn.functional.mse_loss(model(batch[0]), batch[1]))
+    assert plan.pruning_ratio == pytest.approx(0.5, abs=0.01)
+    assert all(module.training for module in model.modules())
+    model(data[0][0]).sum().backward()
+    assert all(parameter.grad is not None for parameter in find_encoder(model).model.encoder.parameters())
+
+
+def test_the_paper_s_threshold_is_taken_literally_and_a_miss_said_loudly() -> None:
+    model = classifier()
+    config = PruningConfig.from_preset("paper", pruning_ratio=0.5, importance_threshold=1e9)
+    with pytest.warns(UserWarning, match=r"pruning_ratio=0.5 was asked for, but the plan removes 1.0000 .*auto"):
+        plan = prune(model, batches(2), config)
+    assert plan.kept_parameters == 0
+    assert plan.config["importance_threshold_used"] == 1e9
+
+
+def test_two_encoders_and_one_named() -> None:
+    both = nn.ModuleDict({"a": classifier(), "b": classifier("roberta")})
+    with pytest.raises(ValueError, match="holds 2 encoders"):
+        prune(both, batches(1))
+    prune(both, batches(2), encoder="b", loss=lambda batch: both["b"](**batch).loss)
+    assert encoder_cost(find_encoder(both, "a")).parameters == 2 * encoder_cost(find_encoder(both, "b")).parameters
+
+
+def test_bad_calls_leave_the_model_as_it_was() -> None:
+    model = classifier(layers=1)
+    before = copy.deepcopy(model.state_dict())
+    unlabelled = [{name: batch[name] for name in ("input_ids", "attention_mask")} for batch in batches(1)]
+    with pytest.raises(ValueError, match="BertForSequenceClassification returned no loss: give batches with labels"):
+        prune(model, unlabelled)
+    with pytest.raises(ValueError, match="the calibration loader is empty"):
+        prune(model, [])
+
+    def never() -> object:
+        raise AssertionError("data must not be read before the target is checked")
+        yield
+
+    with pytest.raises(ValueError, match="cannot be reached with max_groups=1"):
+        prune(model, never(), PruningConfig(pruning_ratio=0.5, max_groups=1))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -1,0 +1,205 @@
+"""Surgery: what a plan does to a model, the dense twin as the oracle, rebuilding from a state dict."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from tiny import MODEL_TYPES, batches, classifier
+from torch import nn
+from transformers import PreTrainedModel
+
+from pgb_lightning import MatrixPlan, PruningConfig, PruningPlan, apply_plan, dense_twin, follow_state_dict, prune
+from pgb_lightning.architectures import MATRICES, find_encoder
+from pgb_lightning.linear import DroppedCore, GroupedLinear
+from pgb_lightning.surgery import is_grouped, prune_linear
+
+RATIOS = (0.3, 0.5, 0.88)
+
+
+def logits(model: PreTrainedModel, seed: int = 5) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.cat([model.eval()(**batch).logits for batch in batches(2, seed=seed)])
+
+
+def pruned(model_type: str, ratio: float = 0.5, **settings: object) -> PreTrainedModel:
+    model = classifier(model_type, **settings)
+    prune(model, batches(6), PruningConfig(pruning_ratio=ratio))
+    return model
+
+
+def plan_with(encoder_layers: int, **groups: int) -> PruningPlan:
+    """Make a plan with some group numbers for all layers, blocks in plain order."""
+    matrices = []
+    for layer in range(encoder_layers):
+        for kind in MATRICES:
+            rows, columns = {"W1": (24, 96), "W2": (96, 24)}.get(kind, (24, 24))
+            number = groups.get(kind, 1)
+            index = [
+                tuple(tuple(range(g * size // number, (g + 1) * size // number)) for g in range(number))
+                for size in (rows, columns)
+            ]
+            matrices.append(MatrixPlan(layer, kind, rows, columns, *((None, None) if number == 1 else index)))
+    return PruningPlan("bert", tuple(matrices))
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_the_dense_twin_equals_the_grouped_model(model_type: str, ratio: float) -> None:
+    model = pruned(model_type, ratio).double()
+    twin = dense_twin(model)
+    assert type(twin) is type(model)
+    assert not is_grouped(find_encoder(twin))
+    torch.testing.assert_close(logits(twin), logits(model), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_gradients_equal_the_dense_twin_s(model_type: str) -> None:
+    model = pruned(model_type).double()
+    twin = dense_twin(model)
+    [batch] = batches(1, seed=7)
+    model(**batch).loss.backward()
+    twin(**batch).loss.backward()
+    other = find_encoder(twin)
+    checked = 0
+    for layer in range(3):
+        for kind in MATRICES:
+            try:
+                module = find_encoder(model).matrix(layer, kind)
+            except AttributeError:
+                continue
+            if isinstance(module, GroupedLinear):
+                gradient = other.matrix(layer, kind).weight.grad.T
+                inside = gradient[module.input_index.long().unsqueeze(2), module.output_index.long().unsqueeze(1)]
+                torch.testing.assert_close(module.weight.grad, inside, rtol=0, atol=1e-10)
+                checked += 1
+    assert checked > 0
+
+
+def test_without_compensation_the_kept_weights_are_the_dense_model_s() -> None:
+    model = classifier()
+    original = copy.deepcopy(model)
+    prune(model, batches(4), PruningConfig(pruning_ratio=0.5, compensation=False))
+    for (key, dense) in find_encoder(original).linears():
+        try:
+            module = find_encoder(model).matrix(*key)
+        except AttributeError:
+            continue
+        if isinstance(module, GroupedLinear):
+            inside = module.dense_weight() != 0
+            assert torch.equal(module.dense_weight()[inside], dense.weight[inside])
+            assert torch.equal(module.bias, dense.bias)
+
+
+def test_q_and_k_alone_may_become_constants() -> None:
+    model = classifier()
+    matrices = [
+        MatrixPlan(m.layer, m.kind, m.rows, m.columns, (), ()) if m.kind in "QK" else m
+        for m in plan_with(3).matrices
+    ]
+    apply_plan(find_encoder(model), PruningPlan("bert", tuple(matrices)))
+    torch.testing.assert_close(logits(dense_twin(model)), logits(model))
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("dropped", [("Q", "K", "V", "O"), ("W1", "W2")])
+def test_a_dropped_sublayer_is_a_layernorm_of_its_input_and_a_constant(
+    model_type: str, dropped: tuple[str, ...]
+) -> None:
+    model = classifier(model_type, layers=1)
+    matrices = [
+        MatrixPlan(0, kind, *{"W1": (24, 96), "W2": (96, 24)}.get(kind, (24, 24)), *index)
+        for kind in MATRICES
+        for index in [((), ()) if kind in dropped else (None, None)]
+    ]
+    encoder = find_encoder(model)
+    apply_plan(encoder, PruningPlan(model_type, tuple(matrices)))
+    hidden = torch.randn(2, 5, 24)
+    layer = encoder.layers[0]
+    constant = encoder.matrix(0, dropped[-1]).bias
+    if dropped[-1] == "O":
+        norm = layer.sa_layer_norm if model_type == "distilbert" else layer.attention.output.LayerNorm
+        output = encoder.architecture.attend(layer, hidden, None)
+    else:
+        norm = layer.output_layer_norm if model_type == "distilbert" else layer.output.LayerNorm
+        output = encoder.architecture.feed(layer, hidden)
+    torch.testing.assert_close(output, norm(hidden + constant))
+    assert any(isinstance(module, DroppedCore) for module in layer.modules())
+    torch.testing.assert_close(logits(dense_twin(model)), logits(model))
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_a_state_dict_rebuilds_the_grouped_model(model_type: str, ratio: float) -> None:
+    model = pruned(model_type, ratio)
+    stored = io.BytesIO()
+    torch.save(model.state_dict(), stored)
+    stored.seek(0)
+    fresh = nn.ModuleDict({"net": classifier(model_type, seed=1)})
+    follow_state_dict(fresh)
+    follow_state_dict(fresh)  # once is enough, twice is no harm
+    state = {f"net.{name}": value for name, value in torch.load(stored, weights_only=True).items()}
+    fresh.load_state_dict(state)
+    assert torch.equal(logits(fresh["net"]), logits(model))
+    assert fresh.state_dict().keys() == state.keys()
+    fresh.load_state_dict(state)  # a grouped module takes a grouped state dict as it is
+    assert torch.equal(logits(fresh["net"]), logits(model))
+
+
+def test_rebuilding_keeps_a_fresh_module_s_mode_and_type() -> None:
+    model = pruned("bert")
+    fresh = classifier(seed=1).to(torch.bfloat16).train()
+    follow_state_dict(fresh)
+    fresh.load_state_dict(model.state_dict())
+    assert all(module.training for module in fresh.modules() if isinstance(module, GroupedLinear))
+    assert {p.dtype for p in fresh.parameters()} == {torch.bfloat16}
+
+
+def test_a_dense_state_dict_still_loads_into_a_dense_module_only() -> None:
+    dense = classifier(seed=2)
+    fresh = classifier(seed=1)
+    follow_state_dict(fresh)
+    fresh.load_state_dict(dense.state_dict())
+    assert torch.equal(logits(fresh), logits(dense))
+    grouped = pruned("bert")
+    follow_state_dict(grouped)
+    with pytest.raises(ValueError, match="holds a dense matrix at .*weight, but the module's was pruned"):
+        grouped.load_state_dict(dense.state_dict())
+
+
+def test_following_survives_a_deep_copy() -> None:
+    fresh = classifier(seed=1)
+    follow_state_dict(fresh)
+    copied = copy.deepcopy(fresh)
+    copied.load_state_dict(pruned("bert").state_dict())
+    assert is_grouped(find_encoder(copied))
+    assert not is_grouped(find_encoder(fresh))
+
+
+def test_a_plan_that_does_not_fit_names_the_first_mismatch_and_changes_nothing() -> None:
+    model = classifier()
+    before = copy.deepcopy(model.state_dict())
+    encoder = find_encoder(model)
+    with pytest.raises(ValueError, match="the plan has 2 layers, but the encoder has 3"):
+        apply_plan(encoder, plan_with(2))
+    with pytest.raises(ValueError, match="made for a 'roberta' encoder, but this one is 'bert'"):
+        apply_plan(encoder, PruningPlan("roberta", plan_with(3).matrices))
+    wide = [MatrixPlan(m.layer, m.kind, 24, 24, None, None) for m in plan_with(3).matrices]
+    with pytest.raises(ValueError, match="layer 0 W1: the plan is for 24 x 24, but the encoder's matrix is 24 x 96"):
+        apply_plan(encoder, PruningPlan("bert", tuple(wide)))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_grouped_encoder_is_not_pruned_again() -> None:
+    model = pruned("bert")
+    with pytest.raises(ValueError, match="the encoder at 'bert' is grouped already and cannot be pruned again"):
+        apply_plan(find_encoder(model), plan_with(3, W1=2, W2=2))
+    with pytest.raises(ValueError, match="grouped already"):
+        prune(model, batches(1))
+
+
+def test_a_matrix_kept_whole_stays_the_layer_it_was() -> None:
+    linear = nn.Linear(4, 4)
+    assert prune_linear(linear, MatrixPlan(0, "Q", 4, 4, None, None)) is linear
