@@ -49,13 +49,19 @@ def compensate(
     assert isinstance(stack, nn.ModuleList)
     streams = [Stream(given, encoder.model.device) for given in inputs]
     originals: list[nn.Module] = []
+    exact = True  # nothing pruned so far, so both streams are the same and there is nothing to refit
     with eval_mode(encoder.model), torch.no_grad():
         try:
             for layer in track(range(plan.num_layers)):
                 originals.append(copy.deepcopy(stack[layer]))
                 prune_layer(encoder, plan, layer)
                 for name in SUBLAYERS:
-                    _Sublayer(encoder, originals[layer], layer, name, ridge, all_reduce).compensate(streams)
+                    sublayer = _Sublayer(encoder, originals[layer], layer, name, ridge, all_reduce)
+                    exact = exact and all(plan.matrix(layer, kind).input_index is None for kind in SUBLAYERS[name])
+                    if exact:
+                        sublayer.pass_by(streams)
+                    else:
+                        sublayer.compensate(streams)
         except BaseException:
             for layer, original in enumerate(originals):
                 stack[layer] = original
@@ -196,6 +202,11 @@ class _Sublayer:
             self._refit_closing(closing, streams)
         for stream in streams:
             stream.pruned = stream.run(self.encoder, self.encoder.layers[self.layer], self.name, stream.pruned)
+
+    def pass_by(self, streams: list[Stream]) -> None:
+        """Move both streams past a sublayer of which, as of all before it, nothing was pruned."""
+        for stream in streams:
+            stream.dense = stream.pruned = stream.run(self.encoder, self.original, self.name, stream.dense)
 
     def pruned(self, kind: str) -> nn.Module:
         """Return what stands for a matrix now."""

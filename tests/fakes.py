@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import datasets
+import lightning as L
 
 from pgb_lightning.tasks import GLUETask
 
@@ -59,3 +60,16 @@ def glue_rows(task: GLUETask, count: int, seed: int = 0) -> datasets.Dataset:
         return rows.cast_column("label", datasets.Value("float32"))
     names = [f"class_{index}" for index in range(task.num_labels)]
     return rows.cast_column("label", datasets.ClassLabel(names=names))
+
+
+def quiet_trainer(**settings: Any) -> L.Trainer:
+    """Make a Trainer that writes and prints nothing."""
+    defaults = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "max_epochs": 1,
+    }
+    return L.Trainer(**{**defaults, **settings})

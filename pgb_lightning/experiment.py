@@ -1,0 +1,168 @@
+"""Fine-tune, prune, re-finetune, over seeds: the measurements behind ``docs/results.md``.
+
+Example:
+    ::
+
+        python -m pgb_lightning.experiment sst2 runs/sst2 --data_dir DIR --max_train_samples 20000
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.table import Table
+
+from pgb_lightning.callbacks import PGBCallback
+from pgb_lightning.datamodules import GLUEDataModule
+from pgb_lightning.modules import TextClassification
+from pgb_lightning.tasks import get_task
+
+
+class ScoreBeforeTraining(L.Callback):
+    """Keep what the sanity check measures; over the whole validation set it is the score before training."""
+
+    def __init__(self) -> None:
+        self.scores: dict[str, float] = {}
+
+    def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Copy the metrics before they are reset."""
+        self.scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def train(
+    module: L.LightningModule,
+    datamodule: L.LightningDataModule,
+    epochs: int,
+    checkpoint: Path,
+    callbacks: Sequence[L.Callback] = (),
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Train a module, save its weights, and return its scores before and after.
+
+    Args:
+        module: The module.
+        datamodule: Its data.
+        epochs: Epochs to train.
+        checkpoint: Where the weights go.
+        callbacks: Such as :class:`PGBCallback`; the first scores are then those of the pruned module.
+
+    Returns:
+        Validation metrics before and after training.
+    """
+    before = ScoreBeforeTraining()
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        callbacks=[*callbacks, before],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=-1,
+        gradient_clip_val=1.0,
+    )
+    trainer.fit(module, datamodule=datamodule)
+    trainer.save_checkpoint(checkpoint, weights_only=True)
+    return before.scores, {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def run(
+    task: str,
+    out_dir: str,
+    data_dir: str | None = None,
+    model_name_or_path: str = "minilm-l6",
+    seeds: tuple[int, ...] = (0, 1, 2),
+    ratios: tuple[float, ...] = (0.3, 0.5),
+    presets: tuple[str, ...] = ("paper", "default"),
+    max_train_samples: int | None = None,
+    learning_rate: float = 5e-5,
+    refinetuning_learning_rate: float = 3e-5,
+    num_threads: int = 1,
+) -> None:
+    """Measure a GLUE task: dense, pruned, and re-finetuned for one epoch, over seeds.
+
+    A seed draws the training rows, their order, the calibration rows and dropout. What is measured already is
+    read from ``out_dir``, so that an interrupted run goes on, and runs of different seeds can share a folder.
+
+    Args:
+        task: The GLUE task.
+        out_dir: Folder for checkpoints and ``results.json`` files.
+        data_dir: Local parquet folder; the Hub if not given.
+        model_name_or_path: The pretrained encoder.
+        seeds: Seeds to run.
+        ratios: Values of ``pruning_ratio``.
+        presets: Presets of :class:`PruningConfig`.
+        max_train_samples: Training rows to use; all if not given.
+        learning_rate: For fine-tuning the dense model.
+        refinetuning_learning_rate: For the pruned one (the paper: 2e-5 or 3e-5).
+        num_threads: CPU threads; one where several runs share a machine.
+    """
+    torch.set_num_threads(num_threads)
+    metric = f"val_{get_task(task).metrics[0]}"
+    for seed in seeds:
+        folder = Path(out_dir) / f"seed{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        data = GLUEDataModule(task, model_name_or_path, data_dir, max_train_samples=max_train_samples, seed=seed)
+        dense = folder / "dense.ckpt"
+        if not _stored(folder / "dense.json"):
+            L.seed_everything(seed)
+            module = TextClassification(model_name_or_path, task, learning_rate=learning_rate)
+            _, scores = train(module, data, 1, dense)
+            _store(folder / "dense.json", {"seed": seed, "dense": scores[metric]})
+        for ratio in ratios:
+            for preset in presets:
+                name = f"{preset}-{ratio}"
+                if _stored(folder / f"{name}.json"):
+                    continue
+                L.seed_everything(seed)
+                module = TextClassification(
+                    *(model_name_or_path, task),
+                    learning_rate=refinetuning_learning_rate,
+                    fine_tuned_ckpt=str(dense),
+                )
+                pgb = PGBCallback(ratio, preset)
+                before, after = train(module, data, 1, folder / f"{name}.ckpt", [pgb])
+                assert pgb.plan is not None
+                result = {
+                    **{"seed": seed, "preset": preset, "ratio": ratio, "removed": pgb.plan.pruning_ratio},
+                    **{"before": before[metric], "after": after[metric]},
+                }
+                _store(folder / f"{name}.json", result)
+    Console(width=100).print(_table(Path(out_dir), metric))
+
+
+def _table(out_dir: Path, metric: str) -> Table:
+    """Tabulate all results in a folder: mean and standard deviation over seeds, in points."""
+    results = [json.loads(path.read_text()) for path in sorted(out_dir.glob("seed*/*.json"))]
+    dense = [result["dense"] for result in results if "dense" in result]
+    table = Table(title=f"{metric}, mean ± standard deviation over {len(dense)} seeds; dense {_spread(dense)}")
+    for column in ("ratio", "preset", "removed", "pruned", "re-finetuned", "seeds"):
+        table.add_column(column, justify="right")
+    settings = sorted({(r["ratio"], r["preset"]) for r in results if "ratio" in r})
+    for ratio, preset in settings:
+        rows = [r for r in results if (r.get("ratio"), r.get("preset")) == (ratio, preset)]
+        columns = [_spread([row[key] for row in rows]) for key in ("removed", "before", "after")]
+        table.add_row(str(ratio), preset, *columns, str(len(rows)))
+    return table
+
+
+def _spread(values: list[float]) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
+
+
+def _stored(path: Path) -> bool:
+    return path.is_file()
+
+
+def _store(path: Path, result: dict[str, Any]) -> None:
+    path.write_text(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    auto_cli(run)
