@@ -143,7 +143,8 @@ class PGBCallback(pl.Callback):
         share = islice(batches, trainer.global_rank, None, trainer.world_size)
         with undisturbed(pl_module):
             loss = training_loss(trainer, pl_module)
-            statistics = calibrate(encoder, self._track(trainer, "PGB calibration", share), loss, all_reduce)
+            tracked = self._track(trainer, "PGB calibration", share)
+            statistics = calibrate(encoder, tracked, loss, all_reduce, self.config.compensation_tokens)
         plan = make_plan(encoder, statistics, self.config) if trainer.is_global_zero else None
         plan = strategy.broadcast(plan)
         assert plan is not None

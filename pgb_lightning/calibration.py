@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Calibration:
 
     Args:
         fisher: F of each matrix, (M, N): the mean over samples of the squared gradient of the sample's loss.
-        inputs: The first layer's inputs, batch by batch (this process's share).
+        inputs: The first layer's inputs, batch by batch (this process's share, up to a number of tokens).
         num_samples: Samples seen, over all processes.
     """
 
@@ -52,7 +53,11 @@ class Calibration:
 
 
 def calibrate(
-    encoder: Encoder, batches: Iterable[Any], loss: Loss, all_reduce: AllReduce = lambda tensor: tensor
+    encoder: Encoder,
+    batches: Iterable[Any],
+    loss: Loss,
+    all_reduce: AllReduce = lambda tensor: tensor,
+    max_tokens: float = math.inf,
 ) -> Calibration:
     """Collect the diagonal empirical Fisher of every matrix in one forward and backward pass.
 
@@ -65,9 +70,10 @@ def calibrate(
         batches: Batches that ``loss`` understands; read once.
         loss: Runs the model on a batch and returns the mean loss of its samples.
         all_reduce: Sums a tensor over the processes that share the calibration.
+        max_tokens: Keep the first layer's inputs of no more batches once they hold this many real tokens.
 
     Returns:
-        The statistics. Beyond the model they hold one float per encoder weight, and d floats per token.
+        The statistics. Beyond the model they hold one float per encoder weight, and d floats per kept token.
 
     Raises:
         ValueError: There is no batch, the loss does not depend on the encoder, or a loss or gradient is not
@@ -76,7 +82,7 @@ def calibrate(
     squares = {key: torch.zeros_like(linear.weight.T) for key, linear in encoder.linears()}
     inputs: list[LayerInput] = []
     problem: str | None = None
-    samples = 0
+    samples = tokens = 0
     with eval_mode(encoder.model), _recording(encoder, squares) as calls, torch.enable_grad():
         for number, batch in enumerate(batches):
             calls.clear()
@@ -85,8 +91,10 @@ def calibrate(
             if problem:
                 break
             for call in calls:
-                inputs.append(call.kept())
                 samples += len(call.hidden)
+                if tokens < max_tokens:
+                    inputs.append(call.kept())
+                    tokens += int(inputs[-1].tokens.sum())
     _raise_everywhere(problem, all_reduce, encoder.model.device)
     total = int(all_reduce(torch.tensor(float(samples), device=encoder.model.device)))
     if total == 0:

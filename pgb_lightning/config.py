@@ -29,6 +29,8 @@ class PruningConfig:
         permutation: How weights are gathered into blocks: ``"greedy"`` is the paper's alternating sort,
             ``"balanced"`` improves its result by balanced assignment.
         compensation: Whether the kept weights are refitted by least squares (Eq. 4).
+        compensation_tokens: Tokens of the calibration samples, counted without padding, on which the weights are
+            refitted; batches beyond them still count for importance. Bounds time and memory.
         ridge: Weight of the pull towards the original weights in Eq. 4, as a share of the mean input power.
         tolerance: Largest accepted distance from ``pruning_ratio`` under ``importance_threshold="auto"``.
 
@@ -47,6 +49,7 @@ class PruningConfig:
     num_permutations: int = 6
     permutation: Permutation = "balanced"
     compensation: bool = True
+    compensation_tokens: int = 65536
     ridge: float = 1e-2
     tolerance: float = 0.005
 
@@ -61,6 +64,7 @@ class PruningConfig:
             raise ValueError(f"permutation={self.permutation!r} is unknown; choose one of {allowed}.")
         if not isinstance(self.compensation, bool):
             raise TypeError(f"compensation={self.compensation!r} must be True or False.")
+        _check_count("compensation_tokens", self.compensation_tokens, "give many times the encoder's width")
         _check_float("ridge", self.ridge, 0, None, "a small share of the input power, such as 0.01")
         _check_float("tolerance", self.tolerance, 0, 1, "a distance between ratios, such as 0.005")
 

@@ -58,7 +58,7 @@ def prune(
     config = config or PruningConfig()
     found = prepare(model, config, encoder)
     with eval_mode(model):
-        statistics = calibrate(found, batches, loss or _model_loss(model))
+        statistics = calibrate(found, batches, loss or _model_loss(model), max_tokens=config.compensation_tokens)
     plan = make_plan(found, statistics, config)
     carry_out(found, plan, statistics, config)
     return plan

@@ -128,3 +128,16 @@ def test_an_empty_loader_and_a_loss_without_encoder_are_refused() -> None:
         calibrate(encoder, batches(1), lambda batch: model(**batch).logits.detach().sum().requires_grad_())
     with pytest.raises(ValueError, match="batch 0: the loss is NoneType, but must be a tensor"):
         calibrate(encoder, batches(1), lambda batch: None)  # type: ignore[arg-type, return-value]
+
+
+def test_inputs_are_kept_up_to_a_number_of_tokens_but_every_batch_is_scored() -> None:
+    model = classifier()
+    data = batches(5)
+    first = int(data[0]["attention_mask"].sum())
+    encoder = find_encoder(model)
+    limited = calibrate(encoder, data, mean_loss(model), max_tokens=first + 1)
+    assert len(limited.inputs) == 2
+    assert limited.num_samples == 40
+    everything = calibrate(encoder, data, mean_loss(model))
+    assert len(everything.inputs) == 5
+    assert all(torch.equal(limited.fisher[key], everything.fisher[key]) for key in limited.fisher)

@@ -1,0 +1,62 @@
+"""Two processes: one decision, shared calibration, the same weights on both ranks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("ddp_fit.py")
+
+
+def fit(folder: Path, devices: int, *ckpt_path: Path) -> list[dict[str, Any]]:
+    """Run the script and return what each rank wrote."""
+    folder.mkdir()
+    paths = os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(SCRIPT), str(folder), str(devices), *map(str, ckpt_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(devices)]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("ddp") / "first"
+    return folder, fit(folder, 2)
+
+
+def test_both_ranks_hold_the_same_structure_and_weights(ranks: tuple[Path, list[dict[str, Any]]]) -> None:
+    first, second = ranks[1]
+    assert first["plan"] == second["plan"]
+    assert first["shapes"] == second["shapes"]
+    assert any(len(shape) == 3 for shape in first["shapes"].values())
+    assert all(torch.equal(first["state"][name], value) for name, value in second["state"].items())
+
+
+def test_calibration_is_shared_and_decides_what_one_process_would(
+    ranks: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    first, second = ranks[1]
+    assert (first["samples"], second["samples"]) == (24, 24)
+    assert first["plan"]["num_samples"] == 48
+    [alone] = fit(tmp_path / "alone", 1)
+    assert alone["samples"] == 48
+
+    def structure(plan: dict[str, Any]) -> list[Any]:
+        return [(matrix["kind"], matrix["input_index"], matrix["output_index"]) for matrix in plan["matrices"]]
+
+    assert structure(alone["plan"]) == structure(first["plan"])
+
+
+def test_both_ranks_resume_the_grouped_model(ranks: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    folder, before = ranks
+    after = fit(tmp_path / "resumed", 2, folder / "end.ckpt")
+    assert [rank["samples"] for rank in after] == [0, 0]
+    assert after[0]["plan"] == before[0]["plan"]
+    assert all(torch.equal(after[0]["state"][name], value) for name, value in after[1]["state"].items())
