@@ -9,9 +9,9 @@ from itertools import islice
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from tqdm.auto import tqdm
 
@@ -189,11 +189,9 @@ class PGBCallback(pl.Callback):
 
     def _track(self, trainer: pl.Trainer, description: str, items: Iterable[Any]) -> Iterable[Any]:
         """Show progress where the Trainer shows progress."""
-        return tqdm(
-            items,
-            desc=description,
-            disable=trainer.progress_bar_callback is None or not trainer.is_global_zero,
-        )
+        shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
+        tracked: Iterable[Any] = tqdm(items, desc=description, disable=not shown)
+        return tracked
 
 
 @contextmanager

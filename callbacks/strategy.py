@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 
 def before_strategy_setup(trainer: pl.Trainer, action: Callable[[], None]) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.trainer import call
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torchmetrics import Metric
@@ -79,7 +79,7 @@ def undisturbed(module: pl.LightningModule) -> Iterator[None]:
         if isinstance(value, (bool, int, float, str, list, dict, set)) and name not in _TORCH_ATTRIBUTES
     }
     metrics = {metric: _metric_state(metric) for metric in module.modules() if isinstance(metric, Metric)}
-    module.log = module.log_dict = _ignore  # type: ignore[method-assign, assignment]
+    module.log = module.log_dict = _ignore  # type: ignore[method-assign]
     try:
         with eval_mode(module):
             yield

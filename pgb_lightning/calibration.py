@@ -170,7 +170,9 @@ def _recording(encoder: Encoder, squares: dict[tuple[int, str], Tensor]) -> Iter
 
     def watch(square: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            output.register_hook(lambda gradient: _add_squares(square, args[0].detach(), gradient))
+            output.register_hook(  # type: ignore[no-untyped-call]
+                lambda gradient: _add_squares(square, args[0].detach(), gradient)
+            )
 
         return hook
 

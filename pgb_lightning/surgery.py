@@ -157,7 +157,7 @@ def follow_state_dict(module: nn.Module) -> None:
         ...         follow_state_dict(self)
     """
     if not getattr(module, "_follows_state_dict", False):
-        module.register_load_state_dict_pre_hook(_rebuild)
+        module.register_load_state_dict_pre_hook(_rebuild)  # type: ignore[no-untyped-call]
         module._follows_state_dict = True  # type: ignore[assignment]
 
 
@@ -174,7 +174,8 @@ def dense_twin(model: Model) -> Model:
     Returns:
         A new model of the same class, with equal outputs in eval mode.
     """
-    twin = type(model)(copy.deepcopy(model.config)).to(device=model.device, dtype=model.dtype)
+    twin: Model = type(model)(copy.deepcopy(model.config))
+    twin.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]
     state = model.state_dict()
     for encoder in find_encoders(model):
         for layer in range(len(encoder.layers)):
@@ -183,7 +184,8 @@ def dense_twin(model: Model) -> Model:
                 state.update(_dense_state(encoder, layer, kind, twin.get_submodule(prefix[:-1])))
     wanted = twin.state_dict()
     twin.load_state_dict({name: state[name] for name in wanted})
-    return twin.train(model.training)
+    twin.train(model.training)
+    return twin
 
 
 def _dense_state(encoder: Encoder, layer: int, kind: str, target: nn.Module) -> dict[str, Tensor]:
@@ -230,24 +232,22 @@ def _rebuild_matrix(encoder: Encoder, layer: int, kind: str, state_dict: Mapping
         return
     if not isinstance(module, (nn.Linear, GroupedLinear, ConstantLinear)):
         return
-    device = module.bias.device if module.bias is not None else None
-    dtype = module.bias.dtype if module.bias is not None else None
+    like = next(module.parameters())
     if weight is not None and weight.dim() == 3:
         if not isinstance(module, GroupedLinear) or module.weight.shape != weight.shape:
+            groups, block_in, block_out = weight.shape
             grouped = GroupedLinear(
-                module.in_features,
-                module.out_features,
-                *weight.shape,
+                *(module.in_features, module.out_features, groups, block_in, block_out),
                 bias=f"{name}bias" in state_dict,
-                device=device,
-                dtype=dtype,
+                device=like.device,
+                dtype=like.dtype,
             )
             _put(encoder, layer, kind, grouped.train(module.training))
     elif weight is not None:
         if not isinstance(module, nn.Linear):
             raise ValueError(_cannot_revive(name))
     elif _is_constant(state_dict, name) and not isinstance(module, ConstantLinear):
-        constant = ConstantLinear(module.in_features, module.out_features, device=device, dtype=dtype)
+        constant = ConstantLinear(module.in_features, module.out_features, device=like.device, dtype=like.dtype)
         _put(encoder, layer, kind, constant.train(module.training))
 
 

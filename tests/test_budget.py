@@ -42,9 +42,7 @@ def cost(groups: dict[tuple[int, str], int], of: dict[tuple[int, str], Demand]) 
     rounding=st.booleans(),
     quantile=st.floats(0, 1),
 )
-def test_a_demand_answers_as_the_definition_does(
-    seed: int, max_groups: int, rounding: bool, quantile: float
-) -> None:
+def test_a_demand_answers_as_the_definition_does(seed: int, max_groups: int, rounding: bool, quantile: float) -> None:
     importance = torch.rand(12, 24, generator=torch.Generator().manual_seed(seed)) ** 3
     if rounding:
         importance = (importance * 4).round()

@@ -12,7 +12,7 @@ from pgb_lightning.architectures import find_encoder
 from pgb_lightning.calibration import calibrate
 
 
-def mean_loss(model: PreTrainedModel):  # noqa: ANN201
+def mean_loss(model: PreTrainedModel):
     return lambda batch: model(**batch).loss
 
 

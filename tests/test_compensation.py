@@ -36,9 +36,7 @@ def error(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, weight: Tensor) -
     ridge=st.sampled_from([1e-6, 1e-2, 1.0]),
     seed=st.integers(0, 999),
 )
-def test_it_never_raises_the_error(
-    groups: int, block: tuple[int, int], tokens: int, ridge: float, seed: int
-) -> None:
+def test_it_never_raises_the_error(groups: int, block: tuple[int, int], tokens: int, ridge: float, seed: int) -> None:
     torch.manual_seed(seed)
     m, n = block
     x = torch.randn(tokens, groups * m, dtype=torch.float64) @ torch.randn(groups * m, groups * m).double() + 3
@@ -75,7 +73,7 @@ def test_fewer_tokens_than_inputs_are_no_trouble() -> None:
     torch.testing.assert_close(solve(power, cross, start, ridge=0.01), start.double())
 
 
-def pruned_twice(model_type: str, ratio: float = 0.5):  # noqa: ANN201
+def pruned_twice(model_type: str, ratio: float = 0.5):
     """Prune one model with and without compensation by the same plan; return logits on the calibration data."""
     dense = classifier(model_type)
     data = batches(8)
@@ -93,7 +91,7 @@ def pruned_twice(model_type: str, ratio: float = 0.5):  # noqa: ANN201
 def test_compensation_brings_the_model_closer_to_the_dense_one(model_type: str) -> None:
     plan, compensated, (dense, plain, after) = pruned_twice(model_type)
     assert (after - dense).square().mean() < 0.5 * (plain - dense).square().mean()
-    for (layer, kind) in [(matrix.layer, matrix.kind) for matrix in plan.matrices if matrix.num_groups > 1]:
+    for layer, kind in [(matrix.layer, matrix.kind) for matrix in plan.matrices if matrix.num_groups > 1]:
         module = find_encoder(compensated).matrix(layer, kind)
         assert isinstance(module, GroupedLinear)
         assert module.input_index.tolist() == [list(block) for block in plan.matrix(layer, kind).input_index]
@@ -127,7 +125,7 @@ def test_modes_survive_and_a_failure_leaves_the_model_as_it_was() -> None:
     plan = make_plan(encoder, statistics, PruningConfig(pruning_ratio=0.5))
     before = copy.deepcopy(model.state_dict())
 
-    def stop_at_layer_2(layers: range):  # noqa: ANN202
+    def stop_at_layer_2(layers: range):
         for layer in layers:
             if layer == 2:
                 raise KeyboardInterrupt

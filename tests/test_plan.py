@@ -88,9 +88,7 @@ def test_blocks_that_cannot_be_are_refused(rows: object, columns: object, messag
 def test_a_dropped_sublayer_keeps_no_matrix_but_q_or_k_may_go_alone() -> None:
     matrices = whole()
     for gone in ("Q", "K"):
-        matrices[MATRICES.index(gone)] = replace(
-            matrices[MATRICES.index(gone)], input_index=(), output_index=()
-        )
+        matrices[MATRICES.index(gone)] = replace(matrices[MATRICES.index(gone)], input_index=(), output_index=())
     PruningPlan("bert", tuple(matrices))
     for gone, kept in (("V", "O"), ("W1", "W2")):
         broken = whole()

@@ -82,7 +82,7 @@ def test_without_compensation_the_kept_weights_are_the_dense_model_s() -> None:
     model = classifier()
     original = copy.deepcopy(model)
     prune(model, batches(4), PruningConfig(pruning_ratio=0.5, compensation=False))
-    for (key, dense) in find_encoder(original).linears():
+    for key, dense in find_encoder(original).linears():
         try:
             module = find_encoder(model).matrix(*key)
         except AttributeError:
@@ -96,8 +96,7 @@ def test_without_compensation_the_kept_weights_are_the_dense_model_s() -> None:
 def test_q_and_k_alone_may_become_constants() -> None:
     model = classifier()
     matrices = [
-        MatrixPlan(m.layer, m.kind, m.rows, m.columns, (), ()) if m.kind in "QK" else m
-        for m in plan_with(3).matrices
+        MatrixPlan(m.layer, m.kind, m.rows, m.columns, (), ()) if m.kind in "QK" else m for m in plan_with(3).matrices
     ]
     apply_plan(find_encoder(model), PruningPlan("bert", tuple(matrices)))
     torch.testing.assert_close(logits(dense_twin(model)), logits(model))
@@ -165,7 +164,7 @@ def test_a_dense_state_dict_still_loads_into_a_dense_module_only() -> None:
     assert torch.equal(logits(fresh), logits(dense))
     grouped = pruned("bert")
     follow_state_dict(grouped)
-    with pytest.raises(ValueError, match="holds a dense matrix at .*weight, but the module's was pruned"):
+    with pytest.raises(ValueError, match=r"holds a dense matrix at .*weight, but the module's was pruned"):
         grouped.load_state_dict(dense.state_dict())
 
 

@@ -48,7 +48,5 @@ def batches(count: int = 6, size: int = 8, length: int = 11, seed: int = 0) -> l
         mask = (torch.arange(length) < lengths).long()
         tokens = torch.randint(2, VOCABULARY, (size, length), generator=generator)
         labels = torch.randint(2, (size,), generator=generator)
-        made.append(
-            {"input_ids": tokens * mask + PADDING * (1 - mask), "attention_mask": mask, "labels": labels}
-        )
+        made.append({"input_ids": tokens * mask + PADDING * (1 - mask), "attention_mask": mask, "labels": labels})
     return made

@@ -21,7 +21,7 @@ class Shares(OwnModule):
         self.counted = torch.nn.Identity()
         self.counted.samples = 0  # type: ignore[assignment]
 
-    def training_step(self, batch, batch_idx):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN201
+    def training_step(self, batch, batch_idx):  # type: ignore[no-untyped-def]
         if not self.training:
             self.counted.samples += len(batch[0])
         return super().training_step(batch, batch_idx)

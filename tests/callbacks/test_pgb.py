@@ -108,9 +108,7 @@ def test_a_user_s_module_needs_no_change_to_resume(trainer: MakeTrainer, tmp_pat
     resumed = NeverCalibrate()
     trainer(PGBCallback(), max_epochs=2).fit(resumed, make_loader(), ckpt_path=path)
     assert is_grouped(find_encoder(resumed))
-    assert torch.equal(
-        predictions(trainer(PGBCallback()), OwnModule(), ckpt_path=path), predictions(trainer(), module)
-    )
+    assert torch.equal(predictions(trainer(PGBCallback()), OwnModule(), ckpt_path=path), predictions(trainer(), module))
 
 
 def test_pruning_comes_after_setup_and_before_the_optimizer(trainer: MakeTrainer) -> None:
@@ -175,7 +173,7 @@ def test_one_encoder_of_two_is_named(trainer: MakeTrainer) -> None:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.AdamW(self.net.parameters())
 
-    with pytest.raises(MisconfigurationException, match="holds 2 encoders; .*'net.bert', 'teacher.roberta'"):
+    with pytest.raises(MisconfigurationException, match=r"holds 2 encoders; .*'net.bert', 'teacher.roberta'"):
         trainer(PGBCallback()).fit(Two(), make_loader())
     module = Two()
     trainer(PGBCallback(encoder="net.bert")).fit(module, make_loader())

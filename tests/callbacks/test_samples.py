@@ -46,7 +46,7 @@ class CalibrationData(Data):
 
 
 class Stream(IterableDataset):  # type: ignore[type-arg]
-    def __iter__(self):  # noqa: ANN204
+    def __iter__(self):
         yield from make_rows(40)
 
 

@@ -108,7 +108,7 @@ def test_a_calibration_step_replaces_the_training_step(trainer: Callable[..., L.
             self.manual_backward(self.loss(batch))
             optimizer.step()  # type: ignore[union-attr]
 
-    with pytest.raises(MisconfigurationException, match=r"automatic_optimization=False.* calibration_step\(self, batch"):
+    with pytest.raises(MisconfigurationException, match=r"automatic_optimization=False.* calibration_step\(self"):
         trainer(PGBCallback()).fit(Manual(), make_loader())
 
     class WithStep(Manual):

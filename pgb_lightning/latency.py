@@ -1,0 +1,43 @@
+"""How long models take, measured side by side."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+
+import torch
+from torch.utils.benchmark import Timer
+
+
+def compare_latency(
+    runs: Mapping[str, Callable[[], object]], repeats: int = 7, min_time: float = 0.2
+) -> dict[str, float]:
+    """Measure several functions in turn, so that a drift of the machine's speed meets all of them.
+
+    Args:
+        runs: Functions by name; each is warmed up first.
+        repeats: Rounds; every function is measured once a round.
+        min_time: Seconds that one measurement lasts at least.
+
+    Returns:
+        The median over rounds, in seconds a call.
+
+    Example:
+        >>> sorted(compare_latency({"a": lambda: sum(range(9)), "b": lambda: None}, repeats=1, min_time=0.001))
+        ['a', 'b']
+    """
+    timers = {
+        name: Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads()) for name, run in runs.items()
+    }
+    calls = {name: _calls_within(timer, min_time) for name, timer in timers.items()}
+    measured: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, timer in timers.items():
+            measured[name].append(timer.timeit(calls[name]).mean)
+    return {name: statistics.median(times) for name, times in measured.items()}
+
+
+def _calls_within(timer: Timer, seconds: float) -> int:
+    """Warm a function up, and return how many calls fill a measurement."""
+    timer.timeit(2)
+    return max(1, round(seconds / timer.timeit(2).mean))
