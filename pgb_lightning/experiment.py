@@ -82,6 +82,7 @@ def run(
     max_train_samples: int | None = None,
     learning_rate: float = 5e-5,
     refinetuning_learning_rate: float = 3e-5,
+    max_length: int = 128,
     num_threads: int = 1,
 ) -> None:
     """Measure a GLUE task: dense, pruned, and re-finetuned for one epoch, over seeds.
@@ -100,6 +101,7 @@ def run(
         max_train_samples: Training rows to use; all if not given.
         learning_rate: For fine-tuning the dense model.
         refinetuning_learning_rate: For the pruned one (the paper: 2e-5 or 3e-5).
+        max_length: Tokens of a text, at most.
         num_threads: CPU threads; one where several runs share a machine.
     """
     torch.set_num_threads(num_threads)
@@ -107,7 +109,9 @@ def run(
     for seed in seeds:
         folder = Path(out_dir) / f"seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
-        data = GLUEDataModule(task, model_name_or_path, data_dir, max_train_samples=max_train_samples, seed=seed)
+        data = GLUEDataModule(
+            *(task, model_name_or_path, data_dir), max_length=max_length, max_train_samples=max_train_samples, seed=seed
+        )
         dense = folder / "dense.ckpt"
         if not _stored(folder / "dense.json"):
             L.seed_everything(seed)
