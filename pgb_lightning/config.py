@@ -49,7 +49,7 @@ class PruningConfig:
     num_permutations: int = 6
     permutation: Permutation = "balanced"
     compensation: bool = True
-    compensation_tokens: int = 65536
+    compensation_tokens: int = 32768
     ridge: float = 1e-2
     tolerance: float = 0.005
 
