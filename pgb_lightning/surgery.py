@@ -61,8 +61,7 @@ def check_plan(encoder: Encoder, plan: PruningPlan) -> None:
     Raises:
         ValueError: It does not; the message names the first mismatch.
     """
-    if is_grouped(encoder):
-        raise ValueError(_already_grouped(encoder))
+    check_dense(encoder)
     if plan.model_type != encoder.model_type:
         raise ValueError(
             f"the plan was made for a {plan.model_type!r} encoder, but this one is {encoder.model_type!r}."
@@ -79,13 +78,21 @@ def check_plan(encoder: Encoder, plan: PruningPlan) -> None:
 
 
 def check_dense(encoder: Encoder) -> None:
-    """Require an encoder that nothing has been pruned from.
+    """Require an encoder that nothing has been pruned from, with plain linear layers everywhere.
 
     Raises:
-        ValueError: It is grouped already.
+        ValueError: It is grouped already, or another library has exchanged its layers.
     """
     if is_grouped(encoder):
         raise ValueError(_already_grouped(encoder))
+    for layer in range(len(encoder.layers)):
+        for kind in MATRICES:
+            module = encoder.matrix(layer, kind)
+            if not isinstance(module, nn.Linear):
+                raise ValueError(
+                    f"layer {layer} {kind} of the encoder at {encoder.name or 'the root'!r} is a "
+                    f"{type(module).__name__}, not an nn.Linear; merge adapters, and undo quantization, before pruning."
+                )
 
 
 def is_grouped(encoder: Encoder) -> bool:

@@ -199,6 +199,18 @@ def test_a_grouped_encoder_is_not_pruned_again() -> None:
         prune(model, batches(1))
 
 
+def test_layers_that_another_library_exchanged_are_named() -> None:
+    class Adapter(nn.Module):
+        def __init__(self, base: nn.Linear) -> None:
+            super().__init__()
+            self.base = base
+
+    model = classifier()
+    model.bert.encoder.layer[1].output.dense = Adapter(model.bert.encoder.layer[1].output.dense)
+    with pytest.raises(ValueError, match="layer 1 W2 of the encoder at 'bert' is a Adapter, not an nn.Linear; merge"):
+        prune(model, batches(1))
+
+
 def test_a_matrix_kept_whole_stays_the_layer_it_was() -> None:
     linear = nn.Linear(4, 4)
     assert prune_linear(linear, MatrixPlan(0, "Q", 4, 4, None, None)) is linear
