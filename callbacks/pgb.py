@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -113,6 +114,11 @@ class PGBCallback(pl.Callback):
                 if not is_grouped(find_encoder(pl_module, self.encoder)):
                     prepare(pl_module, self.config, self.encoder)
         check_training_step(pl_module)
+        if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise MisconfigurationException(
+                "PGBCallback cannot share a fit with WeightAveraging, which copies the module before it is pruned: prune "
+                "in a fit of its own (max_epochs=0 will do), then re-finetune the pruned module with WeightAveraging."
+            )
         before_strategy_setup(trainer, partial(self._prune, trainer, pl_module))
 
     def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -89,12 +89,13 @@ def _random_subset(loader: DataLoader[Any], size: int) -> DataLoader[Any]:
 
 def _batches(loader: Any) -> Iterator[Any]:
     """Go over any loader, or collection of loaders, that a Trainer takes."""
-    if isinstance(loader, (DataLoader, Iterator)):
+    members = loader.values() if isinstance(loader, dict) else loader if isinstance(loader, (list, tuple)) else ()
+    if any(isinstance(member, DataLoader) for member in members):
+        loader = CombinedLoader(loader, "max_size_cycle")  # as the Trainer does; a plain list is a list of batches
+    if isinstance(loader, CombinedLoader):
+        yield from (batch for batch, _, _ in loader)
+    else:
         yield from loader
-        return
-    combined = loader if isinstance(loader, CombinedLoader) else CombinedLoader(loader, "max_size_cycle")
-    for batch, _, _ in combined:
-        yield batch
 
 
 def _first_samples(loader: Any, size: int, required: bool) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Draw what PGB does to a weight matrix.
+"""Draw what PGB does to one matrix.
 
 Example:
     ::
@@ -8,6 +8,7 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,88 +22,169 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""One for each group; Okabe and Ito's, which people tell apart whatever their colour vision."""
+
+NEUTRAL = "#5A5A5A"
+
 
 def example_importance(rows: int = 24, columns: int = 36, num_groups: int = 3, seed: int = 0) -> Tensor:
-    """Make an importance matrix whose important weights form groups, scattered over rows and columns.
+    """Make the importance of a small matrix whose rows and columns belong to groups that nobody can see.
 
     Args:
         rows: M.
         columns: N.
-        num_groups: G; must divide both.
-        seed: Draws the noise and the order.
+        num_groups: Groups to hide; divides M and N.
+        seed: The same seed makes the same matrix.
 
     Returns:
-        I, of shape (M, N), in [0, 1].
+        Importance between 0 and 1, of shape (M, N): high where row and column are of one group, give or take
+        noise.
     """
     generator = torch.Generator().manual_seed(seed)
-    same = torch.arange(rows).remainder(num_groups)[:, None] == torch.arange(columns).remainder(num_groups)
-    important = torch.where(same, 0.45, 0.0) + 0.55 * torch.rand(rows, columns, generator=generator)
-    order = torch.randperm(rows, generator=generator), torch.randperm(columns, generator=generator)
-    return important[order[0]][:, order[1]] ** 2
+    group_of_row = torch.randperm(rows, generator=generator) % num_groups
+    group_of_column = torch.randperm(columns, generator=generator) % num_groups
+    together = group_of_row[:, None] == group_of_column
+    noise = torch.rand(rows, columns, generator=generator)
+    # Cubed, the noise leaves only a few high values outside the groups, which pruning will lose.
+    return torch.where(together, 0.3 + 0.7 * noise, 0.7 * noise**3)
 
 
-def kept_mask(importance: Tensor, groups: Groups) -> Tensor:
-    """Return which weights lie in a block, at their original places: (M, N), bool."""
-    mask = torch.zeros(importance.shape, dtype=torch.bool)
-    mask[groups.rows.unsqueeze(2), groups.columns.unsqueeze(1)] = True
+def kept_mask(groups: Groups, rows: int, columns: int) -> Tensor:
+    """Mark the weights that each group keeps, in the matrix's own order.
+
+    Args:
+        groups: The groups.
+        rows: M.
+        columns: N.
+
+    Returns:
+        A boolean mask a group, (G, M, N).
+
+    Example:
+        >>> halves = Groups(rows=torch.tensor([[0, 2], [1, 3]]), columns=torch.tensor([[1], [0]]))
+        >>> kept_mask(halves, rows=4, columns=2).int().sum(0).tolist()
+        [[0, 1], [1, 0], [0, 1], [1, 0]]
+    """
+    mask = torch.zeros(len(groups.rows), rows, columns, dtype=torch.bool)
+    for one, of_rows, of_columns in zip(mask, groups.rows, groups.columns, strict=True):
+        one[of_rows[:, None], of_columns] = True
     return mask
 
 
-def draw(num_groups: int = 3) -> Figure:
-    """Draw W, the permuted matrix with its blocks, and the pruned matrix in the original order.
+def draw(importance: Tensor, groups: Groups) -> Figure:
+    """Draw a matrix's importance as it is, permuted into blocks, and pruned in the original order.
 
     Args:
-        num_groups: G.
+        importance: I, of shape (M, N).
+        groups: What :func:`pgb_lightning.grouping.group` made of it.
 
     Returns:
-        A figure with three panels.
+        A matplotlib figure with three panels, side by side.
 
     Raises:
-        ModuleNotFoundError: matplotlib is not installed; the message says how to install it.
+        ImportError: matplotlib is not installed; the message has the command that does it.
     """
     try:
-        from matplotlib import pyplot, rcParams
+        import matplotlib
+        from matplotlib.colors import LinearSegmentedColormap
+        from matplotlib.figure import Figure
         from matplotlib.patches import Rectangle
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('drawing needs matplotlib: pip install "pgb-lightning[figures]"') from error
-    rcParams["svg.hashsalt"] = "pgb"  # the same picture gives the same file
-    importance = example_importance(num_groups=num_groups)
-    groups = group(importance, num_groups, "balanced", num_permutations=6)
-    permuted = importance[groups.rows.flatten()][:, groups.columns.flatten()]
-    pruned = importance.where(kept_mask(importance, groups), torch.nan)
+    except ImportError as error:
+        raise ImportError('Figures need matplotlib: pip install "pgb-lightning[figures]".') from error
+    import numpy as np
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.2), layout="constrained", facecolor="white")
-    share = float(groups.kept(importance).sum() / importance.sum())
-    _panel(axes[0], importance, "W: importance of each weight")
-    _panel(axes[1], permuted, f"permuted: {num_groups} blocks hold {share:.0%} of it")
-    _panel(axes[2], pruned, f"pruned: 1/{num_groups} of the weights, at their places")
-    height, width = groups.rows.shape[1], groups.columns.shape[1]
-    for g in range(num_groups):
-        corner = (g * width - 0.5, g * height - 0.5)
-        axes[1].add_patch(Rectangle(corner, width, height, fill=False, edgecolor="#D55E00", linewidth=2.2))
-    axes[0].set_ylabel("inputs")
-    axes[1].set_xlabel("outputs")
+    (num_groups, height), width = groups.rows.shape, groups.columns.shape[1]
+    shape = importance.shape
+    mask = kept_mask(groups, *shape)
+    order = groups.rows.flatten()[:, None], groups.columns.flatten()
+    hues = [HUES[g % len(HUES)] for g in range(num_groups)]
+
+    def show(axes: Axes, values: Tensor, colour: str, where: Tensor | None = None) -> None:
+        # Starts above white, so that a kept weight of no importance still differs from a pruned one.
+        shades = LinearSegmentedColormap.from_list("", [_tint(colour, 0.14), colour])
+        hidden = np.ma.nomask if where is None else ~where.numpy()
+        cells = np.ma.array(values.numpy(), mask=hidden)
+        # "none" keeps vector formats from resampling: one pixel a weight, scaled by whoever shows it.
+        axes.imshow(cells, cmap=shades, vmin=0, vmax=float(importance.max()), interpolation="none", aspect="equal")
+
+    with matplotlib.rc_context({"font.size": 9, "font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans"}):
+        figure = Figure(figsize=(10.2, 2.6), facecolor="white")
+        figure.subplots_adjust(left=0.03, right=0.992, top=0.86, bottom=0.1, wspace=0.24)
+        original, permuted, pruned = figure.subplots(1, 3)
+        show(original, importance, NEUTRAL)
+        show(permuted, importance[order], NEUTRAL)
+        for g, hue in enumerate(hues):
+            show(permuted, importance[order], hue, mask[g][order])
+            corner = (g * width - 0.5, g * height - 0.5)
+            permuted.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=hue, linewidth=2, zorder=3))
+            show(pruned, importance, hue, mask[g])
+        share = float(groups.kept(importance).sum() / importance.sum())
+        _frame(original, shape, r"$W$", f"{shape[1]} outputs (darker: more important)")
+        original.set_ylabel(f"{shape[0]} inputs", color=NEUTRAL)
+        _frame(permuted, shape, r"permuted $\tilde{W}$", f"{num_groups} blocks hold {share:.0%} of the importance")
+        _frame(pruned, shape, r"$\hat{W}$* in the original order", f"{1 / num_groups:.0%} of the weights stay")
+        for end, label in ((permuted, "permute"), (pruned, "put back")):
+            _arrow_from_the_left(end, label)
     return figure
 
 
-def _panel(axes: Axes, values: Tensor, title: str) -> None:
-    """Draw one matrix."""
-    axes.imshow(values.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_title(title, fontsize=11)
-    axes.set_xticks([])
-    axes.set_yticks([])
-
-
-def save(path: str) -> None:
-    """Write the figure to a file, in the format of its ending.
+def save(figure: Figure, path: Path) -> None:
+    """Save a figure; the same figure becomes the same file, to the byte.
 
     Args:
-        path: Such as ``docs/img/pgb.svg``.
+        figure: The figure.
+        path: The file, whose ending says the format; folders are made.
     """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"Date": None} if path.endswith(".svg") else None
-    draw().savefig(path, metadata=metadata, dpi=120)
+    import matplotlib
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"svg.hashsalt": "pgb-lightning"}):
+        figure.savefig(path, dpi=200, metadata={"Date": None, "Creator": None})
+
+
+def main(path: str, rows: int = 24, columns: int = 36, num_groups: int = 3, seed: int = 0) -> None:
+    """Draw what PGB does to one small made-up matrix, and write it to a file.
+
+    Args:
+        path: The file to write, such as docs/img/pgb.svg; .svg, .png or .pdf.
+        rows: Rows of the matrix.
+        columns: Columns of the matrix.
+        num_groups: Groups hidden in it, and found again; divides rows and columns.
+        seed: Draws the matrix.
+    """
+    importance = example_importance(rows, columns, num_groups, seed)
+    save(draw(importance, group(importance, num_groups, "balanced", num_permutations=6)), Path(path))
+
+
+def _tint(colour: str, strength: float) -> tuple[float, ...]:
+    """Mix a colour with white."""
+    channels = (int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5))
+    return tuple(1 - strength * (1 - channel) for channel in channels)
+
+
+def _frame(axes: Axes, shape: Sequence[int], title: str, caption: str) -> None:
+    """Give a panel its words, thin white lines between the weights, and a border."""
+    rows, columns = shape
+    axes.set_title(title, pad=6)
+    axes.set_xlabel(caption, color=NEUTRAL)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_xticks([column - 0.5 for column in range(1, columns)], minor=True)
+    axes.set_yticks([row - 0.5 for row in range(1, rows)], minor=True)
+    axes.tick_params(which="both", length=0)
+    axes.grid(which="minor", color="white", linewidth=0.5)
+    for spine in axes.spines.values():
+        spine.set_color("#B0B0B0")
+
+
+def _arrow_from_the_left(axes: Axes, label: str) -> None:
+    """Draw an arrow with a label into the gap to the left of a panel."""
+    tip, tail = (-0.03, 0.5), (-0.21, 0.5)
+    arrow = {"arrowstyle": "-|>", "color": NEUTRAL, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", tip, tail, "axes fraction", arrowprops=arrow)
+    axes.text(-0.12, 0.54, label, transform=axes.transAxes, ha="center", va="bottom", color=NEUTRAL)
 
 
 if __name__ == "__main__":
-    auto_cli(save)
+    auto_cli(main)

@@ -132,7 +132,7 @@ def prune_linear(linear: nn.Linear, matrix: MatrixPlan) -> nn.Module:
         pruned.weight.copy_(linear.weight.T[rows.unsqueeze(2), columns.unsqueeze(1)])
     if linear.bias is not None and pruned.bias is not None:
         pruned.bias.copy_(linear.bias)
-    return pruned.train(linear.training)
+    return _like(linear, pruned)
 
 
 def drop_sublayer(encoder: Encoder, layer: int, sublayer: Sublayer) -> None:
@@ -249,13 +249,21 @@ def _rebuild_matrix(encoder: Encoder, layer: int, kind: str, state_dict: Mapping
                 device=like.device,
                 dtype=like.dtype,
             )
-            _put(encoder, layer, kind, grouped.train(module.training))
+            _put(encoder, layer, kind, _like(module, grouped))
     elif weight is not None:
         if not isinstance(module, nn.Linear):
             raise ValueError(_cannot_revive(name))
     elif _is_constant(state_dict, name) and not isinstance(module, ConstantLinear):
         constant = ConstantLinear(module.in_features, module.out_features, device=like.device, dtype=like.dtype)
-        _put(encoder, layer, kind, constant.train(module.training))
+        _put(encoder, layer, kind, _like(module, constant))
+
+
+def _like(old: nn.Module, new: nn.Module) -> nn.Module:
+    """Give a layer the mode of the one whose place it takes, and let it train only what trained before."""
+    frozen = {name for name, parameter in old.named_parameters() if not parameter.requires_grad}
+    for name, parameter in new.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    return new.train(old.training)
 
 
 def _is_constant(state_dict: Mapping[str, Tensor], name: str) -> bool:

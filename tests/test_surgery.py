@@ -199,6 +199,19 @@ def test_a_grouped_encoder_is_not_pruned_again() -> None:
         prune(model, batches(1))
 
 
+def test_what_was_frozen_stays_frozen() -> None:
+    model, fresh = classifier(), classifier(seed=1)
+    for module in (model, fresh):
+        module.bert.encoder.layer[0].requires_grad_(False)
+    prune(model, batches(4))
+    follow_state_dict(fresh)
+    fresh.load_state_dict(model.state_dict())
+    for module in (model, fresh):
+        assert any(isinstance(child, GroupedLinear) for child in module.bert.encoder.layer[0].modules())
+        assert not any(parameter.requires_grad for parameter in module.bert.encoder.layer[0].parameters())
+        assert all(parameter.requires_grad for parameter in module.bert.encoder.layer[1].parameters())
+
+
 def test_layers_that_another_library_exchanged_are_named() -> None:
     class Adapter(nn.Module):
         def __init__(self, base: nn.Linear) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from own import OwnModule, make_loader, shapes
@@ -289,6 +289,17 @@ def test_strategies_that_shard_first_are_refused(trainer: MakeTrainer, monkeypat
     monkeypatch.setattr(type(sharding.strategy), "restore_checkpoint_after_setup", True)
     with pytest.raises(MisconfigurationException, match="strategy=SingleDeviceStrategy shards the model before"):
         sharding.fit(OwnModule(), datamodule=NoData())
+
+
+@pytest.mark.parametrize("pruning_first", [True, False])
+def test_weight_averaging_is_refused_and_works_in_a_fit_of_its_own(trainer: MakeTrainer, pruning_first: bool) -> None:
+    callbacks = [PGBCallback(), EMAWeightAveraging()]
+    with pytest.raises(MisconfigurationException, match="cannot share a fit with WeightAveraging"):
+        trainer(*(callbacks if pruning_first else reversed(callbacks))).fit(OwnModule(), datamodule=NoData())
+    module = OwnModule()
+    trainer(PGBCallback(), max_epochs=0).fit(module, make_loader())
+    assert is_grouped(find_encoder(module))
+    trainer(EMAWeightAveraging()).fit(module, make_loader())
 
 
 def test_the_strategy_is_wrapped_for_one_call_only(trainer: MakeTrainer) -> None:

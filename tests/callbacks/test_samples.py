@@ -119,6 +119,13 @@ def test_loaders_side_by_side_give_the_batches_training_sees(trainer: Callable[.
     assert torch.equal(module.rows, stacked(make_rows(24)))
 
 
+def test_a_list_of_batches_is_a_loader(trainer: Callable[..., L.Trainer]) -> None:
+    module = Seen()
+    module.calibration_dataloader = lambda: list(make_loader(24))  # type: ignore[assignment]
+    trainer(PGBCallback(calibration_size=16)).fit(module, make_loader())
+    assert torch.equal(module.rows, stacked(make_rows(24)[:16]))
+
+
 def test_fast_dev_run_calibrates_on_as_little_as_it_trains_on(trainer: Callable[..., L.Trainer]) -> None:
     module = Seen()
     trainer(PGBCallback(), fast_dev_run=2).fit(module, datamodule=CalibrationData())
