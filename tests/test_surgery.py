@@ -220,7 +220,7 @@ def test_layers_that_another_library_exchanged_are_named() -> None:
 
     model = classifier()
     model.bert.encoder.layer[1].output.dense = Adapter(model.bert.encoder.layer[1].output.dense)
-    with pytest.raises(ValueError, match="layer 1 W2 of the encoder at 'bert' is a Adapter, not an nn.Linear; merge"):
+    with pytest.raises(ValueError, match=r"layer 1 W2 of the encoder at 'bert' is a Adapter, not an nn.Linear; merge"):
         prune(model, batches(1))
 
 
