@@ -117,7 +117,7 @@ class PGBCallback(pl.Callback):
         if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             raise MisconfigurationException(
                 "PGBCallback cannot share a fit with WeightAveraging, which copies the module before it is pruned: "
-                "prune in a fit of its own (max_epochs=0 will do), then re-finetune the pruned module with WeightAveraging."
+                "prune in a fit of its own (max_epochs=0 will do), then re-finetune the pruned module with averaging."
             )
         before_strategy_setup(trainer, partial(self._prune, trainer, pl_module))
 
