@@ -157,10 +157,10 @@ def main(path: str, rows: int = 24, columns: int = 36, num_groups: int = 3, seed
     save(draw(importance, group(importance, num_groups, "balanced", num_permutations=6)), Path(path))
 
 
-def _tint(colour: str, strength: float) -> tuple[float, ...]:
-    """Mix a colour with white."""
-    channels = (int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5))
-    return tuple(1 - strength * (1 - channel) for channel in channels)
+def _tint(colour: str, strength: float) -> str:
+    """Mix a colour, #RRGGBB, with white."""
+    channels = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
+    return "#" + "".join(f"{round(255 - strength * (255 - channel)):02X}" for channel in channels)
 
 
 def _frame(axes: Axes, shape: Sequence[int], title: str, caption: str) -> None:

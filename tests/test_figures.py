@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def image(axes: Axes, index: int) -> np.ma.MaskedArray[tuple[int, ...], np.dtype
     return np.ma.asarray(axes.images[index].get_array())
 
 
-def inside(values: NDArray[np.float32], outline: Rectangle) -> NDArray[np.float32]:
+def inside(values: NDArray[Any], outline: Rectangle) -> NDArray[Any]:
     """Cut out what a rectangle is drawn around."""
     (left, top), (width, height) = outline.get_xy(), (outline.get_width(), outline.get_height())
     assert (left % 1, top % 1) == (0.5, 0.5)
