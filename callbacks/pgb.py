@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -52,7 +52,9 @@ class PGBCallback(pl.Callback):
         num_permutations: N_perm.
         permutation: ``"greedy"`` (the paper's) or ``"balanced"``.
         compensation: Whether to refit the kept weights (Eq. 4).
+        compensation_tokens: Tokens on which they are refitted, at most.
         ridge: Pull towards the original weights in Eq. 4.
+        tolerance: Largest accepted distance from ``pruning_ratio`` under ``importance_threshold="auto"``.
 
     Raises:
         MisconfigurationException: A setting is out of range, or the module cannot be pruned; the message says
@@ -76,7 +78,9 @@ class PGBCallback(pl.Callback):
         num_permutations: int | None = None,
         permutation: Literal["greedy", "balanced"] | None = None,
         compensation: bool | None = None,
+        compensation_tokens: int | None = None,
         ridge: float | None = None,
+        tolerance: float | None = None,
     ) -> None:
         super().__init__()
         try:
@@ -88,11 +92,13 @@ class PGBCallback(pl.Callback):
                 num_permutations=num_permutations,
                 permutation=permutation,
                 compensation=compensation,
+                compensation_tokens=compensation_tokens,
                 ridge=ridge,
+                tolerance=tolerance,
             )
         except (TypeError, ValueError) as error:
             raise MisconfigurationException(f"PGBCallback: {error}") from error
-        if calibration_size is not None and (not isinstance(calibration_size, int) or calibration_size < 1):
+        if calibration_size is not None and (type(calibration_size) is not int or calibration_size < 1):
             raise MisconfigurationException(
                 f"PGBCallback: calibration_size={calibration_size!r} is out of range: it must be a whole number of "
                 "at least 1; the paper uses 2,048."
@@ -109,15 +115,19 @@ class PGBCallback(pl.Callback):
         if stage != "fit":
             return
         self._resuming = False
-        if find_encoders(pl_module) or not is_overridden("configure_model", pl_module):
+        # Callbacks are set up before the module, which may build its network in hooks of its own.
+        built_late = any(is_overridden(hook, pl_module) for hook in ("setup", "configure_model"))
+        if find_encoders(pl_module) or not built_late:
             with _as_misconfiguration():
                 if not is_grouped(find_encoder(pl_module, self.encoder)):
                     prepare(pl_module, self.config, self.encoder)
         check_training_step(pl_module)
-        if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        averaging = (WeightAveraging, StochasticWeightAveraging)
+        found = [type(callback).__name__ for callback in _callbacks(trainer) if isinstance(callback, averaging)]
+        if found:
             raise MisconfigurationException(
-                "PGBCallback cannot share a fit with WeightAveraging, which copies the module before it is pruned: "
-                "prune in a fit of its own (max_epochs=0 will do), then re-finetune the pruned module with averaging."
+                f"PGBCallback cannot share a fit with {found[0]}, which copies the module before it is pruned: prune in "
+                "a fit of its own (max_epochs=0 will do), then re-finetune the pruned module with averaging."
             )
         before_strategy_setup(trainer, partial(self._prune, trainer, pl_module))
 
@@ -198,6 +208,10 @@ class PGBCallback(pl.Callback):
         shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
         tracked: Iterable[Any] = tqdm(items, desc=description, disable=not shown)
         return tracked
+
+
+def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
+    return list(trainer.callbacks)  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.data import extract_batch_size
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler, Subset
 
 #: The paper's "2K samples from the training data".
 DEFAULT_SIZE = 2048
@@ -41,6 +41,11 @@ def calibration_batches(
     loader = _named_loader(trainer, module, source)
     if loader is None:
         loader = trainer.fit_loop._data_source.dataloader()
+        if isinstance(loader, Iterator):
+            raise MisconfigurationException(
+                "the training data is an iterator, which calibration would use up; give a loader that can be read "
+                "twice, or name another one with calibration=."
+            )
         if isinstance(loader, DataLoader) and _is_sampled(loader):
             _check_size(len(loader.dataset), size)  # type: ignore[arg-type]
             return _debug_limit(trainer, _random_subset(loader, size or DEFAULT_SIZE))
@@ -59,7 +64,12 @@ def _named_loader(trainer: pl.Trainer, module: pl.LightningModule, source: str |
     for holder in holders:
         found = getattr(holder, source or "calibration_dataloader", None)
         if found is not None:
-            return found() if callable(found) else found
+            loader = found() if callable(found) else found
+            if loader is None:
+                raise MisconfigurationException(
+                    f"{type(holder).__name__}.{source or 'calibration_dataloader'} gave None instead of a loader."
+                )
+            return loader
     if source is not None:
         names = " and ".join(type(holder).__name__ for holder in holders)
         raise MisconfigurationException(
@@ -70,8 +80,12 @@ def _named_loader(trainer: pl.Trainer, module: pl.LightningModule, source: str |
 
 
 def _is_sampled(loader: DataLoader[Any]) -> bool:
-    """Tell whether rows can be picked: a map-style data set that the loader itself batches."""
-    return not isinstance(loader.dataset, IterableDataset) and loader.batch_sampler is not None
+    """Tell whether rows can be picked: a map-style data set, all of whose rows the loader itself batches."""
+    if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
+        return False
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    # Other samplers choose among the rows, and those they leave out may be held out for good reason.
+    return isinstance(sampler, (RandomSampler, SequentialSampler, DistributedSampler))
 
 
 def _random_subset(loader: DataLoader[Any], size: int) -> DataLoader[Any]:

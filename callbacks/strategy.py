@@ -7,6 +7,7 @@ from functools import wraps
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 
 def before_strategy_setup(trainer: pl.Trainer, action: Callable[[], None]) -> None:
@@ -21,7 +22,8 @@ def before_strategy_setup(trainer: pl.Trainer, action: Callable[[], None]) -> No
         action: What to do.
 
     Raises:
-        MisconfigurationException: The strategy shards the model before it restores checkpoints.
+        MisconfigurationException: The strategy shards the model before it restores checkpoints, or trains in
+            processes from which only weights come back.
     """
     strategy = trainer.strategy
     if strategy.restore_checkpoint_after_setup:
@@ -29,6 +31,12 @@ def before_strategy_setup(trainer: pl.Trainer, action: Callable[[], None]) -> No
             f"strategy={type(strategy).__name__} shards the model before anything can be pruned from it. Prune "
             "on one device or with strategy='ddp' (one epoch or none), then load that checkpoint and re-finetune "
             "with this strategy, without PGBCallback."
+        )
+    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+        raise MisconfigurationException(
+            f"strategy={type(strategy).__name__} with forked or spawned processes loads the pruned weights back into a "
+            "module of the main process that was never pruned. Use strategy='ddp', which starts the script once for "
+            "each process."
         )
     vars(strategy).pop("setup", None)  # left behind by a fit that failed before it got there
     original = strategy.setup

@@ -51,7 +51,14 @@ def training_loss(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[
         batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
         batch = call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=0)
         index = next(counter)
-        output = step(batch, index) if takes_index else step(batch)
+        try:
+            output = step(batch, index) if takes_index else step(batch)
+        except (AttributeError, IndexError, TypeError) as error:
+            raise MisconfigurationException(
+                f"{type(module).__name__}.{step.__name__} failed on calibration batch {index}, outside the training "
+                f"loop, where there is no optimizer yet and no on_train_... hook has run: {error}. Give the module a method "
+                "calibration_step(self, batch) that only returns the loss."
+            ) from error
         value = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(value, Tensor):
             raise MisconfigurationException(

@@ -79,7 +79,11 @@ def calibrate(
         ValueError: There is no batch, the loss does not depend on the encoder, or a loss or gradient is not
             finite; the message names the batch.
     """
-    squares = {key: torch.zeros_like(linear.weight.T) for key, linear in encoder.linears()}
+    squares = {
+        # Half precision would stop growing after a few hundred samples.
+        key: torch.zeros_like(linear.weight.T, dtype=torch.promote_types(linear.weight.dtype, torch.float32))
+        for key, linear in encoder.linears()
+    }
     inputs: list[LayerInput] = []
     problem: str | None = None
     samples = tokens = 0
@@ -161,6 +165,8 @@ def _recording(encoder: Encoder, squares: dict[tuple[int, str], Tensor]) -> Iter
     def enter_first_layer(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if not torch.is_grad_enabled():  # a pass that the loss does not learn from, such as a teacher's
+            return args, kwargs
         arguments = {**dict(zip(parameters, args, strict=False)), **kwargs}
         hidden = arguments["hidden_states"].detach().requires_grad_()
         calls.append(_Call(hidden, arguments.get("attention_mask"), masks[0]))
@@ -170,9 +176,10 @@ def _recording(encoder: Encoder, squares: dict[tuple[int, str], Tensor]) -> Iter
 
     def watch(square: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            output.register_hook(  # type: ignore[no-untyped-call]
-                lambda gradient: _add_squares(square, args[0].detach(), gradient)
-            )
+            if output.requires_grad:
+                output.register_hook(  # type: ignore[no-untyped-call]
+                    lambda gradient: _add_squares(square, args[0].detach(), gradient)
+                )
 
         return hook
 

@@ -29,4 +29,4 @@ def second_order_importance(weight: Tensor, fisher: Tensor) -> Tensor:
     """
     if weight.shape != fisher.shape:
         raise ValueError(f"weight is {tuple(weight.shape)} but fisher is {tuple(fisher.shape)}.")
-    return weight.detach().square().mul_(fisher.to(weight.dtype))
+    return weight.detach().to(fisher.dtype).square().mul_(fisher)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from pgb_lightning.architectures import (
@@ -88,10 +89,10 @@ def check_dense(encoder: Encoder) -> None:
     for layer in range(len(encoder.layers)):
         for kind in MATRICES:
             module = encoder.matrix(layer, kind)
-            if not isinstance(module, nn.Linear):
+            if type(module) is not nn.Linear or parametrize.is_parametrized(module):
                 raise ValueError(
                     f"layer {layer} {kind} of the encoder at {encoder.name or 'the root'!r} is a "
-                    f"{type(module).__name__}, not an nn.Linear; merge adapters, and undo quantization, before pruning."
+                    f"{type(module).__name__}, not a plain nn.Linear; merge adapters and undo quantization first."
                 )
 
 
@@ -217,6 +218,8 @@ def _dense_state(encoder: Encoder, layer: int, kind: str, target: nn.Module) -> 
 def _rebuild(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: object) -> None:
     """Exchange layers by the shapes in ``state_dict`` (a ``load_state_dict`` pre-hook)."""
     for encoder in find_encoders(module):
+        if not _covers(state_dict, encoder, prefix):
+            continue
         for layer in range(len(encoder.layers)):
             for sublayer, kinds in SUBLAYERS.items():
                 for kind in kinds:
@@ -225,6 +228,14 @@ def _rebuild(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *
                 closing = prefix + _state_prefix(encoder, layer, kinds[-1])
                 if _is_constant(state_dict, closing) and not isinstance(core, DroppedCore):
                     drop_sublayer(encoder, layer, sublayer)
+
+
+def _covers(state_dict: Mapping[str, Tensor], encoder: Encoder, prefix: str) -> bool:
+    """Tell a whole encoder from part of one, such as its biases: from a part no structure can be read."""
+    path = f"{encoder.name}.{encoder.architecture.layers}".lstrip(".")
+    stack = encoder.model.get_submodule(encoder.architecture.layers)
+    norms = [name for name, child in stack.named_modules() if isinstance(child, nn.LayerNorm)]
+    return all(f"{prefix}{path}.{name}.weight" in state_dict for name in norms)
 
 
 def _rebuild_matrix(encoder: Encoder, layer: int, kind: str, state_dict: Mapping[str, Tensor], prefix: str) -> None:

@@ -99,6 +99,28 @@ def test_frozen_weights_are_scored_too() -> None:
     assert all(torch.equal(frozen[key], expected[key]) for key in expected)
 
 
+def test_a_pass_without_gradient_is_left_out() -> None:
+    model = classifier()
+    [batch] = batches(1)
+    encoder = find_encoder(model)
+
+    def with_teacher(batch: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            model(**batch)
+        return model(**batch).loss
+
+    expected = calibrate(encoder, [batch], mean_loss(model))
+    found = calibrate(encoder, [batch], with_teacher)
+    assert found.num_samples == expected.num_samples
+    assert all(torch.equal(found.fisher[key], expected.fisher[key]) for key in expected.fisher)
+
+
+def test_half_precision_models_are_scored_in_single() -> None:
+    model = classifier().to(torch.bfloat16)
+    statistics = calibrate(find_encoder(model), batches(1), mean_loss(model))
+    assert {fisher.dtype for fisher in statistics.fisher.values()} == {torch.float32}
+
+
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
 def test_the_batch_with_a_nan_is_named(poison: str) -> None:
     model = classifier()

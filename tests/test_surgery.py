@@ -212,6 +212,27 @@ def test_what_was_frozen_stays_frozen() -> None:
         assert all(parameter.requires_grad for parameter in module.bert.encoder.layer[1].parameters())
 
 
+def test_part_of_a_state_dict_says_nothing_about_structure() -> None:
+    model = classifier()
+    follow_state_dict(model)
+    biases = {name: value + 1 for name, value in model.state_dict().items() if name.endswith("bias")}
+    model.load_state_dict(biases, strict=False)
+    assert not is_grouped(find_encoder(model))
+    assert torch.equal(
+        model.state_dict()["bert.encoder.layer.0.output.dense.bias"], biases["bert.encoder.layer.0.output.dense.bias"]
+    )
+
+
+def test_a_subclass_of_linear_is_not_flattened() -> None:
+    class Low(nn.Linear):
+        """Keeps weights of its own beside ``weight``."""
+
+    model = classifier()
+    model.bert.encoder.layer[0].attention.self.query = Low(24, 24)
+    with pytest.raises(ValueError, match=r"layer 0 Q of the encoder at 'bert' is a Low, not a plain nn.Linear"):
+        prune(model, batches(1))
+
+
 def test_layers_that_another_library_exchanged_are_named() -> None:
     class Adapter(nn.Module):
         def __init__(self, base: nn.Linear) -> None:
@@ -220,7 +241,9 @@ def test_layers_that_another_library_exchanged_are_named() -> None:
 
     model = classifier()
     model.bert.encoder.layer[1].output.dense = Adapter(model.bert.encoder.layer[1].output.dense)
-    with pytest.raises(ValueError, match=r"layer 1 W2 of the encoder at 'bert' is a Adapter, not an nn.Linear; merge"):
+    with pytest.raises(
+        ValueError, match=r"layer 1 W2 of the encoder at 'bert' is a Adapter, not a plain nn.Linear; merge"
+    ):
         prune(model, batches(1))
 
 

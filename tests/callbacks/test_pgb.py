@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from own import OwnModule, make_loader, shapes
@@ -291,10 +291,32 @@ def test_strategies_that_shard_first_are_refused(trainer: MakeTrainer, monkeypat
         sharding.fit(OwnModule(), datamodule=NoData())
 
 
+def test_a_module_that_builds_itself_in_setup(trainer: MakeTrainer) -> None:
+    class Late(OwnModule):
+        def __init__(self) -> None:
+            super().__init__()
+            del self.net
+
+        def setup(self, stage: str) -> None:
+            self.net = classifier(layers=2).train()
+
+    module = Late()
+    trainer(PGBCallback()).fit(module, make_loader())
+    assert is_grouped(find_encoder(module))
+
+
+def test_processes_from_which_only_weights_come_back_are_refused(trainer: MakeTrainer) -> None:
+    forked = trainer(PGBCallback(), strategy="ddp_fork", devices=1)
+    with pytest.raises(MisconfigurationException, match=r"strategy=DDPStrategy with forked or spawned processes"):
+        PGBCallback().setup(forked, OwnModule(), "fit")
+
+
 @pytest.mark.parametrize("pruning_first", [True, False])
 def test_weight_averaging_is_refused_and_works_in_a_fit_of_its_own(trainer: MakeTrainer, pruning_first: bool) -> None:
     callbacks = [PGBCallback(), EMAWeightAveraging()]
-    with pytest.raises(MisconfigurationException, match="cannot share a fit with WeightAveraging"):
+    with pytest.raises(MisconfigurationException, match="cannot share a fit with StochasticWeightAveraging"):
+        trainer(PGBCallback(), StochasticWeightAveraging(1e-3)).fit(OwnModule(), datamodule=NoData())
+    with pytest.raises(MisconfigurationException, match="cannot share a fit with EMAWeightAveraging"):
         trainer(*(callbacks if pruning_first else reversed(callbacks))).fit(OwnModule(), datamodule=NoData())
     module = OwnModule()
     trainer(PGBCallback(), max_epochs=0).fit(module, make_loader())

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from own import OwnModule, make_loader, make_rows
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
 
 from pgb_lightning.callbacks import PGBCallback
 from pgb_lightning.callbacks.samples import DEFAULT_SIZE
@@ -124,6 +124,25 @@ def test_a_list_of_batches_is_a_loader(trainer: Callable[..., L.Trainer]) -> Non
     module.calibration_dataloader = lambda: list(make_loader(24))  # type: ignore[assignment]
     trainer(PGBCallback(calibration_size=16)).fit(module, make_loader())
     assert torch.equal(module.rows, stacked(make_rows(24)[:16]))
+
+
+def test_rows_that_a_sampler_leaves_out_are_never_shown(trainer: Callable[..., L.Trainer]) -> None:
+    module = Seen()
+    fold = DataLoader(make_rows(40), batch_size=8, sampler=SubsetRandomSampler(range(16)))  # type: ignore[arg-type]
+    trainer(PGBCallback()).fit(module, fold)
+    assert same_rows(module.rows, stacked(make_rows(40)[:16]))
+
+
+def test_an_iterator_would_be_used_up_and_is_refused(trainer: Callable[..., L.Trainer]) -> None:
+    with pytest.raises(MisconfigurationException, match="the training data is an iterator"):
+        trainer(PGBCallback()).fit(OwnModule(), iter(make_loader()))
+
+
+def test_a_calibration_loader_that_is_none_is_no_loader(trainer: Callable[..., L.Trainer]) -> None:
+    module = OwnModule()
+    module.held_out = lambda: None  # type: ignore[assignment]
+    with pytest.raises(MisconfigurationException, match=r"OwnModule.held_out gave None instead of a loader"):
+        trainer(PGBCallback(calibration="held_out")).fit(module, make_loader())
 
 
 def test_fast_dev_run_calibrates_on_as_little_as_it_trains_on(trainer: Callable[..., L.Trainer]) -> None:

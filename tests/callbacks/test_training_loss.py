@@ -120,6 +120,18 @@ def test_a_calibration_step_replaces_the_training_step(trainer: Callable[..., L.
     assert pgb.plan is not None
 
 
+def test_a_step_that_needs_the_training_loop_is_told_of_calibration_step(trainer: Callable[..., L.Trainer]) -> None:
+    class NeedsOptimizer(OwnModule):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # type: ignore[override]
+            self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+            return self.loss(batch)
+
+    with pytest.raises(
+        MisconfigurationException, match=r"failed on calibration batch 0.* calibration_step\(self, batch"
+    ):
+        trainer(PGBCallback()).fit(NeedsOptimizer(), make_loader())
+
+
 def test_a_step_without_a_loss_is_named(trainer: Callable[..., L.Trainer]) -> None:
     class NoLoss(OwnModule):
         def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
