@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -18,7 +17,7 @@ from tqdm.auto import tqdm
 
 from pgb_lightning.architectures import Encoder, find_encoder, find_encoders
 from pgb_lightning.calibration import calibrate
-from pgb_lightning.callbacks.samples import calibration_batches
+from pgb_lightning.callbacks.samples import calibration_batches, share_of_rank
 from pgb_lightning.callbacks.strategy import before_strategy_setup
 from pgb_lightning.callbacks.training_loss import check_training_step, training_loss, undisturbed
 from pgb_lightning.config import PruningConfig
@@ -115,6 +114,27 @@ class PGBCallback(pl.Callback):
         if stage != "fit":
             return
         self._resuming = False
+        self.check(pl_module)
+        averaging = (WeightAveraging, StochasticWeightAveraging)
+        found = [type(callback).__name__ for callback in _callbacks(trainer) if isinstance(callback, averaging)]
+        if found:
+            raise MisconfigurationException(
+                f"PGBCallback cannot share a fit with {found[0]}, which copies the module before it is pruned: prune "
+                "in a fit of its own (max_epochs=0 will do), then re-finetune the pruned module with averaging."
+            )
+        before_strategy_setup(trainer, partial(self._prune, trainer, pl_module))
+
+    def check(self, pl_module: pl.LightningModule) -> None:
+        """Check a module without any data, as far as it is built yet.
+
+        Lightning prepares data before it sets callbacks up; who wants to know earlier can ask here.
+
+        Args:
+            pl_module: The module that is going to be fitted.
+
+        Raises:
+            MisconfigurationException: It cannot be pruned; the message says why, and what to do.
+        """
         # Callbacks are set up before the module, which may build its network in hooks of its own.
         built_late = any(is_overridden(hook, pl_module) for hook in ("setup", "configure_model"))
         if find_encoders(pl_module) or not built_late:
@@ -122,14 +142,6 @@ class PGBCallback(pl.Callback):
                 if not is_grouped(find_encoder(pl_module, self.encoder)):
                     prepare(pl_module, self.config, self.encoder)
         check_training_step(pl_module)
-        averaging = (WeightAveraging, StochasticWeightAveraging)
-        found = [type(callback).__name__ for callback in _callbacks(trainer) if isinstance(callback, averaging)]
-        if found:
-            raise MisconfigurationException(
-                f"PGBCallback cannot share a fit with {found[0]}, which copies the module before it is pruned: prune in "
-                "a fit of its own (max_epochs=0 will do), then re-finetune the pruned module with averaging."
-            )
-        before_strategy_setup(trainer, partial(self._prune, trainer, pl_module))
 
     def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prune, unless the module came back pruned from a checkpoint or an earlier fit."""
@@ -156,7 +168,7 @@ class PGBCallback(pl.Callback):
         strategy = trainer.strategy
         all_reduce = partial(strategy.reduce, reduce_op="sum")
         batches = calibration_batches(trainer, pl_module, self.calibration, self.calibration_size)
-        share = islice(batches, trainer.global_rank, None, trainer.world_size)
+        share = share_of_rank(batches, trainer.global_rank, trainer.world_size)
         with undisturbed(pl_module):
             loss = training_loss(trainer, pl_module)
             tracked = self._track(trainer, "PGB calibration", share)

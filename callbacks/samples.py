@@ -57,6 +57,33 @@ def calibration_batches(
     return _debug_limit(trainer, _first_samples(loader, size, required=True))
 
 
+def share_of_rank(batches: Iterable[Any], rank: int, world_size: int) -> Iterator[Any]:
+    """Deal batches out to the processes of a fit, the same number to each.
+
+    A step may contain collective calls, which hang if one process makes fewer steps; so a last round that does not go
+    round is left out, unless it is the only one.
+
+    Args:
+        batches: All batches, the same on every process.
+        rank: This process's number.
+        world_size: The number of processes.
+
+    Example:
+        >>> [list(share_of_rank("abcde", rank, 2)) for rank in (0, 1)]
+        [['a', 'c'], ['b', 'd']]
+    """
+    dealt: list[Any] = []
+    complete = 0
+    for batch in batches:
+        dealt.append(batch)
+        if len(dealt) == world_size:
+            yield dealt[rank]
+            dealt.clear()
+            complete += 1
+    if not complete and rank < len(dealt):
+        yield dealt[rank]
+
+
 def _named_loader(trainer: pl.Trainer, module: pl.LightningModule, source: str | None) -> Any:
     """Return the loader the user named or wrote for calibration, or ``None``."""
     datamodule = getattr(trainer, "datamodule", None)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
@@ -56,8 +59,8 @@ def training_loss(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[
         except (AttributeError, IndexError, TypeError) as error:
             raise MisconfigurationException(
                 f"{type(module).__name__}.{step.__name__} failed on calibration batch {index}, outside the training "
-                f"loop, where there is no optimizer yet and no on_train_... hook has run: {error}. Give the module a method "
-                "calibration_step(self, batch) that only returns the loss."
+                f"loop, where there is no optimizer yet and no on_train_... hook has run: {error}. Give the module a "
+                "method calibration_step(self, batch) that only returns the loss."
             ) from error
         value = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(value, Tensor):
@@ -72,31 +75,34 @@ def training_loss(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[
 
 @contextmanager
 def undisturbed(module: pl.LightningModule) -> Iterator[None]:
-    """Run a module's step without keeping what it logs, counts or appends.
+    """Run a module's step without keeping what it logs, counts or stores.
 
-    ``log`` and ``log_dict`` do nothing; the module's plain attributes (counters, lists, dicts) and the states of
-    its metrics are put back; the whole module is in eval mode.
+    ``log`` and ``log_dict`` do nothing, and loggers are replaced by ones that write nothing. The module's plain
+    attributes (with what is in their lists and dicts), its buffers and the states of its metrics are put back; the
+    whole module is in eval mode.
 
     Args:
         module: The module.
     """
-    attributes = {
-        name: (value, copy.copy(value))
-        for name, value in vars(module).items()
-        if isinstance(value, (bool, int, float, str, list, dict, set)) and name not in _TORCH_ATTRIBUTES
-    }
-    metrics = {metric: _metric_state(metric) for metric in module.modules() if isinstance(metric, Metric)}
+    before = {name: value for name, value in vars(module).items() if name not in _TORCH_ATTRIBUTES}
+    kept = [*before.values(), *module.buffers(), *(child for child in module.modules() if isinstance(child, Metric))]
+    restorers = [_restorer(value) for value in kept]
+    trainer = module._trainer
+    loggers = list(trainer.loggers) if trainer is not None else []
     module.log = module.log_dict = _ignore  # type: ignore[method-assign]
     try:
+        if trainer is not None:
+            trainer.loggers = [DummyLogger() for _ in loggers]
         with eval_mode(module):
             yield
     finally:
-        del module.log, module.log_dict
-        for name, (value, before) in attributes.items():
-            _refill(value, before)
-            vars(module)[name] = value
-        for metric, state in metrics.items():
-            vars(metric).update(state)
+        if trainer is not None:
+            trainer.loggers = loggers
+        for name in vars(module).keys() - before.keys() - _TORCH_ATTRIBUTES:
+            del vars(module)[name]  # log and log_dict among them
+        vars(module).update(before)
+        for restore in restorers:
+            restore()
 
 
 #: What ``nn.Module`` keeps of its own: calibration changes none of it but hooks, which it removes.
@@ -107,16 +113,32 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
     """Stand in for ``log`` and ``log_dict``."""
 
 
-def _metric_state(metric: Metric) -> dict[str, Any]:
-    """Copy what an update of a metric changes."""
-    bookkeeping = {name: vars(metric)[name] for name in ("_update_count", "_computed", "_forward_cache")}
-    return {**copy.deepcopy({name: getattr(metric, name) for name in metric._defaults}), **bookkeeping}
+def _restorer(value: Any) -> Callable[[], None]:
+    """Return a function that gives a value the content it has now, keeping its identity."""
+    if isinstance(value, Metric):
+        names = (*value._defaults, "_update_count", "_computed", "_forward_cache")
+        state = copy.deepcopy({name: vars(value)[name] for name in names if name in vars(value)})
+        return lambda: vars(value).update(state)
+    if isinstance(value, Tensor):
+        content = value.detach().clone()
+        return partial(_set, value, content)
+    if isinstance(value, (list, deque)):
+        items = list(value)
+        return _all(value.clear, partial(value.extend, items), *map(_restorer, items))
+    if isinstance(value, (dict, set)):
+        members = copy.copy(value)
+        inner = value.values() if isinstance(value, dict) else ()
+        return _all(value.clear, partial(value.update, members), *map(_restorer, inner))
+    return lambda: None
 
 
-def _refill(value: Any, before: Any) -> None:
-    """Put a container's content back, keeping its identity."""
-    if isinstance(value, list):
-        value[:] = before
-    elif isinstance(value, (dict, set)):
-        value.clear()
-        value.update(before)
+def _set(tensor: Tensor, content: Tensor) -> None:
+    tensor.data.copy_(content)
+
+
+def _all(*steps: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        for step in steps:
+            step()
+
+    return run

@@ -40,6 +40,12 @@ class PGBCLI(LightningCLI):
         if model and self._checkpoint_file() and "fine_tuned_ckpt" in model.get("init_args", {}):
             model.init_args.fine_tuned_ckpt = None
 
+    def before_fit(self) -> None:
+        """Let callbacks look at the model before any data are prepared."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, callbacks.PGBCallback):
+                callback.check(self.model)
+
     def instantiate_classes(self) -> None:
         """Make the objects; where a setting is wrong, say just that and not how the parser came upon it.
 
@@ -87,5 +93,5 @@ def main(args: list[str] | None = None) -> None:
     """
     try:
         run(args)
-    except MisconfigurationException as error:
+    except (MisconfigurationException, FileNotFoundError) as error:
         sys.exit(f"pgb: {error}")

@@ -14,7 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
 
 from pgb_lightning.callbacks import PGBCallback
-from pgb_lightning.callbacks.samples import DEFAULT_SIZE
+from pgb_lightning.callbacks.samples import DEFAULT_SIZE, share_of_rank
+
+
+@pytest.mark.parametrize("count", range(8))
+def test_ranks_take_the_same_number_of_different_batches(count: int) -> None:
+    shares = [list(share_of_rank(range(count), rank, 3)) for rank in range(3)]
+    assert len({len(share) for share in shares}) == 1 or count < 3
+    dealt = [batch for share in shares for batch in share]
+    assert sorted(dealt) == list(range(count - count % 3 if count >= 3 else count))
 
 
 class Seen(OwnModule):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from own import OwnModule, make_loader
 from tiny import batches
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassAccuracy
 from transformers import BatchEncoding
 
 from pgb_lightning.callbacks import PGBCallback
@@ -130,6 +134,40 @@ def test_a_step_that_needs_the_training_loop_is_told_of_calibration_step(trainer
         MisconfigurationException, match=r"failed on calibration batch 0.* calibration_step\(self, batch"
     ):
         trainer(PGBCallback()).fit(NeedsOptimizer(), make_loader())
+
+
+def test_whatever_a_step_stores_is_put_back(trainer: Callable[..., L.Trainer], tmp_path: Path) -> None:
+    class Hoards(OwnModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.average: Tensor | None = None
+            self.total = torch.zeros(())
+            self.recent: deque[int] = deque(maxlen=9)
+            self.history: dict[str, list[int]] = {"train": []}
+            self.register_buffer("count", torch.zeros(()))
+            self.apart = [MulticlassAccuracy(2)]
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # type: ignore[override]
+            if not self.training:
+                self.average = torch.ones(1)
+                self.total += 1
+                self.recent.append(1)
+                self.history["train"].append(1)
+                self.count += 1
+                self.made_on_the_way = True
+                self.apart[0].update(torch.tensor([1]), torch.tensor([1]))
+                assert self.logger is not None
+                self.logger.log_metrics({"direct": 1.0}, step=0)
+            return self.loss(batch)
+
+    module, logger = Hoards(), CSVLogger(tmp_path)
+    trainer(PGBCallback(), logger=logger).fit(module, make_loader())
+    assert module.average is None
+    assert (float(module.total), len(module.recent), module.history, float(module.count)) == (0, 0, {"train": []}, 0)
+    assert not hasattr(module, "made_on_the_way")
+    assert module.apart[0].update_count == 0
+    assert module.logger is logger
+    assert "direct" not in (Path(logger.log_dir) / "metrics.csv").read_text()
 
 
 def test_a_step_without_a_loss_is_named(trainer: Callable[..., L.Trainer]) -> None:
