@@ -14,8 +14,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler, Subset
 
-#: The paper's "2K samples from the training data".
-DEFAULT_SIZE = 2048
+from pgb_lightning.config import CALIBRATION_SIZE
 
 
 def calibration_batches(
@@ -38,23 +37,21 @@ def calibration_batches(
     Raises:
         MisconfigurationException: There is no such loader, or it holds fewer samples than were asked for.
     """
-    loader = _named_loader(trainer, module, source)
-    if loader is None:
-        loader = trainer.fit_loop._data_source.dataloader()
-        if isinstance(loader, Iterator):
-            raise MisconfigurationException(
-                "the training data is an iterator, which calibration would use up; give a loader that can be read "
-                "twice, or name another one with calibration=."
-            )
-        if isinstance(loader, DataLoader) and _is_sampled(loader):
-            _check_size(len(loader.dataset), size)  # type: ignore[arg-type]
-            return _debug_limit(trainer, _random_subset(loader, size or DEFAULT_SIZE))
-        return _debug_limit(trainer, _first_samples(loader, size or DEFAULT_SIZE, required=size is not None))
-    if size is None:
-        return _debug_limit(trainer, _batches(loader))
-    if isinstance(loader, DataLoader) and _is_sampled(loader):
-        _check_size(len(loader.dataset), size)  # type: ignore[arg-type]
-    return _debug_limit(trainer, _first_samples(loader, size, required=True))
+    named = _named_loader(trainer, module, source)
+    loader = _training_loader(trainer) if named is None else named
+    if named is not None and size is None:
+        batches: Iterable[Any] = _batches(loader)
+    else:
+        rows_can_be_picked = isinstance(loader, DataLoader) and _is_sampled(loader)
+        if rows_can_be_picked:
+            _check_size(len(loader.dataset), size)
+        if rows_can_be_picked and named is None:
+            batches = _random_subset(loader, size or CALIBRATION_SIZE)
+        else:
+            batches = _first_samples(loader, size or CALIBRATION_SIZE, required=size is not None)
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return islice(batches, int(trainer.fast_dev_run))  # type: ignore[attr-defined]  # as few as it trains on
+    return batches
 
 
 def share_of_rank(batches: Iterable[Any], rank: int, world_size: int) -> Iterator[Any]:
@@ -104,6 +101,17 @@ def _named_loader(trainer: pl.Trainer, module: pl.LightningModule, source: str |
             "method that returns one, or leave calibration out to use the training set."
         )
     return None
+
+
+def _training_loader(trainer: pl.Trainer) -> Any:
+    """Return the training data as the user gave them."""
+    loader = trainer.fit_loop._data_source.dataloader()
+    if isinstance(loader, Iterator):
+        raise MisconfigurationException(
+            "the training data is an iterator, which calibration would use up; give a loader that can be read twice, "
+            "or name another one with calibration=."
+        )
+    return loader
 
 
 def _is_sampled(loader: DataLoader[Any]) -> bool:
@@ -157,10 +165,5 @@ def _check_size(available: int, size: int | None) -> None:
             f"calibration_size={size} was asked for, but the calibration loader has {available} samples; ask for "
             f"at most {available}, or leave calibration_size out."
         )
-    if size is None and 0 < available < DEFAULT_SIZE:
-        rank_zero_warn(f"PGB calibrates on all {available} training samples; {DEFAULT_SIZE} are usual.")
-
-
-def _debug_limit(trainer: pl.Trainer, batches: Iterable[Any]) -> Iterable[Any]:
-    """Calibrate on as few batches as a ``fast_dev_run`` trains on."""
-    return islice(batches, int(trainer.fast_dev_run)) if trainer.fast_dev_run else batches  # type: ignore[attr-defined]
+    if size is None and 0 < available < CALIBRATION_SIZE:
+        rank_zero_warn(f"PGB calibrates on all {available} training samples; {CALIBRATION_SIZE} are usual.")

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from typing import Any
 
 import lightning.pytorch as pl
@@ -47,13 +48,13 @@ def training_loss(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[
     """
     step = getattr(module, "calibration_step", module.training_step)
     takes_index = is_param_in_hook_signature(step, "batch_idx", min_args=2)
-    counter = iter(range(2**63 - 1))
+    indices = count()
 
     def loss(batch: Any) -> Tensor:
         batch = trainer.precision_plugin.convert_input(batch)
         batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
         batch = call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=0)
-        index = next(counter)
+        index = next(indices)
         try:
             output = step(batch, index) if takes_index else step(batch)
         except (AttributeError, IndexError, TypeError) as error:

@@ -15,11 +15,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from pgb_lightning.config import CALIBRATION_SIZE
 from pgb_lightning.datamodules.sampling import calibration_rows
 from pgb_lightning.packaged import resolve_model
-
-DEFAULT_CALIBRATION_SIZE = 2048
-"""The paper calibrates on 2K samples."""
 
 SECRET_LABEL = -1
 """What the Hub writes for every label of a test split whose labels are not public."""
@@ -247,7 +245,7 @@ class TextDataModule(L.LightningDataModule):
                 f"calibration_size={self.calibration_size} is more than the {len(rows)} training rows there "
                 f"are; give 1 to {len(rows)}, or leave it out."
             )
-        size = self.calibration_size or DEFAULT_CALIBRATION_SIZE
+        size = self.calibration_size or CALIBRATION_SIZE
         if size > len(rows):
             rank_zero_warn(f"Calibrating on all {len(rows)} training rows: there are fewer than the usual {size}.")
         labels = None if self.num_labels == 1 else np.asarray(rows.with_format("numpy")["labels"][:])

@@ -21,6 +21,10 @@ MATRICES = ("Q", "K", "V", "O", "W1", "W2")
 #: The matrices of each sublayer; the last one closes it (its output is added to the residual stream).
 SUBLAYERS: dict[Sublayer, tuple[str, ...]] = {"attention": ("Q", "K", "V", "O"), "ffn": ("W1", "W2")}
 
+#: The matrices that may be pruned whole alone: attention then still mixes tokens, only less selectively. Without any
+#: other matrix a sublayer adds the same to every token, and is dropped.
+EXPENDABLE = ("Q", "K")
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -131,14 +135,22 @@ class Encoder:
         """
         return self.layers[layer].get_submodule(self.architecture.paths[kind])
 
+    def find_matrix(self, layer: int, kind: str) -> nn.Module | None:
+        """Return the module at a matrix, or ``None`` if it is gone with its sublayer."""
+        try:
+            return self.matrix(layer, kind)
+        except AttributeError:
+            return None
+
+    def path(self, layer: int, kind: str) -> str:
+        """Return a matrix's attribute path from the module in which the encoder was found."""
+        return join_path(self.name, self.architecture.layers, str(layer), self.architecture.paths[kind])
+
     def linears(self) -> Iterator[tuple[tuple[int, str], nn.Linear]]:
         """Yield ``(layer number, matrix kind), linear`` for every matrix that is still dense."""
-        for number, layer in enumerate(self.layers):
+        for number in range(len(self.layers)):
             for kind in MATRICES:
-                try:
-                    module = layer.get_submodule(self.architecture.paths[kind])
-                except AttributeError:  # the matrix went with its sublayer
-                    continue
+                module = self.find_matrix(number, kind)
                 if isinstance(module, nn.Linear):
                     yield (number, kind), module
 
@@ -181,7 +193,7 @@ def find_encoder(module: nn.Module, name: str | None = None) -> Encoder:
     found = find_encoders(root)
     where = type(module).__name__ if name is None else f"encoder={name!r} of {type(module).__name__}"
     if len(found) > 1:
-        names = ", ".join(repr(_join(name, encoder.name)) for encoder in found)
+        names = ", ".join(repr(join_path(name, encoder.name)) for encoder in found)
         raise ValueError(f"{where} holds {len(found)} encoders; name the one to prune with encoder=: {names}.")
     if not found:
         known = ", ".join(sorted(ARCHITECTURES))
@@ -195,7 +207,7 @@ def find_encoder(module: nn.Module, name: str | None = None) -> Encoder:
             f"{where} holds no transformers encoder; it must have a model of one of these types among its "
             f"attributes: {known}."
         )
-    return Encoder(_join(name, found[0].name), found[0].model, found[0].architecture)
+    return Encoder(join_path(name, found[0].name), found[0].model, found[0].architecture)
 
 
 def _is_encoder(module: nn.Module) -> bool:
@@ -212,5 +224,6 @@ def _is_encoder(module: nn.Module) -> bool:
     return isinstance(layers, nn.ModuleList)
 
 
-def _join(*parts: str | None) -> str:
+def join_path(*parts: str | None) -> str:
+    """Join attribute paths, leaving out empty ones."""
     return ".".join(part for part in parts if part)

@@ -9,7 +9,7 @@ from itertools import chain, combinations
 
 from torch import Tensor
 
-from pgb_lightning.architectures import MATRICES, SUBLAYERS, Sublayer
+from pgb_lightning.architectures import EXPENDABLE, MATRICES, SUBLAYERS, Sublayer
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.grouping import allowed_groups
 
@@ -197,7 +197,7 @@ def nearest_reachable(shapes: Mapping[Key, tuple[int, int]], config: PruningConf
         for kinds in SUBLAYERS.values():
             sums = 1
             for kind in kinds:
-                optional = [0] if kind in ("Q", "K") else []
+                optional = [0] if kind in EXPENDABLE else []
                 options = [*optional, *(cost // unit for cost in costs[layer, kind])]
                 sums = _union(sums << option for option in options)
             reachable = _union((reachable, *(reachable << b for b in range(sums.bit_length()) if sums >> b & 1)))
@@ -223,7 +223,7 @@ def check_reachable(shapes: Mapping[Key, tuple[int, int]], config: PruningConfig
 def _group_sublayer(demands: Demands, layer: int, sublayer: Sublayer, threshold: float) -> GroupNumbers:
     """Group each matrix of a sublayer by τ; without V, O, W1 or W2 it only adds a constant and is dropped."""
     groups = {(layer, kind): demands[layer, kind].groups_at(threshold) for kind in SUBLAYERS[sublayer]}
-    if any(number == 0 and kind not in ("Q", "K") for (_, kind), number in groups.items()):
+    if any(number == 0 and kind not in EXPENDABLE for (_, kind), number in groups.items()):
         return dict.fromkeys(groups, 0)
     return groups
 
@@ -240,7 +240,7 @@ def _changes(groups: GroupNumbers, demands: Demands) -> list[GroupNumbers]:
             steps.append(dict.fromkeys(keys, 0))
             for key in keys:
                 choices = demands[key].choices()
-                if key[1] not in ("Q", "K"):
+                if key[1] not in EXPENDABLE:
                     choices.remove(0)  # dropping V, O, W1 or W2 drops the sublayer: that step is above
                 place = choices.index(groups[key])
                 steps += [{key: choices[near]} for near in (place - 1, place + 1) if 0 <= near < len(choices)]

@@ -134,7 +134,7 @@ class Moments:
         self.mean_y += y.sum(0, dtype=torch.float64)
         self.count += len(x)
 
-    def finish(self, all_reduce: AllReduce) -> Moments:
+    def finish(self, all_reduce: AllReduce) -> None:
         """Sum over processes and take out the means."""
         self._measure_from_zero()  # processes have origins of their own
         for name in ("power", "cross", "mean_x", "mean_y", "count"):
@@ -144,7 +144,6 @@ class Moments:
         x, y = self.mean_x[self.rows], self.mean_y[self.columns]
         self.power -= self.count * x.unsqueeze(2) * x.unsqueeze(1)
         self.cross -= self.count * x.unsqueeze(2) * y.unsqueeze(1)
-        return self
 
     def _measure_from_zero(self) -> None:
         """Turn sums over x - origin into sums over x."""
@@ -254,8 +253,7 @@ class _Sublayer:
     def _refit_constant(self, kind: str, streams: list[Stream]) -> None:
         """Let a dropped sublayer add the mean of what the dense one added."""
         dense = self.dense(kind)
-        nothing = torch.zeros(0, 0, dtype=torch.long, device=self.encoder.model.device)
-        moments = Moments(nothing, nothing, 0, dense.out_features)
+        moments = Moments(*_blocks(self.pruned(kind)), 0, dense.out_features)
         for stream in streams:
             targets = self._run_dense(stream, dense)
             moments.add(targets[:, :0], targets)

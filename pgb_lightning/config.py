@@ -7,6 +7,9 @@ from typing import Any, Literal, get_args
 
 Permutation = Literal["greedy", "balanced"]
 
+#: The paper's "2K samples from the training data".
+CALIBRATION_SIZE = 2048
+
 #: Named settings. ``paper`` is the published recipe; ``default`` is what we measured to be better.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {"permutation": "balanced"},

@@ -51,12 +51,9 @@ def encoder_cost(encoder: Encoder, length: int = 128) -> Cost:
 
 def _weights(encoder: Encoder, layer: int, kind: str) -> int:
     """Return the number of weights left of a matrix."""
-    try:
-        module = encoder.matrix(layer, kind)
-    except AttributeError:  # it went with its sublayer
-        return 0
+    module = encoder.find_matrix(layer, kind)
     if isinstance(module, (nn.Linear, GroupedLinear)):
         return module.weight.numel()
-    if isinstance(module, ConstantLinear):
+    if module is None or isinstance(module, ConstantLinear):
         return 0
     raise TypeError(f"layer {layer} {kind} is a {type(module).__name__}, whose weights cannot be counted.")

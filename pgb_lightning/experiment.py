@@ -92,7 +92,7 @@ def run(
 
     Args:
         task: The GLUE task.
-        out_dir: Folder for checkpoints and ``results.json`` files.
+        out_dir: Folder for checkpoints and one JSON file a result.
         data_dir: Local parquet folder; the Hub if not given.
         model_name_or_path: The pretrained encoder.
         seeds: Seeds to run.
@@ -113,7 +113,7 @@ def run(
             *(task, model_name_or_path, data_dir), max_length=max_length, max_train_samples=max_train_samples, seed=seed
         )
         dense = folder / "dense.ckpt"
-        if not _stored(folder / "dense.json"):
+        if not (folder / "dense.json").is_file():
             L.seed_everything(seed)
             module = TextClassification(model_name_or_path, task, learning_rate=learning_rate)
             _, scores = train(module, data, 1, dense)
@@ -121,7 +121,7 @@ def run(
         for ratio in ratios:
             for preset in presets:
                 name = f"{preset}-{ratio}"
-                if _stored(folder / f"{name}.json"):
+                if (folder / f"{name}.json").is_file():
                     continue
                 L.seed_everything(seed)
                 module = TextClassification(
@@ -158,10 +158,6 @@ def _table(out_dir: Path, metric: str) -> Table:
 def _spread(values: list[float]) -> str:
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
-
-
-def _stored(path: Path) -> bool:
-    return path.is_file()
 
 
 def _store(path: Path, result: dict[str, Any]) -> None:

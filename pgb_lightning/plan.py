@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pgb_lightning.architectures import MATRICES, SUBLAYERS, Sublayer
+from pgb_lightning.architectures import EXPENDABLE, MATRICES, SUBLAYERS, Sublayer
 
 #: Raised whenever the meaning of a stored plan changes.
 SCHEMA_VERSION = 1
@@ -118,8 +118,7 @@ class PruningPlan:
             )
         for layer in range(self.num_layers):
             for kinds in SUBLAYERS.values():
-                # Q or K alone may go: attention then still mixes tokens, only less selectively.
-                gates = [kind for kind in kinds if kind not in ("Q", "K")]
+                gates = [kind for kind in kinds if kind not in EXPENDABLE]
                 dead = [kind for kind in gates if self.matrix(layer, kind).num_groups == 0]
                 alive = [kind for kind in kinds if self.matrix(layer, kind).num_groups > 0]
                 if dead and alive:

@@ -134,7 +134,8 @@ def _plan_matrix(key: Key, importance: Tensor, num_groups: int, config: PruningC
     if num_groups == 1:
         return MatrixPlan(layer, kind, rows, columns, None, None, 1.0)
     groups = group(importance, num_groups, config.permutation, config.num_permutations)
-    kept = float(groups.kept(importance.double()).sum() / importance.double().sum().clamp_min(1e-300))
+    exact = importance.double()
+    kept = float(groups.kept(exact).sum() / exact.sum().clamp_min(1e-300))
     return MatrixPlan(
         *(layer, kind, rows, columns),
         input_index=tuple(map(tuple, groups.rows.tolist())),

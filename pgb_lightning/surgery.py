@@ -17,6 +17,7 @@ from pgb_lightning.architectures import (
     Encoder,
     Sublayer,
     find_encoders,
+    join_path,
 )
 from pgb_lightning.linear import ConstantLinear, DroppedCore, GroupedLinear
 from pgb_lightning.plan import MatrixPlan, PruningPlan
@@ -188,8 +189,7 @@ def dense_twin(model: Model) -> Model:
     for encoder in find_encoders(model):
         for layer in range(len(encoder.layers)):
             for kind in MATRICES:
-                prefix = _state_prefix(encoder, layer, kind)
-                state.update(_dense_state(encoder, layer, kind, twin.get_submodule(prefix[:-1])))
+                state.update(_dense_state(encoder, layer, kind, twin.get_submodule(encoder.path(layer, kind))))
     wanted = twin.state_dict()
     twin.load_state_dict({name: state[name] for name in wanted})
     twin.train(model.training)
@@ -199,11 +199,8 @@ def dense_twin(model: Model) -> Model:
 def _dense_state(encoder: Encoder, layer: int, kind: str, target: nn.Module) -> dict[str, Tensor]:
     """Return weight and bias of the dense layer that stands for one matrix."""
     assert isinstance(target, nn.Linear)
-    prefix = _state_prefix(encoder, layer, kind)
-    try:
-        module = encoder.matrix(layer, kind)
-    except AttributeError:
-        module = None
+    path = encoder.path(layer, kind)
+    module = encoder.find_matrix(layer, kind)
     weight = torch.zeros_like(target.weight)
     bias = torch.zeros_like(target.bias)
     if isinstance(module, nn.Linear):
@@ -212,7 +209,7 @@ def _dense_state(encoder: Encoder, layer: int, kind: str, target: nn.Module) -> 
         weight = module.dense_weight()
     if isinstance(module, (nn.Linear, GroupedLinear, ConstantLinear)) and module.bias is not None:
         bias = module.bias
-    return {f"{prefix}weight": weight.detach(), f"{prefix}bias": bias.detach()}
+    return {f"{path}.weight": weight.detach(), f"{path}.bias": bias.detach()}
 
 
 def _rebuild(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: object) -> None:
@@ -225,14 +222,14 @@ def _rebuild(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *
                 for kind in kinds:
                     _rebuild_matrix(encoder, layer, kind, state_dict, prefix)
                 core = encoder.layers[layer].get_submodule(encoder.architecture.cores[sublayer])
-                closing = prefix + _state_prefix(encoder, layer, kinds[-1])
+                closing = prefix + encoder.path(layer, kinds[-1])
                 if _is_constant(state_dict, closing) and not isinstance(core, DroppedCore):
                     drop_sublayer(encoder, layer, sublayer)
 
 
 def _covers(state_dict: Mapping[str, Tensor], encoder: Encoder, prefix: str) -> bool:
     """Tell a whole encoder from part of one, such as its biases: from a part no structure can be read."""
-    path = f"{encoder.name}.{encoder.architecture.layers}".lstrip(".")
+    path = join_path(encoder.name, encoder.architecture.layers)
     stack = encoder.model.get_submodule(encoder.architecture.layers)
     norms = [name for name, child in stack.named_modules() if isinstance(child, nn.LayerNorm)]
     return all(f"{prefix}{path}.{name}.weight" in state_dict for name in norms)
@@ -240,14 +237,11 @@ def _covers(state_dict: Mapping[str, Tensor], encoder: Encoder, prefix: str) -> 
 
 def _rebuild_matrix(encoder: Encoder, layer: int, kind: str, state_dict: Mapping[str, Tensor], prefix: str) -> None:
     """Give one matrix the structure that its entries in ``state_dict`` have."""
-    name = prefix + _state_prefix(encoder, layer, kind)
-    weight = state_dict.get(f"{name}weight")
-    try:
-        module = encoder.matrix(layer, kind)
-    except AttributeError:  # gone with its sublayer
-        if weight is not None:
-            raise ValueError(_cannot_revive(name)) from None
-        return
+    name = prefix + encoder.path(layer, kind)
+    weight = state_dict.get(f"{name}.weight")
+    module = encoder.find_matrix(layer, kind)
+    if module is None and weight is not None:
+        raise ValueError(_cannot_revive(name))
     if not isinstance(module, (nn.Linear, GroupedLinear, ConstantLinear)):
         return
     like = next(module.parameters())
@@ -256,7 +250,7 @@ def _rebuild_matrix(encoder: Encoder, layer: int, kind: str, state_dict: Mapping
             groups, block_in, block_out = weight.shape
             grouped = GroupedLinear(
                 *(module.in_features, module.out_features, groups, block_in, block_out),
-                bias=f"{name}bias" in state_dict,
+                bias=f"{name}.bias" in state_dict,
                 device=like.device,
                 dtype=like.dtype,
             )
@@ -279,13 +273,7 @@ def _like(old: nn.Module, new: nn.Module) -> nn.Module:
 
 def _is_constant(state_dict: Mapping[str, Tensor], name: str) -> bool:
     """Tell a matrix pruned whole: its bias is there, its weight is not."""
-    return f"{name}bias" in state_dict and f"{name}weight" not in state_dict
-
-
-def _state_prefix(encoder: Encoder, layer: int, kind: str) -> str:
-    """Return the state-dict prefix of a matrix, from the module in which the encoder was found."""
-    path = f"{encoder.architecture.layers}.{layer}.{encoder.architecture.paths[kind]}."
-    return f"{encoder.name}.{path}" if encoder.name else path
+    return f"{name}.bias" in state_dict and f"{name}.weight" not in state_dict
 
 
 def _put(encoder: Encoder, layer: int, kind: str, module: nn.Module) -> None:
@@ -307,6 +295,6 @@ def _already_grouped(encoder: Encoder) -> str:
 
 def _cannot_revive(name: str) -> str:
     return (
-        f"the state dict holds a dense matrix at {name}weight, but the module's was pruned and cannot be made "
+        f"the state dict holds a dense matrix at {name}.weight, but the module's was pruned and cannot be made "
         "whole again; load the dense checkpoint into a freshly built module."
     )

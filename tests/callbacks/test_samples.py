@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
 
 from pgb_lightning.callbacks import PGBCallback
-from pgb_lightning.callbacks.samples import DEFAULT_SIZE, share_of_rank
+from pgb_lightning.callbacks.samples import share_of_rank
+from pgb_lightning.config import CALIBRATION_SIZE
 
 
 @pytest.mark.parametrize("count", range(8))
@@ -93,7 +94,7 @@ def test_else_training_rows_are_drawn_and_a_small_set_is_mentioned(
     data: dict[str, Any] = (
         {"datamodule": Data()} if passed == "datamodule" else {"train_dataloaders": make_loader(40, shuffle=True)}
     )
-    with pytest.warns(UserWarning, match=f"calibrates on all 40 training samples; {DEFAULT_SIZE} are usual"):
+    with pytest.warns(UserWarning, match=f"calibrates on all 40 training samples; {CALIBRATION_SIZE} are usual"):
         trainer(PGBCallback()).fit(module, **data)
     assert same_rows(module.rows, stacked(make_rows(40)))
     assert not torch.equal(module.rows, stacked(make_rows(40)))  # in random order: data sets are often sorted
