@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
-from tqdm.auto import tqdm
 
 from pgb_lightning.architectures import Encoder, find_encoder, find_encoders
-from pgb_lightning.calibration import calibrate
-from pgb_lightning.callbacks.samples import calibration_batches, share_of_rank
-from pgb_lightning.callbacks.strategy import before_strategy_setup
-from pgb_lightning.callbacks.training_loss import check_training_step, training_loss, undisturbed
+from pgb_lightning.callbacks.outcome import report, write_plan
+from pgb_lightning.callbacks.samples import calibration_batches
+from pgb_lightning.callbacks.strategy import before_strategy_setup, leaves_module_behind, shards_first
+from pgb_lightning.callbacks.together import prune_together
+from pgb_lightning.callbacks.training_loss import check_training_step
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.cost import encoder_cost
+from pgb_lightning.fingerprint import fingerprint
 from pgb_lightning.plan import PruningPlan
-from pgb_lightning.pruning import carry_out, make_plan, prepare
-from pgb_lightning.report import plan_table, render
-from pgb_lightning.surgery import follow_state_dict, is_grouped
+from pgb_lightning.pruning import prepare
+from pgb_lightning.rebuild import follow_state_dict, follows_state_dict
+from pgb_lightning.surgery import apply_plan, check_plan, is_grouped
 
 
 class PGBCallback(pl.Callback):
@@ -33,14 +35,15 @@ class PGBCallback(pl.Callback):
 
     The encoder is found by walking the module. Pruning happens once, after the data is set up and before the
     optimizer exists; training then goes on as with any module. A checkpoint of the pruned model resumes as
-    usual: the grouped layers are rebuilt from it, and nothing is calibrated or pruned again.
+    usual: the grouped layers are rebuilt from it, and nothing is calibrated or pruned again. The plan that was carried
+    out is :attr:`plan`, and ``plan.json`` in the run's folder.
 
     Calibration samples come from ``calibration_dataloader()`` of the data module (or module) if there is one, else
     from the training set; the loss is that of the module's own ``training_step``, or of ``calibration_step(batch)``
     where it has one.
 
     Args:
-        pruning_ratio: Share of the encoder's Q, K, V, O, W1 and W2 weights to remove, in (0, 1).
+        pruning_ratio: Share of the encoder's Q, K, V, O, W1 and W2 weights to remove, in (0, 1); 0.5 if not given.
         preset: ``"default"``, or ``"paper"`` for the published recipe; the settings below replace the preset's.
         encoder: Attribute path of the encoder, such as ``"model.bert"``; needed where there are several.
         calibration: Name of a loader, or of a method that returns one, on the data module or module.
@@ -50,10 +53,12 @@ class PGBCallback(pl.Callback):
         max_groups: G_max.
         num_permutations: N_perm.
         permutation: ``"greedy"`` (the paper's) or ``"balanced"``.
-        compensation: Whether to refit the kept weights (Eq. 4).
+        compensation: Whether to refit the kept weights (Eq. 4); by default yes, but not with a given plan.
         compensation_tokens: Tokens on which they are refitted, at most.
         ridge: Pull towards the original weights in Eq. 4.
         tolerance: Largest accepted distance from ``pruning_ratio`` under ``importance_threshold="auto"``.
+        plan: A ``plan.json`` to carry out as it is. Nothing is decided then, and nothing calibrated unless
+            ``compensation=True``, so any strategy will do.
 
     Raises:
         MisconfigurationException: A setting is out of range, or the module cannot be pruned; the message says
@@ -67,7 +72,7 @@ class PGBCallback(pl.Callback):
 
     def __init__(
         self,
-        pruning_ratio: float = 0.5,
+        pruning_ratio: float | None = None,
         preset: str = "default",
         encoder: str | None = None,
         calibration: str | None = None,
@@ -80,23 +85,27 @@ class PGBCallback(pl.Callback):
         compensation_tokens: int | None = None,
         ridge: float | None = None,
         tolerance: float | None = None,
+        plan: str | Path | None = None,
     ) -> None:
         super().__init__()
-        try:
-            self.config = PruningConfig.from_preset(
-                preset,
-                pruning_ratio=pruning_ratio,
-                importance_threshold=importance_threshold,
-                max_groups=max_groups,
-                num_permutations=num_permutations,
-                permutation=permutation,
-                compensation=compensation,
-                compensation_tokens=compensation_tokens,
-                ridge=ridge,
-                tolerance=tolerance,
+        deciding = {
+            "pruning_ratio": pruning_ratio,
+            "importance_threshold": importance_threshold,
+            "max_groups": max_groups,
+            "num_permutations": num_permutations,
+            "permutation": permutation,
+            "tolerance": tolerance,
+        }
+        doing = {"compensation": compensation, "compensation_tokens": compensation_tokens, "ridge": ridge}
+        idle = [f"{name}={value!r}" for name, value in deciding.items() if plan is not None and value is not None]
+        if idle:
+            raise MisconfigurationException(
+                f"PGBCallback: plan={str(plan)!r} has decided what is pruned, so {', '.join(idle)} would change "
+                "nothing; leave out the one or the other."
             )
-        except (TypeError, ValueError) as error:
-            raise MisconfigurationException(f"PGBCallback: {error}") from error
+        with _as_misconfiguration((TypeError, ValueError)):
+            self.config = PruningConfig.from_preset(preset, **deciding, **doing)
+            self.given_plan = None if plan is None else PruningPlan.load(plan)
         if calibration_size is not None and (type(calibration_size) is not int or calibration_size < 1):
             raise MisconfigurationException(
                 f"PGBCallback: calibration_size={calibration_size!r} is out of range: it must be a whole number of "
@@ -105,23 +114,22 @@ class PGBCallback(pl.Callback):
         self.encoder = encoder
         self.calibration = calibration
         self.calibration_size = calibration_size
+        self.calibrates = plan is None or bool(compensation)
         self.plan: PruningPlan | None = None
         self._resuming = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check all that can be checked without data, and arrange for the pruning."""
+        follows = follows_state_dict(pl_module)
         follow_state_dict(pl_module)
         if stage != "fit":
+            before_strategy_setup(trainer, partial(_mention_dense, pl_module))
             return
         self._resuming = False
         self.check(pl_module)
-        averaging = (WeightAveraging, StochasticWeightAveraging)
-        found = [type(callback).__name__ for callback in _callbacks(trainer) if isinstance(callback, averaging)]
-        if found:
-            raise MisconfigurationException(
-                f"PGBCallback cannot share a fit with {found[0]}, which copies the module before it is pruned: prune "
-                "in a fit of its own (max_epochs=0 will do), then re-finetune the pruned module with averaging."
-            )
+        self._check_trainer(trainer, pl_module, follows)
+        if shards_first(trainer) and find_encoders(pl_module):
+            self._prune(trainer, pl_module)  # while the weights are whole
         before_strategy_setup(trainer, partial(self._prune, trainer, pl_module))
 
     def check(self, pl_module: pl.LightningModule) -> None:
@@ -139,9 +147,41 @@ class PGBCallback(pl.Callback):
         built_late = any(is_overridden(hook, pl_module) for hook in ("setup", "configure_model"))
         if find_encoders(pl_module) or not built_late:
             with _as_misconfiguration():
-                if not is_grouped(find_encoder(pl_module, self.encoder)):
-                    prepare(pl_module, self.config, self.encoder)
-        check_training_step(pl_module)
+                encoder = find_encoder(pl_module, self.encoder)
+                if not is_grouped(encoder):
+                    self._check_encoder(pl_module, encoder)
+        if self.calibrates:
+            check_training_step(pl_module)
+
+    def _check_encoder(self, pl_module: pl.LightningModule, encoder: Encoder) -> None:
+        if self.given_plan is None:
+            prepare(pl_module, self.config, self.encoder)
+        else:
+            check_plan(encoder, self.given_plan)
+
+    def _check_trainer(self, trainer: pl.Trainer, pl_module: pl.LightningModule, follows: bool) -> None:
+        """Refuse the company in which pruning cannot be right, and say what to do instead."""
+        name = type(trainer.strategy).__name__
+        averaging = (WeightAveraging, StochasticWeightAveraging)
+        found = [type(callback).__name__ for callback in _callbacks(trainer) if isinstance(callback, averaging)]
+        if found:
+            raise MisconfigurationException(
+                f"PGBCallback cannot share a fit with {found[0]}, which copies the module before it is pruned: prune "
+                "in a fit of its own (max_epochs=0 will do), then re-finetune the pruned module with averaging."
+            )
+        if shards_first(trainer) and self.calibrates:
+            raise MisconfigurationException(
+                f"PGBCallback: strategy={name} cuts the model up before it can be calibrated. Prune on one device or "
+                "with strategy='ddp' (max_epochs=0 will do). Then give the plan.json that this writes to "
+                "PGBCallback(plan=...) here; or start from the checkpoint that it leaves and do without PGBCallback, "
+                "which keeps the compensated weights."
+            )
+        if leaves_module_behind(trainer) and not follows:
+            raise MisconfigurationException(
+                f"PGBCallback: strategy={name} forks or spawns its processes, and loads the pruned weights back into "
+                f"this process's {type(pl_module).__name__}, which must know how to take them: call "
+                "pgb_lightning.follow_state_dict(self) in its __init__, or use strategy='ddp'."
+            )
 
     def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prune, unless the module came back pruned from a checkpoint or an earlier fit."""
@@ -149,56 +189,35 @@ class PGBCallback(pl.Callback):
             encoder = find_encoder(pl_module, self.encoder)
             if is_grouped(encoder) and (self._resuming or self.plan is not None):
                 rank_zero_info("PGB: the encoder is pruned already; re-finetuning goes on.")
-                return
-            if self._resuming:
+                if self.given_plan and self.plan and self.given_plan.matrices != self.plan.matrices:
+                    rank_zero_warn("PGB: the encoder was pruned by another plan than the one given; it stays as it is.")
+            elif self._resuming:
                 raise MisconfigurationException(
                     "PGBCallback: ckpt_path is a checkpoint of the dense model, whose optimizer cannot go on with a "
                     "pruned one. Load its weights into the module (load_from_checkpoint, or fine_tuned_ckpt of "
                     "TextClassification) and call fit without ckpt_path."
                 )
-            encoder = prepare(pl_module, self.config, self.encoder)
+            else:
+                self._prune_dense(trainer, pl_module)
+        if self.plan is not None:
+            write_plan(trainer, self.plan)
+
+    def _prune_dense(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        encoder = find_encoder(pl_module, self.encoder)
+        self._check_encoder(pl_module, encoder)
+        given, before = self.given_plan, encoder_cost(encoder)
+        if given is not None and given.fingerprint not in ("", fingerprint(encoder)):
+            rank_zero_warn("PGB: the plan was made for other weights of this shape; it is carried out all the same.")
+        if self.calibrates:
             trainer.strategy.model_to_device()
-            before = encoder_cost(encoder)
+            batches = calibration_batches(trainer, pl_module, self.calibration, self.calibration_size)
             with isolate_rng():
-                self.plan = self._calibrate_and_prune(trainer, pl_module, encoder)
-        self._report(trainer, encoder, before.parameters, before.flops)
-
-    def _calibrate_and_prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, encoder: Encoder) -> PruningPlan:
-        """Share the calibration out over the ranks, decide on one of them, and carry the plan out on all."""
-        strategy = trainer.strategy
-        all_reduce = partial(strategy.reduce, reduce_op="sum")
-        batches = calibration_batches(trainer, pl_module, self.calibration, self.calibration_size)
-        share = share_of_rank(batches, trainer.global_rank, trainer.world_size)
-        with undisturbed(pl_module):
-            loss = training_loss(trainer, pl_module)
-            tracked = self._track(trainer, "PGB calibration", share)
-            statistics = calibrate(encoder, tracked, loss, all_reduce, self.config.compensation_tokens)
-        plan = make_plan(encoder, statistics, self.config) if trainer.is_global_zero else None
-        plan = strategy.broadcast(plan)
-        assert plan is not None
-        track = partial(self._track, trainer, "PGB compensation")
-        carry_out(encoder, plan, statistics, self.config, all_reduce, track)
-        return plan
-
-    def _report(self, trainer: pl.Trainer, encoder: Encoder, parameters: int, flops: int) -> None:
-        """Say and log what was achieved, counted from the modules."""
-        assert self.plan is not None
-        after = encoder_cost(encoder)
-        achieved = {
-            "pgb/pruning_ratio": 1 - after.parameters / parameters,
-            "pgb/flops_ratio": 1 - after.flops / flops,
-            "pgb/encoder_parameters": float(after.parameters),
-            "pgb/encoder_flops": float(after.flops),
-        }
-        rank_zero_info(render(plan_table(self.plan)))
-        rank_zero_info(
-            f"PGB removed {achieved['pgb/pruning_ratio']:.2%} of {parameters:,} encoder weights (target "
-            f"{self.config.pruning_ratio:.2%}): {after.parameters:,} are left, with "
-            f"{1 - achieved['pgb/flops_ratio']:.2%} of the FLOPs at length 128."
-        )
-        if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                logger.log_metrics(achieved, step=0)
+                self.plan = prune_together(trainer, pl_module, encoder, batches, self.config, given)
+        else:
+            assert given is not None
+            apply_plan(encoder, given)
+            self.plan = given
+        report(trainer, self.plan, encoder, before, None if given else self.config.pruning_ratio)
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the plan with the checkpoint."""
@@ -207,7 +226,8 @@ class PGBCallback(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the plan from a checkpoint."""
         plan = state_dict.get("plan")
-        self.plan = PruningPlan.from_dict(plan) if plan else None
+        with _as_misconfiguration():
+            self.plan = PruningPlan.from_dict(plan) if plan else None
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -215,21 +235,21 @@ class PGBCallback(pl.Callback):
         """Note that the weights now come from a checkpoint."""
         self._resuming = True
 
-    def _track(self, trainer: pl.Trainer, description: str, items: Iterable[Any]) -> Iterable[Any]:
-        """Show progress where the Trainer shows progress."""
-        shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
-        tracked: Iterable[Any] = tqdm(items, desc=description, disable=not shown)
-        return tracked
-
 
 def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
     return list(trainer.callbacks)  # type: ignore[attr-defined]
 
 
+def _mention_dense(pl_module: pl.LightningModule) -> None:
+    """Say that a model is evaluated as it was before pruning, which is seldom meant."""
+    if not any(map(is_grouped, find_encoders(pl_module))):
+        rank_zero_warn("PGB: the encoder is not pruned; give the ckpt_path of a pruned model, or fit first.")
+
+
 @contextmanager
-def _as_misconfiguration() -> Iterator[None]:
+def _as_misconfiguration(kinds: tuple[type[Exception], ...] = (ValueError,)) -> Iterator[None]:
     """Raise what the method refuses as Lightning users expect it."""
     try:
         yield
-    except ValueError as error:
+    except kinds as error:
         raise MisconfigurationException(f"PGBCallback: {error}") from error

@@ -1,13 +1,17 @@
-"""The one moment at which a Trainer's model may change shape."""
+"""All that depends on the Trainer's strategy: when a model may change shape, and where it may not."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+
+from pgb_lightning.checkpoints import explained
+from pgb_lightning.rebuild import StructureError
 
 
 def before_strategy_setup(trainer: pl.Trainer, action: Callable[[], None]) -> None:
@@ -15,36 +19,51 @@ def before_strategy_setup(trainer: pl.Trainer, action: Callable[[], None]) -> No
 
     Lightning has no hook there: in ``Callback.setup`` it is not known yet whether a checkpoint will be restored,
     and in ``on_fit_start`` the optimizer and DDP hold the old parameters. ``Strategy.setup`` is what comes
-    between, so it is wrapped on this one strategy object, for one call.
+    between, so it is wrapped on this one strategy object, for one call; and so is the reading of the checkpoint, to
+    say plainly what is wrong with one. (Strategies that shard the model restore it later, into its final shape.)
 
     Args:
-        trainer: The Trainer in whose fit this is called.
+        trainer: The Trainer in whose fit, validation, test or prediction this is called.
         action: What to do.
-
-    Raises:
-        MisconfigurationException: The strategy shards the model before it restores checkpoints, or trains in
-            processes from which only weights come back.
     """
-    strategy = trainer.strategy
-    if strategy.restore_checkpoint_after_setup:
-        raise MisconfigurationException(
-            f"strategy={type(strategy).__name__} shards the model before anything can be pruned from it. Prune "
-            "on one device or with strategy='ddp' (one epoch or none), then load that checkpoint and re-finetune "
-            "with this strategy, without PGBCallback."
-        )
-    if isinstance(strategy.launcher, _MultiProcessingLauncher):
-        raise MisconfigurationException(
-            f"strategy={type(strategy).__name__} with forked or spawned processes loads the pruned weights back into a "
-            "module of the main process that was never pruned. Use strategy='ddp', which starts the script once for "
-            "each process."
-        )
-    vars(strategy).pop("setup", None)  # left behind by a fit that failed before it got there
-    original = strategy.setup
+    strategy: Any = trainer.strategy
+    wrapped = ("setup", "load_checkpoint", "load_model_state_dict")
+    for name in wrapped:
+        vars(strategy).pop(name, None)  # left behind by a run that failed before it got there
+    setup, load_checkpoint, load_model = (getattr(strategy, name) for name in wrapped)
 
-    @wraps(original)
-    def setup(trainer: pl.Trainer) -> None:
-        vars(strategy).pop("setup", None)
+    @wraps(setup)
+    def setup_after_action(trainer: pl.Trainer) -> None:
+        for name in wrapped:
+            vars(strategy).pop(name, None)
         action()
-        original(trainer)
+        setup(trainer)
 
-    strategy.setup = setup  # type: ignore[method-assign]
+    @wraps(load_checkpoint)
+    def load_explained(checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return explained(checkpoint_path, lambda: load_checkpoint(checkpoint_path, *args, **kwargs))
+        except ValueError as error:
+            raise MisconfigurationException(f"ckpt_path={error}") from error
+
+    @wraps(load_model)
+    def load_model_explained(checkpoint: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            load_model(checkpoint, *args, **kwargs)
+        except StructureError as error:
+            raise MisconfigurationException(f"ckpt_path does not fit the module: {error}") from error
+
+    strategy.setup = setup_after_action
+    if not shards_first(trainer):
+        strategy.load_checkpoint = load_explained
+        strategy.load_model_state_dict = load_model_explained
+
+
+def shards_first(trainer: pl.Trainer) -> bool:
+    """Tell strategies that cut the model up before they restore a checkpoint: FSDP, DeepSpeed and their kind."""
+    return trainer.strategy.restore_checkpoint_after_setup
+
+
+def leaves_module_behind(trainer: pl.Trainer) -> bool:
+    """Tell strategies whose processes work on copies of the module, from which only a state dict comes back."""
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)

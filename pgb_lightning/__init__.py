@@ -8,7 +8,8 @@ from pgb_lightning.config import PruningConfig
 from pgb_lightning.linear import ConstantLinear, GroupedLinear
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.pruning import prune
-from pgb_lightning.surgery import apply_plan, dense_twin, follow_state_dict
+from pgb_lightning.rebuild import follow_state_dict
+from pgb_lightning.surgery import apply_plan, dense_twin
 
 __version__ = "0.1.0"
 

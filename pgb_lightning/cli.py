@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
 
 # Imported so that the command line knows their classes by short names: `--model TextClassification`.
 from pgb_lightning import callbacks, datamodules, modules  # noqa: F401
+from pgb_lightning.checkpoints import load_checkpoint
 
 
 class PGBCLI(LightningCLI):
@@ -25,7 +25,10 @@ class PGBCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         model = config.get("model")
         if model and self._checkpoint_file():
-            checkpoint = torch.load(config.ckpt_path, map_location="cpu", weights_only=True)
+            try:
+                checkpoint = load_checkpoint(config.ckpt_path)
+            except ValueError as error:
+                raise MisconfigurationException(f"ckpt_path={error}") from error
             hparams = checkpoint.get("hyper_parameters", {})
             if "_class_path" not in hparams:
                 known = {name: value for name, value in hparams.items() if name in model.init_args}

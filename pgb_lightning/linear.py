@@ -38,6 +38,9 @@ class GroupedLinear(nn.Module):
         torch.Size([4, 192, 768])
     """
 
+    #: Layout of the state dict; torch keeps it there as metadata.
+    _version = 1
+
     input_index: Tensor
     output_index: Tensor
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +31,8 @@ class MatrixPlan:
             ``None`` if it is kept whole.
         output_index: The columns of each block (π_c), likewise.
         importance_kept: Share of the matrix's importance that lies in the blocks, in [0, 1].
+        predicted_error: Rise of the loss that the removed weights predict, half their importance summed up
+            (Eq. 2), before compensation; ``None`` where nobody measured it.
 
     Raises:
         ValueError: The blocks overlap, are of unequal size, or lie outside the matrix.
@@ -42,6 +45,7 @@ class MatrixPlan:
     input_index: Index
     output_index: Index
     importance_kept: float = 1.0
+    predicted_error: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in MATRICES:
@@ -69,6 +73,11 @@ class MatrixPlan:
         return self.rows * self.columns
 
     @property
+    def kept_share(self) -> float:
+        """Share of the matrix's weights in the blocks."""
+        return self.kept_parameters / self.total_parameters
+
+    @property
     def kept_parameters(self) -> int:
         """Weights in the blocks."""
         if self.input_index is None or self.output_index is None:
@@ -85,6 +94,8 @@ class PruningPlan:
         matrices: One entry for every layer and matrix kind, in order.
         config: The settings the plan was made with (:meth:`PruningConfig.to_dict`); a record, never read back.
         num_samples: Calibration samples behind the plan.
+        fingerprint: Of the dense weights the plan was made for (:func:`~pgb_lightning.fingerprint.fingerprint`);
+            empty if unknown.
         schema_version: Version of this record's meaning.
 
     Raises:
@@ -101,14 +112,11 @@ class PruningPlan:
     matrices: tuple[MatrixPlan, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
     num_samples: int = 0
+    fingerprint: str = ""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        if self.schema_version != SCHEMA_VERSION:
-            raise ValueError(
-                f"schema_version={self.schema_version!r}: this release of pgb-lightning reads plans of version "
-                f"{SCHEMA_VERSION}; use the release that wrote the plan, or prune again."
-            )
+        _check_version(self.schema_version)
         found = [(matrix.layer, matrix.kind) for matrix in self.matrices]
         expected = [(layer, kind) for layer in range(self.num_layers) for kind in MATRICES]
         if not found or found != expected:
@@ -156,35 +164,42 @@ class PruningPlan:
         return 1 - self.kept_parameters / self.total_parameters
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan as JSON primitives."""
-        plain = {**asdict(self), "config": dict(self.config)}
+        """Return the plan as JSON primitives, with what follows from it for a reader's convenience."""
+        plain = {**asdict(self), "config": dict(self.config), "summary": self._summary()}
+        for entry, matrix in zip(plain["matrices"], self.matrices, strict=True):
+            entry.update(num_groups=matrix.num_groups, kept_share=matrix.kept_share)
         return json.loads(json.dumps(plain))  # type: ignore[no-any-return]  # tuples become lists
+
+    def _summary(self) -> dict[str, Any]:
+        """Say how much is removed, and what becomes of each sublayer."""
+        fates = [
+            {name: "dropped" if self.is_dropped(layer, name) else "kept" for name in SUBLAYERS}
+            for layer in range(self.num_layers)
+        ]
+        sublayers = [{"layer": layer, **fate} for layer, fate in enumerate(fates)]
+        return {"pruning_ratio": self.pruning_ratio, "kept_parameters": self.kept_parameters, "sublayers": sublayers}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> PruningPlan:
-        """Rebuild a plan from :meth:`to_dict`.
+        """Rebuild a plan from :meth:`to_dict`, which a person may have edited.
+
+        The index lists count: ``[]`` prunes a matrix whole, ``null`` keeps it whole. ``summary`` and ``kept_share``
+        are not read; ``num_groups`` must agree with the lists where it is there.
 
         Raises:
-            ValueError: An entry is missing, unknown or does not make sense.
+            ValueError: An entry is missing, unknown or does not make sense, or a newer release wrote the plan.
         """
         try:
-            matrices = tuple(
-                MatrixPlan(
-                    **{
-                        **entry,
-                        "input_index": _frozen(entry["input_index"]),
-                        "output_index": _frozen(entry["output_index"]),
-                    }
-                )
-                for entry in plain["matrices"]
-            )
-            return cls(**{**plain, "matrices": matrices})
-        except (KeyError, TypeError) as error:
+            _check_version(plain.get("schema_version", SCHEMA_VERSION))
+            matrices = tuple(map(_matrix_from_dict, plain["matrices"]))
+            return cls(**{name: plain[name] for name in plain if name != "summary"} | {"matrices": matrices})
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"not a pruning plan: {error}.") from error
 
     def to_json(self) -> str:
-        """Return the plan as JSON text, one matrix a line."""
+        """Return the plan as JSON text, the summary first, then one matrix a line."""
         plain = self.to_dict()
+        plain = {"summary": plain.pop("summary"), **plain}
         matrices = ",\n    ".join(json.dumps(entry, separators=(",", ":")) for entry in plain.pop("matrices"))
         head = json.dumps(plain, indent=2)[:-2]
         return f'{head},\n  "matrices": [\n    {matrices}\n  ]\n}}\n'
@@ -199,13 +214,44 @@ class PruningPlan:
         return cls.from_dict(json.loads(text))
 
     def save(self, path: str | Path) -> None:
-        """Write the plan to a JSON file."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        """Write the plan to a JSON file, in one step: whoever reads the file meets a whole plan or none."""
+        unfinished = Path(f"{path}.{os.getpid()}.tmp")
+        unfinished.write_text(self.to_json(), encoding="utf-8")
+        unfinished.replace(path)
 
     @classmethod
     def load(cls, path: str | Path) -> PruningPlan:
-        """Read a plan from a JSON file."""
-        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        """Read a plan from a JSON file.
+
+        Raises:
+            ValueError: There is no such file, or it holds no plan; the message names it.
+        """
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"no plan can be read from {str(path)!r}: {error.strerror}.") from error
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r} holds no plan that can be carried out: {error}") from error
+
+
+def _check_version(version: Any) -> None:
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"schema_version={version!r}: this release of pgb-lightning reads plans of version {SCHEMA_VERSION}; use "
+            "the release that wrote the plan, or prune again."
+        )
+
+
+def _matrix_from_dict(entry: Mapping[str, Any]) -> MatrixPlan:
+    values = {name: value for name, value in entry.items() if name not in ("num_groups", "kept_share")}
+    index = {name: _frozen(entry[name]) for name in ("input_index", "output_index")}
+    matrix = MatrixPlan(**{**values, **index})
+    if entry.get("num_groups", matrix.num_groups) != matrix.num_groups:
+        raise ValueError(
+            f"{matrix}: num_groups={entry['num_groups']} contradicts input_index, which has {matrix.num_groups} "
+            "blocks; edit the index lists ([] prunes the matrix whole, null keeps it whole) and leave num_groups out."
+        )
+    return matrix
 
 
 def _frozen(index: list[list[int]] | None) -> Index:

@@ -13,6 +13,7 @@ from pgb_lightning.budget import LOUD, Demand, Key, allocate, check_reachable
 from pgb_lightning.calibration import AllReduce, Calibration, Loss, calibrate
 from pgb_lightning.compensation import compensate
 from pgb_lightning.config import PruningConfig
+from pgb_lightning.fingerprint import fingerprint
 from pgb_lightning.grouping import group
 from pgb_lightning.importance import second_order_importance
 from pgb_lightning.modes import eval_mode
@@ -96,7 +97,7 @@ def make_plan(encoder: Encoder, statistics: Calibration, config: PruningConfig) 
     numbers, threshold = allocate(demands, config)
     matrices = tuple(_plan_matrix(key, importances[key], numbers[key], config) for key in importances)
     record = {**config.to_dict(), "importance_threshold_used": threshold}
-    plan = PruningPlan(encoder.model_type, matrices, record, statistics.num_samples)
+    plan = PruningPlan(encoder.model_type, matrices, record, statistics.num_samples, fingerprint(encoder))
     _report_shortfall(plan, config)
     return plan
 
@@ -129,18 +130,20 @@ def _plan_matrix(key: Key, importance: Tensor, num_groups: int, config: PruningC
     """Group one matrix (Algorithm 2)."""
     layer, kind = key
     rows, columns = importance.shape
-    if num_groups == 0:
-        return MatrixPlan(layer, kind, rows, columns, (), (), 0.0)
-    if num_groups == 1:
-        return MatrixPlan(layer, kind, rows, columns, None, None, 1.0)
-    groups = group(importance, num_groups, config.permutation, config.num_permutations)
     exact = importance.double()
-    kept = float(groups.kept(exact).sum() / exact.sum().clamp_min(1e-300))
+    total = float(exact.sum())
+    if num_groups == 0:
+        return MatrixPlan(layer, kind, rows, columns, (), (), 0.0, total / 2)
+    if num_groups == 1:
+        return MatrixPlan(layer, kind, rows, columns, None, None, 1.0, 0.0)
+    groups = group(importance, num_groups, config.permutation, config.num_permutations)
+    kept = float(groups.kept(exact).sum())
     return MatrixPlan(
         *(layer, kind, rows, columns),
         input_index=tuple(map(tuple, groups.rows.tolist())),
         output_index=tuple(map(tuple, groups.columns.tolist())),
-        importance_kept=kept,
+        importance_kept=kept / max(total, 1e-300),
+        predicted_error=(total - kept) / 2,
     )
 
 

@@ -1,9 +1,8 @@
-"""Surgery: put grouped layers where a plan says, rebuild them from a state dict, undo them in a dense twin."""
+"""Surgery: put grouped layers where a plan says, and undo them in a dense twin."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -17,14 +16,11 @@ from pgb_lightning.architectures import (
     Encoder,
     Sublayer,
     find_encoders,
-    join_path,
 )
 from pgb_lightning.linear import ConstantLinear, DroppedCore, GroupedLinear
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-#: The module that takes a matrix's place, given the module that is there; ``None`` leaves it.
-Replace = Callable[[int, str, nn.Module], "nn.Module | None"]
 
 
 def apply_plan(encoder: Encoder, plan: PruningPlan) -> None:
@@ -52,7 +48,7 @@ def prune_layer(encoder: Encoder, plan: PruningPlan, layer: int) -> None:
         for kind in kinds:
             module = encoder.matrix(layer, kind)
             assert isinstance(module, nn.Linear), f"layer {layer} {kind} is {type(module).__name__}"
-            _put(encoder, layer, kind, prune_linear(module, plan.matrix(layer, kind)))
+            put(encoder, layer, kind, prune_linear(module, plan.matrix(layer, kind)))
         if plan.is_dropped(layer, sublayer):
             drop_sublayer(encoder, layer, sublayer)
 
@@ -115,10 +111,10 @@ def prune_linear(linear: nn.Linear, matrix: MatrixPlan) -> nn.Module:
     """
     if matrix.input_index is None or matrix.output_index is None:
         return linear
-    like: dict[str, Any] = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+    placed: dict[str, Any] = {"device": linear.weight.device, "dtype": linear.weight.dtype}
     pruned: GroupedLinear | ConstantLinear
     if matrix.num_groups == 0:
-        pruned = ConstantLinear(linear.in_features, linear.out_features, **like)
+        pruned = ConstantLinear(linear.in_features, linear.out_features, **placed)
     else:
         rows = torch.tensor(matrix.input_index, device=linear.weight.device)
         columns = torch.tensor(matrix.output_index, device=linear.weight.device)
@@ -127,14 +123,14 @@ def prune_linear(linear: nn.Linear, matrix: MatrixPlan) -> nn.Module:
             linear.out_features,
             *(matrix.num_groups, rows.shape[1], columns.shape[1]),
             bias=linear.bias is not None,
-            **like,
+            **placed,
         )
         pruned.input_index.copy_(rows)
         pruned.output_index.copy_(columns)
         pruned.weight.copy_(linear.weight.T[rows.unsqueeze(2), columns.unsqueeze(1)])
     if linear.bias is not None and pruned.bias is not None:
         pruned.bias.copy_(linear.bias)
-    return _like(linear, pruned)
+    return like(linear, pruned)
 
 
 def drop_sublayer(encoder: Encoder, layer: int, sublayer: Sublayer) -> None:
@@ -145,29 +141,26 @@ def drop_sublayer(encoder: Encoder, layer: int, sublayer: Sublayer) -> None:
     inside = closing.removeprefix(f"{core}.") if closing.startswith(f"{core}.") else None
     constant = encoder.layers[layer].get_submodule(closing) if inside else None
     dropped = DroppedCore(inside, constant, returns_tuple=sublayer == "attention")
-    _set_submodule(encoder.layers[layer], core, dropped)
+    set_submodule(encoder.layers[layer], core, dropped)
 
 
-def follow_state_dict(module: nn.Module) -> None:
-    """Let a module rebuild its grouped layers whenever a grouped state dict is loaded into it.
+def put(encoder: Encoder, layer: int, kind: str, module: nn.Module) -> None:
+    """Put a module at the place of one matrix."""
+    set_submodule(encoder.layers[layer], encoder.architecture.paths[kind], module)
 
-    The structure of a grouped encoder can be read off its state dict: a three-dimensional weight is blocks, a
-    bias without a weight is a matrix pruned whole. Before torch copies the weights, layers are exchanged
-    accordingly. Call it once in a ``LightningModule``'s ``__init__``, and ``load_from_checkpoint``, resuming
-    and every ``ckpt_path`` rebuild what was pruned; calling it again does nothing.
 
-    Args:
-        module: Any module that holds mapped encoders, or will when it is built.
+def set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module at an attribute path."""
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)
 
-    Example:
-        >>> class MyModule(nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         follow_state_dict(self)
-    """
-    if not getattr(module, "_follows_state_dict", False):
-        module.register_load_state_dict_pre_hook(_rebuild)  # type: ignore[no-untyped-call]
-        module._follows_state_dict = True  # type: ignore[assignment]
+
+def like(old: nn.Module, new: nn.Module) -> nn.Module:
+    """Give a layer the mode of the one whose place it takes, and let it train only what trained before."""
+    frozen = {name for name, parameter in old.named_parameters() if not parameter.requires_grad}
+    for name, parameter in new.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    return new.train(old.training)
 
 
 def dense_twin(model: Model) -> Model:
@@ -212,89 +205,9 @@ def _dense_state(encoder: Encoder, layer: int, kind: str, target: nn.Module) -> 
     return {f"{path}.weight": weight.detach(), f"{path}.bias": bias.detach()}
 
 
-def _rebuild(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: object) -> None:
-    """Exchange layers by the shapes in ``state_dict`` (a ``load_state_dict`` pre-hook)."""
-    for encoder in find_encoders(module):
-        if not _covers(state_dict, encoder, prefix):
-            continue
-        for layer in range(len(encoder.layers)):
-            for sublayer, kinds in SUBLAYERS.items():
-                for kind in kinds:
-                    _rebuild_matrix(encoder, layer, kind, state_dict, prefix)
-                core = encoder.layers[layer].get_submodule(encoder.architecture.cores[sublayer])
-                closing = prefix + encoder.path(layer, kinds[-1])
-                if _is_constant(state_dict, closing) and not isinstance(core, DroppedCore):
-                    drop_sublayer(encoder, layer, sublayer)
-
-
-def _covers(state_dict: Mapping[str, Tensor], encoder: Encoder, prefix: str) -> bool:
-    """Tell a whole encoder from part of one, such as its biases: from a part no structure can be read."""
-    path = join_path(encoder.name, encoder.architecture.layers)
-    stack = encoder.model.get_submodule(encoder.architecture.layers)
-    norms = [name for name, child in stack.named_modules() if isinstance(child, nn.LayerNorm)]
-    return all(f"{prefix}{path}.{name}.weight" in state_dict for name in norms)
-
-
-def _rebuild_matrix(encoder: Encoder, layer: int, kind: str, state_dict: Mapping[str, Tensor], prefix: str) -> None:
-    """Give one matrix the structure that its entries in ``state_dict`` have."""
-    name = prefix + encoder.path(layer, kind)
-    weight = state_dict.get(f"{name}.weight")
-    module = encoder.find_matrix(layer, kind)
-    if module is None and weight is not None:
-        raise ValueError(_cannot_revive(name))
-    if not isinstance(module, (nn.Linear, GroupedLinear, ConstantLinear)):
-        return
-    like = next(module.parameters())
-    if weight is not None and weight.dim() == 3:
-        if not isinstance(module, GroupedLinear) or module.weight.shape != weight.shape:
-            groups, block_in, block_out = weight.shape
-            grouped = GroupedLinear(
-                *(module.in_features, module.out_features, groups, block_in, block_out),
-                bias=f"{name}.bias" in state_dict,
-                device=like.device,
-                dtype=like.dtype,
-            )
-            _put(encoder, layer, kind, _like(module, grouped))
-    elif weight is not None:
-        if not isinstance(module, nn.Linear):
-            raise ValueError(_cannot_revive(name))
-    elif _is_constant(state_dict, name) and not isinstance(module, ConstantLinear):
-        constant = ConstantLinear(module.in_features, module.out_features, device=like.device, dtype=like.dtype)
-        _put(encoder, layer, kind, _like(module, constant))
-
-
-def _like(old: nn.Module, new: nn.Module) -> nn.Module:
-    """Give a layer the mode of the one whose place it takes, and let it train only what trained before."""
-    frozen = {name for name, parameter in old.named_parameters() if not parameter.requires_grad}
-    for name, parameter in new.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-    return new.train(old.training)
-
-
-def _is_constant(state_dict: Mapping[str, Tensor], name: str) -> bool:
-    """Tell a matrix pruned whole: its bias is there, its weight is not."""
-    return f"{name}.bias" in state_dict and f"{name}.weight" not in state_dict
-
-
-def _put(encoder: Encoder, layer: int, kind: str, module: nn.Module) -> None:
-    _set_submodule(encoder.layers[layer], encoder.architecture.paths[kind], module)
-
-
-def _set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(root.get_submodule(parent), name, module)
-
-
 def _already_grouped(encoder: Encoder) -> str:
     return (
         f"the encoder at {encoder.name or 'the root'!r} is grouped already and cannot be pruned again. To go on "
         "re-finetuning it, drop the pruning step (or resume with ckpt_path); to prune it differently, start "
         "from the dense fine-tuned model."
-    )
-
-
-def _cannot_revive(name: str) -> str:
-    return (
-        f"the state dict holds a dense matrix at {name}.weight, but the module's was pruned and cannot be made "
-        "whole again; load the dense checkpoint into a freshly built module."
     )

@@ -22,9 +22,10 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.modules.metrics import make_metrics
 from pgb_lightning.packaged import resolve_model
-from pgb_lightning.surgery import follow_state_dict
+from pgb_lightning.rebuild import StructureError, follow_state_dict
 from pgb_lightning.tasks import GLUETask, get_task
 
 Batch = dict[str, torch.Tensor]
@@ -127,13 +128,10 @@ class TextClassification(L.LightningModule):
         return model
 
     def _load_fine_tuned(self, path: str) -> None:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if "state_dict" not in checkpoint:
-            raise MisconfigurationException(
-                f"fine_tuned_ckpt={str(path)!r} is not a Lightning checkpoint: it has no 'state_dict', only "
-                f"{', '.join(map(str, list(checkpoint)[:5]))}; give one that Lightning saved."
-            )
-        weights = checkpoint["state_dict"]
+        try:
+            weights = load_checkpoint(path)["state_dict"]
+        except ValueError as error:
+            raise MisconfigurationException(f"fine_tuned_ckpt={error}") from None
         # The head's last layer is the last weight that a model for sequence classification defines.
         head = [key for key in self.state_dict() if key.endswith("weight")][-1]
         if head in weights and len(weights[head]) != self.num_labels:
@@ -143,7 +141,7 @@ class TextClassification(L.LightningModule):
             )
         try:
             self.load_state_dict(weights, strict=True)
-        except RuntimeError as error:
+        except (RuntimeError, StructureError) as error:
             raise MisconfigurationException(
                 f"fine_tuned_ckpt={str(path)!r} does not fit "
                 f"model_name_or_path={self.hparams['model_name_or_path']!r}; give the model that was "

@@ -1,0 +1,66 @@
+"""Read checkpoint files, and say plainly what is wrong with one."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a Lightning checkpoint: tensors and plain values only, no code.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content, on the CPU.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is cut off, or no Lightning checkpoint.
+    """
+    checkpoint: dict[str, Any] = explained(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
+    return checkpoint
+
+
+def explained(path: str | Path, read: Callable[[], Any]) -> Any:
+    """Read a checkpoint, and explain why where that fails.
+
+    Args:
+        path: Its name, for the message.
+        read: Reads it.
+
+    Returns:
+        What was read.
+
+    Raises:
+        ValueError: The file is cut off, or no Lightning checkpoint.
+    """
+    try:
+        checkpoint = read()
+    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, UnicodeDecodeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{str(path)!r} cannot be read as a checkpoint: it is cut off, as after a crash during writing, or no "
+            f"checkpoint at all ({first}). Go on from an earlier one{_others(Path(path))}."
+        ) from error
+    if not isinstance(checkpoint, Mapping) or "state_dict" not in checkpoint:
+        found = ", ".join(map(str, list(checkpoint)[:5])) if isinstance(checkpoint, Mapping) else type(checkpoint)
+        raise ValueError(
+            f"{str(path)!r} is not a Lightning checkpoint: it has no 'state_dict', only {found}; give one that "
+            "Lightning saved."
+        )
+    return checkpoint
+
+
+def _others(path: Path) -> str:
+    """Name the checkpoints that lie beside one, newest first."""
+    if not path.parent.is_dir():
+        return ""
+    found = [other for other in path.parent.glob(f"*{path.suffix}") if other.is_file() and other.name != path.name]
+    found.sort(key=lambda other: other.stat().st_mtime, reverse=True)
+    return f"; beside it there are {', '.join(other.name for other in found[:5])}" if found else ""

@@ -1,0 +1,170 @@
+"""Rebuild grouped layers from a state dict, whichever way it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from pgb_lightning.architectures import SUBLAYERS, Encoder, find_encoders, join_path
+from pgb_lightning.linear import ConstantLinear, DroppedCore, GroupedLinear
+from pgb_lightning.surgery import drop_sublayer, like, put
+
+
+class StructureError(ValueError):
+    """A state dict whose encoder cannot be made from the module's."""
+
+
+def follow_state_dict(module: nn.Module) -> None:
+    """Let a module rebuild its grouped layers whenever a grouped state dict is loaded into it.
+
+    The structure of a grouped encoder can be read off its state dict: a three-dimensional weight is blocks, a
+    bias without a weight is a matrix pruned whole. Before torch copies the weights, layers are exchanged
+    accordingly. Call it once in a ``LightningModule``'s ``__init__``, and ``load_from_checkpoint``, resuming
+    and every ``ckpt_path`` rebuild what was pruned; calling it again does nothing.
+
+    Loading then raises :class:`StructureError`, a ``ValueError``, where the state dict holds another encoder or was
+    written by a newer release; the module has not changed then.
+
+    Args:
+        module: Any module that holds mapped encoders, or will when it is built.
+
+    Example:
+        >>> class MyModule(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         follow_state_dict(self)
+    """
+    if not follows_state_dict(module):
+        module.register_load_state_dict_pre_hook(_rebuild)  # type: ignore[no-untyped-call]
+        module._follows_state_dict = True  # type: ignore[assignment]
+
+
+def follows_state_dict(module: nn.Module) -> bool:
+    """Tell whether :func:`follow_state_dict` was called on a module."""
+    return bool(getattr(module, "_follows_state_dict", False))
+
+
+def _rebuild(
+    module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, metadata: object, strict: bool, *_: object
+) -> None:
+    """Exchange layers by the shapes in ``state_dict`` (a ``load_state_dict`` pre-hook)."""
+    encoders = find_encoders(module)
+    if strict:
+        for encoder in encoders:
+            _check(encoder, state_dict, prefix)
+    for encoder in encoders:
+        if not _covers(state_dict, encoder, prefix):
+            continue
+        for layer in range(len(encoder.layers)):
+            for sublayer, kinds in SUBLAYERS.items():
+                for kind in kinds:
+                    _rebuild_matrix(encoder, layer, kind, state_dict, prefix)
+                core = encoder.layers[layer].get_submodule(encoder.architecture.cores[sublayer])
+                closing = prefix + encoder.path(layer, kinds[-1])
+                if _is_constant(state_dict, closing) and not isinstance(core, DroppedCore):
+                    drop_sublayer(encoder, layer, sublayer)
+
+
+def _check(encoder: Encoder, state_dict: Mapping[str, Tensor], prefix: str) -> None:
+    """Require a state dict of this encoder, in a layout that this release knows."""
+    stack = prefix + join_path(encoder.name, encoder.architecture.layers) + "."
+    numbers = {name[len(stack) :].partition(".")[0] for name in state_dict if name.startswith(stack)}
+    if not numbers:
+        names = ", ".join(list(state_dict)[:3])
+        raise StructureError(
+            f"the checkpoint holds no layers at {stack[:-1]!r}, where the module has its {encoder.model_type!r} "
+            f"encoder; its weights are called {names or 'nothing'}, ... It belongs to another model."
+        )
+    if len(numbers) != len(encoder.layers):
+        raise StructureError(
+            f"the checkpoint's encoder at {stack[:-1]!r} has {len(numbers)} layers, the module's has "
+            f"{len(encoder.layers)}; build the module from the configuration that the checkpoint was trained with."
+        )
+    versions = getattr(state_dict, "_metadata", {})
+    for layer in range(len(encoder.layers)):
+        for kinds in SUBLAYERS.values():
+            for kind in kinds:
+                name = prefix + encoder.path(layer, kind)
+                version = versions.get(name, {}).get("version", 1)
+                if version > GroupedLinear._version:
+                    raise StructureError(
+                        f"{name} was written in layout {version} by a newer release of pgb-lightning; this one reads "
+                        f"up to {GroupedLinear._version}: use that release."
+                    )
+                _check_shape(name, state_dict, encoder.find_matrix(layer, kind))
+
+
+def _check_shape(name: str, state_dict: Mapping[str, Tensor], module: nn.Module | None) -> None:
+    """Require that a matrix's entries can be had from the matrix that is there."""
+    weight = state_dict.get(f"{name}.weight")
+    if weight is None:
+        return
+    if module is None or (weight.dim() == 2 and not isinstance(module, nn.Linear)):
+        raise StructureError(_cannot_revive(name))
+    if not isinstance(module, (nn.Linear, GroupedLinear, ConstantLinear)):
+        return
+    shape = (module.out_features, module.in_features)
+    if weight.dim() == 3:
+        rows, columns = state_dict.get(f"{name}.input_index"), state_dict.get(f"{name}.output_index")
+        fits = all(
+            index is not None and index.shape == (len(weight), size) and 0 <= int(index.min()) <= int(index.max()) < top
+            for index, size, top in ((rows, weight.shape[1], shape[1]), (columns, weight.shape[2], shape[0]))
+        )
+        what = f"{len(weight)} blocks of {weight.shape[1]} x {weight.shape[2]} whose places are missing or outside"
+    else:
+        fits = tuple(weight.shape) == shape
+        what = f"{weight.shape[1]} x {weight.shape[0]} weights, not"
+    if not fits:
+        raise StructureError(
+            f"{name}: the checkpoint holds {what} the module's {shape[1]} x {shape[0]}; build the module from the "
+            "configuration that the checkpoint was trained with."
+        )
+
+
+def _covers(state_dict: Mapping[str, Tensor], encoder: Encoder, prefix: str) -> bool:
+    """Tell a whole encoder from part of one, such as its biases: from a part no structure can be read."""
+    path = join_path(encoder.name, encoder.architecture.layers)
+    stack = encoder.model.get_submodule(encoder.architecture.layers)
+    norms = [name for name, child in stack.named_modules() if isinstance(child, nn.LayerNorm)]
+    return all(f"{prefix}{path}.{name}.weight" in state_dict for name in norms)
+
+
+def _rebuild_matrix(encoder: Encoder, layer: int, kind: str, state_dict: Mapping[str, Tensor], prefix: str) -> None:
+    """Give one matrix the structure that its entries in ``state_dict`` have."""
+    name = prefix + encoder.path(layer, kind)
+    weight = state_dict.get(f"{name}.weight")
+    module = encoder.find_matrix(layer, kind)
+    if module is None and weight is not None:
+        raise StructureError(_cannot_revive(name))
+    if not isinstance(module, (nn.Linear, GroupedLinear, ConstantLinear)):
+        return
+    placed = next(module.parameters())
+    if weight is not None and weight.dim() == 3:
+        if not isinstance(module, GroupedLinear) or module.weight.shape != weight.shape:
+            groups, block_in, block_out = weight.shape
+            grouped = GroupedLinear(
+                *(module.in_features, module.out_features, groups, block_in, block_out),
+                bias=f"{name}.bias" in state_dict,
+                device=placed.device,
+                dtype=placed.dtype,
+            )
+            put(encoder, layer, kind, like(module, grouped))
+    elif weight is not None:
+        if not isinstance(module, nn.Linear):
+            raise StructureError(_cannot_revive(name))
+    elif _is_constant(state_dict, name) and not isinstance(module, ConstantLinear):
+        constant = ConstantLinear(module.in_features, module.out_features, device=placed.device, dtype=placed.dtype)
+        put(encoder, layer, kind, like(module, constant))
+
+
+def _is_constant(state_dict: Mapping[str, Tensor], name: str) -> bool:
+    """Tell a matrix pruned whole: its bias is there, its weight is not."""
+    return f"{name}.bias" in state_dict and f"{name}.weight" not in state_dict
+
+
+def _cannot_revive(name: str) -> str:
+    return (
+        f"the state dict holds a dense matrix at {name}.weight, but the module's was pruned and cannot be made "
+        "whole again; load the dense checkpoint into a freshly built module."
+    )
