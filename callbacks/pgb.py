@@ -116,7 +116,6 @@ class PGBCallback(pl.Callback):
         self.calibration_size = calibration_size
         self.calibrates = plan is None or bool(compensation)
         self.plan: PruningPlan | None = None
-        self._resuming = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check all that can be checked without data, and arrange for the pruning."""
@@ -125,11 +124,10 @@ class PGBCallback(pl.Callback):
         if stage != "fit":
             before_strategy_setup(trainer, partial(_mention_dense, pl_module))
             return
-        self._resuming = False
         self.check(pl_module)
         self._check_trainer(trainer, pl_module, follows)
         if shards_first(trainer) and find_encoders(pl_module):
-            self._prune(trainer, pl_module)  # while the weights are whole
+            self._prune(trainer, pl_module, restored=False)  # while the weights are whole
         before_strategy_setup(trainer, partial(self._prune, trainer, pl_module))
 
     def check(self, pl_module: pl.LightningModule) -> None:
@@ -183,15 +181,15 @@ class PGBCallback(pl.Callback):
                 "pgb_lightning.follow_state_dict(self) in its __init__, or use strategy='ddp'."
             )
 
-    def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, restored: bool) -> None:
         """Prune, unless the module came back pruned from a checkpoint or an earlier fit."""
         with _as_misconfiguration():
             encoder = find_encoder(pl_module, self.encoder)
-            if is_grouped(encoder) and (self._resuming or self.plan is not None):
+            if is_grouped(encoder) and (restored or self.plan is not None):
                 rank_zero_info("PGB: the encoder is pruned already; re-finetuning goes on.")
                 if self.given_plan and self.plan and self.given_plan.matrices != self.plan.matrices:
                     rank_zero_warn("PGB: the encoder was pruned by another plan than the one given; it stays as it is.")
-            elif self._resuming:
+            elif restored:
                 raise MisconfigurationException(
                     "PGBCallback: ckpt_path is a checkpoint of the dense model, whose optimizer cannot go on with a "
                     "pruned one. Load its weights into the module (load_from_checkpoint, or fine_tuned_ckpt of "
@@ -229,21 +227,16 @@ class PGBCallback(pl.Callback):
         with _as_misconfiguration():
             self.plan = PruningPlan.from_dict(plan) if plan else None
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Note that the weights now come from a checkpoint."""
-        self._resuming = True
-
 
 def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
     return list(trainer.callbacks)  # type: ignore[attr-defined]
 
 
-def _mention_dense(pl_module: pl.LightningModule) -> None:
+def _mention_dense(pl_module: pl.LightningModule, restored: bool) -> None:
     """Say that a model is evaluated as it was before pruning, which is seldom meant."""
     if not any(map(is_grouped, find_encoders(pl_module))):
-        rank_zero_warn("PGB: the encoder is not pruned; give the ckpt_path of a pruned model, or fit first.")
+        where = "in this checkpoint" if restored else "in this module"
+        rank_zero_warn(f"PGB: the encoder {where} is not pruned; give the ckpt_path of a pruned model, or fit first.")
 
 
 @contextmanager

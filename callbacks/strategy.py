@@ -14,7 +14,7 @@ from pgb_lightning.checkpoints import explained
 from pgb_lightning.rebuild import StructureError
 
 
-def before_strategy_setup(trainer: pl.Trainer, action: Callable[[], None]) -> None:
+def before_strategy_setup(trainer: pl.Trainer, action: Callable[[bool], None]) -> None:
     """Run ``action`` once, after a checkpoint is restored and before the model is wrapped or optimized.
 
     Lightning has no hook there: in ``Callback.setup`` it is not known yet whether a checkpoint will be restored,
@@ -24,19 +24,20 @@ def before_strategy_setup(trainer: pl.Trainer, action: Callable[[], None]) -> No
 
     Args:
         trainer: The Trainer in whose fit, validation, test or prediction this is called.
-        action: What to do.
+        action: What to do, told whether a checkpoint was restored.
     """
     strategy: Any = trainer.strategy
     wrapped = ("setup", "load_checkpoint", "load_model_state_dict")
     for name in wrapped:
         vars(strategy).pop(name, None)  # left behind by a run that failed before it got there
     setup, load_checkpoint, load_model = (getattr(strategy, name) for name in wrapped)
+    restored = False
 
     @wraps(setup)
     def setup_after_action(trainer: pl.Trainer) -> None:
         for name in wrapped:
             vars(strategy).pop(name, None)
-        action()
+        action(restored)
         setup(trainer)
 
     @wraps(load_checkpoint)
@@ -48,8 +49,10 @@ def before_strategy_setup(trainer: pl.Trainer, action: Callable[[], None]) -> No
 
     @wraps(load_model)
     def load_model_explained(checkpoint: Any, *args: Any, **kwargs: Any) -> None:
+        nonlocal restored
         try:
             load_model(checkpoint, *args, **kwargs)
+            restored = True
         except StructureError as error:
             raise MisconfigurationException(f"ckpt_path does not fit the module: {error}") from error
 

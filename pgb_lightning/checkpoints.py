@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -42,7 +43,9 @@ def explained(path: str | Path, read: Callable[[], Any]) -> Any:
     """
     try:
         checkpoint = read()
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, UnicodeDecodeError) as error:
+    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek beyond a cut-off file's beginning
+            raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{str(path)!r} cannot be read as a checkpoint: it is cut off, as after a crash during writing, or no "

@@ -49,7 +49,7 @@ def _rebuild(
     module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, metadata: object, strict: bool, *_: object
 ) -> None:
     """Exchange layers by the shapes in ``state_dict`` (a ``load_state_dict`` pre-hook)."""
-    encoders = find_encoders(module)
+    encoders = [encoder for encoder in find_encoders(module) if not _is_cut_up(encoder)]
     if strict:
         for encoder in encoders:
             _check(encoder, state_dict, prefix)
@@ -64,6 +64,13 @@ def _rebuild(
                 closing = prefix + encoder.path(layer, kinds[-1])
                 if _is_constant(state_dict, closing) and not isinstance(core, DroppedCore):
                     drop_sublayer(encoder, layer, sublayer)
+
+
+def _is_cut_up(encoder: Encoder) -> bool:
+    """Tell a model that FSDP or DeepSpeed holds in pieces: its shapes say nothing, and it has its final structure."""
+    wrapped = any("_fsdp_wrapped_module" in name for name, _ in encoder.model.named_modules())
+    in_pieces = any(hasattr(p, "ds_id") or hasattr(p, "device_mesh") for p in encoder.model.parameters())
+    return wrapped or in_pieces or "_fsdp_wrapped_module" in encoder.name
 
 
 def _check(encoder: Encoder, state_dict: Mapping[str, Tensor], prefix: str) -> None:
@@ -108,10 +115,12 @@ def _check_shape(name: str, state_dict: Mapping[str, Tensor], module: nn.Module 
     if weight.dim() == 3:
         rows, columns = state_dict.get(f"{name}.input_index"), state_dict.get(f"{name}.output_index")
         fits = all(
-            index is not None and index.shape == (len(weight), size) and 0 <= int(index.min()) <= int(index.max()) < top
+            index is not None
+            and index.shape == (weight.shape[0], size)
+            and 0 <= int(index.min()) <= int(index.max()) < top
             for index, size, top in ((rows, weight.shape[1], shape[1]), (columns, weight.shape[2], shape[0]))
         )
-        what = f"{len(weight)} blocks of {weight.shape[1]} x {weight.shape[2]} whose places are missing or outside"
+        what = f"{weight.shape[0]} blocks of {weight.shape[1]} x {weight.shape[2]} whose places are missing or outside"
     else:
         fits = tuple(weight.shape) == shape
         what = f"{weight.shape[1]} x {weight.shape[0]} weights, not"

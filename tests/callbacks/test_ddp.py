@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-SCRIPT = Path(__file__).with_name("ddp_fit.py")
+from processes import run
 
 
 def fit(folder: Path, devices: int, *ckpt_path: Path) -> list[dict[str, Any]]:
     """Run the script and return what each rank wrote."""
     folder.mkdir()
-    paths = os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(SCRIPT), str(folder), str(devices), *map(str, ckpt_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run("ddp_fit.py", folder, devices, *ckpt_path)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(devices)]
 
 

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from pgb_lightning import follow_state_dict
 from pgb_lightning.architectures import find_encoder
 from pgb_lightning.callbacks import PGBCallback
-from pgb_lightning.callbacks.strategy import before_strategy_setup
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.surgery import is_grouped
 
@@ -77,23 +76,6 @@ def test_the_whole_path_prune_fit_checkpoint_resume_load(
     assert again.plan == pgb.plan
     assert shapes(resumed) == shapes(module)
     assert not torch.equal(predictions(trainer(), resumed), expected)  # it went on learning
-
-
-def test_resuming_goes_on_exactly(trainer: MakeTrainer, tmp_path: Path) -> None:
-    L.seed_everything(0)
-    whole = OwnModule().eval()  # no dropout: what is compared is the optimizer and the weights
-    save = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-    straight = trainer(PGBCallback(), save, enable_checkpointing=True, max_epochs=4)
-    straight.fit(whole, make_loader())
-    resumed = OwnModule(seed=1).eval()
-    second = trainer(PGBCallback(), max_epochs=4)
-    second.fit(resumed, make_loader(), ckpt_path=tmp_path / "epoch=1.ckpt")
-    assert second.global_step == straight.global_step == 24
-    state = resumed.state_dict()
-    assert all(torch.equal(state[name], value) for name, value in whole.state_dict().items() if "accuracy" not in name)
-    for ours, theirs in zip(straight.optimizers, second.optimizers, strict=True):
-        for left, right in zip(ours.state.values(), theirs.state.values(), strict=True):
-            assert all(torch.equal(left[key], right[key]) for key in left)
 
 
 def test_a_user_s_module_needs_no_change_to_resume(trainer: MakeTrainer, tmp_path: Path) -> None:
@@ -277,19 +259,6 @@ def test_a_poisoned_batch_is_named_and_the_module_left_whole(trainer: MakeTraine
     assert not is_grouped(find_encoder(module))
 
 
-def test_a_checkpoint_of_the_dense_model_is_no_place_to_resume_from(trainer: MakeTrainer, tmp_path: Path) -> None:
-    trainer(ModelCheckpoint(tmp_path, filename="dense"), enable_checkpointing=True).fit(OwnModule(), make_loader())
-    with pytest.raises(MisconfigurationException, match="ckpt_path is a checkpoint of the dense model"):
-        trainer(PGBCallback(), max_epochs=2).fit(OwnModule(), make_loader(), ckpt_path=tmp_path / "dense.ckpt")
-
-
-def test_strategies_that_shard_first_are_refused(trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    sharding = trainer(PGBCallback())
-    monkeypatch.setattr(type(sharding.strategy), "restore_checkpoint_after_setup", True)
-    with pytest.raises(MisconfigurationException, match="strategy=SingleDeviceStrategy shards the model before"):
-        sharding.fit(OwnModule(), datamodule=NoData())
-
-
 def test_a_module_that_builds_itself_in_setup(trainer: MakeTrainer) -> None:
     class Late(OwnModule):
         def __init__(self) -> None:
@@ -304,12 +273,6 @@ def test_a_module_that_builds_itself_in_setup(trainer: MakeTrainer) -> None:
     assert is_grouped(find_encoder(module))
 
 
-def test_processes_from_which_only_weights_come_back_are_refused(trainer: MakeTrainer) -> None:
-    forked = trainer(PGBCallback(), strategy="ddp_fork", devices=1)
-    with pytest.raises(MisconfigurationException, match=r"strategy=DDPStrategy with forked or spawned processes"):
-        PGBCallback().setup(forked, OwnModule(), "fit")
-
-
 @pytest.mark.parametrize("pruning_first", [True, False])
 def test_weight_averaging_is_refused_and_works_in_a_fit_of_its_own(trainer: MakeTrainer, pruning_first: bool) -> None:
     callbacks = [PGBCallback(), EMAWeightAveraging()]
@@ -321,16 +284,3 @@ def test_weight_averaging_is_refused_and_works_in_a_fit_of_its_own(trainer: Make
     trainer(PGBCallback(), max_epochs=0).fit(module, make_loader())
     assert is_grouped(find_encoder(module))
     trainer(EMAWeightAveraging()).fit(module, make_loader())
-
-
-def test_the_strategy_is_wrapped_for_one_call_only(trainer: MakeTrainer) -> None:
-    calls: list[str] = []
-    made = trainer()
-    before_strategy_setup(made, lambda: calls.append("first"))  # a fit that failed before its strategy's setup
-    before_strategy_setup(made, lambda: calls.append("second"))
-    made.fit(OwnModule(), make_loader())
-    assert calls == ["second"]
-    assert "setup" not in vars(made.strategy)
-    made.fit_loop.max_epochs = 2
-    made.fit(OwnModule(), make_loader())
-    assert calls == ["second"]

@@ -1,0 +1,123 @@
+"""What the tests of entries share, and a script that enters from a new process: entries.py WHAT FOLDER."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from own import OwnModule, make_loader
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pgb_lightning import follow_state_dict
+from pgb_lightning.callbacks import ExactResume, PGBCallback
+
+EPOCHS = 4
+
+
+class Entering(OwnModule):
+    """A user's module with dropout, a scheduler and a test step, and the one line that loading needs."""
+
+    def __init__(self, seed: int = 0, dropout: float = 0.1) -> None:
+        super().__init__(seed=seed)
+        for child in self.net.modules():
+            if isinstance(child, torch.nn.Dropout):
+                child.p = dropout
+        follow_state_dict(self)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("test_loss", self.net(input_ids=batch[0], labels=batch[1]).loss)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def train_loader() -> DataLoader[Any]:
+    return make_loader(shuffle=True)
+
+
+def make_trainer(folder: Path, epochs: int = EPOCHS, **settings: Any) -> L.Trainer:
+    """Make a Trainer that prunes, resumes exactly and keeps a checkpoint of every epoch."""
+    keep = ModelCheckpoint(folder, "{epoch}", monitor="val_loss", save_top_k=-1, save_last=True)
+    extra = settings.pop("callbacks", [])
+    return L.Trainer(
+        **{
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": epochs,
+            "default_root_dir": folder,
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": [PGBCallback(), ExactResume(), keep, *extra],
+            **settings,
+        }
+    )
+
+
+def pgb_of(trainer: L.Trainer) -> PGBCallback:
+    [found] = [callback for callback in trainer.callbacks if isinstance(callback, PGBCallback)]  # type: ignore[attr-defined]
+    return found
+
+
+def logits(module: OwnModule) -> Tensor:
+    module.eval()
+    with torch.no_grad():
+        return torch.cat([module.net(input_ids=batch[0]).logits for batch in make_loader(16)])
+
+
+def snapshot(trainer: L.Trainer, module: OwnModule) -> dict[str, Any]:
+    """Everything that two equal fits have in common."""
+    plan = pgb_of(trainer).plan
+    assert plan is not None
+    return {
+        "logits": logits(module),
+        "weights": module.net.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
+        "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+        "counters": (trainer.global_step, trainer.current_epoch),
+        "plan": plan.to_dict(),
+    }
+
+
+def assert_equal(left: Any, right: Any, where: str = "") -> None:
+    """Compare nested values, tensors bit for bit."""
+    assert type(left) is type(right), where
+    if isinstance(left, Tensor):
+        assert torch.equal(left, right), where
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for key in left:
+            assert_equal(left[key], right[key], f"{where}.{key}")
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right), where
+        for number, (one, other) in enumerate(zip(left, right, strict=True)):
+            assert_equal(one, other, f"{where}[{number}]")
+    else:
+        assert left == right, where
+
+
+def fit(folder: Path, ckpt_path: Any = None, **settings: Any) -> tuple[L.Trainer, Entering]:
+    """Fit a fresh module; a resumed one starts from other weights and another seed, which must not matter."""
+    L.seed_everything(9 if ckpt_path else 1)
+    module = Entering(seed=5 if ckpt_path else 0)
+    trainer = make_trainer(folder, **settings)
+    trainer.fit(module, train_loader(), make_loader(16), ckpt_path=ckpt_path)
+    return trainer, module
+
+
+def main(what: str, folder: Path) -> None:
+    """Enter with ``ckpt_path`` and write down what came of it."""
+    torch.set_num_threads(1)
+    trainer, module = fit(folder, what if what == "last" else folder / what)
+    torch.save(snapshot(trainer, module), folder / f"new-{what}.pt")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
