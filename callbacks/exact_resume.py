@@ -53,8 +53,8 @@ class ExactResume(pl.Callback):
             return
         if len(states) != trainer.world_size:
             rank_zero_warn(
-                f"ExactResume: {len(states)} processes wrote the checkpoint, and {trainer.world_size} resume it; random "
-                "numbers will differ from those of the uninterrupted run."
+                f"ExactResume: {len(states)} processes wrote the checkpoint, and {trainer.world_size} resume it; their "
+                "random numbers will differ from those of the uninterrupted run."
             )
             return
         _restore(states[trainer.global_rank], pl_module.device)

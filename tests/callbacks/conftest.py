@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
+import torch
+from entries import Whole
 
 
 @pytest.fixture
@@ -32,3 +34,22 @@ def trainer(tmp_path: Path) -> Callable[..., L.Trainer]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """A fit that nothing interrupted; its weights are for reading."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    made = Whole(tmp_path_factory.mktemp("whole") / "run")
+    torch.set_num_threads(before)
+    return made
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """The order of sums, hence the last bit, depends on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -103,13 +104,32 @@ def assert_equal(left: Any, right: Any, where: str = "") -> None:
         assert left == right, where
 
 
-def fit(folder: Path, ckpt_path: Any = None, **settings: Any) -> tuple[L.Trainer, Entering]:
+def fit(
+    folder: Path, ckpt_path: Any = None, module: Entering | None = None, **settings: Any
+) -> tuple[L.Trainer, Entering]:
     """Fit a fresh module; a resumed one starts from other weights and another seed, which must not matter."""
     L.seed_everything(9 if ckpt_path else 1)
-    module = Entering(seed=5 if ckpt_path else 0)
+    module = module or Entering(seed=5 if ckpt_path else 0)
     trainer = make_trainer(folder, **settings)
     trainer.fit(module, train_loader(), make_loader(16), ckpt_path=ckpt_path)
     return trainer, module
+
+
+class Whole:
+    """A fit that nothing interrupted, and what it left."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.trainer, self.module = fit(folder)
+        self.snapshot = snapshot(self.trainer, self.module)
+
+    def copy(self, target: Path) -> Path:
+        """Copy the folder as a crash after two epochs would have left it."""
+        shutil.copytree(self.folder, target)
+        for epoch in range(2, EPOCHS):
+            (target / f"epoch={epoch}.ckpt").unlink()
+        shutil.copy(target / "epoch=1.ckpt", target / "last.ckpt")
+        return target
 
 
 def main(what: str, folder: Path) -> None:

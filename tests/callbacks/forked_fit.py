@@ -1,4 +1,4 @@
-"""A fit whose processes are forked or spawned, and what the main process has afterwards: forked_fit.py STRATEGY FOLDER."""
+"""A fit in forked or spawned processes, and what the main one has afterwards: forked_fit.py STRATEGY FOLDER."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from entries import EPOCHS, Entering, assert_equal, fit, logits, make_trainer, pgb_of, snapshot, train_loader
+from entries import EPOCHS, Entering, Whole, assert_equal, fit, logits, make_trainer, pgb_of, snapshot, train_loader
 from lightning.pytorch.callbacks import ModelCheckpoint
 from own import OwnModule, make_loader, shapes
 from processes import run
@@ -20,37 +19,7 @@ from pgb_lightning.architectures import find_encoder
 from pgb_lightning.callbacks import PGBCallback
 from pgb_lightning.surgery import is_grouped
 
-
-class Whole:
-    """A fit that nothing interrupted, and what it left."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.trainer, self.module = fit(folder)
-        self.snapshot = snapshot(self.trainer, self.module)
-
-    def copy(self, target: Path) -> Path:
-        """Copy the folder as a crash after two epochs would have left it."""
-        shutil.copytree(self.folder, target)
-        for epoch in range(2, EPOCHS):
-            (target / f"epoch={epoch}.ckpt").unlink()
-        shutil.copy(target / "epoch=1.ckpt", target / "last.ckpt")
-        return target
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    """The order of sums, hence the last bit, depends on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    return Whole(tmp_path_factory.mktemp("whole") / "run")
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # ---- fit --------------------------------------------------------------------------------------------------
 
