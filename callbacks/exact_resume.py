@@ -20,7 +20,8 @@ class ExactResume(pl.Callback):
     k + m epochs, to the bit, if the checkpoint was saved at the end of an epoch and the operations themselves are
     deterministic. Checkpoints written without it resume as usual.
 
-    The states are those of Python, NumPy, torch's CPU and the process's own CUDA device, of every process.
+    The states are those of Python, NumPy, torch's CPU and the process's own CUDA device, of every process. Under
+    ``ddp`` the order of batches follows from the seed that was given to ``seed_everything``: give the same one again.
 
     Example:
         >>> trainer = pl.Trainer(callbacks=[ExactResume()], logger=False, enable_progress_bar=False,

@@ -87,7 +87,8 @@ def undisturbed(module: pl.LightningModule) -> Iterator[None]:
     """
     before = {name: value for name, value in vars(module).items() if name not in _TORCH_ATTRIBUTES}
     kept = [*before.values(), *module.buffers(), *(child for child in module.modules() if isinstance(child, Metric))]
-    restorers = [_restorer(value) for value in kept]
+    met: set[int] = set()
+    restorers = [_restorer(value, met) for value in kept]
     trainer = module._trainer
     loggers = list(trainer.loggers) if trainer is not None else []
     module.log = module.log_dict = _ignore  # type: ignore[method-assign]
@@ -114,8 +115,16 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
     """Stand in for ``log`` and ``log_dict``."""
 
 
-def _restorer(value: Any) -> Callable[[], None]:
-    """Return a function that gives a value the content it has now, keeping its identity."""
+def _restorer(value: Any, met: set[int]) -> Callable[[], None]:
+    """Return a function that gives a value the content it has now, keeping its identity.
+
+    Args:
+        value: The value.
+        met: Identities of the values that have a restorer already; some contain themselves.
+    """
+    if id(value) in met:
+        return lambda: None
+    met.add(id(value))
     if isinstance(value, Metric):
         names = (*value._defaults, "_update_count", "_computed", "_forward_cache")
         state = copy.deepcopy({name: vars(value)[name] for name in names if name in vars(value)})
@@ -125,11 +134,11 @@ def _restorer(value: Any) -> Callable[[], None]:
         return partial(_set, value, content)
     if isinstance(value, (list, deque)):
         items = list(value)
-        return _all(value.clear, partial(value.extend, items), *map(_restorer, items))
+        return _all(value.clear, partial(value.extend, items), *(_restorer(item, met) for item in items))
     if isinstance(value, (dict, set)):
         members = copy.copy(value)
         inner = value.values() if isinstance(value, dict) else ()
-        return _all(value.clear, partial(value.update, members), *map(_restorer, inner))
+        return _all(value.clear, partial(value.update, members), *(_restorer(item, met) for item in inner))
     return lambda: None
 
 

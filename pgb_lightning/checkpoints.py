@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,8 +42,9 @@ def explained(path: str | Path, read: Callable[[], Any]) -> Any:
     """
     try:
         checkpoint = read()
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, UnicodeDecodeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek beyond a cut-off file's beginning
+    except Exception as error:  # an unpickler that is fed anything raises anything
+        seek_failed = isinstance(error, OSError) and error.errno == errno.EINVAL  # to before a cut-off file's beginning
+        if isinstance(error, (OSError, MemoryError)) and not seek_failed:
             raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(

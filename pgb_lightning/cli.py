@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LightningCLI
 # Imported so that the command line knows their classes by short names: `--model TextClassification`.
 from pgb_lightning import callbacks, datamodules, modules  # noqa: F401
 from pgb_lightning.checkpoints import load_checkpoint
+from pgb_lightning.rebuild import StructureError
 
 
 class PGBCLI(LightningCLI):
@@ -96,5 +97,5 @@ def main(args: list[str] | None = None) -> None:
     """
     try:
         run(args)
-    except (MisconfigurationException, FileNotFoundError) as error:
+    except (MisconfigurationException, FileNotFoundError, StructureError) as error:
         sys.exit(f"pgb: {error}")

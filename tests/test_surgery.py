@@ -1,33 +1,18 @@
-"""Surgery: what a plan does to a model, the dense twin as the oracle, rebuilding from a state dict."""
+"""Surgery: what a plan does to a model, with the dense twin as the oracle."""
 
 from __future__ import annotations
 
 import copy
-import io
 
 import pytest
 import torch
-from tiny import MODEL_TYPES, batches, classifier
+from tiny import MODEL_TYPES, RATIOS, batches, classifier, logits, pruned
 from torch import nn
-from transformers import PreTrainedModel
 
 from pgb_lightning import MatrixPlan, PruningConfig, PruningPlan, apply_plan, dense_twin, follow_state_dict, prune
 from pgb_lightning.architectures import MATRICES, find_encoder
 from pgb_lightning.linear import DroppedCore, GroupedLinear
 from pgb_lightning.surgery import is_grouped, prune_linear
-
-RATIOS = (0.3, 0.5, 0.88)
-
-
-def logits(model: PreTrainedModel, seed: int = 5) -> torch.Tensor:
-    with torch.no_grad():
-        return torch.cat([model.eval()(**batch).logits for batch in batches(2, seed=seed)])
-
-
-def pruned(model_type: str, ratio: float = 0.5, **settings: object) -> PreTrainedModel:
-    model = classifier(model_type, **settings)
-    prune(model, batches(6), PruningConfig(pruning_ratio=ratio))
-    return model
 
 
 def plan_with(encoder_layers: int, **groups: int) -> PruningPlan:
@@ -129,54 +114,6 @@ def test_a_dropped_sublayer_is_a_layernorm_of_its_input_and_a_constant(
     torch.testing.assert_close(logits(dense_twin(model)), logits(model))
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-@pytest.mark.parametrize("ratio", RATIOS)
-def test_a_state_dict_rebuilds_the_grouped_model(model_type: str, ratio: float) -> None:
-    model = pruned(model_type, ratio)
-    stored = io.BytesIO()
-    torch.save(model.state_dict(), stored)
-    stored.seek(0)
-    fresh = nn.ModuleDict({"net": classifier(model_type, seed=1)})
-    follow_state_dict(fresh)
-    follow_state_dict(fresh)  # once is enough, twice is no harm
-    state = {f"net.{name}": value for name, value in torch.load(stored, weights_only=True).items()}
-    fresh.load_state_dict(state)
-    assert torch.equal(logits(fresh["net"]), logits(model))
-    assert fresh.state_dict().keys() == state.keys()
-    fresh.load_state_dict(state)  # a grouped module takes a grouped state dict as it is
-    assert torch.equal(logits(fresh["net"]), logits(model))
-
-
-def test_rebuilding_keeps_a_fresh_module_s_mode_and_type() -> None:
-    model = pruned("bert")
-    fresh = classifier(seed=1).to(torch.bfloat16).train()
-    follow_state_dict(fresh)
-    fresh.load_state_dict(model.state_dict())
-    assert all(module.training for module in fresh.modules() if isinstance(module, GroupedLinear))
-    assert {p.dtype for p in fresh.parameters()} == {torch.bfloat16}
-
-
-def test_a_dense_state_dict_still_loads_into_a_dense_module_only() -> None:
-    dense = classifier(seed=2)
-    fresh = classifier(seed=1)
-    follow_state_dict(fresh)
-    fresh.load_state_dict(dense.state_dict())
-    assert torch.equal(logits(fresh), logits(dense))
-    grouped = pruned("bert")
-    follow_state_dict(grouped)
-    with pytest.raises(ValueError, match=r"holds a dense matrix at .*weight, but the module's was pruned"):
-        grouped.load_state_dict(dense.state_dict())
-
-
-def test_following_survives_a_deep_copy() -> None:
-    fresh = classifier(seed=1)
-    follow_state_dict(fresh)
-    copied = copy.deepcopy(fresh)
-    copied.load_state_dict(pruned("bert").state_dict())
-    assert is_grouped(find_encoder(copied))
-    assert not is_grouped(find_encoder(fresh))
-
-
 def test_a_plan_that_does_not_fit_names_the_first_mismatch_and_changes_nothing() -> None:
     model = classifier()
     before = copy.deepcopy(model.state_dict())
@@ -210,17 +147,6 @@ def test_what_was_frozen_stays_frozen() -> None:
         assert any(isinstance(child, GroupedLinear) for child in module.bert.encoder.layer[0].modules())
         assert not any(parameter.requires_grad for parameter in module.bert.encoder.layer[0].parameters())
         assert all(parameter.requires_grad for parameter in module.bert.encoder.layer[1].parameters())
-
-
-def test_part_of_a_state_dict_says_nothing_about_structure() -> None:
-    model = classifier()
-    follow_state_dict(model)
-    biases = {name: value + 1 for name, value in model.state_dict().items() if name.endswith("bias")}
-    model.load_state_dict(biases, strict=False)
-    assert not is_grouped(find_encoder(model))
-    assert torch.equal(
-        model.state_dict()["bert.encoder.layer.0.output.dense.bias"], biases["bert.encoder.layer.0.output.dense.bias"]
-    )
 
 
 def test_a_subclass_of_linear_is_not_flattened() -> None:

@@ -14,7 +14,10 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from pgb_lightning import PruningConfig, prune
+
 MODEL_TYPES = ("bert", "roberta", "distilbert")
+RATIOS = (0.3, 0.5, 0.88)
 VOCABULARY = 60
 PADDING = 1
 
@@ -50,3 +53,14 @@ def batches(count: int = 6, size: int = 8, length: int = 11, seed: int = 0) -> l
         labels = torch.randint(2, (size,), generator=generator)
         made.append({"input_ids": tokens * mask + PADDING * (1 - mask), "attention_mask": mask, "labels": labels})
     return made
+
+
+def logits(model: PreTrainedModel, seed: int = 5) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.cat([model.eval()(**batch).logits for batch in batches(2, seed=seed)])
+
+
+def pruned(model_type: str, ratio: float = 0.5, **settings: object) -> PreTrainedModel:
+    model = classifier(model_type, **settings)
+    prune(model, batches(6), PruningConfig(pruning_ratio=ratio))
+    return model

@@ -1,4 +1,4 @@
-"""What the tests of entries share, and a script that enters from a new process: entries.py WHAT FOLDER."""
+"""What the tests of entries share, and a script that enters in a new process: entries.py WHAT FOLDER [DEVICES]."""
 
 from __future__ import annotations
 
@@ -107,8 +107,9 @@ def assert_equal(left: Any, right: Any, where: str = "") -> None:
 def fit(
     folder: Path, ckpt_path: Any = None, module: Entering | None = None, **settings: Any
 ) -> tuple[L.Trainer, Entering]:
-    """Fit a fresh module; a resumed one starts from other weights and another seed, which must not matter."""
-    L.seed_everything(9 if ckpt_path else 1)
+    """Fit a fresh module; a resumed one starts from other weights and random numbers, which must not matter."""
+    L.seed_everything(1)
+    torch.rand(7 if ckpt_path else 1)
     module = module or Entering(seed=5 if ckpt_path else 0)
     trainer = make_trainer(folder, **settings)
     trainer.fit(module, train_loader(), make_loader(16), ckpt_path=ckpt_path)
@@ -124,20 +125,26 @@ class Whole:
         self.snapshot = snapshot(self.trainer, self.module)
 
     def copy(self, target: Path) -> Path:
-        """Copy the folder as a crash after two epochs would have left it."""
+        """Copy the folder, as after two epochs."""
         shutil.copytree(self.folder, target)
-        for epoch in range(2, EPOCHS):
-            (target / f"epoch={epoch}.ckpt").unlink()
-        shutil.copy(target / "epoch=1.ckpt", target / "last.ckpt")
+        forget(target)
         return target
 
 
-def main(what: str, folder: Path) -> None:
-    """Enter with ``ckpt_path`` and write down what came of it."""
+def forget(folder: Path) -> None:
+    """Leave a folder as a crash after two epochs would have left it."""
+    for epoch in range(2, EPOCHS):
+        (folder / f"epoch={epoch}.ckpt").unlink()
+    shutil.copy(folder / "epoch=1.ckpt", folder / "last.ckpt")
+
+
+def main(what: str, folder: Path, devices: int = 1) -> None:
+    """Enter with ``ckpt_path`` (or "fresh") and write down what came of it."""
     torch.set_num_threads(1)
-    trainer, module = fit(folder, what if what == "last" else folder / what)
-    torch.save(snapshot(trainer, module), folder / f"new-{what}.pt")
+    start = {"fresh": None, "last": "last"}.get(what, folder / what)
+    trainer, module = fit(folder, start, devices=devices, strategy="ddp" if devices > 1 else "auto")
+    torch.save(snapshot(trainer, module), folder / f"new-{what}-{trainer.global_rank}.pt")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:]))

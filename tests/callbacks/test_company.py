@@ -154,7 +154,7 @@ def test_averaging_copies_the_dense_model_and_is_refused(
     other: Callable[[], L.Callback], pruning_first: bool, trainer: MakeTrainer
 ) -> None:
     callbacks = [PGBCallback(), other()] if pruning_first else [other(), PGBCallback()]
-    with pytest.raises(MisconfigurationException, match="cannot share a fit with .*WeightAveraging"):
+    with pytest.raises(MisconfigurationException, match=r"cannot share a fit with .*WeightAveraging"):
         trainer(*callbacks).fit(Entering(), make_loader())
 
 

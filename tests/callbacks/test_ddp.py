@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from entries import assert_equal, forget
 from processes import run
 
 
@@ -52,3 +53,17 @@ def test_both_ranks_resume_the_grouped_model(ranks: tuple[Path, list[dict[str, A
     assert [rank["samples"] for rank in after] == [0, 0]
     assert after[0]["plan"] == before[0]["plan"]
     assert all(torch.equal(after[0]["state"][name], value) for name, value in after[1]["state"].items())
+
+
+def test_fit_in_two_pieces_on_two_processes(tmp_path: Path) -> None:
+    def found(what: str) -> list[dict[str, Any]]:
+        run("entries.py", what, tmp_path, 2)
+        return [torch.load(tmp_path / f"new-{what}-{rank}.pt", weights_only=False) for rank in range(2)]
+
+    whole = found("fresh")
+    forget(tmp_path)
+    pieces = found("last")
+    assert whole[0]["counters"] == (12, 4)
+    for rank in range(2):
+        assert_equal(pieces[rank], whole[rank])
+    assert torch.equal(whole[0]["logits"], whole[1]["logits"])

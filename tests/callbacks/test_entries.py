@@ -49,7 +49,7 @@ def test_fit_in_two_pieces_in_one_process(start: str, whole: Whole, tmp_path: Pa
 def test_fit_in_two_pieces_in_two_processes(start: str, whole: Whole, tmp_path: Path) -> None:
     folder = whole.copy(tmp_path / "run")
     run("entries.py", start, folder)
-    assert_equal(torch.load(folder / f"new-{start}.pt", weights_only=False), whole.snapshot)
+    assert_equal(torch.load(folder / f"new-{start}-0.pt", weights_only=False), whole.snapshot)
 
 
 def test_fit_from_the_best_checkpoint_of_the_same_trainer(tmp_path: Path) -> None:
@@ -80,6 +80,7 @@ def test_a_second_fit_of_the_same_objects_goes_on(tmp_path: Path) -> None:
 def test_two_trainers_in_one_process_do_not_meet(whole: Whole, tmp_path: Path) -> None:
     trainer, other = make_trainer(tmp_path / "run"), make_trainer(tmp_path / "other", epochs=1)
     L.seed_everything(1)
+    torch.rand(1)
     module = Entering()
     random_state = torch.get_rng_state()
     other.fit(Entering(seed=3), train_loader(), make_loader(16))
@@ -100,6 +101,7 @@ def test_a_module_built_in_configure_model_enters_likewise(whole: Whole, tmp_pat
                 self.net = Entering().net
 
     L.seed_everything(1)
+    torch.rand(1)
     module, trainer = Late(), make_trainer(tmp_path / "run")
     trainer.fit(module, train_loader(), make_loader(16))
     assert_equal(snapshot(trainer, module), whole.snapshot)
@@ -193,9 +195,7 @@ def test_a_module_without_the_line_is_loaded_by_the_callback_and_not_without(who
 
 def test_weights_only_checkpoints(whole: Whole, tmp_path: Path) -> None:
     keep = ModelCheckpoint(tmp_path, "weights", save_weights_only=True)
-    L.seed_everything(1)
-    trainer, module = make_trainer(tmp_path / "run", callbacks=[keep]), Entering()
-    trainer.fit(module, train_loader(), make_loader(16))
+    _trainer, _ = fit(tmp_path / "run", callbacks=[keep])
     path = tmp_path / "weights.ckpt"
     assert "callbacks" not in torch.load(path, weights_only=True)
     assert torch.equal(logits(Entering.load_from_checkpoint(path)), whole.snapshot["logits"])

@@ -213,3 +213,11 @@ def test_what_a_step_changes_is_put_back_even_if_it_fails() -> None:
     assert module.accuracy.compute() == 1.0
     assert module.accuracy.update_count == 1
     assert module.log.__func__ is L.LightningModule.log  # type: ignore[attr-defined]
+
+
+def test_attributes_that_contain_themselves_are_put_back() -> None:
+    module = OwnModule()
+    module.losses.append(module.losses)  # type: ignore[arg-type]
+    with undisturbed(module):
+        module.losses.clear()
+    assert module.losses[0] is module.losses

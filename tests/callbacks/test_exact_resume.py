@@ -1,0 +1,61 @@
+"""Random numbers go on where the checkpoint was written."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from own import OwnModule, make_loader
+
+from pgb_lightning.callbacks import ExactResume
+
+MakeTrainer = Callable[..., L.Trainer]
+
+
+class Drawing(OwnModule):
+    """Draw from every generator with every batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[tuple[float, ...]] = []
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        gauss = random.gauss(0, 1), float(np.random.randn())  # both keep a second number for the next call
+        self.drawn.append((*gauss, random.random(), float(np.random.rand()), float(torch.rand(()))))
+
+
+def drawn(trainer: MakeTrainer, folder: Path, exact: bool, **arguments: Any) -> list[tuple[float, ...]]:
+    module = Drawing()
+    callbacks = [*([ExactResume()] if exact else []), ModelCheckpoint(folder, "{epoch}", save_top_k=-1)]
+    trainer(*callbacks, enable_checkpointing=True, max_epochs=3).fit(module, make_loader(shuffle=True), **arguments)
+    return module.drawn
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_all_generators_go_on(exact: bool, trainer: MakeTrainer, tmp_path: Path) -> None:
+    L.seed_everything(1)
+    whole = drawn(trainer, tmp_path, exact)
+    L.seed_everything(2)
+    resumed = drawn(trainer, tmp_path / "resumed", exact, ckpt_path=tmp_path / "epoch=0.ckpt")
+    assert (resumed == whole[6:]) is exact
+
+
+def test_a_checkpoint_without_states_resumes_as_usual(trainer: MakeTrainer, tmp_path: Path) -> None:
+    drawn(trainer, tmp_path, exact=False)
+    assert len(drawn(trainer, tmp_path / "resumed", exact=True, ckpt_path=tmp_path / "epoch=0.ckpt")) == 12
+
+
+def test_another_number_of_processes_is_mentioned(trainer: MakeTrainer, tmp_path: Path) -> None:
+    drawn(trainer, tmp_path, exact=True)
+    checkpoint = torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)
+    checkpoint["ExactResume"] = checkpoint["ExactResume"] * 2
+    torch.save(checkpoint, tmp_path / "two.ckpt")
+    with pytest.warns(UserWarning, match="2 processes wrote the checkpoint, and 1 resume it"):
+        drawn(trainer, tmp_path / "resumed", exact=True, ckpt_path=tmp_path / "two.ckpt")
