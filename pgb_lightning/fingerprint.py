@@ -32,5 +32,5 @@ def fingerprint(encoder: Encoder) -> str:
     for (layer, kind), linear in encoder.linears():
         weight = linear.weight.detach().cpu().contiguous()
         digest.update(f"{layer} {kind} {tuple(weight.shape)} {weight.dtype}".encode())
-        digest.update(weight.view(torch.uint8).numpy())
+        digest.update(weight.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
