@@ -153,6 +153,16 @@ def test_a_pruned_checkpoint_resumes_and_validates_without_the_dense_one(pruned:
     assert shapes == {name: weight.shape for name, weight in weights("runs/sst2/prune/last.ckpt").items()}
 
 
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_a_pruned_checkpoint_is_entered_bit_for_bit(command: str, pruned: PGBCLI, overrides: list[str]) -> None:
+    last = "runs/sst2/prune/last.ckpt"
+    cli = run([command, "--config", PRUNE, *overrides, "--ckpt_path", last])
+    state = cli.model.state_dict()
+    stored = weights(last)
+    assert state.keys() == stored.keys()
+    assert all(torch.equal(state[name], value) for name, value in stored.items())
+
+
 # ---- configurations -------------------------------------------------------------------------------------------
 
 

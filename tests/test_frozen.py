@@ -36,7 +36,7 @@ def test_it_loads_and_gives_its_logits(frozen: tuple[Path, torch.Tensor]) -> Non
 
 
 def test_it_resumes(frozen: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
-    path, expected = frozen
+    path, _ = frozen
     module = TextClassification.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     pgb = PGBCallback()
     resumed = trainer(tmp_path, 3, pgb, ExactResume())

@@ -21,14 +21,12 @@ EPOCHS = 4
 
 
 class Entering(OwnModule):
-    """A user's module with dropout, a scheduler and a test step, and the one line that loading needs."""
+    """A user's module with dropout, a scheduler and a test step, and (or not) the one line that loading needs."""
 
-    def __init__(self, seed: int = 0, dropout: float = 0.1) -> None:
+    def __init__(self, seed: int = 0, line: bool = True) -> None:
         super().__init__(seed=seed)
-        for child in self.net.modules():
-            if isinstance(child, torch.nn.Dropout):
-                child.p = dropout
-        follow_state_dict(self)
+        if line:
+            follow_state_dict(self)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.log("test_loss", self.net(input_ids=batch[0], labels=batch[1]).loss)

@@ -34,14 +34,16 @@ def test_a_fresh_fit_prunes_then_trains(whole: Whole) -> None:
     }
 
 
-def test_the_same_fit_twice_is_the_same_fit(whole: Whole, tmp_path: Path) -> None:
-    assert_equal(snapshot(*fit(tmp_path)), whole.snapshot)
+@pytest.mark.parametrize("line", [True, False])
+def test_the_same_fit_twice_is_the_same_fit(line: bool, whole: Whole, tmp_path: Path) -> None:
+    assert_equal(snapshot(*fit(tmp_path, module=Entering(line=line))), whole.snapshot)
 
 
+@pytest.mark.parametrize("line", [True, False])
 @pytest.mark.parametrize("start", ["epoch=1.ckpt", "last"])
-def test_fit_in_two_pieces_in_one_process(start: str, whole: Whole, tmp_path: Path) -> None:
+def test_fit_in_two_pieces_in_one_process(start: str, line: bool, whole: Whole, tmp_path: Path) -> None:
     folder = whole.copy(tmp_path / "run")
-    trainer, module = fit(folder, start if start == "last" else folder / start)
+    trainer, module = fit(folder, start if start == "last" else folder / start, Entering(seed=5, line=line))
     assert_equal(snapshot(trainer, module), whole.snapshot)
 
 
@@ -140,6 +142,7 @@ Enter = Callable[[L.Trainer, Whole], "tuple[Entering, dict[str, Any]]"]
 EVALUATIONS: dict[str, Enter] = {
     "after fit, same module": lambda _, whole: (whole.module, {}),
     "fresh module, path": lambda _, whole: (Entering(seed=7), {"ckpt_path": whole.folder / "last.ckpt"}),
+    "without the line": lambda _, whole: (Entering(7, line=False), {"ckpt_path": whole.folder / "last.ckpt"}),
     "pruned module, path": lambda _, whole: (whole.module, {"ckpt_path": str(whole.folder / "last.ckpt")}),
 }
 
