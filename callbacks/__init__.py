@@ -1,6 +1,8 @@
-"""Lightning callbacks: pruning at fit start."""
+"""Lightning callbacks: pruning at fit start, exact resumes, checkpoints, and files of predictions."""
 
+from pgb_lightning.callbacks.checkpoint import BestCheckpoint
 from pgb_lightning.callbacks.exact_resume import ExactResume
 from pgb_lightning.callbacks.pgb import PGBCallback
+from pgb_lightning.callbacks.predictions import PredictionWriter
 
-__all__ = ["ExactResume", "PGBCallback"]
+__all__ = ["BestCheckpoint", "ExactResume", "PGBCallback", "PredictionWriter"]

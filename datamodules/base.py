@@ -12,11 +12,13 @@ import torch
 from datasets import Dataset, Value
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from pgb_lightning.config import CALIBRATION_SIZE
-from pgb_lightning.datamodules.sampling import calibration_rows
+from pgb_lightning.datamodules.checks import check_labels, check_texts
+from pgb_lightning.datamodules.sampling import LengthGroupedSampler, calibration_rows, shuffle_batches
 from pgb_lightning.packaged import resolve_model
 
 SECRET_LABEL = -1
@@ -58,7 +60,9 @@ class TextDataModule(L.LightningDataModule):
             with a warning if there are fewer.
         calibration_batch_size: Rows in a calibration batch.
         max_train_samples: Train (and calibrate) on this many rows, drawn at random; None for all.
-        seed: Draws the calibration rows and `max_train_samples`.
+        group_by_length: Whether a training batch holds rows of similar lengths, which saves padding. The batches
+            come in random order.
+        seed: Draws the calibration rows, `max_train_samples` and the batches of `group_by_length`.
         num_workers: Processes that load data; 0 loads in the main process.
 
     Raises:
@@ -78,6 +82,7 @@ class TextDataModule(L.LightningDataModule):
         calibration_size: int | None = None,
         calibration_batch_size: int = 32,
         max_train_samples: int | None = None,
+        group_by_length: bool = False,
         seed: int = 42,
         num_workers: int = 0,
     ) -> None:
@@ -102,6 +107,7 @@ class TextDataModule(L.LightningDataModule):
         self.calibration_size = calibration_size
         self.calibration_batch_size = calibration_batch_size
         self.max_train_samples = max_train_samples
+        self.group_by_length = group_by_length
         self.seed = seed
         self.num_workers = num_workers
         self._splits: dict[str, Dataset] = {}
@@ -119,6 +125,10 @@ class TextDataModule(L.LightningDataModule):
     def test_splits(self) -> tuple[str, ...]:
         """Name the splits kept for the end; none by default."""
         return ()
+
+    def prediction_splits(self) -> tuple[str, ...]:
+        """Name the splits that `predict` runs on: the test splits, or the validation splits where there are none."""
+        return self.test_splits() or self.validation_splits
 
     # ---- rows ---------------------------------------------------------------------------------------------
 
@@ -143,7 +153,8 @@ class TextDataModule(L.LightningDataModule):
             Rows with the tokenizer's columns and, where there are labels, `labels`.
 
         Raises:
-            MisconfigurationException: If a column is missing or a label is out of range.
+            MisconfigurationException: If there are no rows, a column is missing, a text is not one or a label is
+                out of range.
         """
         if name not in self._splits:
             self._splits[name] = self._tokenized(name)
@@ -163,27 +174,24 @@ class TextDataModule(L.LightningDataModule):
         if stage == "validate":
             return self.validation_splits
         if stage in ("test", "predict"):
-            return self.test_splits() or self.validation_splits
+            return self.prediction_splits()
         return ("train", *self.validation_splits)
 
     def _tokenized(self, name: str) -> Dataset:
         rows = self.load_rows(name)
         is_test = name in self.test_splits()
         needed = self.text_columns if is_test else (*self.text_columns, "label")
-        absent = [column for column in needed if column not in rows.column_names]
-        if absent:
-            raise MisconfigurationException(
-                f"{self.describe(name)} has no column {', '.join(map(repr, absent))}; "
-                f"its columns are: {', '.join(rows.column_names)}."
-            )
+        check_texts(rows, self.text_columns, needed, self.describe(name))
         labelled = "label" in rows.column_names and not (is_test and rows.unique("label") == [SECRET_LABEL])
         if name == "train" and self.max_train_samples is not None:
             chosen = np.random.default_rng(self.seed).permutation(len(rows))[: self.max_train_samples]
             rows = rows.select(chosen)
         if labelled:
-            self._check_labels(rows, name)
+            check_labels(rows, self.num_labels, self.describe(name))
             if self.num_labels == 1:  # scores that happen to be whole numbers are still scores
                 rows = rows.cast_column("label", Value("float32"))
+            elif not rows.features["label"].dtype.startswith("int"):  # and classes written 0.0 and 1.0 are classes
+                rows = rows.cast_column("label", Value("int64"))
         tokenized = rows.map(
             tokenize,
             batched=True,
@@ -197,24 +205,16 @@ class TextDataModule(L.LightningDataModule):
         )
         return tokenized.rename_column("label", "labels") if labelled else tokenized
 
-    def _check_labels(self, rows: Dataset, name: str) -> None:
-        found = rows.unique("label")
-        if self.num_labels == 1:
-            wrong = [label for label in found if label is None or not np.isfinite(label)]
-            allowed = "finite numbers"
-        else:
-            wrong = [label for label in found if label not in range(self.num_labels)]
-            allowed = f"whole numbers from 0 to {self.num_labels - 1}"
-        if wrong:
-            raise MisconfigurationException(
-                f"{self.describe(name)}: column 'label' holds {wrong[:5]}; labels must be {allowed}."
-            )
-
     # ---- loaders ------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Serve the training rows, shuffled."""
-        return self._loader(self.split("train"), self.batch_size, shuffle=True)
+        """Serve the training rows, shuffled; by batches of similar lengths with `group_by_length`."""
+        rows = self.split("train")
+        if not self.group_by_length:
+            return self._loader(rows, self.batch_size, shuffle=True)
+        world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        sampler = LengthGroupedSampler(_lengths(rows).tolist(), self.batch_size, world_size, rank, self.seed)
+        return self._loader(rows, self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Serve the validation rows: one loader a validation split."""
@@ -228,10 +228,13 @@ class TextDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Serve the test rows, or the validation rows where there is no test split."""
-        return self._evaluation_loaders(self.test_splits() or self.validation_splits)
+        return self._evaluation_loaders(self.prediction_splits())
 
     def calibration_dataloader(self) -> DataLoader[Batch]:
         """Serve the rows that pruning calibrates on: the same ones in the same order on every call and rank.
+
+        The rows are batched by length, which saves most of the padding and changes no statistic, since those are
+        taken row by row; the batches come in random order, so that the first ones are no shorter than the others.
 
         Returns:
             A loader over `calibration_size` training rows, stratified by label where labels are classes.
@@ -249,18 +252,20 @@ class TextDataModule(L.LightningDataModule):
         if size > len(rows):
             rank_zero_warn(f"Calibrating on all {len(rows)} training rows: there are fewer than the usual {size}.")
         labels = None if self.num_labels == 1 else np.asarray(rows.with_format("numpy")["labels"][:])
-        chosen = calibration_rows(labels, len(rows), min(size, len(rows)), self.seed)
-        return self._loader(rows.select(chosen), self.calibration_batch_size)
+        chosen = rows.select(calibration_rows(labels, len(rows), min(size, len(rows)), self.seed))
+        by_length = np.argsort(-_lengths(chosen), kind="stable")
+        order = shuffle_batches(by_length, self.calibration_batch_size, self.seed)
+        return self._loader(chosen.select(order), self.calibration_batch_size)
 
     def _evaluation_loaders(self, names: tuple[str, ...]) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         loaders = [self._loader(self.split(name), self.eval_batch_size) for name in names]
         return loaders if len(loaders) > 1 else loaders[0]
 
-    def _loader(self, rows: Dataset, batch_size: int, shuffle: bool = False) -> DataLoader[Batch]:
+    def _loader(self, rows: Dataset, batch_size: int, **order: Any) -> DataLoader[Batch]:
         return DataLoader(
             rows,
             batch_size=batch_size,
-            shuffle=shuffle,
+            **order,
             collate_fn=self._collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -269,3 +274,9 @@ class TextDataModule(L.LightningDataModule):
 
     def _collate(self, rows: list[dict[str, Any]]) -> Batch:
         return dict(DataCollatorWithPadding(self.tokenizer)(rows))
+
+
+def _lengths(rows: Dataset) -> NDArray[np.int64]:
+    """Count the tokens of each row, without making lists of them."""
+    counts: NDArray[np.int64] = rows.with_format("arrow")[:]["input_ids"].combine_chunks().value_lengths().to_numpy()
+    return counts.astype(np.int64)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import ClassLabel, Dataset, load_dataset
+from datasets.exceptions import DatasetsError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from pgb_lightning.datamodules.base import TextDataModule
@@ -65,17 +67,44 @@ class GLUEDataModule(TextDataModule):
             The split's rows.
 
         Raises:
-            MisconfigurationException: If the folder has no file for the split; the message names the file.
+            MisconfigurationException: If the folder has no file for the split, a file cannot be read, or the Hub
+                cannot be reached; the message names the file.
         """
         if self.data_dir is None:
-            return load_dataset(GLUE_REPOSITORY, self.task.name, split=split)
+            try:
+                return load_dataset(GLUE_REPOSITORY, self.task.name, split=split)
+            except ConnectionError as error:
+                raise MisconfigurationException(
+                    f"{self.describe(split)} cannot be read from the Hub, nor from its local cache: {error}. Give a "
+                    f"data_dir with {self.task.name}'s parquet files instead."
+                ) from error
         files = self._files(split)
         if not files:
             raise MisconfigurationException(
                 f"data_dir={str(self.data_dir)!r} has no split {split!r}: looked for {split}.parquet and "
                 f"{split}-*-of-*.parquet. Add the file, or leave data_dir out to read from the Hub."
             )
-        return load_dataset("parquet", data_files={split: [str(file) for file in files]}, split=split)
+        try:
+            return load_dataset("parquet", data_files={split: [str(file) for file in files]}, split=split)
+        except (DatasetsError, OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+            reason = error.__cause__ or error
+            raise MisconfigurationException(
+                f"{self.describe(split)} cannot be read as a parquet file with rows: {shorten(str(reason), 300)}"
+            ) from error
+
+    def class_names(self, split: str) -> tuple[str, ...]:
+        """Give the classes the names that the leaderboard knows.
+
+        Args:
+            split: The split whose column `label` is asked for its own order of the names.
+
+        Returns:
+            One name for each label; none for tasks that are handed in as numbers.
+        """
+        known = self.task.class_names
+        feature = self.load_rows(split).features.get("label")
+        own = tuple(feature.names) if known and isinstance(feature, ClassLabel) else ()
+        return own if set(own) == set(known) else known
 
     def describe(self, split: str) -> str:
         """Say where a split comes from, for messages."""

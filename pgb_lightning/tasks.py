@@ -22,6 +22,8 @@ class GLUETask:
         metrics: The paper's metric (its Table A2) first, then the benchmark's further official ones.
         validation_splits: Names of the splits with public labels; the first is the one to report.
         test_splits: Names of the splits without public labels (the Hub writes -1).
+        class_names: What the leaderboard calls the classes, in the Hub's order; empty where it takes numbers.
+        leaderboard: What the leaderboard calls a test split's file (without .tsv), one for each of `test_splits`.
     """
 
     name: str
@@ -30,6 +32,8 @@ class GLUETask:
     metrics: tuple[MetricName, ...] = ("accuracy",)
     validation_splits: tuple[str, ...] = ("validation",)
     test_splits: tuple[str, ...] = ("test",)
+    class_names: tuple[str, ...] = ()
+    leaderboard: tuple[str, ...] = ()
 
     @property
     def is_regression(self) -> bool:
@@ -37,24 +41,30 @@ class GLUETask:
         return self.num_labels == 1
 
 
+_TWO_WAY = ("entailment", "not_entailment")
+
 TASKS: dict[str, GLUETask] = {
     task.name: task
     for task in (
-        GLUETask("cola", ("sentence",), metrics=("matthews",)),
-        GLUETask("sst2", ("sentence",)),
-        GLUETask("mrpc", ("sentence1", "sentence2"), metrics=("accuracy", "f1")),
-        GLUETask("qqp", ("question1", "question2"), metrics=("accuracy", "f1")),
-        GLUETask("stsb", ("sentence1", "sentence2"), num_labels=1, metrics=("spearman", "pearson")),
+        GLUETask("cola", ("sentence",), metrics=("matthews",), leaderboard=("CoLA",)),
+        GLUETask("sst2", ("sentence",), leaderboard=("SST-2",)),
+        GLUETask("mrpc", ("sentence1", "sentence2"), metrics=("accuracy", "f1"), leaderboard=("MRPC",)),
+        GLUETask("qqp", ("question1", "question2"), metrics=("accuracy", "f1"), leaderboard=("QQP",)),
         GLUETask(
-            "mnli",
-            ("premise", "hypothesis"),
-            num_labels=3,
+            *("stsb", ("sentence1", "sentence2"), 1),
+            metrics=("spearman", "pearson"),
+            leaderboard=("STS-B",),
+        ),
+        GLUETask(
+            *("mnli", ("premise", "hypothesis"), 3),
             validation_splits=("validation_matched", "validation_mismatched"),
             test_splits=("test_matched", "test_mismatched"),
+            class_names=("entailment", "neutral", "contradiction"),
+            leaderboard=("MNLI-m", "MNLI-mm"),
         ),
-        GLUETask("qnli", ("question", "sentence")),
-        GLUETask("rte", ("sentence1", "sentence2")),
-        GLUETask("wnli", ("sentence1", "sentence2")),
+        GLUETask("qnli", ("question", "sentence"), class_names=_TWO_WAY, leaderboard=("QNLI",)),
+        GLUETask("rte", ("sentence1", "sentence2"), class_names=_TWO_WAY, leaderboard=("RTE",)),
+        GLUETask("wnli", ("sentence1", "sentence2"), leaderboard=("WNLI",)),
     )
 }
 

@@ -175,23 +175,6 @@ def printed(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:
     return config
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_shipped_configurations_have_the_papers_values(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = printed(capsys, "fit", "--config", str(path))
-    model, data = config["model"]["init_args"], config["data"]["init_args"]
-    assert (data["batch_size"], data["eval_batch_size"], data["max_length"]) == (32, 128, 128)
-    assert model["learning_rate"] == 2e-5
-    assert model["model_name_or_path"] == data["model_name_or_path"]
-    assert config["trainer"]["max_epochs"] == (1 if path.parent.name == "demo" else 3)
-    classes = [callback["class_path"].rpartition(".")[2] for callback in config["trainer"]["callbacks"]]
-    assert classes == ["ModelCheckpoint", *(["PGBCallback"] if path.stem == "prune" else [])]
-    if path.stem == "prune":
-        before = printed(capsys, "fit", "--config", str(path.with_stem("finetune")))
-        left = Path(before["trainer"]["callbacks"][0]["init_args"]["dirpath"]) / "best.ckpt"
-        assert model["fine_tuned_ckpt"] == str(left)
-        assert data["calibration_size"] == 2048
-
-
 def test_words_on_the_command_line_replace_the_files(capsys: pytest.CaptureFixture[str]) -> None:
     config = printed(capsys, "fit", "--config", PRUNE, "--trainer.callbacks.pruning_ratio", "0.7", "--data.task", "rte")
     assert config["trainer"]["callbacks"][-1]["init_args"]["pruning_ratio"] == 0.7

@@ -4,13 +4,20 @@ import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import lightning as L
+import numpy as np
 import pytest
 import torch
+from fakes import quiet_trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.data import RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
+from pgb_lightning.callbacks.samples import share_of_rank
 from pgb_lightning.datamodules import GLUEDataModule
+from pgb_lightning.datamodules.sampling import LengthGroupedSampler, calibration_rows
+from pgb_lightning.modules import TextClassification
 
 Make = Callable[..., GLUEDataModule]
 
@@ -76,9 +83,77 @@ def test_training_is_shuffled_and_evaluation_is_not(make: Make) -> None:
 def test_calibration_is_stratified_and_keeps_its_last_batch(make: Make) -> None:
     loader = make(calibration_batch_size=16).calibration_dataloader()
     assert [len(batch["labels"]) for batch in loader] == [16, 16, 16, 2]
-    labels = labels_of(loader)
-    assert labels.count(0) == 35
-    assert all(abs(labels[:size].count(1) - 0.3 * size) <= 1 for size in (10, 20, 40))
+    assert labels_of(loader).count(0) == 35
+
+
+def widths_of(loader: torch.utils.data.DataLoader) -> list[int]:
+    return [batch["input_ids"].shape[1] for batch in loader]
+
+
+def padded(loader: torch.utils.data.DataLoader) -> int:
+    """Count the positions that hold padding."""
+    return sum(int((batch["attention_mask"] == 0).sum()) for batch in loader)
+
+
+def test_calibration_batches_hold_rows_of_similar_lengths_in_random_order(make: Make) -> None:
+    module = make(train=1000, calibration_size=320)
+    grouped = module.calibration_dataloader()
+    chosen = module.split("train").select(calibration_rows(np.repeat(0, 1000), 1000, 320, 0))
+    assert padded(grouped) < 0.2 * padded(DataLoader(chosen, batch_size=32, collate_fn=module._collate))
+    widths = widths_of(grouped)
+    assert len(widths) == 10
+    assert widths not in (sorted(widths), sorted(widths, reverse=True))
+    # No batch is longer than another and shorter than it too.
+    lengths = sorted((sorted(batch["attention_mask"].sum(1).tolist()) for batch in grouped), key=lambda one: one[-1])
+    assert all(left[-1] <= right[0] for left, right in pairwise(sorted(lengths, key=sum)))
+
+
+def test_two_processes_get_calibration_batches_of_about_the_same_size(make: Make) -> None:
+    loader = make(train=2100, calibration_size=2048).calibration_dataloader()
+    shares = [sum(batch["input_ids"].numel() for batch in share_of_rank(loader, rank, 2)) for rank in (0, 1)]
+    assert max(shares) < 1.1 * min(shares)
+
+
+def test_training_batches_can_be_grouped_by_length(make: Make) -> None:
+    plain, module = make(train=1000), make(train=1000, group_by_length=True)
+    loader = module.train_dataloader()
+    assert padded(loader) < 0.35 * padded(plain.train_dataloader())
+    rows = [row for batch in inputs_with_mask(loader) for row in batch]
+    assert sorted(rows) == sorted(module.split("train")["input_ids"])
+    first = inputs_of(loader)
+    assert inputs_of(make(train=1000, group_by_length=True).train_dataloader()) == first
+    loader.sampler.set_epoch(1)
+    assert inputs_of(loader) != first
+
+
+def inputs_with_mask(loader: torch.utils.data.DataLoader) -> list[list[list[int]]]:
+    """Read the batches' rows without their padding."""
+    return [
+        [
+            row[: sum(mask)]
+            for row, mask in zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True)
+        ]
+        for batch in loader
+    ]
+
+
+def test_a_trainer_keeps_the_groups_and_makes_new_ones_in_every_epoch(make: Make, tiny_model_folder: Any) -> None:
+    class Record(L.Callback):
+        def __init__(self) -> None:
+            self.epochs: list[list[int]] = []
+
+        def on_train_epoch_start(self, *_: Any) -> None:
+            self.epochs.append([])
+
+        def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, *_: Any) -> None:
+            self.epochs[-1].append(batch["input_ids"].shape[1])
+
+    record, module = Record(), make(train=320, group_by_length=True)
+    trainer = quiet_trainer(max_epochs=2, callbacks=[record], limit_val_batches=0)
+    trainer.fit(TextClassification(str(tiny_model_folder("bert")), task="sst2"), module)
+    assert isinstance(trainer.train_dataloader.sampler, LengthGroupedSampler)
+    assert len(record.epochs[0]) == len(record.epochs[1]) == 10
+    assert record.epochs[0] != record.epochs[1]
 
 
 def test_calibration_serves_the_same_rows_every_time(make: Make) -> None:

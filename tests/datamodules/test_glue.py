@@ -123,6 +123,33 @@ def test_whole_numbers_are_scores_in_regression(model: str, tmp_path: Path) -> N
     assert batch["labels"].tolist() == [0.0, 3.0, 5.0]
 
 
+def test_classes_stored_as_floats_are_classes(model: str, tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"sentence": ["good"] * 2, "label": [0.0, 1.0]}).to_parquet(
+        tmp_path / "validation.parquet"
+    )
+    (batch,) = GLUEDataModule("sst2", model, str(tmp_path), max_length=32).val_dataloader()
+    assert (batch["labels"].dtype, batch["labels"].tolist()) == (torch.int64, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("task", "stored", "expected"),
+    [
+        ("qnli", ["not_entailment", "entailment"], ("not_entailment", "entailment")),  # the data's own order
+        ("qnli", ["yes", "no"], ("entailment", "not_entailment")),  # words the leaderboard does not know
+        ("qnli", None, ("entailment", "not_entailment")),
+        ("sst2", ["negative", "positive"], ()),
+    ],
+)
+def test_classes_have_the_leaderboards_names(
+    task: str, stored: list[str] | None, expected: tuple[str, ...], model: str, tmp_path: Path
+) -> None:
+    rows = datasets.Dataset.from_dict({"label": [0, 1]})
+    if stored:
+        rows = rows.cast_column("label", datasets.ClassLabel(names=stored))
+    rows.to_parquet(tmp_path / "test.parquet")
+    assert GLUEDataModule(task, model, str(tmp_path)).class_names("test") == expected
+
+
 # ---- bad input ------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +192,37 @@ def test_scores_must_be_numbers(model: str, tmp_path: Path) -> None:
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "validation.parquet")
     with pytest.raises(MisconfigurationException, match=r"holds \[nan\].*finite"):
         GLUEDataModule("stsb", model, str(tmp_path), max_length=32).setup("validate")
+
+
+@pytest.mark.parametrize("content", [b"", b"junk" * 100])
+def test_junk_names_the_file(content: bytes, model: str, tmp_path: Path) -> None:
+    (tmp_path / "validation.parquet").write_bytes(content)
+    with pytest.raises(
+        MisconfigurationException, match=r"validation\.parquet cannot be read as a parquet file .*arquet"
+    ):
+        GLUEDataModule("sst2", model, str(tmp_path)).setup("validate")
+
+
+def test_a_file_without_rows_is_named(model: str, tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"sentence": [], "label": []}).to_parquet(tmp_path / "validation.parquet")
+    with pytest.raises(MisconfigurationException, match=r"validation\.parquet cannot be read .* no data"):
+        GLUEDataModule("sst2", model, str(tmp_path)).setup("validate")
+
+
+def test_a_missing_text_names_file_and_row(model: str, tmp_path: Path) -> None:
+    rows = {"sentence": ["good", None], "label": [0, 1]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "validation.parquet")
+    with pytest.raises(MisconfigurationException, match=r"validation\.parquet: column 'sentence' has no text .* row 1"):
+        GLUEDataModule("sst2", model, str(tmp_path)).setup("validate")
+
+
+def test_without_folder_and_hub_the_remedy_is_named(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: str, split: str) -> None:
+        raise ConnectionError("no way there")
+
+    monkeypatch.setattr(glue, "load_dataset", fail)
+    with pytest.raises(MisconfigurationException, match=r"'train' of nyu-mll/glue \(rte\).*no way there.*data_dir"):
+        GLUEDataModule("rte", model).setup("fit")
 
 
 # ---- real data, where there is some ---------------------------------------------------------------------------

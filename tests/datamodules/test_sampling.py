@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgb_lightning.datamodules.sampling import calibration_rows
+from pgb_lightning.datamodules.sampling import LengthGroupedSampler, calibration_rows, shuffle_batches
 
 
 @given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=200), data=st.data())
@@ -48,3 +48,43 @@ def test_scores_are_drawn_at_random() -> None:
     assert len(set(rows.tolist())) == 30
     assert rows.max() < 100
     assert rows.tolist() != sorted(rows.tolist())
+
+
+def test_batches_are_shuffled_whole_and_the_rest_stays_last() -> None:
+    shuffled = shuffle_batches(np.arange(35), batch_size=8, seed=0)
+    assert shuffled[32:].tolist() == [32, 33, 34]
+    batches = shuffled[:32].reshape(4, 8)
+    assert (np.diff(batches) == 1).all()
+    assert sorted(batches[:, 0]) == [0, 8, 16, 24]
+    assert batches[:, 0].tolist() != [0, 8, 16, 24]
+    np.testing.assert_array_equal(shuffled, shuffle_batches(np.arange(35), batch_size=8, seed=0))
+
+
+@given(lengths=st.lists(st.integers(1, 60), min_size=3, max_size=300), processes=st.integers(1, 3))
+def test_processes_together_get_every_row_and_as_many_each(lengths: list[int], processes: int) -> None:
+    shares = [list(LengthGroupedSampler(lengths, 8, processes, rank, seed=0)) for rank in range(processes)]
+    assert len({len(share) for share in shares}) == 1
+    together = [row for share in shares for row in share]
+    assert set(together) == set(range(len(lengths)))
+    assert len(together) - len(lengths) < processes
+
+
+def test_two_processes_get_batches_of_one_length_at_a_time() -> None:
+    lengths = np.random.default_rng(0).integers(4, 60, 3200).tolist()
+    first, second = (list(LengthGroupedSampler(lengths, 32, 2, rank, seed=0)) for rank in (0, 1))
+    longest = [
+        [max(lengths[row] for row in share[at : at + 32]) for at in range(0, 1600, 32)] for share in (first, second)
+    ]
+    assert longest[0] not in (sorted(longest[0]), sorted(longest[0], reverse=True))
+    # Only one batch, with the longest row of all, may differ.
+    assert sum(abs(one - other) > 4 for one, other in zip(*longest, strict=True)) <= 1
+
+
+def test_epochs_and_seeds_differ() -> None:
+    lengths = list(range(1, 101))
+    sampler, other = LengthGroupedSampler(lengths, 8, 1, 0, seed=0), LengthGroupedSampler(lengths, 8, 1, 0, seed=1)
+    first = list(sampler)
+    assert list(sampler) == first
+    assert list(other) != first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
