@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import math
-from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import nn
 from torchmetrics import MetricCollection
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    get_linear_schedule_with_warmup,
-)
+from transformers import AutoModelForSequenceClassification, PretrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from pgb_lightning.checkpoints import load_checkpoint
+from pgb_lightning.modules.finetuning import FineTuning
 from pgb_lightning.modules.metrics import make_metrics
-from pgb_lightning.packaged import resolve_model
-from pgb_lightning.rebuild import StructureError, follow_state_dict
 from pgb_lightning.tasks import GLUETask, get_task
 
 Batch = dict[str, torch.Tensor]
 
 
-class TextClassification(L.LightningModule):
+class TextClassification(FineTuning):
     """A transformers model for sequence classification with its loss, metrics and optimizer.
 
     The transformers model is `self.model`. It logs `train_loss`, `val_loss` and one `val_<metric>` for each
@@ -60,6 +46,8 @@ class TextClassification(L.LightningModule):
         >>> module = TextClassification("bert-base-uncased", task="sst2")  # doctest: +SKIP
     """
 
+    auto_model = AutoModelForSequenceClassification
+
     def __init__(
         self,
         model_name_or_path: str,
@@ -75,39 +63,10 @@ class TextClassification(L.LightningModule):
         self.save_hyperparameters(ignore=["fine_tuned_ckpt"])
         self.task = _find_task(task)
         self.num_labels = _count_labels(self.task, num_labels)
-        if not 0 <= warmup_ratio <= 1:
-            raise MisconfigurationException(f"warmup_ratio={warmup_ratio} is out of range: give 0 to 1.")
-        if learning_rate <= 0 or weight_decay < 0:
-            raise MisconfigurationException(
-                f"learning_rate={learning_rate} or weight_decay={weight_decay} is out of range: give a "
-                "learning rate above 0 and a weight decay of 0 or more."
-            )
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.warmup_ratio = warmup_ratio
-        if fine_tuned_ckpt is not None and not Path(fine_tuned_ckpt).is_file():
-            raise MisconfigurationException(
-                f"fine_tuned_ckpt={str(fine_tuned_ckpt)!r} is not a file; fine-tune first, or leave it out "
-                "to start from the pretrained weights."
-            )
-        read_weights = fine_tuned_ckpt is None and hf_config is None
-        self.model = self._build(str(model_name_or_path), hf_config, read_weights)
-        follow_state_dict(self)
         self._metrics: list[MetricCollection] = []
-        # Checkpoints are read with `weights_only=True`: plain values only, hence the trip through JSON.
-        self.hparams["model_name_or_path"] = str(model_name_or_path)
-        self.hparams["hf_config"] = json.loads(self.model.config.to_json_string(use_diff=False))
-        if fine_tuned_ckpt is not None:
-            self._load_fine_tuned(fine_tuned_ckpt)
+        self._set_up(model_name_or_path, learning_rate, weight_decay, warmup_ratio, fine_tuned_ckpt, hf_config)
 
-    def _build(self, name: str, hf_config: dict[str, Any] | None, read_weights: bool) -> PreTrainedModel:
-        if hf_config is not None and "model_type" not in hf_config:
-            raise MisconfigurationException(
-                f"hf_config has no 'model_type', only {', '.join(hf_config)}; add one, for example bert."
-            )
-        config = (
-            AutoConfig.from_pretrained(resolve_model(name)) if hf_config is None else AutoConfig.for_model(**hf_config)
-        )
+    def _adapt(self, config: PretrainedConfig, name: str, read_weights: bool) -> None:
         stored = getattr(config, "architectures", None) or [""]
         if read_weights and "ForSequenceClassification" in stored[0] and config.num_labels != self.num_labels:
             raise MisconfigurationException(
@@ -116,37 +75,15 @@ class TextClassification(L.LightningModule):
             )
         config.num_labels = self.num_labels
         config.problem_type = "regression" if self.num_labels == 1 else "single_label_classification"
-        auto = AutoModelForSequenceClassification
-        # Weights stored in half precision are trained in single, as everything else is.
-        model: PreTrainedModel = (
-            auto.from_pretrained(resolve_model(name), config=config, dtype=torch.float32)
-            if read_weights
-            else auto.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-        )
-        # `from_pretrained` returns evaluation mode, which Lightning would keep: no dropout in training.
-        model.train()
-        return model
 
-    def _load_fine_tuned(self, path: str) -> None:
-        try:
-            weights = load_checkpoint(path)["state_dict"]
-        except ValueError as error:
-            raise MisconfigurationException(f"fine_tuned_ckpt={error}") from None
+    def _check_head(self, weights: dict[str, torch.Tensor], path: str) -> None:
         # The head's last layer is the last weight that a model for sequence classification defines.
         head = [key for key in self.state_dict() if key.endswith("weight")][-1]
         if head in weights and len(weights[head]) != self.num_labels:
             raise MisconfigurationException(
-                f"fine_tuned_ckpt={str(path)!r} has a head for {len(weights[head])} labels, this module one "
+                f"fine_tuned_ckpt={path!r} has a head for {len(weights[head])} labels, this module one "
                 f"for {self.num_labels}; fine-tune on the same task, or set task or num_labels to match."
             )
-        try:
-            self.load_state_dict(weights, strict=True)
-        except (RuntimeError, StructureError) as error:
-            raise MisconfigurationException(
-                f"fine_tuned_ckpt={str(path)!r} does not fit "
-                f"model_name_or_path={self.hparams['model_name_or_path']!r}; give the model that was "
-                f"fine-tuned. {shorten(str(error), 500)}"
-            ) from None
 
     # ---- steps --------------------------------------------------------------------------------------------
 
@@ -229,37 +166,6 @@ class TextClassification(L.LightningModule):
         splits = self.task.validation_splits if self.task else ()
         name = splits[loader].removeprefix("validation_") if loader < len(splits) else str(loader)
         return f"{stage}_{name}"
-
-    # ---- optimizer ----------------------------------------------------------------------------------------
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Make AdamW with a linear warm-up and decay that move with every optimizer step."""
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise MisconfigurationException(
-                "The learning rate falls to zero at the end of training, but training has no end: set the "
-                "trainer's max_epochs or max_steps."
-            )
-        optimizer = torch.optim.AdamW(self._parameter_groups(), lr=self.learning_rate)
-        schedule = get_linear_schedule_with_warmup(  # type: ignore[no-untyped-call]
-            optimizer,
-            num_warmup_steps=int(self.warmup_ratio * steps),
-            num_training_steps=int(steps),
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        # By shape and not by name alone: LayerNorms are called differently in every model, and a pruned
-        # layer's weight has three dimensions.
-        decayed: list[nn.Parameter] = []
-        plain: list[nn.Parameter] = []
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                (plain if parameter.ndim < 2 or name.endswith("bias") else decayed).append(parameter)
-        return [
-            {"params": decayed, "weight_decay": self.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
 
 
 def _find_task(name: str | None) -> GLUETask | None:
