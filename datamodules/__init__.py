@@ -3,5 +3,6 @@
 from pgb_lightning.datamodules.base import TextDataModule
 from pgb_lightning.datamodules.glue import GLUEDataModule
 from pgb_lightning.datamodules.reviews import FilmReviewsDataModule
+from pgb_lightning.datamodules.squad import SQuADDataModule
 
-__all__ = ["FilmReviewsDataModule", "GLUEDataModule", "TextDataModule"]
+__all__ = ["FilmReviewsDataModule", "GLUEDataModule", "SQuADDataModule", "TextDataModule"]

@@ -243,19 +243,28 @@ class TextDataModule(L.LightningDataModule):
             MisconfigurationException: If there are fewer training rows than the number asked for.
         """
         rows = self.split("train")
-        if self.calibration_size is not None and self.calibration_size > len(rows):
+        count = self._count(rows)
+        if self.calibration_size is not None and self.calibration_size > count:
             raise MisconfigurationException(
-                f"calibration_size={self.calibration_size} is more than the {len(rows)} training rows there "
-                f"are; give 1 to {len(rows)}, or leave it out."
+                f"calibration_size={self.calibration_size} is more than the {count} training rows there "
+                f"are; give 1 to {count}, or leave it out."
             )
         size = self.calibration_size or CALIBRATION_SIZE
-        if size > len(rows):
-            rank_zero_warn(f"Calibrating on all {len(rows)} training rows: there are fewer than the usual {size}.")
-        labels = None if self.num_labels == 1 else np.asarray(rows.with_format("numpy")["labels"][:])
-        chosen = rows.select(calibration_rows(labels, len(rows), min(size, len(rows)), self.seed))
+        if size > count:
+            rank_zero_warn(f"Calibrating on all {count} training rows: there are fewer than the usual {size}.")
+        chosen = rows.select(self._draw(rows, min(size, count)))
         by_length = np.argsort(-_lengths(chosen), kind="stable")
         order = shuffle_batches(by_length, self.calibration_batch_size, self.seed)
         return self._loader(chosen.select(order), self.calibration_batch_size)
+
+    def _count(self, rows: Dataset) -> int:
+        """Count what `calibration_size` counts."""
+        return len(rows)
+
+    def _draw(self, rows: Dataset, size: int) -> NDArray[np.int64]:
+        """Draw the calibration rows."""
+        labels = None if self.num_labels == 1 else np.asarray(rows.with_format("numpy")["labels"][:])
+        return calibration_rows(labels, len(rows), size, self.seed)
 
     def _evaluation_loaders(self, names: tuple[str, ...]) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         loaders = [self._loader(self.split(name), self.eval_batch_size) for name in names]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
-from datasets import ClassLabel, Dataset, load_dataset
-from datasets.exceptions import DatasetsError
+from datasets import ClassLabel, Dataset
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from pgb_lightning.datamodules.base import TextDataModule
+from pgb_lightning.datamodules.files import Source
 from pgb_lightning.tasks import GLUE_REPOSITORY, get_task
 
 
@@ -41,21 +39,15 @@ class GLUEDataModule(TextDataModule):
             self.task = get_task(task)
         except ValueError as error:
             raise MisconfigurationException(str(error)) from None
-        self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
-        if self.data_dir is not None and not self.data_dir.is_dir():
-            raise MisconfigurationException(
-                f"data_dir={str(self.data_dir)!r} is not a folder; give one with {self.task.name}'s parquet "
-                f"files, or leave it out to read {GLUE_REPOSITORY} from the Hub."
-            )
+        self.source = Source.at(GLUE_REPOSITORY, self.task.name, data_dir)
+        self.data_dir = self.source.data_dir
         self.text_columns = self.task.text_columns
         self.num_labels = self.task.num_labels
         self.validation_splits = self.task.validation_splits
 
     def test_splits(self) -> tuple[str, ...]:
         """Name the test splits; a local folder may do without them."""
-        if self.data_dir is not None and not all(self._files(split) for split in self.task.test_splits):
-            return ()
-        return self.task.test_splits
+        return self.task.test_splits if all(map(self.source.has, self.task.test_splits)) else ()
 
     def load_rows(self, split: str) -> Dataset:
         """Read a split from the folder, or from the Hub.
@@ -70,27 +62,7 @@ class GLUEDataModule(TextDataModule):
             MisconfigurationException: If the folder has no file for the split, a file cannot be read, or the Hub
                 cannot be reached; the message names the file.
         """
-        if self.data_dir is None:
-            try:
-                return load_dataset(GLUE_REPOSITORY, self.task.name, split=split)
-            except ConnectionError as error:
-                raise MisconfigurationException(
-                    f"{self.describe(split)} cannot be read from the Hub, nor from its local cache: {error}. Give a "
-                    f"data_dir with {self.task.name}'s parquet files instead."
-                ) from error
-        files = self._files(split)
-        if not files:
-            raise MisconfigurationException(
-                f"data_dir={str(self.data_dir)!r} has no split {split!r}: looked for {split}.parquet and "
-                f"{split}-*-of-*.parquet. Add the file, or leave data_dir out to read from the Hub."
-            )
-        try:
-            return load_dataset("parquet", data_files={split: [str(file) for file in files]}, split=split)
-        except (DatasetsError, OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-            reason = error.__cause__ or error
-            raise MisconfigurationException(
-                f"{self.describe(split)} cannot be read as a parquet file with rows: {shorten(str(reason), 300)}"
-            ) from error
+        return self.source.load(split)
 
     def class_names(self, split: str) -> tuple[str, ...]:
         """Give the classes the names that the leaderboard knows.
@@ -108,11 +80,4 @@ class GLUEDataModule(TextDataModule):
 
     def describe(self, split: str) -> str:
         """Say where a split comes from, for messages."""
-        if self.data_dir is None:
-            return f"Split {split!r} of {GLUE_REPOSITORY} ({self.task.name})"
-        return ", ".join(str(file) for file in self._files(split))
-
-    def _files(self, split: str) -> list[Path]:
-        assert self.data_dir is not None
-        whole = self.data_dir / f"{split}.parquet"
-        return [whole] if whole.is_file() else sorted(self.data_dir.glob(f"{split}-*-of-*.parquet"))
+        return self.source.describe(split)

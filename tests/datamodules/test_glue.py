@@ -10,7 +10,7 @@ import torch
 from fakes import glue_rows
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from pgb_lightning.datamodules import GLUEDataModule, glue
+from pgb_lightning.datamodules import GLUEDataModule, files
 from pgb_lightning.tasks import TASKS, get_task
 
 REAL = Path(os.environ.get("PGB_DATA_DIR", "no such folder")) / "glue"
@@ -61,7 +61,7 @@ def test_without_a_folder_rows_come_from_the_hub(model: str, monkeypatch: pytest
         asked.append((*args, split))
         return glue_rows(get_task("mrpc"), 20)
 
-    monkeypatch.setattr(glue, "load_dataset", fake)
+    monkeypatch.setattr(files, "load_dataset", fake)
     GLUEDataModule("mrpc", model, max_length=32).setup("fit")
     assert asked == [("nyu-mll/glue", "mrpc", "train"), ("nyu-mll/glue", "mrpc", "validation")]
 
@@ -220,7 +220,7 @@ def test_without_folder_and_hub_the_remedy_is_named(model: str, monkeypatch: pyt
     def fail(*args: str, split: str) -> None:
         raise ConnectionError("no way there")
 
-    monkeypatch.setattr(glue, "load_dataset", fail)
+    monkeypatch.setattr(files, "load_dataset", fail)
     with pytest.raises(MisconfigurationException, match=r"'train' of nyu-mll/glue \(rte\).*no way there.*data_dir"):
         GLUEDataModule("rte", model).setup("fit")
 

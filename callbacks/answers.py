@@ -1,0 +1,91 @@
+"""Write the answers of a SQuAD model in the official scripts' file formats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_info
+from torch import distributed
+
+from pgb_lightning.datamodules.squad import SQuADDataModule
+from pgb_lightning.modules.question_answering import QuestionAnswering
+from pgb_lightning.modules.squad_metrics import best_answers
+
+
+class AnswerWriter(BasePredictionWriter):
+    """Write `trainer.predict`'s results as `predictions.json`: the answer to each question, by its id.
+
+    For SQuAD 2.0 a question gets "" where "no answer" scores better than the best span by more than the module's
+    `null_threshold`, which validation sets; `null_odds.json` holds by how much it does. Under `ddp` the processes' windows are
+    put together, each once.
+
+    Args:
+        output_dir: Folder for the files; made if it is not there.
+        overwrite: Whether to replace files that are there already.
+
+    Raises:
+        MisconfigurationException: The data are not those of a SQuADDataModule, or a file is there already.
+
+    Example:
+        >>> writer = AnswerWriter("runs/squad/answers")
+        >>> # Trainer(callbacks=[writer]).predict(module, datamodule=SQuADDataModule(...))
+    """
+
+    def __init__(self, output_dir: str, overwrite: bool = False) -> None:
+        super().__init__(write_interval="epoch")
+        self.output_dir = Path(output_dir).expanduser()
+        self.overwrite = overwrite
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse what cannot be written before anything is computed."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "predict":
+            return
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, SQuADDataModule) or not isinstance(pl_module, QuestionAnswering):
+            raise MisconfigurationException(
+                "AnswerWriter needs a QuestionAnswering module and the data of a SQuADDataModule, not "
+                f"{type(pl_module).__name__} and {type(data).__name__}; give both, or leave the callback out."
+            )
+        path = self.output_dir / "predictions.json"
+        if path.exists() and not self.overwrite:
+            raise MisconfigurationException(
+                f"AnswerWriter: {path} is there already; remove it, give another output_dir, or set overwrite: true."
+            )
+
+    def write_on_epoch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        predictions: Sequence[Any],
+        batch_indices: Sequence[Any],
+    ) -> None:
+        """Bring the processes' windows together, choose the answers and write them."""
+        own = torch.cat(list(predictions)).double().cpu().numpy() if predictions else np.zeros((0, 6))
+        shares = [own] * trainer.world_size
+        if trainer.world_size > 1:
+            distributed.all_gather_object(shares, own)
+        if not trainer.is_global_zero:
+            return
+        examples = trainer.datamodule.examples("validation")  # type: ignore[attr-defined]
+        ids = list(examples["id"])
+        answers = best_answers(np.concatenate(shares), list(examples["context"]))
+        assert isinstance(pl_module, QuestionAnswering)
+        threshold = float(pl_module.null_threshold) if pl_module.version == "2.0" else np.inf
+        texts = {ids[a.question]: "" if a.no_answer > threshold else a.text for a in answers}
+        self._write("predictions.json", texts)
+        if pl_module.version == "2.0":
+            self._write("null_odds.json", {ids[a.question]: a.no_answer for a in answers})
+        rank_zero_info(f"Wrote {len(texts)} answers to {self.output_dir}.")
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        (self.output_dir / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,165 @@
+"""Fine-tune a transformers encoder to find answers in contexts."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from transformers import AutoModelForQuestionAnswering
+from transformers.modeling_outputs import QuestionAnsweringModelOutput
+
+from pgb_lightning.modules.finetuning import FineTuning
+from pgb_lightning.modules.spans import best_spans
+from pgb_lightning.modules.squad_metrics import SquadMetric
+
+Batch = dict[str, Tensor]
+EXTRA = ("context_offsets", "question", "window")
+"""What a batch has for evaluation beside the model's inputs."""
+
+
+class QuestionAnswering(FineTuning):
+    """A transformers model with a span head, its loss, metrics and optimizer.
+
+    The transformers model is `self.model`. In evaluation the best span of every window is taken, and each question
+    answered from its best window; logs `val_exact_match` and `val_f1` in percent (`test_...` in testing) and, for
+    SQuAD 2.0, those of questions with and without an answer and the best that any threshold reaches. The threshold
+    with the best F1 is kept, also in checkpoints, and used in prediction.
+
+    Args:
+        model_name_or_path: The pretrained encoder: a Hub name, a local folder, or "minilm-l6".
+        version: "1.1", or "2.0" where a question may have no answer.
+        n_best: Starts and ends of spans that are tried in a window.
+        max_answer_length: Longest answer, in tokens.
+        learning_rate: Peak of AdamW's learning rate.
+        weight_decay: For weight matrices; biases and LayerNorms have none.
+        warmup_ratio: Share of the steps over which the learning rate rises, before it falls linearly to zero.
+        fine_tuned_ckpt: Lightning checkpoint of this module to take the weights from. Needed once: the module's own
+            checkpoints do not refer to it.
+        hf_config: Configuration to build the model from, with no pretrained weights. Checkpoints fill it in.
+
+    Raises:
+        MisconfigurationException: If a setting is out of range, or `fine_tuned_ckpt` is missing or belongs to
+            another model.
+
+    Example:
+        >>> module = QuestionAnswering("bert-base-uncased", version="2.0")  # doctest: +SKIP
+    """
+
+    auto_model = AutoModelForQuestionAnswering
+    null_threshold: Tensor
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        version: Literal["1.1", "2.0"] = "1.1",
+        n_best: int = 20,
+        max_answer_length: int = 30,
+        learning_rate: float = 3e-5,
+        weight_decay: float = 0.01,
+        warmup_ratio: float = 0.1,
+        fine_tuned_ckpt: str | None = None,
+        hf_config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["fine_tuned_ckpt"])
+        check_version(version)
+        for name, value in {"n_best": n_best, "max_answer_length": max_answer_length}.items():
+            if value < 1:
+                raise MisconfigurationException(f"{name}={value} is out of range: give 1 or more.")
+        self.version = version
+        self.n_best = n_best
+        self.max_answer_length = max_answer_length
+        self.register_buffer("null_threshold", torch.zeros((), dtype=torch.float32))
+        self._metric: SquadMetric | None = None
+        self._set_up(model_name_or_path, learning_rate, weight_decay, warmup_ratio, fine_tuned_ckpt, hf_config)
+
+    # ---- steps --------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Check that the data are of the same version."""
+        served = getattr(getattr(self.trainer, "datamodule", None), "version", self.version)
+        if served != self.version:
+            raise MisconfigurationException(
+                f"The data are of SQuAD version={served!r}, the model is for {self.version!r}; set both alike."
+            )
+
+    def forward(self, **inputs: Tensor) -> QuestionAnsweringModelOutput:
+        """Run the transformers model."""
+        output: QuestionAnsweringModelOutput = self.model(**inputs)
+        return output
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Compute the loss of a batch that has `start_positions` and `end_positions`."""
+        loss = self(**batch).loss
+        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
+        return loss  # type: ignore[no-any-return]
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to collect windows."""
+        self._metric = self._new_metric()
+
+    def on_test_epoch_start(self) -> None:
+        """Begin to collect windows."""
+        self._metric = self._new_metric()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect the best spans of a batch of windows."""
+        assert self._metric is not None
+        self._metric.update(self._windows(batch))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect the best spans of a batch of windows."""
+        self.validation_step(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores, and keep the threshold that is best."""
+        scores = self._log_scores("val")
+        if "best_f1_thresh" in scores and not self.trainer.sanity_checking:
+            self.null_threshold.fill_(float(scores["best_f1_thresh"]))
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores."""
+        self._log_scores("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Give rows of (question, window, score, score of "no answer", begin, end)."""
+        return self._windows(batch)
+
+    def _windows(self, batch: Batch) -> Tensor:
+        output = self(**{name: value for name, value in batch.items() if name not in EXTRA})
+        score, span, null = best_spans(
+            output.start_logits, output.end_logits, batch["context_offsets"], self.n_best, self.max_answer_length
+        )
+        # Numbers below 2^24 are exact in single precision: questions, windows and characters are.
+        places = torch.stack([batch["question"], batch["window"]], 1)
+        return torch.cat([places.to(score), torch.stack([score, null], 1), span.to(score)], 1)
+
+    def _new_metric(self) -> SquadMetric:
+        examples = getattr(getattr(self.trainer, "datamodule", None), "examples", None)
+        if examples is None:
+            raise MisconfigurationException(
+                "QuestionAnswering scores texts, so it needs a data module with a method examples(split) that gives "
+                "the contexts and answers, such as SQuADDataModule; bare loaders have none."
+            )
+        threshold = float(self.null_threshold) if self.version == "2.0" else None
+        return SquadMetric(examples("validation"), threshold).to(self.device)
+
+    def _log_scores(self, stage: str) -> dict[str, Tensor]:
+        assert self._metric is not None
+        scores: dict[str, Tensor] = self._metric.compute()
+        shown = {f"{stage}_{name}": value.float() for name, value in scores.items()}
+        self.log_dict(shown, prog_bar=True, sync_dist=True)
+        self._metric = None
+        return scores
+
+
+def check_version(version: str) -> None:
+    """Require a version of SQuAD that there is.
+
+    Raises:
+        MisconfigurationException: If there is no such version.
+    """
+    if version not in ("1.1", "2.0"):
+        raise MisconfigurationException(f"version={version!r} is no version of SQuAD; give '1.1' or '2.0'.")
