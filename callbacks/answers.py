@@ -24,8 +24,8 @@ class AnswerWriter(BasePredictionWriter):
     """Write `trainer.predict`'s results as `predictions.json`: the answer to each question, by its id.
 
     For SQuAD 2.0 a question gets "" where "no answer" scores better than the best span by more than the module's
-    `null_threshold`, which validation sets; `null_odds.json` holds by how much it does. Under `ddp` the processes' windows are
-    put together, each once.
+    `null_threshold`, which validation sets; `null_odds.json` holds by how much it does. Under `ddp` the processes'
+    windows are put together, each once.
 
     Args:
         output_dir: Folder for the files; made if it is not there.

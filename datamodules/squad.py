@@ -187,8 +187,8 @@ class SQuADDataModule(TextDataModule):
         first = self.tokenizer("a", "b")["input_ids"][0]
         if not self.tokenizer.is_fast or first != self.tokenizer.cls_token_id:
             raise MisconfigurationException(
-                f"model_name_or_path={self.model_name_or_path!r} has a tokenizer that is not fast or does not begin with "
-                "a CLS token; SQuAD windows need both, as those of BERT, RoBERTa and DistilBERT have."
+                f"model_name_or_path={self.model_name_or_path!r} has a tokenizer that is not fast or does not begin "
+                "with a CLS token; SQuAD windows need both, as those of BERT, RoBERTa and DistilBERT have."
             )
         return self.tokenizer
 

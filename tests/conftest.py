@@ -55,7 +55,7 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
             names = ["input_ids", *(["token_type_ids"] if model_type == "bert" else []), "attention_mask"]
             BertTokenizer(
                 vocab={word: index for index, word in enumerate(VOCABULARY)},
-                model_max_length=64,
+                model_max_length=changes.get("max_position_embeddings", 64),
                 model_input_names=names,
             ).save_pretrained(folder)
             made[key] = folder

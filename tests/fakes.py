@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -60,6 +61,38 @@ def glue_rows(task: GLUETask, count: int, seed: int = 0) -> datasets.Dataset:
         return rows.cast_column("label", datasets.Value("float32"))
     names = [f"class_{index}" for index in range(task.num_labels)]
     return rows.cast_column("label", datasets.ClassLabel(names=names))
+
+
+def squad_rows(count: int, version: str = "1.1", seed: int = 0, words: int = 20) -> datasets.Dataset:
+    """Make questions in the Hub's schema: the answer is the two words after the one that is asked for."""
+    rng = random.Random(seed)
+    rows: list[dict[str, Any]] = []
+    for number in range(count):
+        context = [rng.choice(FILLER) for _ in range(words)]
+        place = rng.randrange(words - 3)
+        asked = rng.choice(GOOD)
+        context[place : place + 3] = [asked, *rng.choices(BAD, k=2)]
+        begin = len(" ".join(context[: place + 1])) + 1
+        answer = " ".join(context[place + 1 : place + 3])
+        has_answer = version == "1.1" or number % 3
+        if not has_answer:
+            context[place] = "film"
+        answers = (
+            {"text": [answer] * 2, "answer_start": [begin] * 2} if has_answer else {"text": [], "answer_start": []}
+        )
+        texts = {"context": " ".join(context), "question": f"what is {asked}"}
+        rows.append({"id": f"id{number}", "title": f"title{number % 5}", **texts, "answers": answers})
+    features = {name: datasets.Value("string") for name in ("id", "title", "context", "question")}
+    lists = {"text": datasets.List(datasets.Value("string")), "answer_start": datasets.List(datasets.Value("int32"))}
+    return datasets.Dataset.from_list(rows, datasets.Features({**features, "answers": lists}))
+
+
+def squad_folder(folder: Path, version: str = "1.1", train: int = 40, validation: int = 20) -> Path:
+    """Make a folder with both splits."""
+    folder.mkdir()
+    squad_rows(train, version, seed=1).to_parquet(folder / "train.parquet")
+    squad_rows(validation, version, seed=2, words=120).to_parquet(folder / "validation.parquet")
+    return folder
 
 
 def quiet_trainer(**settings: Any) -> L.Trainer:

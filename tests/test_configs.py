@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +10,19 @@ from typing import Any
 
 import pytest
 import yaml
-from fakes import glue_rows
+from fakes import glue_rows, squad_folder
 
+from pgb_lightning.architectures import find_encoder
 from pgb_lightning.callbacks import PGBCallback
 from pgb_lightning.cli import main, run
+from pgb_lightning.surgery import is_grouped
 from pgb_lightning.tasks import TASKS, get_task
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 DEMO = sorted((CONFIGS / "demo").glob("*.yaml"))
+SQUAD = [
+    CONFIGS / "squad" / version / f"{stage}.yaml" for version in ("v1.1", "v2.0") for stage in ("finetune", "prune")
+]
 GLUE = [CONFIGS / "glue" / task / f"{stage}.yaml" for task in TASKS for stage in ("finetune", "prune")]
 
 
@@ -44,19 +50,23 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]
 
 def callbacks(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Give each callback's arguments by its class, in the order of the file."""
-    return {one["class_path"].rpartition(".")[2]: one["init_args"] for one in config["trainer"]["callbacks"]}
+    return {one["class_path"].rpartition(".")[2]: one.get("init_args", {}) for one in config["trainer"]["callbacks"]}
 
 
 def test_there_is_one_file_a_task_and_stage() -> None:
     assert {*CONFIGS.rglob("glue/**/*.yaml")} == {*GLUE, CONFIGS / "glue" / "base.yaml"}
+    assert {*CONFIGS.rglob("squad/**/*.yaml")} == {*SQUAD, CONFIGS / "squad" / "base.yaml"}
 
 
-@pytest.mark.parametrize("path", [*GLUE, *DEMO], ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize("path", [*GLUE, *SQUAD, *DEMO], ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_configuration_has_the_papers_values(path: Path, printed: Callable[..., dict[str, Any]]) -> None:
     config = printed("fit", "--config", str(path))
     model, data = config["model"]["init_args"], config["data"]["init_args"]
-    assert (data["batch_size"], data["eval_batch_size"], data["max_length"]) == (32, 128, 128)
-    assert model["learning_rate"] == 2e-5
+    assert (data["batch_size"], data["eval_batch_size"], data["max_length"]) == (
+        (16, 32, 384) if path in SQUAD else (32, 128, 128)
+    )
+    assert model["learning_rate"] == (3e-5 if path in SQUAD else 2e-5)
+    assert "ExactResume" in callbacks(config)
     assert model["model_name_or_path"] == data["model_name_or_path"]
     assert config["trainer"]["max_epochs"] == (1 if path in DEMO else 3)
     assert data.get("calibration_size") in (None, 2048)
@@ -89,6 +99,38 @@ def test_a_tasks_configuration_is_of_one_task(path: Path, printed: Callable[...,
     assert config["seed_everything"] == 42
 
 
+@pytest.mark.parametrize("path", SQUAD, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_configuration_of_squad_is_of_one_version(path: Path, printed: Callable[..., dict[str, Any]]) -> None:
+    config = printed("fit", "--config", str(path))
+    version = path.parent.name.removeprefix("v")
+    assert config["model"]["init_args"]["version"] == config["data"]["init_args"]["version"] == version
+    folder = f"runs/squad-v{version}/{path.stem}"
+    monitor = {"1.1": "val_f1", "2.0": "val_best_f1"}[version]
+    assert callbacks(config)["BestCheckpoint"] == {"dirpath": folder, "monitor": monitor}
+    assert callbacks(config)["AnswerWriter"]["output_dir"] == folder
+
+
+def test_squad_runs_as_it_is(tiny_model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    model = str(tiny_model_folder("bert", max_position_embeddings=128))
+    squad_folder(tmp_path / "rows", "2.0")
+    overrides = [
+        *("--model.model_name_or_path", model, "--data.model_name_or_path", model),
+        *("--data.data_dir", str(tmp_path / "rows"), "--data.max_length", "100", "--data.stride", "16"),
+        *("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1"),
+    ]
+    finetune, prune = (str(CONFIGS / "squad" / "v2.0" / f"{stage}.yaml") for stage in ("finetune", "prune"))
+    run(["fit", "--config", finetune, *overrides])
+    pruned = run(["fit", "--config", prune, *overrides])
+    assert is_grouped(find_encoder(pruned.model))
+    checkpoint = ["--ckpt_path", "runs/squad-v2.0/prune/last.ckpt"]
+    checked = run(["validate", "--config", prune, *overrides, *checkpoint])
+    before, after = (float(cli.trainer.callback_metrics["val_best_f1"]) for cli in (pruned, checked))
+    assert after == before
+    run(["predict", "--config", prune, *overrides, *checkpoint])
+    answers = json.loads(Path("runs/squad-v2.0/prune/predictions.json").read_text())
+    assert len(answers) == 20
+
+
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_other_commands_read_it_too(command: str, printed: Callable[..., dict[str, Any]]) -> None:
     assert printed(command, "--config", str(GLUE[1]))["model"]["init_args"]["task"] == "cola"
@@ -102,7 +144,7 @@ def test_a_users_own_file_and_words_replace_single_settings(
     assert (config["data"]["init_args"]["data_dir"], config["trainer"]["max_epochs"]) == ("rows", 1)
     assert config["data"]["init_args"]["task"] == "sst2"
     assert callbacks(config)["PGBCallback"]["pruning_ratio"] == 0.7
-    assert len(callbacks(config)) == 3
+    assert len(callbacks(config)) == 4
 
 
 def test_finetune_prune_validate_and_predict_run_as_they_are(

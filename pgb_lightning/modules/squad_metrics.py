@@ -144,12 +144,16 @@ def squad_scores(
 def _best_threshold(
     scores: NDArray[np.float64], margin: NDArray[np.float64], has_answer: NDArray[np.bool_], silent: NDArray[np.bool_]
 ) -> tuple[float, float]:
-    """Find the threshold with the best mean score, from saying "no answer" always to never."""
+    """Find the threshold with the best mean score, from saying "no answer" always to never.
+
+    Where saying it always is best the threshold lies below all margins; the official script then reports 0, at which
+    its best score is not reached.
+    """
     gain = np.where(has_answer, scores, np.where(silent, 0.0, -1.0))
     order = np.argsort(margin, kind="stable")
     reached = (~has_answer).sum() + np.concatenate([[0.0], np.cumsum(gain[order])])
     best = int(np.argmax(reached))
-    return 100 * float(reached[best]) / len(scores), float(margin[order[best - 1]]) if best else 0.0
+    return 100 * float(reached[best]) / len(scores), float(margin[order[best - 1]] if best else margin.min() - 1)
 
 
 class SquadMetric(Metric):
