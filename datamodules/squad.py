@@ -112,7 +112,7 @@ class SQuADDataModule(TextDataModule):
         if self.hold_out is None:
             return self._checked(split, self.source.load(split, remedy=", set hold_out to validate on training rows"))
         rows = self._checked(split, self.source.load("train"))
-        held_out = self._held_out(rows)
+        held_out = self._held_out(rows, self.hold_out)
         return rows.select(np.flatnonzero(held_out if split == "validation" else ~held_out))
 
     def describe(self, split: str) -> str:
@@ -135,7 +135,7 @@ class SQuADDataModule(TextDataModule):
     def _checked(self, split: str, rows: Dataset) -> Dataset:
         needed = ("id", "question", "context", "answers", *(["title"] if self.hold_out is not None else []))
         check_texts(rows, self.text_columns, needed, self.describe(split))
-        inside = getattr(rows.features["answers"], "keys", dict)()
+        inside: Any = getattr(rows.features["answers"], "keys", dict)()
         if not {"text", "answer_start"} <= set(inside):
             raise MisconfigurationException(
                 f"{self.describe(split)}: column 'answers' must hold lists 'text' and 'answer_start'; it has "
@@ -143,15 +143,15 @@ class SQuADDataModule(TextDataModule):
             )
         return rows
 
-    def _held_out(self, rows: Dataset) -> NDArray[np.bool_]:
+    def _held_out(self, rows: Dataset, size: int) -> NDArray[np.bool_]:
         """Take whole articles until there are enough questions."""
         titles = np.asarray(rows["title"][:])
         names, counts = np.unique(titles, return_counts=True)
         order = np.random.default_rng(self.seed).permutation(len(names))
-        needed = int(np.searchsorted(np.cumsum(counts[order]), self.hold_out)) + 1
+        needed = int(np.searchsorted(np.cumsum(counts[order]), size)) + 1
         if needed >= len(names):
             raise MisconfigurationException(
-                f"hold_out={self.hold_out} would leave nothing to train on: {self.describe('train')} has {len(rows)} "
+                f"hold_out={size} would leave nothing to train on: {self.describe('train')} has {len(rows)} "
                 f"questions on {len(names)} articles, of which whole ones are held out; give fewer."
             )
         return np.isin(titles, names[order[:needed]])

@@ -76,7 +76,7 @@ def evaluation_windows(
 
 
 def _encode(rows: Columns, tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int) -> BatchEncoding:
-    return tokenizer(
+    encoded: BatchEncoding = tokenizer(
         _cut_questions(rows["question"], tokenizer),
         rows["context"],
         truncation="only_second",
@@ -85,6 +85,7 @@ def _encode(rows: Columns, tokenizer: PreTrainedTokenizerBase, max_length: int, 
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
+    return encoded
 
 
 def _cut_questions(questions: list[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:

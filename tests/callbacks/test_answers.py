@@ -65,7 +65,5 @@ def test_what_cannot_be_written_is_refused_first(model: str, tmp_path: Path) -> 
         quiet_trainer(callbacks=[AnswerWriter(str(tmp_path))]).predict(module, datamodule=data)
     quiet_trainer(callbacks=[AnswerWriter(str(tmp_path), overwrite=True)]).predict(module, datamodule=data)
     assert len(json.loads((tmp_path / "predictions.json").read_text())) == 20
-    with pytest.raises(
-        MisconfigurationException, match=r"needs a QuestionAnswering .* not OwnModule and NoneType"
-    ):
+    with pytest.raises(MisconfigurationException, match=r"needs a QuestionAnswering .* not OwnModule and NoneType"):
         quiet_trainer(callbacks=[AnswerWriter(str(tmp_path))]).predict(OwnModule(), make_loader(8))
