@@ -58,3 +58,60 @@ def test_scores_are_measured_kept_and_tabulated(
     monkeypatch.setattr(experiment, "train", never)
     run()
     assert shown.endswith(capsys.readouterr().out)
+
+
+def test_every_metric_and_validation_set_is_tabulated(
+    tmp_path: Path,
+    tiny_model_folder: Callable[..., Path],
+    glue_folder: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for task, names in (("mrpc", ["val_accuracy", "val_f1"]), ("mnli", ["val_accuracy", "val_mismatched_accuracy"])):
+        folder = tmp_path / task
+        experiment.run(
+            *(task, str(folder), str(glue_folder(task, train=64, validation=40)), str(tiny_model_folder("bert"))),
+            seeds=(0,),
+            ratios=(0.5,),
+            presets=("default",),
+            epochs=2,
+            max_length=64,
+        )
+        shown = capsys.readouterr().out
+        assert [line.split(",")[0].strip() for line in shown.splitlines() if ", mean ±" in line] == names
+        pruned = json.loads((folder / "seed0" / "default-0.5.json").read_text())
+        assert all(pruned["scores"]["before"][name] >= 0 for name in names)
+        assert pruned["before"] == pruned["scores"]["before"][names[0]]
+        assert torch.load(folder / "seed0" / "dense.ckpt", weights_only=True)["epoch"] == 2
+        assert torch.load(folder / "seed0" / "default-0.5.ckpt", weights_only=True)["epoch"] == 1
+
+
+def test_results_without_further_scores_are_still_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, score in enumerate((0.8, 0.9)):
+        folder = tmp_path / f"seed{seed}"
+        folder.mkdir()
+        pruned = {"seed": seed, "preset": "paper", "ratio": 0.3, "removed": 0.301, "before": score, "after": score}
+        (folder / "dense.json").write_text(json.dumps({"seed": seed, "dense": score}))
+        (folder / "paper-0.3.json").write_text(json.dumps(pruned))
+    experiment.run("mrpc", str(tmp_path), seeds=(0, 1), ratios=(0.3,), presets=("paper",))
+    first, second = capsys.readouterr().out.split("val_f1")
+    assert "over 2 seeds; dense 85.0 ± 7.1" in " ".join(first.split())
+    assert "85.0 ± 7.1" in first.splitlines()[-3]
+    assert "over 0 seeds; dense -" in " ".join(second.split())
+
+
+@pytest.mark.parametrize("name", ["epochs", "refinetuning_epochs"])
+def test_training_for_no_epoch_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{name}=0 is out of range: give 1 or more"):
+        experiment.run("mrpc", str(tmp_path), **{name: 0})
+
+
+def test_a_folder_is_kept_to_one_way_of_training(tmp_path: Path) -> None:
+    experiment.run("mrpc", str(tmp_path), seeds=())
+    with pytest.raises(ValueError, match=r"other settings: epochs=3, not 1; max_length=64, not 128\. Name another"):
+        experiment.run("mrpc", str(tmp_path), seeds=(), epochs=3, max_length=64)
+
+
+def test_an_unknown_task_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="choose one of: cola, sst2"):
+        experiment.run("imdb", str(tmp_path / "made"))
+    assert not (tmp_path / "made").exists()
