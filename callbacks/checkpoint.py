@@ -6,7 +6,6 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.trainer.states import TrainerFn
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -26,11 +25,13 @@ class BestCheckpoint(ModelCheckpoint):
     def __init__(self, dirpath: str, monitor: str) -> None:
         super().__init__(dirpath, filename="best", monitor=monitor, mode="max", enable_version_counter=False)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the best epoch, and the newest whether or not it is the best: `save_last` forgets the others."""
-        super().on_validation_end(trainer, pl_module)
-        is_trial = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
-        if trainer.state.fn == TrainerFn.FITTING and not is_trial:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the newest epoch, whether or not it is the best: `save_last` forgets the others.
+
+        Not before the epoch is over, or resuming from it would not go on exactly.
+        """
+        super().on_train_epoch_end(trainer, pl_module)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             assert self.dirpath is not None
             self.last_model_path = str(Path(self.dirpath) / "last.ckpt")
             trainer.save_checkpoint(self.last_model_path)

@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import distributed
 
@@ -37,7 +38,7 @@ class ExactResume(pl.Callback):
         """Add the states of all processes, which all come here."""
         state = _collect(pl_module.device)
         states = [state] * trainer.world_size
-        if trainer.world_size > 1:
+        if distributed.is_available() and distributed.is_initialized():
             distributed.all_gather_object(states, state)
         checkpoint[self.state_key] = states
 
@@ -45,7 +46,8 @@ class ExactResume(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Take the states; they are set when everything else has been."""
-        self._restored = checkpoint.get(self.state_key)
+        if trainer.state.fn == TrainerFn.FITTING:  # evaluating a checkpoint changes nothing
+            self._restored = checkpoint.get(self.state_key)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go on from this process's state: all that follows would have followed in the uninterrupted run."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from pgb_lightning.architectures import Encoder
 from pgb_lightning.cost import Cost, encoder_cost
@@ -44,14 +44,22 @@ def report(trainer: pl.Trainer, plan: PruningPlan, encoder: Encoder, before: Cos
 
 
 def write_plan(trainer: pl.Trainer, plan: PruningPlan) -> None:
-    """Write ``plan.json`` into the run's folder, if the run leaves any files at all.
+    """Write ``plan.json`` into the run's folder, if the run leaves any files at all; replace one that is there.
 
-    That is the logger's folder, or ``default_root_dir`` where there is no logger; a plan that is there is replaced.
+    That is the folder of a logger that has one for each run, else that of the checkpoints.
     """
-    folder = trainer.log_dir or trainer.default_root_dir  # on every rank: the first is broadcast
+    log_dir = trainer.log_dir  # on every rank: it is broadcast
+    own = log_dir if trainer.loggers and hasattr(trainer.loggers[0], "log_dir") else None
+    folder = own or getattr(trainer.checkpoint_callback, "dirpath", None) or log_dir or trainer.default_root_dir
     leaves_files = bool(trainer.loggers) or trainer.checkpoint_callback is not None
     leaves_files = leaves_files and not trainer.fast_dev_run  # type: ignore[attr-defined]
-    if trainer.is_global_zero and leaves_files and "://" not in str(folder):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        plan.save(Path(folder) / PLAN_FILE)
-        rank_zero_info(f"PGB wrote the plan to {Path(folder) / PLAN_FILE}.")
+    if not trainer.is_global_zero or not leaves_files or "://" in str(folder):
+        return
+    path = Path(folder) / PLAN_FILE
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plan.save(path)
+    except OSError as error:  # no reason to lose a pruned model, whose checkpoints hold the plan too
+        rank_zero_warn(f"PGB could not write the plan to {path}: {error}.")
+    else:
+        rank_zero_info(f"PGB wrote the plan to {path}.")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -18,7 +19,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from pgb_lightning.architectures import Encoder, find_encoder, find_encoders
 from pgb_lightning.callbacks.outcome import report, write_plan
 from pgb_lightning.callbacks.samples import calibration_batches
-from pgb_lightning.callbacks.strategy import before_strategy_setup, leaves_module_behind, shards_first
+from pgb_lightning.callbacks.strategy import before_strategy_setup, call_off, leaves_module_behind, shards_first
 from pgb_lightning.callbacks.together import prune_together
 from pgb_lightning.callbacks.training_loss import check_training_step
 from pgb_lightning.config import PruningConfig
@@ -27,7 +28,7 @@ from pgb_lightning.fingerprint import fingerprint
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.pruning import prepare
 from pgb_lightning.rebuild import follow_state_dict, follows_state_dict
-from pgb_lightning.surgery import apply_plan, check_plan, is_grouped
+from pgb_lightning.surgery import apply_plan, check_plan, is_grouped, matches
 
 
 class PGBCallback(pl.Callback):
@@ -185,9 +186,11 @@ class PGBCallback(pl.Callback):
         """Prune, unless the module came back pruned from a checkpoint or an earlier fit."""
         with _as_misconfiguration():
             encoder = find_encoder(pl_module, self.encoder)
-            if is_grouped(encoder) and (restored or self.plan is not None):
+            if self.plan is not None and not matches(encoder, self.plan):
+                self.plan = None  # of another fit
+            if self.plan is not None or (restored and is_grouped(encoder)):
                 rank_zero_info("PGB: the encoder is pruned already; re-finetuning goes on.")
-                if self.given_plan and self.plan and self.given_plan.matrices != self.plan.matrices:
+                if self.given_plan and not matches(encoder, self.given_plan):
                     rank_zero_warn("PGB: the encoder was pruned by another plan than the one given; it stays as it is.")
             elif restored:
                 raise MisconfigurationException(
@@ -208,8 +211,8 @@ class PGBCallback(pl.Callback):
             rank_zero_warn("PGB: the plan was made for other weights of this shape; it is carried out all the same.")
         if self.calibrates:
             trainer.strategy.model_to_device()
-            batches = calibration_batches(trainer, pl_module, self.calibration, self.calibration_size)
             with isolate_rng():
+                batches = calibration_batches(trainer, pl_module, self.calibration, self.calibration_size)
                 self.plan = prune_together(trainer, pl_module, encoder, batches, self.config, given)
         else:
             assert given is not None
@@ -221,11 +224,32 @@ class PGBCallback(pl.Callback):
         """Keep the plan with the checkpoint."""
         return {"plan": self.plan.to_dict() if self.plan else None}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the plan from a checkpoint."""
-        plan = state_dict.get("plan")
-        with _as_misconfiguration():
-            self.plan = PruningPlan.from_dict(plan) if plan else None
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take the plan from the checkpoint of a fit that goes on; evaluating one leaves this fit's plan."""
+        state = checkpoint["callbacks"].get(self.state_key)
+        if state and trainer.state.fn == TrainerFn.FITTING:
+            with _as_misconfiguration():
+                self.plan = PruningPlan.from_dict(state["plan"]) if state["plan"] else None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse optimizers that hold parameters from before the pruning."""
+        if shards_first(trainer):
+            return
+        own = {id(parameter) for parameter in pl_module.parameters()}
+        held = [p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
+        lost = sum(id(parameter) not in own for parameter in held)
+        if lost:
+            raise MisconfigurationException(
+                f"PGBCallback: {type(pl_module).__name__}.configure_optimizers gave optimizers with {lost} parameters "
+                "that are not the module's, as after pruning those are not that were there before; make the "
+                "optimizers in configure_optimizers, out of self.parameters()."
+            )
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the strategy as it was if the fit fails before the pruning."""
+        call_off(trainer)
 
 
 def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
@@ -234,7 +258,8 @@ def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
 
 def _mention_dense(pl_module: pl.LightningModule, restored: bool) -> None:
     """Say that a model is evaluated as it was before pruning, which is seldom meant."""
-    if not any(map(is_grouped, find_encoders(pl_module))):
+    encoders = find_encoders(pl_module)
+    if encoders and not any(map(is_grouped, encoders)):
         where = "in this checkpoint" if restored else "in this module"
         rank_zero_warn(f"PGB: the encoder {where} is not pruned; give the ckpt_path of a pruned model, or fit first.")
 

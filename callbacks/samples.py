@@ -106,7 +106,8 @@ def _named_loader(trainer: pl.Trainer, module: pl.LightningModule, source: str |
 def _training_loader(trainer: pl.Trainer) -> Any:
     """Return the training data as the user gave them."""
     loader = trainer.fit_loop._data_source.dataloader()
-    if isinstance(loader, Iterator):
+    rows = getattr(loader, "dataset", None)
+    if isinstance(loader, Iterator) or (isinstance(rows, IterableDataset) and iter(rows) is iter(rows)):
         raise MisconfigurationException(
             "the training data is an iterator, which calibration would use up; give a loader that can be read twice, "
             "or name another one with calibration=."
@@ -141,10 +142,28 @@ def _batches(loader: Any) -> Iterator[Any]:
     members = loader.values() if isinstance(loader, dict) else loader if isinstance(loader, (list, tuple)) else ()
     if any(isinstance(member, DataLoader) for member in members):
         loader = CombinedLoader(loader, "max_size_cycle")  # as the Trainer does; a plain list is a list of batches
-    if isinstance(loader, CombinedLoader):
-        yield from (batch for batch, _, _ in loader)
-    else:
-        yield from loader
+    generators = _generators(loader.flattened if isinstance(loader, CombinedLoader) else [loader])
+    states = [generator.get_state() for generator in generators]
+    try:
+        if isinstance(loader, CombinedLoader):
+            yield from (batch for batch, _, _ in loader)
+        else:
+            yield from loader
+    finally:  # training draws from them as if nobody had before
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def _generators(loaders: Iterable[Any]) -> list[torch.Generator]:
+    """List the random number generators of loaders and their samplers."""
+    holders = [holder for loader in loaders for holder in (loader, *_samplers(loader))]
+    found = [getattr(holder, "generator", None) for holder in holders]
+    return [generator for generator in found if isinstance(generator, torch.Generator)]
+
+
+def _samplers(loader: Any) -> list[Any]:
+    batches = getattr(loader, "batch_sampler", None)
+    return [getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)]
 
 
 def _first_samples(loader: Any, size: int, required: bool) -> Iterator[Any]:

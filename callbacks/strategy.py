@@ -13,6 +13,8 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from pgb_lightning.checkpoints import explained
 from pgb_lightning.rebuild import StructureError
 
+_WRAPPED = ("setup", "load_checkpoint", "load_model_state_dict")
+
 
 def before_strategy_setup(trainer: pl.Trainer, action: Callable[[bool], None]) -> None:
     """Run ``action`` once, after a checkpoint is restored and before the model is wrapped or optimized.
@@ -26,17 +28,14 @@ def before_strategy_setup(trainer: pl.Trainer, action: Callable[[bool], None]) -
         trainer: The Trainer in whose fit, validation, test or prediction this is called.
         action: What to do, told whether a checkpoint was restored.
     """
+    call_off(trainer)  # what a run left behind that failed before it got there
     strategy: Any = trainer.strategy
-    wrapped = ("setup", "load_checkpoint", "load_model_state_dict")
-    for name in wrapped:
-        vars(strategy).pop(name, None)  # left behind by a run that failed before it got there
-    setup, load_checkpoint, load_model = (getattr(strategy, name) for name in wrapped)
+    setup, load_checkpoint, load_model = (getattr(strategy, name) for name in _WRAPPED)
     restored = False
 
     @wraps(setup)
     def setup_after_action(trainer: pl.Trainer) -> None:
-        for name in wrapped:
-            vars(strategy).pop(name, None)
+        call_off(trainer)
         action(restored)
         setup(trainer)
 
@@ -60,6 +59,12 @@ def before_strategy_setup(trainer: pl.Trainer, action: Callable[[bool], None]) -
     if not shards_first(trainer):
         strategy.load_checkpoint = load_explained
         strategy.load_model_state_dict = load_model_explained
+
+
+def call_off(trainer: pl.Trainer) -> None:
+    """Make a strategy again what it was before :func:`before_strategy_setup`."""
+    for name in _WRAPPED:
+        vars(trainer.strategy).pop(name, None)
 
 
 def shards_first(trainer: pl.Trainer) -> bool:

@@ -57,7 +57,7 @@ def training_loss(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[
         index = next(indices)
         try:
             output = step(batch, index) if takes_index else step(batch)
-        except (AttributeError, IndexError, TypeError) as error:
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
             raise MisconfigurationException(
                 f"{type(module).__name__}.{step.__name__} failed on calibration batch {index}, outside the training "
                 f"loop, where there is no optimizer yet and no on_train_... hook has run: {error}. Give the module a "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -44,8 +45,14 @@ def explained(path: str | Path, read: Callable[[], Any]) -> Any:
         checkpoint = read()
     except Exception as error:  # an unpickler that is fed anything raises anything
         seek_failed = isinstance(error, OSError) and error.errno == errno.EINVAL  # to before a cut-off file's beginning
-        if isinstance(error, (OSError, MemoryError)) and not seek_failed:
+        if isinstance(error, (OSError, MemoryError, ImportError)) and not seek_failed:
             raise
+        if "Weights only load failed" in str(error) and "GLOBAL" in str(error):
+            raise ValueError(
+                f"{str(path)!r} holds more than tensors and plain values, such as a hyperparameter that is an object of "
+                "some class. Save plain values (str(path) for a Path); or, for a file that you trust, pass "
+                f"weights_only=False to fit, validate, ... Torch says: {shorten(str(error), 300)}"
+            ) from error
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{str(path)!r} cannot be read as a checkpoint: it is cut off, as after a crash during writing, or no "

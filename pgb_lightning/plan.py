@@ -48,6 +48,10 @@ class MatrixPlan:
     predicted_error: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("importance_kept", "predicted_error"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) and not (value is None and name == "predicted_error"):
+                raise TypeError(f"{name}={value!r} must be a number")
         if self.kind not in MATRICES:
             raise ValueError(f"{self}: kind={self.kind!r} is unknown; it is one of {', '.join(MATRICES)}.")
         if (self.input_index is None) != (self.output_index is None):
@@ -117,6 +121,8 @@ class PruningPlan:
 
     def __post_init__(self) -> None:
         _check_version(self.schema_version)
+        if not isinstance(self.config, Mapping):
+            raise TypeError(f"config={self.config!r} must be a mapping")
         found = [(matrix.layer, matrix.kind) for matrix in self.matrices]
         expected = [(layer, kind) for layer in range(self.num_layers) for kind in MATRICES]
         if not found or found != expected:
@@ -216,8 +222,11 @@ class PruningPlan:
     def save(self, path: str | Path) -> None:
         """Write the plan to a JSON file, in one step: whoever reads the file meets a whole plan or none."""
         unfinished = Path(f"{path}.{os.getpid()}.tmp")
-        unfinished.write_text(self.to_json(), encoding="utf-8")
-        unfinished.replace(path)
+        try:
+            unfinished.write_text(self.to_json(), encoding="utf-8")
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> PruningPlan:
@@ -255,7 +264,10 @@ def _matrix_from_dict(entry: Mapping[str, Any]) -> MatrixPlan:
 
 
 def _frozen(index: list[list[int]] | None) -> Index:
-    return None if index is None else tuple(tuple(block) for block in index)
+    frozen = None if index is None else tuple(tuple(block) for block in index)
+    if any(type(position) is not int for block in frozen or () for position in block):
+        raise TypeError("index lists must hold lists of whole numbers")
+    return frozen
 
 
 def _check_blocks(name: str, index: tuple[tuple[int, ...], ...], size: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from pgb_lightning.architectures import SUBLAYERS, Encoder, find_encoders, join_path
+from pgb_lightning.architectures import MATRICES, SUBLAYERS, Encoder, find_encoders, join_path
 from pgb_lightning.linear import ConstantLinear, DroppedCore, GroupedLinear
 from pgb_lightning.surgery import drop_sublayer, like, put
 
@@ -45,17 +45,18 @@ def follows_state_dict(module: nn.Module) -> bool:
     return bool(getattr(module, "_follows_state_dict", False))
 
 
-def _rebuild(
-    module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, metadata: object, strict: bool, *_: object
-) -> None:
+def _rebuild(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: object) -> None:
     """Exchange layers by the shapes in ``state_dict`` (a ``load_state_dict`` pre-hook)."""
     encoders = [encoder for encoder in find_encoders(module) if not _is_cut_up(encoder)]
-    if strict:
-        for encoder in encoders:
-            _check(encoder, state_dict, prefix)
-    for encoder in encoders:
-        if not _covers(state_dict, encoder, prefix):
-            continue
+    own = {prefix + name: value for name, value in module.state_dict().items()} if encoders else {}
+    # Torch does not say whether loading is strict. Some of the module's own entries, and no others, are loaded as
+    # torch loads them: from a part no structure can be read.
+    whole = [e for e in encoders if _covers(state_dict, e, prefix) or not state_dict.keys() <= own.keys()]
+    for encoder in whole:
+        _check(encoder, state_dict, prefix)
+    if whole:
+        _check_rest(whole, state_dict, prefix, own)
+    for encoder in whole:
         for layer in range(len(encoder.layers)):
             for sublayer, kinds in SUBLAYERS.items():
                 for kind in kinds:
@@ -79,6 +80,14 @@ def _check(encoder: Encoder, state_dict: Mapping[str, Tensor], prefix: str) -> N
     numbers = {name[len(stack) :].partition(".")[0] for name in state_dict if name.startswith(stack)}
     if not numbers:
         names = ", ".join(list(state_dict)[:3])
+        inner = join_path(encoder.name, encoder.architecture.layers)
+        longer = next((name for name in state_dict if f".{inner}." in name), None)
+        if longer is not None:
+            wrapper = longer[: longer.index(inner)]
+            raise StructureError(
+                f"the checkpoint's weights are called {wrapper}..., those of a module that was wrapped; take the prefix "
+                f"{wrapper!r} off their names."
+            )
         raise StructureError(
             f"the checkpoint holds no layers at {stack[:-1]!r}, where the module has its {encoder.model_type!r} "
             f"encoder; its weights are called {names or 'nothing'}, ... It belongs to another model."
@@ -131,12 +140,31 @@ def _check_shape(name: str, state_dict: Mapping[str, Tensor], module: nn.Module 
         )
 
 
+def _check_rest(
+    encoders: list[Encoder], state_dict: Mapping[str, Tensor], prefix: str, own: Mapping[str, Tensor]
+) -> None:
+    """Require that all other entries fit, lest the encoder be rebuilt before torch refuses them."""
+    stacks = tuple(f"{prefix}{join_path(e.name, e.architecture.layers)}." for e in encoders)
+    for name, value in own.items():
+        stored = state_dict.get(name)
+        if stored is not None and not name.startswith(stacks) and stored.shape != value.shape:
+            raise StructureError(
+                f"{name}: the checkpoint holds {tuple(stored.shape)}, the module {tuple(value.shape)}; build the "
+                "module with the settings that the checkpoint was trained with."
+            )
+
+
 def _covers(state_dict: Mapping[str, Tensor], encoder: Encoder, prefix: str) -> bool:
-    """Tell a whole encoder from part of one, such as its biases: from a part no structure can be read."""
+    """Tell a whole encoder from part of one, such as its biases and LayerNorms."""
     path = join_path(encoder.name, encoder.architecture.layers)
     stack = encoder.model.get_submodule(encoder.architecture.layers)
     norms = [name for name, child in stack.named_modules() if isinstance(child, nn.LayerNorm)]
-    return all(f"{prefix}{path}.{name}.weight" in state_dict for name in norms)
+    layers = range(len(encoder.layers))
+    has_weights = any(f"{prefix}{encoder.path(n, kind)}.weight" in state_dict for n in layers for kind in MATRICES)
+    has_openings = any(f"{prefix}{encoder.path(n, kind)}.bias" in state_dict for n in layers for kind in ("V", "W1"))
+    # Biases without any weight are part of a model; where everything was dropped, there are no such biases either.
+    whole = has_weights or not has_openings
+    return whole and all(f"{prefix}{path}.{name}.weight" in state_dict for name in norms)
 
 
 def _rebuild_matrix(encoder: Encoder, layer: int, kind: str, state_dict: Mapping[str, Tensor], prefix: str) -> None:

@@ -93,6 +93,24 @@ def check_dense(encoder: Encoder) -> None:
                 )
 
 
+def matches(encoder: Encoder, plan: PruningPlan) -> bool:
+    """Tell whether an encoder is what a plan makes of it."""
+    if plan.model_type != encoder.model_type or plan.num_layers != len(encoder.layers):
+        return False
+    return all(_is_as_planned(encoder.find_matrix(m.layer, m.kind), m) for m in plan.matrices)
+
+
+def _is_as_planned(module: nn.Module | None, matrix: MatrixPlan) -> bool:
+    if matrix.input_index is None:
+        return isinstance(module, nn.Linear) and module.weight.shape == (matrix.columns, matrix.rows)
+    if matrix.num_groups == 0:
+        return module is None or isinstance(module, ConstantLinear)
+    return isinstance(module, GroupedLinear) and (
+        [list(block) for block in matrix.input_index] == module.input_index.tolist()
+        and [list(block) for block in matrix.output_index or ()] == module.output_index.tolist()
+    )
+
+
 def is_grouped(encoder: Encoder) -> bool:
     """Tell whether any matrix of an encoder was pruned."""
     return any(isinstance(m, (GroupedLinear, ConstantLinear, DroppedCore)) for m in encoder.model.modules())

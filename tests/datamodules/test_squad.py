@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,14 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
 from fakes import squad_folder, squad_rows
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from pgb_lightning.datamodules import SQuADDataModule, files
+from pgb_lightning.datamodules.windows import training_windows
+from pgb_lightning.modules.spans import best_spans
+from pgb_lightning.modules.squad_metrics import SquadMetric
 
 Folder = Callable[..., Path]
 SMALL: dict[str, Any] = {"max_length": 100, "stride": 16, "batch_size": 8, "eval_batch_size": 8}
@@ -162,3 +167,30 @@ def test_without_a_folder_rows_come_from_the_hub(model: str, monkeypatch: pytest
     monkeypatch.setattr(files, "load_dataset", fake)
     SQuADDataModule(model, **SMALL).setup("fit")
     assert set(asked) == {("rajpurkar/squad", None, "train"), ("rajpurkar/squad", None, "validation")}
+
+
+@pytest.mark.skipif("PGB_DATA_DIR" not in os.environ, reason="PGB_DATA_DIR does not name a folder with real data")
+def test_logits_that_point_to_the_answers_of_real_squad_score_full_marks(tiny_model_folder: Folder) -> None:
+    """Windows, places, spans and scores, end to end over all 10,570 validation questions."""
+    folder = Path(os.environ["PGB_DATA_DIR"]) / "squad"
+    data = SQuADDataModule(str(tiny_model_folder("bert", max_position_embeddings=384)), data_dir=str(folder))
+    examples = data.examples("validation")
+    table = examples.map(
+        training_windows,
+        batched=True,
+        with_indices=True,
+        remove_columns=examples.column_names,
+        fn_kwargs={"tokenizer": data.tokenizer, "max_length": 384, "stride": 128},
+    )
+    metric, row = SquadMetric(examples), 0
+    for batch in data.val_dataloader():  # type: ignore[union-attr]
+        logits = torch.zeros(2, *batch["input_ids"].shape)
+        for window in range(logits.shape[1]):
+            logits[0, window, table[row]["start_positions"]] = logits[1, window, table[row]["end_positions"]] = 9
+            row += 1
+        score, span, null = best_spans(*logits, batch["context_offsets"], max_answer_length=384)
+        places = torch.stack([batch["question"], batch["window"]], 1).float()
+        metric.update(torch.cat([places, torch.stack([score, null], 1), span.float()], 1))
+    scores = metric.compute()
+    assert row == len(table)
+    assert float(scores["exact_match"]) > 99
