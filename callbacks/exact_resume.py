@@ -18,8 +18,10 @@ class ExactResume(pl.Callback):
 
     Lightning restores weights, optimizers, schedulers and counters, but not the generators behind dropout and the
     order of batches. With this callback k epochs, a checkpoint, a new process and m epochs end in the same weights as
-    k + m epochs, to the bit, if the checkpoint was saved at the end of an epoch and the operations themselves are
-    deterministic. Checkpoints written without it resume as usual.
+    k + m epochs, to the bit, if the checkpoint was saved when an epoch was over, as :class:`BestCheckpoint` does and
+    `ModelCheckpoint` with validation after every epoch, and if the operations themselves are deterministic.
+    ``docs/lightning.md`` lists what Lightning itself does not restore. Checkpoints written without this callback resume
+    as usual.
 
     The states are those of Python, NumPy, torch's CPU and the process's own CUDA device, of every process. Under
     ``ddp`` the order of batches follows from the seed that was given to ``seed_everything``: give the same one again.

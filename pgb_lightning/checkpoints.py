@@ -49,8 +49,8 @@ def explained(path: str | Path, read: Callable[[], Any]) -> Any:
             raise
         if "Weights only load failed" in str(error) and "GLOBAL" in str(error):
             raise ValueError(
-                f"{str(path)!r} holds more than tensors and plain values, such as a hyperparameter that is an object of "
-                "some class. Save plain values (str(path) for a Path); or, for a file that you trust, pass "
+                f"{str(path)!r} holds more than tensors and plain values, such as a hyperparameter that is an object "
+                "of some class. Save plain values (str(path) for a Path); or, for a file that you trust, pass "
                 f"weights_only=False to fit, validate, ... Torch says: {shorten(str(error), 300)}"
             ) from error
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -85,8 +85,8 @@ def _check(encoder: Encoder, state_dict: Mapping[str, Tensor], prefix: str) -> N
         if longer is not None:
             wrapper = longer[: longer.index(inner)]
             raise StructureError(
-                f"the checkpoint's weights are called {wrapper}..., those of a module that was wrapped; take the prefix "
-                f"{wrapper!r} off their names."
+                f"the checkpoint's weights are called {wrapper}..., those of a module that was wrapped; take the "
+                f"prefix {wrapper!r} off their names."
             )
         raise StructureError(
             f"the checkpoint holds no layers at {stack[:-1]!r}, where the module has its {encoder.model_type!r} "

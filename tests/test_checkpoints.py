@@ -39,7 +39,13 @@ def test_what_is_no_lightning_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no checkpoint at all"):
         load_checkpoint(tmp_path / "a.ckpt")
     torch.save({"state_dict": {}, "code": Code()}, tmp_path / "a.ckpt")
-    with pytest.raises(ValueError, match="Weights only load failed"):
+    with pytest.raises(ValueError, match="more than tensors and plain values"):
         load_checkpoint(tmp_path / "a.ckpt")
     with pytest.raises(FileNotFoundError):
         load_checkpoint(tmp_path / "none.ckpt")
+
+
+def test_an_object_in_a_checkpoint_is_not_called_damage(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "hyper_parameters": {"folder": Path("x")}}, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"more than tensors and plain values.* pass weights_only=False"):
+        load_checkpoint(tmp_path / "a.ckpt")

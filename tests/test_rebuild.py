@@ -12,7 +12,7 @@ import torch
 from tiny import MODEL_TYPES, RATIOS, classifier, logits, pruned
 from torch import nn
 
-from pgb_lightning import follow_state_dict
+from pgb_lightning import MatrixPlan, PruningPlan, apply_plan, follow_state_dict
 from pgb_lightning.architectures import find_encoder
 from pgb_lightning.linear import GroupedLinear
 from pgb_lightning.rebuild import StructureError, follows_state_dict
@@ -126,3 +126,43 @@ def test_a_newer_layout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GroupedLinear, "_version", 1)
     with pytest.raises(StructureError, match=r"was written in layout 2 by a newer release .* reads up to 1"):
         following().load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "chosen", [("classifier",), ("bias", "LayerNorm.weight", "classifier"), ("bert.embeddings",), ("layer.0.",)]
+)
+def test_part_of_a_dense_model_is_loaded_as_torch_loads_it(chosen: tuple[str, ...]) -> None:
+    model, other = following(), classifier(seed=3)
+    part = {name: value for name, value in other.state_dict().items() if any(key in name for key in chosen)}
+    rest = {name: value.clone() for name, value in model.state_dict().items() if name not in part}
+    model.load_state_dict(part, strict=False)
+    assert not is_grouped(find_encoder(model))
+    state = model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in {**rest, **part}.items())
+
+
+def test_another_head_is_refused_before_the_encoder_changes() -> None:
+    model = following(num_labels=3)
+    with pytest.raises(
+        StructureError, match=r"classifier.weight: the checkpoint holds \(2, 24\), the module \(3, 24\)"
+    ):
+        model.load_state_dict(pruned("bert").state_dict())
+    assert not is_grouped(find_encoder(model))
+
+
+def test_the_prefix_of_a_wrapped_module_is_named() -> None:
+    state = {f"_orig_mod.{name}": value for name, value in pruned("bert").state_dict().items()}
+    with pytest.raises(StructureError, match="take the prefix '_orig_mod.' off their names"):
+        following().load_state_dict(state)
+
+
+def test_an_encoder_of_which_everything_was_dropped_is_rebuilt() -> None:
+    model = classifier()
+    nothing = tuple(
+        MatrixPlan(layer, kind, linear.in_features, linear.out_features, (), (), 0.0)
+        for (layer, kind), linear in find_encoder(model).linears()
+    )
+    apply_plan(find_encoder(model), PruningPlan("bert", nothing))
+    fresh = following()
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(logits(fresh), logits(model))

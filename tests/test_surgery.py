@@ -12,7 +12,7 @@ from torch import nn
 from pgb_lightning import MatrixPlan, PruningConfig, PruningPlan, apply_plan, dense_twin, follow_state_dict, prune
 from pgb_lightning.architectures import MATRICES, find_encoder
 from pgb_lightning.linear import DroppedCore, GroupedLinear
-from pgb_lightning.surgery import is_grouped, prune_linear
+from pgb_lightning.surgery import is_grouped, matches, prune_linear
 
 
 def plan_with(encoder_layers: int, **groups: int) -> PruningPlan:
@@ -176,3 +176,15 @@ def test_layers_that_another_library_exchanged_are_named() -> None:
 def test_a_matrix_kept_whole_stays_the_layer_it_was() -> None:
     linear = nn.Linear(4, 4)
     assert prune_linear(linear, MatrixPlan(0, "Q", 4, 4, None, None)) is linear
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_an_encoder_matches_the_plan_it_was_pruned_by_and_no_other(model_type: str, ratio: float) -> None:
+    model, other = classifier(model_type), classifier(model_type, seed=1)
+    plan = prune(model, batches(6), PruningConfig(pruning_ratio=ratio))
+    assert not matches(find_encoder(other), plan)
+    prune(other, batches(6), PruningConfig(pruning_ratio=ratio))
+    assert matches(find_encoder(model), plan)
+    assert not matches(find_encoder(other), plan)
+    assert not matches(find_encoder(classifier(model_type, layers=2)), plan)

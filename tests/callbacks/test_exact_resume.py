@@ -59,3 +59,14 @@ def test_another_number_of_processes_is_mentioned(trainer: MakeTrainer, tmp_path
     torch.save(checkpoint, tmp_path / "two.ckpt")
     with pytest.warns(UserWarning, match="2 processes wrote the checkpoint, and 1 resume it"):
         drawn(trainer, tmp_path / "resumed", exact=True, ckpt_path=tmp_path / "two.ckpt")
+
+
+def test_evaluating_a_checkpoint_leaves_the_random_numbers(trainer: MakeTrainer, tmp_path: Path) -> None:
+    drawn(trainer, tmp_path, exact=True)
+    evaluated = trainer(ExactResume())
+    evaluated.validate(OwnModule(), make_loader(8), ckpt_path=tmp_path / "epoch=0.ckpt", verbose=False)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    evaluated.callbacks[0].on_fit_start(evaluated, OwnModule())  # type: ignore[attr-defined]
+    assert torch.equal(torch.rand(3), expected)

@@ -11,6 +11,7 @@ import lightning as L
 import pytest
 import torch
 from entries import Entering, Whole, make_trainer, train_loader
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from own import OwnModule, make_loader, shapes
@@ -174,3 +175,61 @@ def test_settings_that_the_plan_has_decided_are_refused(path: Path, tmp_path: Pa
     (tmp_path / "text.json").write_text("{")
     with pytest.raises(MisconfigurationException, match=r"text.json' holds no plan"):
         PGBCallback(plan=tmp_path / "text.json")
+
+
+def floats(plain: dict[str, Any]) -> None:
+    for entry in plain["matrices"]:
+        if entry["input_index"]:
+            entry["input_index"] = [[float(position) for position in block] for block in entry["input_index"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (floats, "index lists must hold lists of whole numbers"),
+        (lambda plain: plain.update(config="abc"), "config='abc' must be a mapping"),
+        (lambda plain: plain["matrices"][0].update(importance_kept="much"), "importance_kept='much' must be a number"),
+    ],
+)
+def test_values_of_another_type_are_refused(
+    change: Callable[[dict[str, Any]], Any], message: str, path: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(MisconfigurationException, match=message):
+        PGBCallback(plan=edited(path, tmp_path, change))
+
+
+def test_a_plan_that_keeps_everything_resumes(path: Path, trainer: MakeTrainer, tmp_path: Path) -> None:
+    def keep(plain: dict[str, Any]) -> None:
+        for entry in plain["matrices"]:
+            entry["input_index"] = entry["output_index"] = None
+            del entry["num_groups"]
+
+    whole = edited(path, tmp_path, keep)
+    saving = trainer(PGBCallback(plan=whole), ModelCheckpoint(tmp_path, "end"), enable_checkpointing=True)
+    saving.fit(Entering(), make_loader())
+    resumed = trainer(PGBCallback(plan=whole), max_epochs=2)
+    resumed.fit(Entering(), make_loader(), ckpt_path=tmp_path / "end.ckpt")
+    assert resumed.current_epoch == 2
+
+
+def test_where_the_plan_cannot_be_written_the_fit_goes_on(trainer: MakeTrainer, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").mkdir()
+    module = Entering()
+    with pytest.warns(UserWarning, match="PGB could not write the plan to"):
+        trainer(PGBCallback(), ModelCheckpoint(tmp_path, "end"), enable_checkpointing=True).fit(module, make_loader())
+    assert is_grouped(find_encoder(module))
+    assert {path.name for path in tmp_path.iterdir()} == {"plan.json", "end.ckpt"}
+
+
+def test_evaluating_another_model_leaves_this_fit_s_plan(trainer: MakeTrainer, tmp_path: Path) -> None:
+    other = trainer(PGBCallback(0.7), ModelCheckpoint(tmp_path, "other"), enable_checkpointing=True)
+    other.fit(Entering(seed=1), make_loader())
+    pgb, module = PGBCallback(0.3), Entering()
+    fitted = trainer(pgb)
+    fitted.fit(module, make_loader())
+    plan = pgb.plan
+    fitted.validate(Entering(), make_loader(8), ckpt_path=tmp_path / "other.ckpt", verbose=False)
+    assert pgb.plan is plan
+    grouped = Entering.load_from_checkpoint(tmp_path / "other.ckpt")
+    with pytest.raises(MisconfigurationException, match="is grouped already"):
+        trainer(pgb).fit(grouped, make_loader())  # this callback pruned another module, by another plan

@@ -284,3 +284,26 @@ def test_weight_averaging_is_refused_and_works_in_a_fit_of_its_own(trainer: Make
     trainer(PGBCallback(), max_epochs=0).fit(module, make_loader())
     assert is_grouped(find_encoder(module))
     trainer(EMAWeightAveraging()).fit(module, make_loader())
+
+
+def test_a_fit_that_failed_leaves_the_strategy_as_it_was(trainer: MakeTrainer, tmp_path: Path) -> None:
+    failing, module = trainer(PGBCallback()), OwnModule()
+    with pytest.raises(FileNotFoundError):
+        failing.fit(module, make_loader(), ckpt_path=tmp_path / "none.ckpt")
+    assert not {"setup", "load_checkpoint", "load_model_state_dict"} & vars(failing.strategy).keys()
+    failing.callbacks = []  # type: ignore[attr-defined]
+    failing.fit(module, make_loader())
+    assert not is_grouped(find_encoder(module))
+
+
+def test_an_optimizer_from_before_the_pruning_is_refused(trainer: MakeTrainer) -> None:
+    class Early(OwnModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.made = [torch.optim.AdamW(self.parameters())]
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return self.made[0]
+
+    with pytest.raises(MisconfigurationException, match=r"optimizers with \d+ parameters that are not the"):
+        trainer(PGBCallback()).fit(Early(), make_loader())

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from own import OwnModule, make_loader, make_rows
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
+from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, WeightedRandomSampler, random_split
 
 from pgb_lightning.callbacks import PGBCallback
 from pgb_lightning.callbacks.samples import share_of_rank
@@ -180,3 +180,45 @@ def test_an_empty_loader_and_a_name_without_loader_are_refused(trainer: Callable
         trainer(PGBCallback()).fit(OwnModule(), datamodule=Empty())
     with pytest.raises(MisconfigurationException, match="calibration='held_out': Data and OwnModule has no attribute"):
         trainer(PGBCallback(calibration="held_out")).fit(OwnModule(), datamodule=Data())
+
+
+@pytest.mark.parametrize("how", ["split", "generator"])
+def test_training_draws_what_it_would_draw_without_pruning(how: str, trainer: Callable[..., L.Trainer]) -> None:
+    class Drawn(OwnModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = torch.nn.Identity()
+            self.rows.seen = []  # type: ignore[assignment]
+
+        def train_dataloader(self) -> DataLoader[Any]:
+            if how == "split":
+                return DataLoader(random_split(make_rows(), [24, 24])[0], batch_size=8, shuffle=True)  # type: ignore[arg-type]
+            return weighted
+
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            self.rows.seen.append(batch[0].sum(1).tolist())  # type: ignore[operator, union-attr]
+
+    orders = []
+    for callbacks in ([], [PGBCallback()]):
+        L.seed_everything(2)
+        sampler = WeightedRandomSampler(torch.ones(48), 24, generator=torch.Generator().manual_seed(1))
+        weighted: DataLoader[Any] = DataLoader(make_rows(), batch_size=8, sampler=sampler)  # type: ignore[arg-type]
+        module = Drawn()
+        trainer(*callbacks).fit(module)
+        orders.append(list(module.rows.seen))  # type: ignore[arg-type]
+    assert orders[0] == orders[1]
+    assert len(orders[0]) == 3
+
+
+def test_a_data_set_that_can_be_read_once_is_refused(trainer: Callable[..., L.Trainer]) -> None:
+    class Once(IterableDataset[Any]):
+        def __init__(self) -> None:
+            self.rows = iter(make_rows())
+
+        def __iter__(self) -> Any:
+            return self.rows
+
+    with pytest.raises(
+        MisconfigurationException, match="the training data is an iterator, which calibration would use"
+    ):
+        trainer(PGBCallback()).fit(OwnModule(), DataLoader(Once(), batch_size=8))
