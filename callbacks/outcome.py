@@ -7,10 +7,11 @@ from pathlib import Path
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from pgb_lightning.architectures import Encoder
+from pgb_lightning.architectures import Encoder, find_encoders
 from pgb_lightning.cost import Cost, encoder_cost
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.report import plan_table, render
+from pgb_lightning.surgery import is_grouped
 
 PLAN_FILE = "plan.json"
 
@@ -63,3 +64,11 @@ def write_plan(trainer: pl.Trainer, plan: PruningPlan) -> None:
         rank_zero_warn(f"PGB could not write the plan to {path}: {error}.")
     else:
         rank_zero_info(f"PGB wrote the plan to {path}.")
+
+
+def mention_dense(pl_module: pl.LightningModule, restored: bool) -> None:
+    """Say that a model is evaluated as it was before pruning, which is seldom meant."""
+    encoders = find_encoders(pl_module)
+    if encoders and not any(map(is_grouped, encoders)):
+        where = "in this checkpoint" if restored else "in this module"
+        rank_zero_warn(f"PGB: the encoder {where} is not pruned; give the ckpt_path of a pruned model, or fit first.")

@@ -10,16 +10,16 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from pgb_lightning.architectures import Encoder, find_encoder, find_encoders
-from pgb_lightning.callbacks.outcome import report, write_plan
+from pgb_lightning.callbacks.company import check_no_averaging, check_optimizers
+from pgb_lightning.callbacks.outcome import mention_dense, report, write_plan
 from pgb_lightning.callbacks.samples import calibration_batches
-from pgb_lightning.callbacks.strategy import before_strategy_setup, call_off, leaves_module_behind, shards_first
+from pgb_lightning.callbacks.strategy import before_strategy_setup, call_off, check_strategy, shards_first
 from pgb_lightning.callbacks.together import prune_together
 from pgb_lightning.callbacks.training_loss import check_training_step
 from pgb_lightning.config import PruningConfig
@@ -123,10 +123,11 @@ class PGBCallback(pl.Callback):
         follows = follows_state_dict(pl_module)
         follow_state_dict(pl_module)
         if stage != "fit":
-            before_strategy_setup(trainer, partial(_mention_dense, pl_module))
+            before_strategy_setup(trainer, partial(mention_dense, pl_module))
             return
         self.check(pl_module)
-        self._check_trainer(trainer, pl_module, follows)
+        check_no_averaging(trainer)
+        check_strategy(trainer, pl_module, follows, self.calibrates)
         if shards_first(trainer) and find_encoders(pl_module):
             self._prune(trainer, pl_module, restored=False)  # while the weights are whole
         before_strategy_setup(trainer, partial(self._prune, trainer, pl_module))
@@ -157,30 +158,6 @@ class PGBCallback(pl.Callback):
             prepare(pl_module, self.config, self.encoder)
         else:
             check_plan(encoder, self.given_plan)
-
-    def _check_trainer(self, trainer: pl.Trainer, pl_module: pl.LightningModule, follows: bool) -> None:
-        """Refuse the company in which pruning cannot be right, and say what to do instead."""
-        name = type(trainer.strategy).__name__
-        averaging = (WeightAveraging, StochasticWeightAveraging)
-        found = [type(callback).__name__ for callback in _callbacks(trainer) if isinstance(callback, averaging)]
-        if found:
-            raise MisconfigurationException(
-                f"PGBCallback cannot share a fit with {found[0]}, which copies the module before it is pruned: prune "
-                "in a fit of its own (max_epochs=0 will do), then re-finetune the pruned module with averaging."
-            )
-        if shards_first(trainer) and self.calibrates:
-            raise MisconfigurationException(
-                f"PGBCallback: strategy={name} cuts the model up before it can be calibrated. Prune on one device or "
-                "with strategy='ddp' (max_epochs=0 will do). Then give the plan.json that this writes to "
-                "PGBCallback(plan=...) here; or start from the checkpoint that it leaves and do without PGBCallback, "
-                "which keeps the compensated weights."
-            )
-        if leaves_module_behind(trainer) and not follows:
-            raise MisconfigurationException(
-                f"PGBCallback: strategy={name} forks or spawns its processes, and loads the pruned weights back into "
-                f"this process's {type(pl_module).__name__}, which must know how to take them: call "
-                "pgb_lightning.follow_state_dict(self) in its __init__, or use strategy='ddp'."
-            )
 
     def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, restored: bool) -> None:
         """Prune, unless the module came back pruned from a checkpoint or an earlier fit."""
@@ -235,33 +212,11 @@ class PGBCallback(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse optimizers that hold parameters from before the pruning."""
-        if shards_first(trainer):
-            return
-        own = {id(parameter) for parameter in pl_module.parameters()}
-        held = [p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
-        lost = sum(id(parameter) not in own for parameter in held)
-        if lost:
-            raise MisconfigurationException(
-                f"PGBCallback: {type(pl_module).__name__}.configure_optimizers gave optimizers with {lost} parameters "
-                "that are not the module's, as after pruning those are not that were there before; make the "
-                "optimizers in configure_optimizers, out of self.parameters()."
-            )
+        check_optimizers(trainer, pl_module)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the strategy as it was if the fit fails before the pruning."""
         call_off(trainer)
-
-
-def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
-    return list(trainer.callbacks)  # type: ignore[attr-defined]
-
-
-def _mention_dense(pl_module: pl.LightningModule, restored: bool) -> None:
-    """Say that a model is evaluated as it was before pruning, which is seldom meant."""
-    encoders = find_encoders(pl_module)
-    if encoders and not any(map(is_grouped, encoders)):
-        where = "in this checkpoint" if restored else "in this module"
-        rank_zero_warn(f"PGB: the encoder {where} is not pruned; give the ckpt_path of a pruned model, or fit first.")
 
 
 @contextmanager

@@ -67,6 +67,34 @@ def call_off(trainer: pl.Trainer) -> None:
         vars(trainer.strategy).pop(name, None)
 
 
+def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule, follows: bool, calibrates: bool) -> None:
+    """Refuse strategies under which the pruning asked for cannot be right, and say what to do instead.
+
+    Args:
+        trainer: The Trainer.
+        pl_module: The module.
+        follows: Whether the module had ``follow_state_dict`` called on it by itself.
+        calibrates: Whether the module is going to be calibrated.
+
+    Raises:
+        MisconfigurationException: It cannot.
+    """
+    name = type(trainer.strategy).__name__
+    if shards_first(trainer) and calibrates:
+        raise MisconfigurationException(
+            f"PGBCallback: strategy={name} cuts the model up before it can be calibrated. Prune on one device or "
+            "with strategy='ddp' (max_epochs=0 will do). Then give the plan.json that this writes to "
+            "PGBCallback(plan=...) here; or start from the checkpoint that it leaves and do without PGBCallback, "
+            "which keeps the compensated weights."
+        )
+    if leaves_module_behind(trainer) and not follows:
+        raise MisconfigurationException(
+            f"PGBCallback: strategy={name} forks or spawns its processes, and loads the pruned weights back into "
+            f"this process's {type(pl_module).__name__}, which must know how to take them: call "
+            "pgb_lightning.follow_state_dict(self) in its __init__, or use strategy='ddp'."
+        )
+
+
 def shards_first(trainer: pl.Trainer) -> bool:
     """Tell strategies that cut the model up before they restore a checkpoint: FSDP, DeepSpeed and their kind."""
     return trainer.strategy.restore_checkpoint_after_setup

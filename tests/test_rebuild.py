@@ -152,7 +152,7 @@ def test_another_head_is_refused_before_the_encoder_changes() -> None:
 
 def test_the_prefix_of_a_wrapped_module_is_named() -> None:
     state = {f"_orig_mod.{name}": value for name, value in pruned("bert").state_dict().items()}
-    with pytest.raises(StructureError, match="take the prefix '_orig_mod.' off their names"):
+    with pytest.raises(StructureError, match=r"take the prefix '_orig_mod.' off their names"):
         following().load_state_dict(state)
 
 
