@@ -26,8 +26,10 @@ class LengthGroupedSampler(DistributedLengthGroupedSampler):
         seed: The same seed gives the same batches.
 
     Example:
-        >>> rows = list(LengthGroupedSampler([1, 9] * 8, batch_size=2, num_replicas=1, rank=0, seed=0))
-        >>> sorted(rows) == list(range(16))
+        >>> lengths = [row % 50 for row in range(6400)]
+        >>> rows = list(LengthGroupedSampler(lengths, batch_size=32, num_replicas=1, rank=0, seed=0))
+        >>> batch = sorted(lengths[row] for row in rows[640:672])
+        >>> batch[-1] - batch[0] < 5
         True
     """
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from transformers import AutoModelForQuestionAnswering
+from transformers import AutoModelForQuestionAnswering, PretrainedConfig
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
 from pgb_lightning.modules.finetuning import FineTuning
@@ -74,6 +74,17 @@ class QuestionAnswering(FineTuning):
         self.register_buffer("null_threshold", torch.zeros((), dtype=torch.float32))
         self._metric: SquadMetric | None = None
         self._set_up(model_name_or_path, learning_rate, weight_decay, warmup_ratio, fine_tuned_ckpt, hf_config)
+
+    def _adapt(self, config: PretrainedConfig, name: str, read_weights: bool) -> None:
+        # Encoders without a head have as many labels as transformers gives them: two, a start and an end.
+        if config.num_labels != 2:
+            stored = (getattr(config, "architectures", None) or [""])[0]
+            if read_weights and "ForQuestionAnswering" in stored:
+                raise MisconfigurationException(
+                    f"model_name_or_path={name!r} has a head with {config.num_labels} outputs; a span has 2, its start "
+                    "and its end. Give a model for questions, or an encoder without a head."
+                )
+            config.num_labels = 2
 
     # ---- steps --------------------------------------------------------------------------------------------
 

@@ -1,4 +1,8 @@
-"""Exact match and F1 as the official SQuAD scripts compute them, over windows that may lie on many processes."""
+"""Exact match and F1 as the official SQuAD scripts compute them, over windows that may lie on many processes.
+
+torchmetrics has version 1.1's scores, but computes them in single precision, and counts two answers of which normalization
+leaves nothing as F1 1, where the official script says 0.
+"""
 
 from __future__ import annotations
 

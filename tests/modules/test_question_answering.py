@@ -126,3 +126,8 @@ def test_data_of_another_version_or_without_texts_are_refused(
     assert isinstance(loader, DataLoader)
     with pytest.raises(MisconfigurationException, match="needs a data module with a method examples"):
         quiet_trainer().validate(QuestionAnswering(model, "2.0"), loader)
+
+
+def test_an_encoder_that_classified_into_three_gets_a_head_for_spans(tiny_model_folder: Folder) -> None:
+    model = str(tiny_model_folder("bert", max_position_embeddings=130, num_labels=3))
+    assert QuestionAnswering(model).model.qa_outputs.out_features == 2

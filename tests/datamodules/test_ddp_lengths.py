@@ -1,0 +1,37 @@
+"""Two processes train on batches of similar lengths: together on every row, at the same time on the same length."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from datasets import Dataset
+
+from pgb_lightning.datamodules import GLUEDataModule
+
+SCRIPT = Path(__file__).with_name("ddp_lengths.py")
+
+
+def test_two_processes_share_the_groups(
+    tiny_model_folder: Callable[..., Path], glue_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    model, folder = str(tiny_model_folder("bert")), str(glue_folder("sst2"))
+    data = GLUEDataModule("sst2", model, folder, max_length=32)
+    assert isinstance(data.split("train"), Dataset)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(SCRIPT), model, folder, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first[0] != first[1]
+    for one, other in zip(first, second, strict=True):  # an epoch of each
+        rows = [row for batch in (*one, *other) for row in batch]
+        assert len(rows) == 100
+        assert sorted(rows) == sorted(data.split("train")["input_ids"])
+        longest = [[max(map(len, batch)) for batch in share] for share in (one, other)]
+        assert sum(abs(left - right) > 3 for left, right in zip(*longest, strict=True)) <= 1
+        assert longest[0] != sorted(longest[0], reverse=True)
