@@ -1,7 +1,7 @@
 """Exact match and F1 as the official SQuAD scripts compute them, over windows that may lie on many processes.
 
-torchmetrics has version 1.1's scores, but computes them in single precision, and counts two answers of which normalization
-leaves nothing as F1 1, where the official script says 0.
+torchmetrics has version 1.1's scores, but computes them in single precision, and counts two answers of which
+normalization leaves nothing as F1 1, where the official script says 0.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ def best_answers(windows: NDArray[np.float64], contexts: Sequence[str]) -> list[
         score, begin, end = windows[row, 2], int(windows[row, 4]), int(windows[row, 5])
         text = contexts[question][begin:end] if np.isfinite(score) else ""
         # Where no span is possible, "no answer" wins by any margin; a finite one can be written as JSON.
-        found.append(Answer(int(question), text, float(nothing - score) if np.isfinite(score) else 1e6))
+        # In single precision, as modules keep the threshold: the best one then decides as it did when it was found.
+        margin = float(np.float32(nothing - score)) if np.isfinite(score) else 1e6
+        found.append(Answer(int(question), text, margin))
     return found
 
 
