@@ -168,12 +168,10 @@ def _covers(state_dict: Mapping[str, Tensor], encoder: Encoder, prefix: str) -> 
 
 
 def _rebuild_matrix(encoder: Encoder, layer: int, kind: str, state_dict: Mapping[str, Tensor], prefix: str) -> None:
-    """Give one matrix the structure that its entries in ``state_dict`` have."""
+    """Give one matrix the structure that its entries in ``state_dict`` have, which :func:`_check` found possible."""
     name = prefix + encoder.path(layer, kind)
     weight = state_dict.get(f"{name}.weight")
     module = encoder.find_matrix(layer, kind)
-    if module is None and weight is not None:
-        raise StructureError(_cannot_revive(name))
     if not isinstance(module, (nn.Linear, GroupedLinear, ConstantLinear)):
         return
     placed = next(module.parameters())
@@ -187,9 +185,6 @@ def _rebuild_matrix(encoder: Encoder, layer: int, kind: str, state_dict: Mapping
                 dtype=placed.dtype,
             )
             put(encoder, layer, kind, like(module, grouped))
-    elif weight is not None:
-        if not isinstance(module, nn.Linear):
-            raise StructureError(_cannot_revive(name))
     elif _is_constant(state_dict, name) and not isinstance(module, ConstantLinear):
         constant = ConstantLinear(module.in_features, module.out_features, device=placed.device, dtype=placed.dtype)
         put(encoder, layer, kind, like(module, constant))
