@@ -176,12 +176,11 @@ class PGBCallback(pl.Callback):
                     "TextClassification) and call fit without ckpt_path."
                 )
             else:
-                self._prune_dense(trainer, pl_module)
+                self._prune_dense(trainer, pl_module, encoder)
         if self.plan is not None:
             write_plan(trainer, self.plan)
 
-    def _prune_dense(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        encoder = find_encoder(pl_module, self.encoder)
+    def _prune_dense(self, trainer: pl.Trainer, pl_module: pl.LightningModule, encoder: Encoder) -> None:
         self._check_encoder(pl_module, encoder)
         given, before = self.given_plan, encoder_cost(encoder)
         if given is not None and given.fingerprint not in ("", fingerprint(encoder)):

@@ -183,9 +183,8 @@ class TextDataModule(L.LightningDataModule):
         needed = self.text_columns if is_test else (*self.text_columns, "label")
         check_texts(rows, self.text_columns, needed, self.describe(name))
         labelled = "label" in rows.column_names and not (is_test and rows.unique("label") == [SECRET_LABEL])
-        if name == "train" and self.max_train_samples is not None:
-            chosen = np.random.default_rng(self.seed).permutation(len(rows))[: self.max_train_samples]
-            rows = rows.select(chosen)
+        if name == "train":
+            rows = self._some(rows)
         if labelled:
             check_labels(rows, self.num_labels, self.describe(name))
             if self.num_labels == 1:  # scores that happen to be whole numbers are still scores
@@ -204,6 +203,12 @@ class TextDataModule(L.LightningDataModule):
             desc=f"Tokenizing {name}",
         )
         return tokenized.rename_column("label", "labels") if labelled else tokenized
+
+    def _some(self, rows: Dataset) -> Dataset:
+        """Draw `max_train_samples` of the training rows."""
+        if self.max_train_samples is None:
+            return rows
+        return rows.select(np.random.default_rng(self.seed).permutation(len(rows))[: self.max_train_samples])
 
     # ---- loaders ------------------------------------------------------------------------------------------
 

@@ -128,11 +128,7 @@ class SQuADDataModule(TextDataModule):
             split: "train" or "validation".
         """
         rows = self.load_rows(split)
-        if split != "train":
-            return rows
-        if self.max_train_samples is not None:
-            rows = rows.select(np.random.default_rng(self.seed).permutation(len(rows))[: self.max_train_samples])
-        return self._learnable(rows)
+        return _learnable(self._some(rows))[0] if split == "train" else rows
 
     def _checked(self, split: str, rows: Dataset) -> Dataset:
         needed = ("id", "question", "context", "answers", *(["title"] if self.hold_out is not None else []))
@@ -158,22 +154,11 @@ class SQuADDataModule(TextDataModule):
             )
         return np.isin(titles, names[order[:needed]])
 
-    def _learnable(self, rows: Dataset) -> Dataset:
-        """Leave out the questions that say nothing, or something false."""
-        problems = [
-            _problem(question, context, answers)
-            for question, context, answers in zip(
-                *(rows[name] for name in (*self.text_columns, "answers")), strict=True
-            )
-        ]
-        self._skipped = Counter(problem for problem in problems if problem)
-        return rows.select([row for row, problem in enumerate(problems) if not problem]) if self._skipped else rows
-
     # ---- windows ------------------------------------------------------------------------------------------
 
     def _tokenized(self, name: str) -> Dataset:
-        rows = self.examples(name)
         training = name == "train"
+        rows, skipped = _learnable(self._some(self.load_rows(name))) if training else (self.examples(name), Counter())
         windows = rows.map(
             training_windows if training else evaluation_windows,
             batched=True,
@@ -182,7 +167,7 @@ class SQuADDataModule(TextDataModule):
             fn_kwargs={"tokenizer": self._usable_tokenizer, "max_length": self.max_length, "stride": self.stride},
             desc=f"Windows of {name}",
         )
-        return self._answered(windows, len(rows)) if training else windows
+        return self._answered(windows, len(rows), skipped) if training else windows
 
     @cached_property
     def _usable_tokenizer(self) -> Any:
@@ -194,7 +179,7 @@ class SQuADDataModule(TextDataModule):
             )
         return self.tokenizer
 
-    def _answered(self, windows: Dataset, count: int) -> Dataset:
+    def _answered(self, windows: Dataset, count: int, skipped: Counter[str]) -> Dataset:
         """Leave out questions whose answer is in none of their windows, and report all that were left out."""
         table = windows.with_format("numpy")
         question, found = np.asarray(table["question"][:]), np.asarray(table["found"][:], dtype=bool)
@@ -202,11 +187,11 @@ class SQuADDataModule(TextDataModule):
         keeps[question[found]] = True
         lost = int((~keeps).sum())
         if lost:
-            self._skipped["answer in no window (raise max_length or stride)"] = lost
+            skipped["answer in no window (raise max_length or stride)"] = lost
             windows = windows.select(np.flatnonzero(keeps[question]))
-        if self._skipped:
-            total = sum(self._skipped.values())
-            reasons = "; ".join(f"{number} with {reason}" for reason, number in self._skipped.items())
+        if skipped:
+            total = sum(skipped.values())
+            reasons = "; ".join(f"{number} with {reason}" for reason, number in skipped.items())
             rank_zero_warn(f"{self.describe('train')}: {total} questions were left out of training: {reasons}.")
         if not len(windows):
             raise MisconfigurationException(f"{self.describe('train')} has no question that can be learned from.")
@@ -218,7 +203,7 @@ class SQuADDataModule(TextDataModule):
         question, place = np.asarray(table["question"][:]), np.asarray(table["end_positions"][:])
         numbers, first = np.unique(question, return_index=True)
         answered = np.maximum.reduceat(place, first) > 0
-        chosen = numbers[calibration_rows(answered, len(numbers), min(size, len(numbers)), self.seed)]
+        chosen = numbers[calibration_rows(answered, len(numbers), size, self.seed)]
         return np.flatnonzero(np.isin(question, chosen))
 
     def _count(self, rows: Dataset) -> int:
@@ -239,6 +224,15 @@ class SQuADDataModule(TextDataModule):
         for row, own in enumerate(places):
             padded[row, : len(own)] = own
         return {**batch, "context_offsets": padded}
+
+
+def _learnable(rows: Dataset) -> tuple[Dataset, Counter[str]]:
+    """Leave out the questions that say nothing, or something false; count them by what is wrong."""
+    columns = (rows[name] for name in ("question", "context", "answers"))
+    problems = list(map(_problem, *columns))
+    skipped = Counter(problem for problem in problems if problem)
+    kept = [row for row, problem in enumerate(problems) if not problem]
+    return (rows.select(kept) if skipped else rows), skipped
 
 
 def _problem(question: str, context: str, answers: dict[str, list[Any]]) -> str:

@@ -99,16 +99,15 @@ def _check(encoder: Encoder, state_dict: Mapping[str, Tensor], prefix: str) -> N
         )
     versions = getattr(state_dict, "_metadata", {})
     for layer in range(len(encoder.layers)):
-        for kinds in SUBLAYERS.values():
-            for kind in kinds:
-                name = prefix + encoder.path(layer, kind)
-                version = versions.get(name, {}).get("version", 1)
-                if version > GroupedLinear._version:
-                    raise StructureError(
-                        f"{name} was written in layout {version} by a newer release of pgb-lightning; this one reads "
-                        f"up to {GroupedLinear._version}: use that release."
-                    )
-                _check_shape(name, state_dict, encoder.find_matrix(layer, kind))
+        for kind in MATRICES:
+            name = prefix + encoder.path(layer, kind)
+            version = versions.get(name, {}).get("version", 1)
+            if version > GroupedLinear._version:
+                raise StructureError(
+                    f"{name} was written in layout {version} by a newer release of pgb-lightning; this one reads "
+                    f"up to {GroupedLinear._version}: use that release."
+                )
+            _check_shape(name, state_dict, encoder.find_matrix(layer, kind))
 
 
 def _check_shape(name: str, state_dict: Mapping[str, Tensor], module: nn.Module | None) -> None:

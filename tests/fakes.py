@@ -8,7 +8,10 @@ from typing import Any
 
 import datasets
 import lightning as L
+import pytest
+import yaml
 
+from pgb_lightning.cli import main
 from pgb_lightning.tasks import GLUETask
 
 GOOD = ["good", "great", "lovely", "bright", "warm", "clever"]
@@ -106,3 +109,13 @@ def quiet_trainer(**settings: Any) -> L.Trainer:
         "max_epochs": 1,
     }
     return L.Trainer(**{**defaults, **settings})
+
+
+def print_config(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:
+    """Read what a command prints with `--print_config`."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([*args, "--print_config"])
+    assert not stop.value.code
+    config: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
+    return config

@@ -4,12 +4,12 @@ import csv
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import pytest
 import torch
 import yaml
+from fakes import print_config
 
 from pgb_lightning.callbacks import PGBCallback
 from pgb_lightning.cli import PGBCLI, main, run
@@ -166,24 +166,17 @@ def test_a_pruned_checkpoint_is_entered_bit_for_bit(command: str, pruned: PGBCLI
 # ---- configurations -------------------------------------------------------------------------------------------
 
 
-def printed(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        main([*args, "--print_config"])
-    assert not stop.value.code
-    config: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
-    return config
-
-
 def test_words_on_the_command_line_replace_the_files(capsys: pytest.CaptureFixture[str]) -> None:
-    config = printed(capsys, "fit", "--config", PRUNE, "--trainer.callbacks.pruning_ratio", "0.7", "--data.task", "rte")
+    config = print_config(
+        capsys, "fit", "--config", PRUNE, "--trainer.callbacks.pruning_ratio", "0.7", "--data.task", "rte"
+    )
     assert config["trainer"]["callbacks"][-1]["init_args"]["pruning_ratio"] == 0.7
     assert config["data"]["init_args"]["task"] == "rte"
 
 
 def test_short_names_are_enough(capsys: pytest.CaptureFixture[str]) -> None:
     names = ["--model", "TextClassification", "--model.model_name_or_path", "minilm-l6", "--data"]
-    config = printed(capsys, "fit", *names, "FilmReviewsDataModule", "--trainer.callbacks+", "PGBCallback")
+    config = print_config(capsys, "fit", *names, "FilmReviewsDataModule", "--trainer.callbacks+", "PGBCallback")
     assert config["model"]["class_path"] == "pgb_lightning.modules.TextClassification"
     assert config["data"]["class_path"] == "pgb_lightning.datamodules.FilmReviewsDataModule"
     assert config["trainer"]["callbacks"][0]["class_path"] == "pgb_lightning.callbacks.PGBCallback"

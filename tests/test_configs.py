@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from fakes import glue_rows, squad_folder
+from fakes import glue_rows, print_config, squad_folder
 
 from pgb_lightning.architectures import find_encoder
 from pgb_lightning.callbacks import PGBCallback
-from pgb_lightning.cli import main, run
+from pgb_lightning.cli import run
 from pgb_lightning.surgery import is_grouped
 from pgb_lightning.tasks import TASKS, get_task
 
@@ -37,15 +37,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def printed(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
     """Read what `--print_config` prints."""
 
-    def read(*args: str) -> dict[str, Any]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([*args, "--print_config"])
-        assert not stop.value.code
-        config: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
-        return config
-
-    return read
+    return partial(print_config, capsys)
 
 
 def callbacks(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
