@@ -218,7 +218,7 @@ class TextDataModule(L.LightningDataModule):
         if not self.group_by_length:
             return self._loader(rows, self.batch_size, shuffle=True)
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        sampler = LengthGroupedSampler(_lengths(rows).tolist(), self.batch_size, world_size, rank, self.seed)
+        sampler = LengthGroupedSampler(token_counts(rows).tolist(), self.batch_size, world_size, rank, self.seed)
         return self._loader(rows, self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
@@ -258,7 +258,7 @@ class TextDataModule(L.LightningDataModule):
         if size > count:
             rank_zero_warn(f"Calibrating on all {count} training rows: there are fewer than the usual {size}.")
         chosen = rows.select(self._draw(rows, min(size, count)))
-        by_length = np.argsort(-_lengths(chosen), kind="stable")
+        by_length = np.argsort(-token_counts(chosen), kind="stable")
         order = shuffle_batches(by_length, self.calibration_batch_size, self.seed)
         return self._loader(chosen.select(order), self.calibration_batch_size)
 
@@ -290,7 +290,7 @@ class TextDataModule(L.LightningDataModule):
         return dict(DataCollatorWithPadding(self.tokenizer)(rows))
 
 
-def _lengths(rows: Dataset) -> NDArray[np.int64]:
+def token_counts(rows: Dataset) -> NDArray[np.int64]:
     """Count the tokens of each row, without making lists of them."""
     counts: NDArray[np.int64] = rows.with_format("arrow")[:]["input_ids"].combine_chunks().value_lengths().to_numpy()
     return counts.astype(np.int64)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding
 
-from pgb_lightning.datamodules.base import Batch, TextDataModule
+from pgb_lightning.datamodules.base import Batch, TextDataModule, token_counts
 from pgb_lightning.datamodules.checks import check_texts
 from pgb_lightning.datamodules.files import Source
 from pgb_lightning.datamodules.sampling import calibration_rows
@@ -50,7 +50,7 @@ class SQuADDataModule(TextDataModule):
         calibration_batch_size: Windows in a calibration batch.
         hold_out: Training questions to validate on, taken as whole articles, where there is no validation file; they
             are not trained on.
-        **loading: `max_train_samples` (questions), `group_by_length`, `seed` and `num_workers`, as in
+        **loading: `max_train_samples` (questions), `group_by_length` (evaluation too), `seed` and `num_workers`, as in
             `TextDataModule`.
 
     Raises:
@@ -208,6 +208,17 @@ class SQuADDataModule(TextDataModule):
 
     def _count(self, rows: Dataset) -> int:
         return len(np.unique(np.asarray(rows.with_format("numpy")["question"][:])))
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Serve the validation windows; with `group_by_length` the longest first, as windows say whose they are."""
+        windows = self.split("validation")
+        if self.group_by_length:
+            windows = windows.select(np.argsort(-token_counts(windows), kind="stable"))
+        return self._loader(windows, self.eval_batch_size)
+
+    def predict_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Serve the validation windows."""
+        return self.val_dataloader()
 
     def test_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Serve the validation windows."""

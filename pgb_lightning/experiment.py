@@ -8,6 +8,10 @@ Example:
     Five seeds of another task, as long as the paper trains::
 
         python -m pgb_lightning.experiment mrpc runs/mrpc --seeds [0,1,2,3,4] --epochs 3 --refinetuning_epochs 3
+
+    SQuAD, batched by length:
+
+        python -m pgb_lightning.experiment squad runs/squad --data_options '{"group_by_length": true}'
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +30,54 @@ from rich.console import Console
 from rich.table import Table
 
 from pgb_lightning.callbacks import PGBCallback
-from pgb_lightning.datamodules import GLUEDataModule
-from pgb_lightning.modules import TextClassification
-from pgb_lightning.tasks import GLUETask, get_task
+from pgb_lightning.datamodules import GLUEDataModule, SQuADDataModule
+from pgb_lightning.modules import QuestionAnswering, TextClassification
+from pgb_lightning.tasks import get_task
+
+SQUAD_VERSIONS = {"squad": "1.1", "squad_v2": "2.0"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a task is measured with.
+
+    Args:
+        datamodule: Class of its data.
+        module: Class of its model.
+        options: What both are told to know the task.
+        max_length: Tokens of an input, as in the paper.
+        metrics: What is logged of it, the paper's metric first.
+        percent: Whether the metrics are logged in percent.
+    """
+
+    datamodule: type[GLUEDataModule] | type[SQuADDataModule]
+    module: type[TextClassification] | type[QuestionAnswering]
+    options: dict[str, Any]
+    max_length: int
+    metrics: tuple[str, ...]
+    percent: bool
+
+    @classmethod
+    def of(cls, name: str) -> Subject:
+        """Look a task up.
+
+        Raises:
+            ValueError: It is neither a GLUE task nor "squad" nor "squad_v2".
+        """
+        if name in SQUAD_VERSIONS:
+            version_2 = ("val_HasAns_f1", "val_NoAns_f1", "val_best_f1") if name == "squad_v2" else ()
+            options = {"version": SQUAD_VERSIONS[name]}
+            return cls(
+                SQuADDataModule, QuestionAnswering, options, 384, ("val_f1", "val_exact_match", *version_2), True
+            )
+        try:
+            task = get_task(name)
+        except ValueError as error:
+            raise ValueError(f"{error} Or one of: {', '.join(SQUAD_VERSIONS)}.") from None
+        sets = [split.removeprefix("validation_") for split in task.validation_splits]
+        prefixes = ["val", *(f"val_{name}" for name in sets[1:])]
+        metrics = tuple(f"{prefix}_{metric}" for prefix in prefixes for metric in task.metrics)
+        return cls(GLUEDataModule, TextClassification, {"task": name}, 128, metrics, False)
 
 
 class ScoreBeforeTraining(L.Callback):
@@ -48,7 +98,7 @@ def train(
     checkpoint: Path,
     callbacks: Sequence[L.Callback] = (),
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Train a module, save its weights, and return its scores before and after.
+    """Train a module, save its weights, and return its scores before (if it has callbacks) and after.
 
     Args:
         module: The module.
@@ -58,7 +108,7 @@ def train(
         callbacks: Such as :class:`PGBCallback`; the first scores are then those of the pruned module.
 
     Returns:
-        Validation metrics before and after training.
+        Validation metrics before and after training; before, none without callbacks.
     """
     before = ScoreBeforeTraining()
     trainer = L.Trainer(
@@ -67,7 +117,8 @@ def train(
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        num_sanity_val_steps=-1,
+        num_sanity_val_steps=-1 if callbacks else 0,
+        check_val_every_n_epoch=epochs,  # only the last one counts
         gradient_clip_val=1.0,
     )
     trainer.fit(module, datamodule=datamodule)
@@ -88,16 +139,17 @@ def run(
     refinetuning_epochs: int = 1,
     learning_rate: float = 5e-5,
     refinetuning_learning_rate: float = 3e-5,
-    max_length: int = 128,
+    max_length: int | None = None,
+    data_options: dict[str, Any] | None = None,
     num_threads: int = 1,
 ) -> None:
-    """Measure a GLUE task: dense, pruned, and re-finetuned, over seeds; ends in mean and spread of each metric.
+    """Measure a task: dense, pruned, and re-finetuned, over seeds; ends in mean and spread of each metric.
 
     A seed draws the training rows, their order, the calibration rows and dropout. What is measured already is
     read from ``out_dir``, so that an interrupted run goes on, and runs of different seeds can share a folder.
 
     Args:
-        task: The GLUE task; MNLI is scored on both of its validation sets.
+        task: A GLUE task, of which MNLI is scored on both of its validation sets; "squad" or "squad_v2".
         out_dir: Folder for checkpoints and one JSON file a result, all of one model and way of training.
         data_dir: Local parquet folder; the Hub if not given.
         model_name_or_path: The pretrained encoder.
@@ -109,7 +161,8 @@ def run(
         refinetuning_epochs: For the pruned one (the paper: 3).
         learning_rate: For fine-tuning the dense model.
         refinetuning_learning_rate: For the pruned one (the paper: 2e-5 or 3e-5).
-        max_length: Tokens of a text, at most.
+        max_length: Tokens of an input, at most; if not given, 128 for GLUE and 384 for SQuAD.
+        data_options: Further settings of the data module, such as ``{"group_by_length": true}``.
         num_threads: CPU threads; one where several runs share a machine.
 
     Raises:
@@ -118,25 +171,27 @@ def run(
     for name, value in {"epochs": epochs, "refinetuning_epochs": refinetuning_epochs}.items():
         if value < 1:
             raise ValueError(f"{name}={value} is out of range: give 1 or more.")
+    subject = Subject.of(task)
+    data_options = {"max_length": max_length or subject.max_length, **(data_options or {})}
     settings = {
         **{"task": task, "model_name_or_path": model_name_or_path, "max_train_samples": max_train_samples},
-        **{"epochs": epochs, "refinetuning_epochs": refinetuning_epochs, "max_length": max_length},
+        **{"epochs": epochs, "refinetuning_epochs": refinetuning_epochs, "data_options": data_options},
         **{"learning_rate": learning_rate, "refinetuning_learning_rate": refinetuning_learning_rate},
     }
-    metrics = _metrics(get_task(task))
     _claim(Path(out_dir), settings)
     torch.set_num_threads(num_threads)
-    metric = metrics[0]
+    metric = subject.metrics[0]
     for seed in seeds:
         folder = Path(out_dir) / f"seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
-        data = GLUEDataModule(
-            *(task, model_name_or_path, data_dir), max_length=max_length, max_train_samples=max_train_samples, seed=seed
+        given = {"model_name_or_path": model_name_or_path, **subject.options}
+        data = subject.datamodule(
+            **given, data_dir=data_dir, max_train_samples=max_train_samples, seed=seed, **data_options
         )
         dense = folder / "dense.ckpt"
         if not (folder / "dense.json").is_file():
             L.seed_everything(seed)
-            module = TextClassification(model_name_or_path, task, learning_rate=learning_rate)
+            module = subject.module(**given, learning_rate=learning_rate)
             _, scores = train(module, data, epochs, dense)
             _store(folder / "dense.json", {"seed": seed, "dense": scores[metric], "scores": {"dense": scores}})
         for ratio in ratios:
@@ -145,11 +200,7 @@ def run(
                 if (folder / f"{name}.json").is_file():
                     continue
                 L.seed_everything(seed)
-                module = TextClassification(
-                    *(model_name_or_path, task),
-                    learning_rate=refinetuning_learning_rate,
-                    fine_tuned_ckpt=str(dense),
-                )
+                module = subject.module(**given, learning_rate=refinetuning_learning_rate, fine_tuned_ckpt=str(dense))
                 pgb = PGBCallback(ratio, preset)
                 before, after = train(module, data, refinetuning_epochs, folder / f"{name}.ckpt", [pgb])
                 assert pgb.plan is not None
@@ -163,15 +214,8 @@ def run(
     for result in results:  # those of before there were `scores` have the paper's metric alone
         for stage in result.keys() & {"dense", "before", "after"}:
             result.setdefault("scores", {}).setdefault(stage, {})[metric] = result[stage]
-    for name in metrics:
-        Console(width=100).print(_table(results, name))
-
-
-def _metrics(task: GLUETask) -> list[str]:
-    """List what is logged of a task, the paper's metric first."""
-    sets = [split.removeprefix("validation_") for split in task.validation_splits]
-    prefixes = ["val", *(f"val_{name}" for name in sets[1:])]
-    return [f"{prefix}_{metric}" for prefix in prefixes for metric in task.metrics]
+    for name in subject.metrics:
+        Console(width=100).print(_table(results, name, 1 if subject.percent else 100))
 
 
 def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
@@ -179,7 +223,9 @@ def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
     out_dir.mkdir(parents=True, exist_ok=True)
     path = out_dir / "settings.json"
     before = json.loads(path.read_text()) if path.is_file() else settings
-    changed = [f"{name}={value!r}, not {before[name]!r}" for name, value in settings.items() if before[name] != value]
+    changed = [
+        f"{name}={value!r}, not {before.get(name)!r}" for name, value in settings.items() if before.get(name) != value
+    ]
     if changed:
         raise ValueError(
             f"out_dir={str(out_dir)!r} holds results of other settings: {'; '.join(changed)}. Name another."
@@ -187,9 +233,9 @@ def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
     _store(path, settings)
 
 
-def _table(results: list[dict[str, Any]], metric: str) -> Table:
+def _table(results: list[dict[str, Any]], metric: str, scale: float) -> Table:
     """Tabulate results: mean and standard deviation over seeds, in points."""
-    dense = _scores(results, "dense", metric)
+    dense = _scores(results, "dense", metric, scale)
     title = f"{metric}, mean ± standard deviation over {len(dense)} seeds; dense {_spread(dense)}"
     table = Table(title=title)
     for column in ("ratio", "preset", "removed", "pruned", "re-finetuned", "seeds"):
@@ -197,24 +243,24 @@ def _table(results: list[dict[str, Any]], metric: str) -> Table:
     settings = sorted({(r["ratio"], r["preset"]) for r in results if "ratio" in r})
     for ratio, preset in settings:
         rows = [r for r in results if (r.get("ratio"), r.get("preset")) == (ratio, preset)]
-        columns = [_spread([row["removed"] for row in rows])]
-        after = _scores(rows, "after", metric)
-        columns += [_spread(_scores(rows, "before", metric)), _spread(after)]
+        columns = [_spread([100 * row["removed"] for row in rows])]
+        after = _scores(rows, "after", metric, scale)
+        columns += [_spread(_scores(rows, "before", metric, scale)), _spread(after)]
         table.add_row(str(ratio), preset, *columns, str(len(after)))
     return table
 
 
-def _scores(results: list[dict[str, Any]], stage: str, metric: str) -> list[float]:
+def _scores(results: list[dict[str, Any]], stage: str, metric: str, scale: float) -> list[float]:
     """Pick a metric out of the results that have it."""
     found = [result["scores"].get(stage, {}).get(metric) for result in results]
-    return [value for value in found if value is not None]
+    return [scale * value for value in found if value is not None]
 
 
 def _spread(values: list[float]) -> str:
     if not values:
         return "-"
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
+    return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
 
 
 def _store(path: Path, result: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes import squad_folder
 
 from pgb_lightning import experiment
 from pgb_lightning.modules import TextClassification
@@ -85,6 +86,28 @@ def test_every_metric_and_validation_set_is_tabulated(
         assert torch.load(folder / "seed0" / "default-0.5.ckpt", weights_only=True)["epoch"] == 1
 
 
+@pytest.mark.parametrize(("task", "version"), [("squad", "1.1"), ("squad_v2", "2.0")])
+def test_squad_is_measured_in_percent(
+    task: str, version: str, tmp_path: Path, tiny_model_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_model_folder("bert", max_position_embeddings=128)
+    experiment.run(
+        *(task, str(tmp_path / "out"), str(squad_folder(tmp_path / "data", version)), str(model)),
+        seeds=(0,),
+        ratios=(0.5,),
+        presets=("default",),
+        max_length=96,
+        data_options={"stride": 16, "group_by_length": True},
+    )
+    shown = capsys.readouterr().out
+    names = ["val_f1", "val_exact_match"]
+    names += ["val_HasAns_f1", "val_NoAns_f1", "val_best_f1"] if version == "2.0" else []
+    assert [line.split(",")[0].strip() for line in shown.splitlines() if ", mean ±" in line] == names
+    scores = json.loads((tmp_path / "out" / "seed0" / "default-0.5.json").read_text())["scores"]["after"]
+    assert f"{scores['val_f1']:.1f} ± 0.0" in shown
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["data_options"]["group_by_length"]
+
+
 def test_results_without_further_scores_are_still_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed, score in enumerate((0.8, 0.9)):
         folder = tmp_path / f"seed{seed}"
@@ -107,11 +130,11 @@ def test_training_for_no_epoch_is_refused(name: str, tmp_path: Path) -> None:
 
 def test_a_folder_is_kept_to_one_way_of_training(tmp_path: Path) -> None:
     experiment.run("mrpc", str(tmp_path), seeds=())
-    with pytest.raises(ValueError, match=r"other settings: epochs=3, not 1; max_length=64, not 128\. Name another"):
+    with pytest.raises(ValueError, match=r"epochs=3, not 1; data_options=.*64}, not {.*128}\. Name another"):
         experiment.run("mrpc", str(tmp_path), seeds=(), epochs=3, max_length=64)
 
 
 def test_an_unknown_task_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="choose one of: cola, sst2"):
+    with pytest.raises(ValueError, match=r"choose one of: cola, sst2.* Or one of: squad, squad_v2"):
         experiment.run("imdb", str(tmp_path / "made"))
     assert not (tmp_path / "made").exists()

@@ -54,6 +54,22 @@ def test_batches(model: str, folder: Path) -> None:
     assert (evaluated[0]["context_offsets"][padding] == -1).all()
 
 
+def test_evaluation_by_length_serves_the_same_windows_with_less_padding(model: str, folder: Path) -> None:
+    def evaluated(**settings: Any) -> tuple[list[tuple[int, int]], int]:
+        data = made(model, folder, **settings)
+        data.setup("validate")
+        batches = list(data.val_dataloader())
+        windows = [
+            pair for batch in batches for pair in zip(batch["question"].tolist(), batch["window"].tolist(), strict=True)
+        ]
+        return windows, sum(batch["input_ids"].numel() for batch in batches)
+
+    plain, by_length = evaluated(), evaluated(group_by_length=True)
+    assert plain[0] != by_length[0]
+    assert sorted(plain[0]) == sorted(by_length[0])
+    assert by_length[1] < plain[1]
+
+
 def test_calibration_is_by_question_and_the_same_on_every_call(model: str, tmp_path: Path) -> None:
     rows = squad_folder(tmp_path / "rows", "2.0", train=60)
     squad_rows(60, "2.0", seed=1, words=110).to_parquet(rows / "train.parquet")
