@@ -37,6 +37,9 @@ class Architecture:
         attend: Runs the attention sublayer of a layer, residual and LayerNorm included:
             (layer, hidden states (B, S, d), attention mask) -> (B, S, d).
         feed: The same for the feed-forward sublayer: (layer, hidden states (B, S, d)) -> (B, S, d).
+        tokenwise: Path of a module in a layer, and its method that runs the feed-forward sublayer (or the part of
+            it that is in the module) token by token.
+        num_neurons: The configuration's name for the neurons of a feed-forward network.
     """
 
     layers: str
@@ -44,6 +47,8 @@ class Architecture:
     cores: dict[Sublayer, str]
     attend: Callable[[nn.Module, Tensor, Tensor | None], Tensor]
     feed: Callable[[nn.Module, Tensor], Tensor]
+    tokenwise: tuple[str, str]
+    num_neurons: str
 
 
 def _bert_attend(layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
@@ -76,6 +81,8 @@ _BERT = Architecture(
     cores={"attention": "attention.self", "ffn": "intermediate"},
     attend=_bert_attend,
     feed=_bert_feed,
+    tokenwise=("", "feed_forward_chunk"),
+    num_neurons="intermediate_size",
 )
 
 _DISTILBERT = Architecture(
@@ -91,6 +98,8 @@ _DISTILBERT = Architecture(
     cores={"attention": "attention", "ffn": "ffn"},
     attend=_distilbert_attend,
     feed=_distilbert_feed,
+    tokenwise=("ffn", "ff_chunk"),
+    num_neurons="hidden_dim",
 )
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -121,6 +130,16 @@ class Encoder:
     def model_type(self) -> str:
         """The transformers ``model_type``, such as ``"bert"``."""
         return str(self.model.config.model_type)
+
+    @property
+    def head_size(self) -> int:
+        """Features of an attention head."""
+        return int(self.model.config.hidden_size // self.model.config.num_attention_heads)
+
+    def inside(self, sublayer: Sublayer) -> int:
+        """Return how many features lie between the ends of a dense sublayer: those of all heads, or the neurons."""
+        config = self.model.config
+        return int(config.hidden_size if sublayer == "attention" else getattr(config, self.architecture.num_neurons))
 
     @property
     def layers(self) -> list[nn.Module]:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from pgb_lightning.architectures import SUBLAYERS, Encoder, Sublayer
 from pgb_lightning.calibration import AllReduce, LayerInput
+from pgb_lightning.folding import fold
 from pgb_lightning.linear import ConstantLinear, GroupedLinear
 from pgb_lightning.modes import eval_mode
 from pgb_lightning.plan import PruningPlan
-from pgb_lightning.surgery import check_plan, prune_layer
+from pgb_lightning.surgery import check_plan, prune_layer, select
 
 
 def compensate(
@@ -56,7 +57,8 @@ def compensate(
                 originals.append(copy.deepcopy(stack[layer]))
                 prune_layer(encoder, plan, layer)
                 for name in SUBLAYERS:
-                    sublayer = _Sublayer(encoder, originals[layer], layer, name, ridge, all_reduce)
+                    hidden = fold(plan, layer, name, encoder.head_size).hidden
+                    sublayer = _Sublayer(encoder, originals[layer], layer, name, hidden, ridge, all_reduce)
                     exact = exact and all(plan.matrix(layer, kind).input_index is None for kind in SUBLAYERS[name])
                     if exact:
                         sublayer.pass_by(streams)
@@ -188,6 +190,7 @@ class _Sublayer:
     original: nn.Module
     layer: int
     name: Sublayer
+    hidden: tuple[int, ...] | None
     ridge: float
     all_reduce: AllReduce
 
@@ -230,7 +233,7 @@ class _Sublayer:
             moments.add(*stream.inputs())
         moments.finish(self.all_reduce)
         for kind in kinds:
-            dense, pruned = self.dense(kind), self.pruned(kind)
+            dense, pruned = select(self.dense(kind), self.hidden, of_inputs=False), self.pruned(kind)
             weight = dense.weight.T.double()
             mean_y = moments.mean_y @ weight + (0 if dense.bias is None else dense.bias)
             rows, columns = _blocks(pruned)
@@ -241,7 +244,8 @@ class _Sublayer:
     def _refit_closing(self, kind: str, streams: list[Stream]) -> None:
         """Refit O or W2, whose input depends on the matrices just refitted."""
         dense, pruned = self.dense(kind), self.pruned(kind)
-        moments = Moments(*_blocks(pruned), dense.in_features, dense.out_features)
+        assert isinstance(pruned, (nn.Linear, GroupedLinear))
+        moments = Moments(*_blocks(pruned), pruned.in_features, dense.out_features)
         for stream in streams:
             targets = self._run_dense(stream, dense)
             with _captured(pruned) as calls:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from pgb_lightning.grouped_product import grouped_product, inverse_order, put_columns, take_columns
 
 
 class GroupedLinear(nn.Module):
@@ -72,6 +76,7 @@ class GroupedLinear(nn.Module):
         # Four bytes an index: with eight, the indices of a block of 128 x 128 would weigh 3 % of it.
         self.register_buffer("input_index", _spread(num_groups, block_in, device))
         self.register_buffer("output_index", _spread(num_groups, block_out, device))
+        self._known: _Places | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -97,7 +102,9 @@ class GroupedLinear(nn.Module):
         return self.weight.shape[2]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the blocks: gather the inputs, multiply group by group, put the outputs in their places.
+        """Apply the blocks: take the inputs, multiply group by group, put the outputs in their places.
+
+        Inputs and outputs that lie block by block already are neither taken nor put.
 
         Args:
             x: Input of shape (..., M).
@@ -105,19 +112,37 @@ class GroupedLinear(nn.Module):
         Returns:
             Output of shape (..., N).
         """
-        groups, block_in, _ = self.weight.shape
-        gathered = x.reshape(-1, self.in_features).index_select(1, self.input_index.flatten())
-        blocks = gathered.view(-1, groups, block_in).transpose(0, 1)
-        outputs = self.output_index.flatten().long()
-        if self.bias is None:
-            grouped = torch.bmm(blocks, self.weight)
-            base = grouped.new_zeros(self.out_features)
+        places = self._places()
+        tokens = x.reshape(-1, self.in_features)
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if torch.is_autocast_enabled(x.device.type):  # which knows nothing of operations that write to a given place
+            dtype = torch.get_autocast_dtype(x.device.type)
+            tokens, weight, bias = tokens.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        if places.rows is not None:
+            tokens = take_columns(tokens, places.rows)
+        if bias is None or places.columns is None:
+            output = grouped_product(tokens, weight, bias)
         else:
-            grouped = torch.baddbmm(self.bias[outputs].view(groups, 1, -1), blocks, self.weight)
-            base = self.bias.to(grouped.dtype)  # under autocast the product is of a lower precision
-        concatenated = grouped.transpose(0, 1).reshape(-1, outputs.numel())
-        placed = base.expand(concatenated.shape[0], -1).index_copy(1, outputs, concatenated)
-        return placed.view(*x.shape[:-1], self.out_features)
+            output = grouped_product(tokens, weight, bias[places.columns])
+        if places.inverse is not None:
+            output = take_columns(output, places.inverse)
+        elif places.columns is not None:
+            base = output.new_zeros(self.out_features) if bias is None else bias
+            output = put_columns(output, places.columns, base)
+        return output.view(*x.shape[:-1], self.out_features)
+
+    def _places(self) -> _Places:
+        """Say what must be moved; worked out once for the indices that the layer has."""
+        if torch.compiler.is_compiling():
+            return self._known or _Places.plain(self.input_index, self.output_index)
+        if self._known is None or not self._known.hold_for(self.input_index, self.output_index):
+            self._known = _Places.of(self)
+        return self._known
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of copies what was worked out for these very tensors."""
+        return {**self.__dict__, "_known": None}
 
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
@@ -132,6 +157,54 @@ class GroupedLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, groups={self.num_groups}, "
             f"block={self.block_in}x{self.block_out}, bias={self.bias is not None}"
         )
+
+
+@dataclass(frozen=True)
+class _Places:
+    """What a grouped layer moves, worked out from its indices.
+
+    Args:
+        rows: The inputs of all blocks, (G·m), int64; ``None`` if they are all inputs, in order.
+        columns: The outputs of all blocks, (G·n), int64; ``None`` if they are all outputs, in order.
+        inverse: For every output its place among the blocks', (N), int64; ``None`` if no output need move, or some
+            are in no block.
+        source: The indices, and how often each was written to, when this was worked out.
+    """
+
+    rows: Tensor | None
+    columns: Tensor | None
+    inverse: Tensor | None
+    source: tuple[Tensor, int, Tensor, int] | None = None
+
+    @classmethod
+    def of(cls, layer: GroupedLinear) -> _Places:
+        plain = cls.plain(layer.input_index, layer.output_index)
+        assert plain.rows is not None
+        assert plain.columns is not None
+        if plain.rows.is_meta:
+            return plain
+        rows = None if _is_in_order(plain.rows, layer.in_features) else plain.rows
+        source = (
+            *(layer.input_index, _edition(layer.input_index)),
+            *(layer.output_index, _edition(layer.output_index)),
+        )
+        if _is_in_order(plain.columns, layer.out_features):
+            return cls(rows, None, None, source)
+        covers_all = len(plain.columns) == layer.out_features
+        return cls(rows, plain.columns, inverse_order(plain.columns) if covers_all else None, source)
+
+    @classmethod
+    def plain(cls, rows: Tensor, columns: Tensor) -> _Places:
+        """Move everything, without looking at where it goes."""
+        return cls(rows.flatten().long(), columns.flatten().long(), None)
+
+    def hold_for(self, rows: Tensor, columns: Tensor) -> bool:
+        """Tell whether the indices are still those that this was worked out from."""
+        if self.source is None:
+            return False
+        old_rows, rows_edition, old_columns, columns_edition = self.source
+        same = old_rows is rows and old_columns is columns
+        return same and rows_edition == _edition(rows) and columns_edition == _edition(columns)
 
 
 class ConstantLinear(nn.Module):
@@ -204,3 +277,12 @@ class DroppedCore(nn.Module):
 def _spread(groups: int, size: int, device: torch.device | str | None) -> Tensor:
     """Number the inputs or outputs of each block in order, as a start."""
     return torch.arange(groups * size, device=device, dtype=torch.int32).view(groups, size)
+
+
+def _is_in_order(index: Tensor, size: int) -> bool:
+    return len(index) == size and torch.equal(index, torch.arange(size, device=index.device))
+
+
+def _edition(index: Tensor) -> int:
+    """Count how often a tensor was written to; those made in inference mode are not counted."""
+    return 0 if index.is_inference() else index._version

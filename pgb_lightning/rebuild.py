@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
-from pgb_lightning.architectures import MATRICES, SUBLAYERS, Encoder, find_encoders, join_path
+from pgb_lightning.architectures import MATRICES, SUBLAYERS, Encoder, Sublayer, find_encoders, join_path
+from pgb_lightning.chunks import feed_in_chunks
 from pgb_lightning.linear import ConstantLinear, DroppedCore, GroupedLinear
-from pgb_lightning.surgery import drop_sublayer, like, put
+from pgb_lightning.surgery import drop_sublayer, is_grouped, like, put
 
 
 class StructureError(ValueError):
@@ -18,10 +20,11 @@ class StructureError(ValueError):
 def follow_state_dict(module: nn.Module) -> None:
     """Let a module rebuild its grouped layers whenever a grouped state dict is loaded into it.
 
-    The structure of a grouped encoder can be read off its state dict: a three-dimensional weight is blocks, a
-    bias without a weight is a matrix pruned whole. Before torch copies the weights, layers are exchanged
-    accordingly. Call it once in a ``LightningModule``'s ``__init__``, and ``load_from_checkpoint``, resuming
-    and every ``ckpt_path`` rebuild what was pruned; calling it again does nothing.
+    The structure of a grouped encoder can be read off its state dict: a three-dimensional weight is blocks, a bias
+    without a weight is a matrix pruned whole, and a matrix smaller than the configuration says has lost neurons or
+    heads. Before torch copies the weights, layers are exchanged accordingly. Call it once in a ``LightningModule``'s
+    ``__init__``, and ``load_from_checkpoint``, resuming and every ``ckpt_path`` rebuild what was pruned; calling it
+    again does nothing.
 
     Loading then raises :class:`StructureError`, a ``ValueError``, where the state dict holds another encoder or was
     written by a newer release; the module has not changed then.
@@ -59,12 +62,15 @@ def _rebuild(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *
     for encoder in whole:
         for layer in range(len(encoder.layers)):
             for sublayer, kinds in SUBLAYERS.items():
+                inside = _inside(encoder, layer, sublayer, state_dict, prefix)
                 for kind in kinds:
-                    _rebuild_matrix(encoder, layer, kind, state_dict, prefix)
+                    _rebuild_matrix(encoder, layer, kind, _shape(encoder, kind, inside), state_dict, prefix)
                 core = encoder.layers[layer].get_submodule(encoder.architecture.cores[sublayer])
                 closing = prefix + encoder.path(layer, kinds[-1])
                 if _is_constant(state_dict, closing) and not isinstance(core, DroppedCore):
                     drop_sublayer(encoder, layer, sublayer)
+            if is_grouped(encoder):
+                feed_in_chunks(encoder, layer)
 
 
 def _is_cut_up(encoder: Encoder) -> bool:
@@ -107,34 +113,62 @@ def _check(encoder: Encoder, state_dict: Mapping[str, Tensor], prefix: str) -> N
                     f"{name} was written in layout {version} by a newer release of pgb-lightning; this one reads "
                     f"up to {GroupedLinear._version}: use that release."
                 )
-            _check_shape(name, state_dict, encoder.find_matrix(layer, kind))
+        for sublayer, kinds in SUBLAYERS.items():
+            inside = _inside(encoder, layer, sublayer, state_dict, prefix)
+            for kind in kinds:
+                name = prefix + encoder.path(layer, kind)
+                shape = _shape(encoder, kind, inside)
+                dense = _shape(encoder, kind, encoder.inside(sublayer))
+                _check_shape(name, state_dict, encoder.find_matrix(layer, kind), shape, dense)
 
 
-def _check_shape(name: str, state_dict: Mapping[str, Tensor], module: nn.Module | None) -> None:
+def _inside(encoder: Encoder, layer: int, sublayer: Sublayer, state_dict: Mapping[str, Tensor], prefix: str) -> int:
+    """Read off how many neurons, or features of heads, were left in a sublayer."""
+    full = encoder.inside(sublayer)
+    bias = state_dict.get(f"{prefix}{encoder.path(layer, SUBLAYERS[sublayer][-2])}.bias")
+    unit = encoder.head_size if sublayer == "attention" else 1
+    return full if bias is None or not 0 < len(bias) <= full or len(bias) % unit else len(bias)
+
+
+def _shape(encoder: Encoder, kind: str, inside: int) -> tuple[int, int]:
+    """Return (M, N) of a matrix in a sublayer of which so much is left."""
+    outside = int(encoder.model.config.hidden_size)
+    return (inside, outside) if kind in ("O", "W2") else (outside, inside)
+
+
+def _check_shape(
+    name: str,
+    state_dict: Mapping[str, Tensor],
+    module: nn.Module | None,
+    shape: tuple[int, int],
+    dense: tuple[int, int],
+) -> None:
     """Require that a matrix's entries can be had from the matrix that is there."""
     weight = state_dict.get(f"{name}.weight")
     if weight is None:
         return
+    whole = tuple(weight.shape) == dense[::-1]
     if module is None or (weight.dim() == 2 and not isinstance(module, nn.Linear)):
         raise StructureError(_cannot_revive(name))
     if not isinstance(module, (nn.Linear, GroupedLinear, ConstantLinear)):
         return
-    shape = (module.out_features, module.in_features)
+    if whole and (module.in_features, module.out_features) != dense:
+        raise StructureError(_cannot_revive(name))
     if weight.dim() == 3:
         rows, columns = state_dict.get(f"{name}.input_index"), state_dict.get(f"{name}.output_index")
         fits = all(
             index is not None
             and index.shape == (weight.shape[0], size)
             and 0 <= int(index.min()) <= int(index.max()) < top
-            for index, size, top in ((rows, weight.shape[1], shape[1]), (columns, weight.shape[2], shape[0]))
+            for index, size, top in ((rows, weight.shape[1], shape[0]), (columns, weight.shape[2], shape[1]))
         )
         what = f"{weight.shape[0]} blocks of {weight.shape[1]} x {weight.shape[2]} whose places are missing or outside"
     else:
-        fits = tuple(weight.shape) == shape
+        fits = tuple(weight.shape) == shape[::-1]
         what = f"{weight.shape[1]} x {weight.shape[0]} weights, not"
     if not fits:
         raise StructureError(
-            f"{name}: the checkpoint holds {what} the module's {shape[1]} x {shape[0]}; build the module from the "
+            f"{name}: the checkpoint holds {what} the module's {shape[0]} x {shape[1]}; build the module from the "
             "configuration that the checkpoint was trained with."
         )
 
@@ -166,27 +200,34 @@ def _covers(state_dict: Mapping[str, Tensor], encoder: Encoder, prefix: str) -> 
     return whole and all(f"{prefix}{path}.{name}.weight" in state_dict for name in norms)
 
 
-def _rebuild_matrix(encoder: Encoder, layer: int, kind: str, state_dict: Mapping[str, Tensor], prefix: str) -> None:
+def _rebuild_matrix(
+    encoder: Encoder, layer: int, kind: str, shape: tuple[int, int], state_dict: Mapping[str, Tensor], prefix: str
+) -> None:
     """Give one matrix the structure that its entries in ``state_dict`` have, which :func:`_check` found possible."""
     name = prefix + encoder.path(layer, kind)
     weight = state_dict.get(f"{name}.weight")
     module = encoder.find_matrix(layer, kind)
     if not isinstance(module, (nn.Linear, GroupedLinear, ConstantLinear)):
         return
-    placed = next(module.parameters())
+    first = next(module.parameters())
+    placed: dict[str, Any] = {"device": first.device, "dtype": first.dtype}
+    has_bias = f"{name}.bias" in state_dict
+    same_ends = (module.in_features, module.out_features) == shape
+    rebuilt: nn.Module
     if weight is not None and weight.dim() == 3:
-        if not isinstance(module, GroupedLinear) or module.weight.shape != weight.shape:
-            groups, block_in, block_out = weight.shape
-            grouped = GroupedLinear(
-                *(module.in_features, module.out_features, groups, block_in, block_out),
-                bias=f"{name}.bias" in state_dict,
-                device=placed.device,
-                dtype=placed.dtype,
-            )
-            put(encoder, layer, kind, like(module, grouped))
-    elif _is_constant(state_dict, name) and not isinstance(module, ConstantLinear):
-        constant = ConstantLinear(module.in_features, module.out_features, device=placed.device, dtype=placed.dtype)
-        put(encoder, layer, kind, like(module, constant))
+        if isinstance(module, GroupedLinear) and same_ends and module.weight.shape == weight.shape:
+            return
+        groups, block_in, block_out = weight.shape
+        rebuilt = GroupedLinear(*shape, groups, block_in, block_out, has_bias, **placed)
+    elif weight is not None:
+        if same_ends:
+            return
+        rebuilt = nn.Linear(*shape, bias=has_bias, **placed)
+    elif has_bias and not (isinstance(module, ConstantLinear) and same_ends):
+        rebuilt = ConstantLinear(*shape, **placed)
+    else:
+        return
+    put(encoder, layer, kind, like(module, rebuilt))
 
 
 def _is_constant(state_dict: Mapping[str, Tensor], name: str) -> bool:

@@ -17,6 +17,8 @@ from pgb_lightning.architectures import (
     Sublayer,
     find_encoders,
 )
+from pgb_lightning.chunks import feed_in_chunks
+from pgb_lightning.folding import fold
 from pgb_lightning.linear import ConstantLinear, DroppedCore, GroupedLinear
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 
@@ -43,14 +45,35 @@ def apply_plan(encoder: Encoder, plan: PruningPlan) -> None:
 
 
 def prune_layer(encoder: Encoder, plan: PruningPlan, layer: int) -> None:
-    """Carry out a plan on one layer, in place."""
+    """Carry out a plan on one layer, in place, with its permutations folded."""
     for sublayer, kinds in SUBLAYERS.items():
+        folded = fold(plan, layer, sublayer, encoder.head_size)
         for kind in kinds:
             module = encoder.matrix(layer, kind)
             assert isinstance(module, nn.Linear), f"layer {layer} {kind} is {type(module).__name__}"
-            put(encoder, layer, kind, prune_linear(module, plan.matrix(layer, kind)))
+            module = select(module, folded.hidden, of_inputs=kind == kinds[-1])
+            put(encoder, layer, kind, prune_linear(module, folded.matrices[kind]))
         if plan.is_dropped(layer, sublayer):
             drop_sublayer(encoder, layer, sublayer)
+    feed_in_chunks(encoder, layer)
+
+
+@torch.no_grad()
+def select(linear: nn.Linear, features: tuple[int, ...] | None, of_inputs: bool) -> nn.Linear:
+    """Make a layer of some inputs or outputs of another, in the order given; ``None`` gives the layer itself."""
+    if features is None:
+        return linear
+    index = torch.tensor(features, device=linear.weight.device)
+    weight = linear.weight.index_select(int(of_inputs), index)
+    bias = linear.bias if of_inputs or linear.bias is None else linear.bias[index]
+    selected = nn.Linear(
+        *(weight.shape[1], weight.shape[0], bias is not None), device=weight.device, dtype=weight.dtype
+    )
+    selected.weight.copy_(weight)
+    if bias is not None:
+        selected.bias.copy_(bias)
+    like(linear, selected)
+    return selected
 
 
 def check_plan(encoder: Encoder, plan: PruningPlan) -> None:
@@ -94,10 +117,18 @@ def check_dense(encoder: Encoder) -> None:
 
 
 def matches(encoder: Encoder, plan: PruningPlan) -> bool:
-    """Tell whether an encoder is what a plan makes of it."""
+    """Tell whether an encoder is what a plan makes of it (or made of it in releases that did not fold)."""
     if plan.model_type != encoder.model_type or plan.num_layers != len(encoder.layers):
         return False
-    return all(_is_as_planned(encoder.find_matrix(m.layer, m.kind), m) for m in plan.matrices)
+    folded = [
+        matrix
+        for layer in range(plan.num_layers)
+        for sublayer in SUBLAYERS
+        for matrix in fold(plan, layer, sublayer, encoder.head_size).matrices.values()
+    ]
+    return any(
+        all(_is_as_planned(encoder.find_matrix(m.layer, m.kind), m) for m in ms) for ms in (folded, plan.matrices)
+    )
 
 
 def _is_as_planned(module: nn.Module | None, matrix: MatrixPlan) -> bool:
@@ -113,7 +144,11 @@ def _is_as_planned(module: nn.Module | None, matrix: MatrixPlan) -> bool:
 
 def is_grouped(encoder: Encoder) -> bool:
     """Tell whether any matrix of an encoder was pruned."""
-    return any(isinstance(m, (GroupedLinear, ConstantLinear, DroppedCore)) for m in encoder.model.modules())
+    if any(isinstance(m, (GroupedLinear, ConstantLinear, DroppedCore)) for m in encoder.model.modules()):
+        return True
+    openings = [(layer, kinds[0], name) for layer in range(len(encoder.layers)) for name, kinds in SUBLAYERS.items()]
+    found = [(encoder.find_matrix(layer, kind), name) for layer, kind, name in openings]
+    return any(isinstance(m, nn.Linear) and m.out_features < encoder.inside(name) for m, name in found)
 
 
 @torch.no_grad()
@@ -184,9 +219,9 @@ def like(old: nn.Module, new: nn.Module) -> nn.Module:
 def dense_twin(model: Model) -> Model:
     """Make the plain transformers model that computes what a grouped model computes.
 
-    Every block goes back to its place in a full matrix with zeros elsewhere (Ŵ*); a dropped sublayer has zero
-    weights and its constant in the closing bias. The twin is as slow as the dense model was, but needs nothing
-    of this package.
+    Every block goes back into a full matrix with zeros elsewhere (Ŵ*); a dropped sublayer has zero weights and its
+    constant in the closing bias. Inside a sublayer, neurons and heads stand as they were folded. The twin is as slow
+    as the dense model was, but needs nothing of this package.
 
     Args:
         model: A transformers model that is, or wraps, a grouped encoder.
@@ -208,19 +243,19 @@ def dense_twin(model: Model) -> Model:
 
 
 def _dense_state(encoder: Encoder, layer: int, kind: str, target: nn.Module) -> dict[str, Tensor]:
-    """Return weight and bias of the dense layer that stands for one matrix."""
+    """Return weight and bias of the dense layer that stands for one matrix; neurons and heads left come first."""
     assert isinstance(target, nn.Linear)
     path = encoder.path(layer, kind)
     module = encoder.find_matrix(layer, kind)
     weight = torch.zeros_like(target.weight)
     bias = torch.zeros_like(target.bias)
     if isinstance(module, nn.Linear):
-        weight = module.weight
+        weight[: module.out_features, : module.in_features] = module.weight
     elif isinstance(module, GroupedLinear):
-        weight = module.dense_weight()
+        weight[: module.out_features, : module.in_features] = module.dense_weight()
     if isinstance(module, (nn.Linear, GroupedLinear, ConstantLinear)) and module.bias is not None:
-        bias = module.bias
-    return {f"{path}.weight": weight.detach(), f"{path}.bias": bias.detach()}
+        bias[: module.out_features] = module.bias
+    return {f"{path}.weight": weight, f"{path}.bias": bias}
 
 
 def _already_grouped(encoder: Encoder) -> str:

@@ -11,8 +11,9 @@ from torch import nn
 
 from pgb_lightning import MatrixPlan, PruningConfig, PruningPlan, apply_plan, dense_twin, follow_state_dict, prune
 from pgb_lightning.architectures import MATRICES, find_encoder
+from pgb_lightning.folding import fold
 from pgb_lightning.linear import DroppedCore, GroupedLinear
-from pgb_lightning.surgery import is_grouped, matches, prune_linear
+from pgb_lightning.surgery import is_grouped, matches, prune_linear, select
 
 
 def plan_with(encoder_layers: int, **groups: int) -> PruningPlan:
@@ -66,13 +67,12 @@ def test_gradients_equal_the_dense_twin_s(model_type: str) -> None:
 def test_without_compensation_the_kept_weights_are_the_dense_model_s() -> None:
     model = classifier()
     original = copy.deepcopy(model)
-    prune(model, batches(4), PruningConfig(pruning_ratio=0.5, compensation=False))
-    for key, dense in find_encoder(original).linears():
-        try:
-            module = find_encoder(model).matrix(*key)
-        except AttributeError:
-            continue
+    plan = prune(model, batches(4), PruningConfig(pruning_ratio=0.5, compensation=False))
+    for (layer, kind), linear in find_encoder(original).linears():
+        module = find_encoder(model).find_matrix(layer, kind)
         if isinstance(module, GroupedLinear):
+            hidden = fold(plan, layer, "ffn" if kind in ("W1", "W2") else "attention", 12).hidden
+            dense = select(linear, hidden, of_inputs=kind in ("O", "W2"))
             inside = module.dense_weight() != 0
             assert torch.equal(module.dense_weight()[inside], dense.weight[inside])
             assert torch.equal(module.bias, dense.bias)

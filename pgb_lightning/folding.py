@@ -1,0 +1,111 @@
+"""Folding: which permutations cost nothing at run time, because they can be made part of the weights.
+
+What lies between the two ends of a sublayer, the neurons of the feed-forward network and the heads of attention, is
+nobody else's business: it may stand in any order, and what nobody reads need not be computed. (The paper says that
+permutations fold or cancel, Section 4; this is how far that goes. At a sublayer's ends the residual stream fixes the
+order.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from pgb_lightning.architectures import SUBLAYERS, Sublayer
+from pgb_lightning.plan import Index, MatrixPlan, PruningPlan
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A sublayer's part of a plan, with its inside in the order in which it costs least.
+
+    Args:
+        hidden: Which of the dense sublayer's neurons (or features of heads) are left, in their new order; ``None``
+            if all are left as they were.
+        matrices: The plan of each matrix in terms of the new inside. Matrices may be smaller than the dense ones; one
+            that all neurons left enter or leave is whole.
+    """
+
+    hidden: tuple[int, ...] | None
+    matrices: Mapping[str, MatrixPlan]
+
+
+def fold(plan: PruningPlan, layer: int, sublayer: Sublayer, head_size: int) -> Folded:
+    """Fold a sublayer's permutations as far as they go.
+
+    The neurons are put in the order of the groups of W1, so that its outputs need not be moved; nor need W2's inputs
+    where its groups are those of W1, or lie within or around them. Neurons, and whole heads, that no group of the
+    closing matrix reads are left out.
+
+    Args:
+        plan: A plan in terms of the dense model.
+        layer: Number of the layer.
+        sublayer: Which sublayer of it.
+        head_size: Features of a head.
+
+    Returns:
+        What to build.
+    """
+    *opening, closing = SUBLAYERS[sublayer]
+    matrices = {kind: plan.matrix(layer, kind) for kind in SUBLAYERS[sublayer]}
+    last = matrices[closing]
+    if last.num_groups == 0:
+        return Folded(None, matrices)
+    everything = range(last.rows)
+    unit = head_size if sublayer == "attention" else 1
+    units = {feature // unit for feature in _flat(last.input_index, last.rows)}
+    hidden = tuple(feature for feature in everything if feature // unit in units)
+    if not all(_stays_regular(matrices[kind].output_index, set(hidden)) for kind in opening):
+        hidden = tuple(everything)
+    if sublayer == "ffn":
+        hidden = _in_order_of_groups(hidden, matrices["W1"].output_index, last.input_index)
+    place = {feature: position for position, feature in enumerate(hidden)}
+    folded = {}
+    for kind in opening:
+        matrix = matrices[kind]
+        columns, rows = _moved(matrix.output_index, matrix.input_index, place)
+        folded[kind] = _built(replace(matrix, columns=len(hidden), input_index=rows, output_index=columns))
+    rows, columns = _moved(last.input_index, last.output_index, place)
+    folded[closing] = _built(replace(last, rows=len(hidden), input_index=rows, output_index=columns))
+    return Folded(None if hidden == tuple(everything) else hidden, folded)
+
+
+def _flat(index: Index, size: int) -> list[int]:
+    return list(range(size)) if index is None else [position for block in index for position in block]
+
+
+def _stays_regular(index: Index, kept: set[int]) -> bool:
+    """Tell whether blocks are still of one size once only some outputs are left."""
+    sizes = {len(kept.intersection(block)) for block in index or ()}
+    return len(sizes) <= 1 and 0 not in sizes
+
+
+def _in_order_of_groups(hidden: tuple[int, ...], written: Index, read: Index) -> tuple[int, ...]:
+    """Sort neurons by the groups that write and read them, the larger groups first."""
+    writer, reader = _labels(written), _labels(read)
+    inside = len({(writer.get(n), reader.get(n)) for n in hidden})
+    # Where every group of W1 lies within one of W2, sorting by W2's groups leaves W1's in one piece too.
+    writers_within_readers = inside == len({writer.get(n) for n in hidden})
+    first, second = (reader, writer) if writers_within_readers else (writer, reader)
+    last = len(hidden)  # neurons in no group
+    return tuple(sorted(hidden, key=lambda n: (first.get(n, last), second.get(n, last), n)))
+
+
+def _labels(index: Index) -> dict[int, int]:
+    return {position: number for number, block in enumerate(index or ()) for position in block}
+
+
+def _moved(inner: Index, outer: Index, place: Mapping[int, int]) -> tuple[Index, Index]:
+    """Say in terms of the new inside what blocks there are, in the order of their places in it."""
+    if not inner or not outer:
+        return inner, outer
+    placed = (tuple(sorted(place[n] for n in block if n in place)) for block in inner)
+    blocks = sorted(zip(placed, map(tuple, map(sorted, outer)), strict=True))
+    return tuple(block[0] for block in blocks), tuple(block[1] for block in blocks)
+
+
+def _built(matrix: MatrixPlan) -> MatrixPlan:
+    """Keep whole what is one block of all its rows and columns."""
+    if matrix.num_groups == 1 and matrix.kept_parameters == matrix.total_parameters:
+        return replace(matrix, input_index=None, output_index=None)
+    return matrix

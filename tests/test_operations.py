@@ -1,0 +1,75 @@
+"""What a pruned layer does at run time, counted: a guard of its speed that needs no clock."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from test_folding import PLANS, plan_of
+from tiny import classifier
+from torch.profiler import ProfilerActivity, profile
+
+from pgb_lightning import apply_plan
+from pgb_lightning.architectures import find_encoder
+
+PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm")
+MOVES = ("aten::gather", "aten::index_select", "aten::index", "aten::index_copy", "aten::index_put", "aten::cat")
+
+
+def operations(name: str | None) -> Counter[str]:
+    """Count what one layer runs in inference under a plan; None leaves it dense."""
+    model = classifier(layers=1)
+    encoder = find_encoder(model)
+    if name is not None:
+        apply_plan(encoder, plan_of(**PLANS[name]))
+    hidden, layer, map_ = torch.randn(2, 5, 24), encoder.layers[0], encoder.architecture
+
+    def run() -> None:
+        map_.feed(layer, map_.attend(layer, hidden, None))
+
+    with torch.inference_mode():
+        run()
+        with profile(activities=[ProfilerActivity.CPU]) as recorded:
+            run()
+    return Counter(event.name for event in recorded.events() or () if event.name.startswith("aten::"))
+
+
+def total(counted: Counter[str], names: tuple[str, ...]) -> int:
+    return sum(counted[name] for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "products", "moves"),
+    [
+        (None, 6, 0),
+        # Each group is one product; W1 takes its inputs and W2 puts its outputs, each bias is ordered once.
+        ("equal groups", 4 + 3 + 3, 2 + 1),
+        ("W1's groups within W2's", 4 + 4 + 2, 2 + 1),
+        ("W2's groups within W1's", 4 + 2 + 4, 2 + 1),
+        # Between independent groups one move is left.
+        ("independent groups", 4 + 3 + 4, 3 + 1),
+        ("groups of attention", 4 * 3 + 2, 4 * 2 + 4),
+        # Fewer neurons or heads are smaller matrices and nothing else.
+        ("fewer neurons", 6, 0),
+        ("one head", 6, 0),
+    ],
+)
+def test_products_and_moves_of_a_layer(name: str | None, products: int, moves: int) -> None:
+    counted = operations(name)
+    assert total(counted, PRODUCTS) == products
+    assert total(counted, MOVES) == moves
+
+
+@pytest.mark.parametrize("name", ["equal groups", "independent groups", "groups of attention"])
+def test_no_operand_is_copied_but_biases(name: str) -> None:
+    """A product fills its outputs with the bias first, which is a copy, in the dense layer too."""
+    products = sum(len(index[0] or ()) for index in PLANS[name].values())
+    assert operations(name)["aten::copy_"] - operations(None)["aten::copy_"] == products - len(PLANS[name])
+    assert operations(name)["aten::contiguous"] == operations(None)["aten::contiguous"]
+
+
+def test_fewer_neurons_and_heads_copy_nothing() -> None:
+    names = ("aten::copy_", "aten::clone", "aten::contiguous", "aten::add", "aten::native_layer_norm")
+    for name in ("fewer neurons", "one head"):
+        assert total(operations(name), names) == total(operations(None), names)
