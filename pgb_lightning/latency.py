@@ -9,10 +9,38 @@ import torch
 from torch.utils.benchmark import Timer
 
 
+def measure_latency(
+    runs: Mapping[str, Callable[[], object]], repeats: int = 7, min_time: float = 0.2
+) -> dict[str, list[float]]:
+    """Measure several functions in turn, so that a drift of the machine's speed meets all of them.
+
+    Args:
+        runs: Functions by name; each is warmed up first.
+        repeats: Rounds; every function is measured once a round.
+        min_time: Seconds that one measurement lasts at least.
+
+    Returns:
+        What each round found, in seconds a call, in ascending order.
+
+    Example:
+        >>> [len(times) for times in measure_latency({"a": lambda: sum(range(9))}, repeats=3, min_time=0.001).values()]
+        [3]
+    """
+    timers = {
+        name: Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads()) for name, run in runs.items()
+    }
+    calls = {name: _calls_within(timer, min_time) for name, timer in timers.items()}
+    measured: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, timer in timers.items():
+            measured[name].append(timer.timeit(calls[name]).mean)
+    return {name: sorted(times) for name, times in measured.items()}
+
+
 def compare_latency(
     runs: Mapping[str, Callable[[], object]], repeats: int = 7, min_time: float = 0.2
 ) -> dict[str, float]:
-    """Measure several functions in turn, so that a drift of the machine's speed meets all of them.
+    """Measure several functions in turn, and take the median over rounds.
 
     Args:
         runs: Functions by name; each is warmed up first.
@@ -26,14 +54,7 @@ def compare_latency(
         >>> sorted(compare_latency({"a": lambda: sum(range(9)), "b": lambda: None}, repeats=1, min_time=0.001))
         ['a', 'b']
     """
-    timers = {
-        name: Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads()) for name, run in runs.items()
-    }
-    calls = {name: _calls_within(timer, min_time) for name, timer in timers.items()}
-    measured: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, timer in timers.items():
-            measured[name].append(timer.timeit(calls[name]).mean)
+    measured = measure_latency(runs, repeats, min_time)
     return {name: statistics.median(times) for name, times in measured.items()}
 
 

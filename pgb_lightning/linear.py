@@ -137,7 +137,8 @@ class GroupedLinear(nn.Module):
         if torch.compiler.is_compiling():
             return self._known or _Places.plain(self.input_index, self.output_index)
         if self._known is None or not self._known.hold_for(self.input_index, self.output_index):
-            self._known = _Places.of(self)
+            with torch.inference_mode(False):  # training may follow upon an evaluation
+                self._known = _Places.of(self)
         return self._known
 
     def __getstate__(self) -> dict[str, Any]:

@@ -74,6 +74,27 @@ def test_gradcheck(partial: bool) -> None:
     assert torch.autograd.gradcheck(run, (x, layer.weight, layer.bias))
 
 
+@pytest.mark.parametrize("partial", [False, True])
+def test_training_may_follow_upon_an_evaluation(partial: bool) -> None:
+    layer = shuffled(GroupedLinear(12, 12, 2, 5 if partial else 6, 5 if partial else 6))
+    x = torch.randn(3, 12, requires_grad=True)
+    with torch.inference_mode():
+        layer(x)
+    layer(x).sum().backward()
+    assert x.grad is not None
+
+
+def test_other_indices_are_noticed() -> None:
+    layer = shuffled(GroupedLinear(12, 8, 2))
+    x = torch.randn(3, 12)
+    layer(x)
+    other = shuffled(GroupedLinear(12, 8, 2), seed=1)
+    layer.load_state_dict(other.state_dict())  # written into the same tensors
+    assert torch.equal(layer(x), other(x))
+    layer.input_index, layer.output_index = (torch.arange(size, dtype=torch.int32).view(2, -1) for size in (12, 8))
+    torch.testing.assert_close(layer(x), dense_twin(layer)(x))
+
+
 def test_disk_and_memory_hold_the_blocks_only() -> None:
     layer = GroupedLinear(768, 3072, 4)
     state = layer.state_dict()

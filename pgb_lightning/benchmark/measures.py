@@ -1,0 +1,118 @@
+"""What a benchmark measures of each model."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pgb_lightning.architectures import find_encoder
+from pgb_lightning.latency import measure_latency
+
+Times = dict[str, list[float]]
+
+
+def forward_times(models: Mapping[str, nn.Module], batch: dict[str, Tensor], repeats: int, min_time: float) -> Times:
+    """Measure inference, in seconds a batch."""
+    return measure_latency({name: partial(_infer, model, batch) for name, model in models.items()}, repeats, min_time)
+
+
+def sublayer_times(
+    models: Mapping[str, PreTrainedModel], batch: dict[str, Tensor], repeats: int, min_time: float
+) -> dict[str, Times]:
+    """Measure the attention and the feed-forward sublayers of all layers, on states that are random."""
+    shape, first = batch["input_ids"].shape, next(iter(models.values()))
+    hidden = torch.randn(*shape, first.config.hidden_size, device=first.device).to(first.dtype)
+    runs: dict[str, dict[str, Callable[[], object]]] = {"attention": {}, "ffn": {}}
+    for name, model in models.items():
+        encoder = find_encoder(model)
+        attend, feed = encoder.architecture.attend, encoder.architecture.feed
+        runs["attention"][name] = partial(_in_turn, [partial(attend, layer, hidden, None) for layer in encoder.layers])
+        runs["ffn"][name] = partial(_in_turn, [partial(feed, layer, hidden) for layer in encoder.layers])
+    return {sublayer: measure_latency(chosen, repeats, min_time) for sublayer, chosen in runs.items()}
+
+
+def training_times(models: Mapping[str, nn.Module], batch: dict[str, Tensor], repeats: int, min_time: float) -> Times:
+    """Measure a training step: forward, backward, AdamW, with dropout."""
+    optimizers = {name: torch.optim.AdamW(model.parameters(), lr=1e-6) for name, model in models.items()}
+    try:
+        for model in models.values():
+            model.train()
+        runs = {name: partial(_train, model, optimizers[name], batch) for name, model in models.items()}
+        return measure_latency(runs, repeats, min_time)
+    finally:
+        for model in models.values():
+            model.eval().zero_grad(set_to_none=True)
+
+
+def encoder_bytes(model: nn.Module) -> int:
+    """Return what the encoder's layers take in a checkpoint."""
+    encoder = find_encoder(model)
+    stack = encoder.model.get_submodule(encoder.architecture.layers)
+    return sum(value.nbytes for value in stack.state_dict().values())
+
+
+def peak_memory(model: nn.Module, batch: dict[str, Tensor]) -> int:
+    """Return the most memory that a model and its inference take, in bytes: on a CPU in a process of its own."""
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+        _infer(model, batch)
+        own = sum(value.nbytes for value in model.state_dict().values())
+        return int(torch.cuda.max_memory_allocated(device)) - held + own
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.pt"
+        torch.save((model, batch, torch.get_num_threads()), path)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            return pool.apply(_peak_of_process, (str(path),))
+
+
+def _peak_of_process(path: str) -> int:
+    before = _peak()
+    model, batch, threads = torch.load(path, weights_only=False)  # our own file, written a moment ago
+    torch.set_num_threads(threads)
+    _infer(model, batch)
+    return _peak() - before
+
+
+def _peak() -> int:
+    """Return the most memory that this process has held, in bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # elsewhere a new process may report what its parent held
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@torch.inference_mode()
+def _infer(model: nn.Module, batch: dict[str, Tensor]) -> Any:
+    output = model(**{name: value for name, value in batch.items() if name != "labels"})
+    if next(model.parameters()).device.type == "cuda":
+        torch.cuda.synchronize()
+    return output
+
+
+@torch.inference_mode()
+def _in_turn(calls: list[Callable[[], Tensor]]) -> None:
+    output = [call() for call in calls][-1]
+    if output.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _train(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> None:
+    model(**batch).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    if batch["input_ids"].device.type == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,87 @@
+"""The models that a benchmark compares."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+from pgb_lightning.architectures import MATRICES, Encoder, find_encoder
+from pgb_lightning.calibration import Calibration
+from pgb_lightning.config import PruningConfig
+from pgb_lightning.plan import MatrixPlan, PruningPlan
+from pgb_lightning.pruning import make_plan
+from pgb_lightning.surgery import apply_plan
+
+
+def random_models(
+    model_type: str, num_layers: int | None, ratios: Sequence[float], plan: PruningPlan | None = None
+) -> dict[str, PreTrainedModel]:
+    """Make a dense model of base size with random weights, and pruned ones of the same weights.
+
+    Args:
+        model_type: The transformers ``model_type``; its configuration's defaults are the base size.
+        num_layers: Layers; as many as the base size has if not given.
+        ratios: Pruning ratios; at each a model in the paper's groups, and one with fewer heads and neurons.
+        plan: A plan to carry out as well.
+
+    Returns:
+        "dense" first.
+    """
+    torch.manual_seed(0)
+    layers = {} if num_layers is None else {_layers_name(model_type): num_layers}
+    dense: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
+        AutoConfig.for_model(model_type, **layers)
+    ).eval()
+    encoder = find_encoder(dense)
+    plans: dict[str, PruningPlan] = {} if plan is None else {"plan": plan}
+    for ratio in ratios:
+        plans[f"groups {ratio:g}"] = grouped_plan(encoder, ratio)
+        plans[f"narrow {ratio:g}"] = narrow_plan(encoder, ratio)
+    models = {"dense": dense}
+    for name, chosen in plans.items():
+        models[name] = copy.deepcopy(dense)
+        apply_plan(find_encoder(models[name]), chosen)
+    return models
+
+
+def grouped_plan(encoder: Encoder, ratio: float) -> PruningPlan:
+    """Run the paper's recipe on importances that are random: its shapes are real, its choices are not."""
+    generator = torch.Generator().manual_seed(0)
+    fisher = {
+        key: torch.rand(linear.weight.T.shape, generator=generator).to(linear.weight.device)
+        for key, linear in encoder.linears()
+    }
+    return make_plan(encoder, Calibration(fisher, [], 0), PruningConfig.from_preset("paper", pruning_ratio=ratio))
+
+
+def narrow_plan(encoder: Encoder, ratio: float) -> PruningPlan:
+    """Keep the same number of heads and neurons in every layer, the first ones, so that a ratio is met.
+
+    This is the dense-but-narrower model of as many parameters: no grouping can be faster.
+    """
+    linears = dict(encoder.linears())
+    width = linears[0, "Q"].in_features
+    heads, neurons = width // encoder.head_size, linears[0, "W1"].out_features
+    kept_heads = max(1, round(heads * (1 - ratio)))
+    inside = kept_heads * encoder.head_size
+    budget = (1 - ratio) * (4 * width * width + 2 * width * neurons) - 4 * width * inside
+    kept_neurons = min(neurons, max(1, round(budget / (2 * width))))
+
+    def planned(layer: int, kind: str, linear: nn.Linear) -> MatrixPlan:
+        rows, columns = tuple(range(linear.in_features)), tuple(range(linear.out_features))
+        if kind in ("O", "W2"):
+            rows = rows[: inside if kind == "O" else kept_neurons]
+        else:
+            columns = columns[: kept_neurons if kind == "W1" else inside]
+        return MatrixPlan(layer, kind, linear.in_features, linear.out_features, (rows,), (columns,))
+
+    matrices = [planned(layer, kind, linears[layer, kind]) for layer in range(len(encoder.layers)) for kind in MATRICES]
+    return PruningPlan(encoder.model_type, tuple(matrices))
+
+
+def _layers_name(model_type: str) -> str:
+    return "n_layers" if model_type == "distilbert" else "num_hidden_layers"

@@ -1,0 +1,98 @@
+"""The benchmark command: what it writes is what it measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import classifier
+
+from pgb_lightning import benchmark
+from pgb_lightning.architectures import find_encoders
+from pgb_lightning.benchmark import command, measures
+from pgb_lightning.benchmark.command import realised
+from pgb_lightning.benchmark.models import narrow_plan
+from pgb_lightning.surgery import apply_plan
+
+QUICK: dict[str, Any] = {"batch_sizes": (2,), "lengths": (8,), "repeats": 2, "min_time": 0.001}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Benchmark tiny models, one layer of which is dense and one narrower."""
+
+    def models(*args: object) -> dict[str, Any]:
+        dense, narrow = classifier(layers=2), classifier(layers=2)
+        [encoder] = find_encoders(narrow)
+        apply_plan(encoder, narrow_plan(encoder, 0.5))
+        return {"dense": dense.eval(), "narrow 0.5": narrow.eval()}
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(command, "random_models", models)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_everything_is_measured_written_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = benchmark.run(out_dir=str(tmp_path), num_threads=1, **QUICK)
+    assert json.loads((tmp_path / "benchmark.json").read_text()) == json.loads(json.dumps(found))
+    [row] = found["latency"]
+    assert row["eager"]["dense"]["speedup"] == 1
+    narrow = row["eager"]["narrow 0.5"]
+    assert narrow["speedup"] == pytest.approx(row["eager"]["dense"]["median"] / narrow["median"])
+    assert narrow["low"] <= narrow["median"] <= narrow["high"]
+    assert row["sublayers"].keys() == {"attention", "ffn"}
+    assert found["training"]["narrow 0.5"]["median"] > 0
+    sizes = found["models"]["narrow 0.5"]
+    assert sizes["kept"] == pytest.approx(0.5, abs=0.03)
+    assert sizes["bytes_kept"] == pytest.approx(0.5, abs=0.06)  # biases and LayerNorms weigh more in a tiny model
+    assert sizes["peak_memory_bytes"] > 0
+    assert found["machine"]["threads"] == 1
+    shown = capsys.readouterr().out
+    assert "batch 2 x length 8" in shown
+    assert f"{narrow['speedup']:.2f}" in shown
+    assert "<svg" in (tmp_path / "benchmark.svg").read_text()
+
+
+def test_models_train_on_as_they_were(tmp_path: Path) -> None:
+    models = command.random_models()
+    modes = {name: model.training for name, model in models.items()}
+    batch = {"input_ids": torch.randint(5, 9, (2, 4)), "labels": torch.zeros(2, dtype=torch.long)}
+    measures.training_times(models, batch, 1, 0.001)
+    assert {name: model.training for name, model in models.items()} == modes
+    assert all(parameter.grad is None for model in models.values() for parameter in model.parameters())
+
+
+def test_compiled_models_are_measured_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: plain(model, backend="eager"))
+    found = benchmark.run(out_dir=str(tmp_path), compiled=True, training=False, **QUICK)
+    assert found["latency"][0]["compiled"].keys() == {"dense", "narrow 0.5"}
+    assert "training" not in found
+    torch._dynamo.reset()
+
+
+def test_share_of_flops_that_became_time() -> None:
+    assert realised(speedup=1.0, flops=0.5) == 0
+    assert realised(speedup=0.8, flops=0.5) == pytest.approx(-0.5)
+    assert realised(speedup=4.0, flops=0.25) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_sizes": (0,)}, r"batch_sizes=\[0\] is out of range"),
+        ({"lengths": ()}, r"lengths=\[\] is out of range"),
+        ({"lengths": (4000,)}, "lengths=4000 is out of range: 'bert' takes up to"),
+        ({"repeats": 0}, r"repeats=\[0\] is out of range"),
+        ({"pruning_ratios": (1.0,)}, r"pruning_ratios=\[1.0\] is out of range"),
+        ({"plan": "nowhere.json"}, "no plan can be read from 'nowhere.json'"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        benchmark.run(out_dir=str(tmp_path / "out"), **{**QUICK, **settings})
+    assert not (tmp_path / "out").exists()
