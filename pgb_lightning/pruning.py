@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from pgb_lightning.architectures import Encoder, find_encoder
 from pgb_lightning.budget import LOUD, Demand, Key, allocate, check_reachable
-from pgb_lightning.calibration import AllReduce, Calibration, Loss, calibrate
+from pgb_lightning.calibration import Calibration, Loss, calibrate
 from pgb_lightning.compensation import compensate
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.fingerprint import fingerprint
 from pgb_lightning.grouping import group
 from pgb_lightning.importance import second_order_importance
 from pgb_lightning.modes import eval_mode
+from pgb_lightning.moments import AllReduce
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.surgery import apply_plan, check_dense
 
