@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,8 +89,11 @@ class Bench:
         data.setup("fit")
         max_tokens = PruningConfig().compensation_tokens
         statistics = calibrate(
-            find_encoder(module), data.calibration_dataloader(), lambda batch: module.model(**batch).loss,
-            max_tokens=max_tokens, moments=True,
+            find_encoder(module),
+            data.calibration_dataloader(),
+            lambda batch: module.model(**batch).loss,
+            max_tokens=max_tokens,
+            moments=True,
         )
         loaders = data.val_dataloader()
         batches = list(loaders[0] if isinstance(loaders, list) else loaders)

@@ -206,9 +206,7 @@ def _raise_everywhere(problem: str | None, all_reduce: AllReduce, device: torch.
 
 
 @contextmanager
-def _recording(
-    encoder: Encoder, squares: dict[tuple[int, str], Tensor], sums: _Sums | None
-) -> Iterator[list[_Call]]:
+def _recording(encoder: Encoder, squares: dict[tuple[int, str], Tensor], sums: _Sums | None) -> Iterator[list[_Call]]:
     """Hook the encoder so that calls are listed, squared gradients added up, and moments where there are sums."""
     calls: list[_Call] = []
     masks: list[Tensor | None] = [None]

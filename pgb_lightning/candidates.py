@@ -12,7 +12,7 @@ from torch import Tensor
 from pgb_lightning.architectures import MATRICES, SUBLAYERS, Encoder, Sublayer
 from pgb_lightning.calibration import Calibration
 from pgb_lightning.config import PruningConfig
-from pgb_lightning.elimination import Elimination, block_errors, damped, eliminate, positions
+from pgb_lightning.elimination import block_errors, damped, eliminate, positions
 from pgb_lightning.grouping import allowed_groups, group
 from pgb_lightning.importance import second_order_importance
 from pgb_lightning.plan import MatrixPlan
@@ -209,9 +209,7 @@ def _attention(matrices: dict[str, _Matrix], layer: int, head: int, config: Prun
     yield from _grouped_attention(matrices, layer, single)
 
 
-def _grouped_attention(
-    matrices: dict[str, _Matrix], layer: int, single: dict[str, Tensor]
-) -> Iterator[Candidate]:
+def _grouped_attention(matrices: dict[str, _Matrix], layer: int, single: dict[str, Tensor]) -> Iterator[Candidate]:
     """Cut each of the matrices into groups; or take Q or K away."""
     options: dict[str, dict[int, MatrixPlan]] = {}
     for kind in SUBLAYERS["attention"]:

@@ -56,7 +56,7 @@ def compensate(
                 originals.append(copy.deepcopy(stack[layer]))
                 prune_layer(encoder, plan, layer)
                 for name in SUBLAYERS:
-                    sublayer = _Sublayer(encoder, originals[layer], layer, name, ridge, all_reduce)
+                    sublayer = SublayerFit(encoder, originals[layer], layer, name, ridge, all_reduce)
                     exact = exact and all(plan.matrix(layer, kind).input_index is None for kind in SUBLAYERS[name])
                     if exact:
                         sublayer.pass_by(streams)
@@ -99,8 +99,17 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class _Sublayer:
-    """One sublayer under compensation: as it was, and as it is becoming."""
+class SublayerFit:
+    """One sublayer under compensation: as it was, and as it is becoming.
+
+    Args:
+        encoder: The encoder, in which the sublayer is pruned already.
+        original: The layer as it was, on its own.
+        layer: Its number.
+        name: Which of its sublayers.
+        ridge: Pull towards the original weights, as a share of the mean input power.
+        all_reduce: Sums a tensor over the processes that share the calibration.
+    """
 
     encoder: Encoder
     original: nn.Module

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from pgb_lightning.allocation import choose
-
 from pgb_lightning.architectures import Encoder, find_encoder
 from pgb_lightning.budget import LOUD, Demand, Key, allocate, check_reachable
 from pgb_lightning.calibration import Calibration, Loss, calibrate

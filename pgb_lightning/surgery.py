@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -45,12 +46,17 @@ def apply_plan(encoder: Encoder, plan: PruningPlan) -> None:
 def prune_layer(encoder: Encoder, plan: PruningPlan, layer: int) -> None:
     """Carry out a plan on one layer, in place."""
     for sublayer, kinds in SUBLAYERS.items():
-        for kind in kinds:
-            module = encoder.matrix(layer, kind)
-            assert isinstance(module, nn.Linear), f"layer {layer} {kind} is {type(module).__name__}"
-            put(encoder, layer, kind, prune_linear(module, plan.matrix(layer, kind)))
-        if plan.is_dropped(layer, sublayer):
-            drop_sublayer(encoder, layer, sublayer)
+        prune_sublayer(encoder, layer, sublayer, [plan.matrix(layer, kind) for kind in kinds])
+
+
+def prune_sublayer(encoder: Encoder, layer: int, sublayer: Sublayer, matrices: Sequence[MatrixPlan]) -> None:
+    """Carry out the plans of one sublayer's matrices, in place."""
+    for matrix in matrices:
+        module = encoder.matrix(layer, matrix.kind)
+        assert isinstance(module, nn.Linear), f"layer {layer} {matrix.kind} is {type(module).__name__}"
+        put(encoder, layer, matrix.kind, prune_linear(module, matrix))
+    if all(matrix.num_groups == 0 for matrix in matrices):
+        drop_sublayer(encoder, layer, sublayer)
 
 
 def check_plan(encoder: Encoder, plan: PruningPlan) -> None:
