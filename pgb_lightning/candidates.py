@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from pgb_lightning.architectures import MATRICES, SUBLAYERS, Encoder, Sublayer
+from pgb_lightning.architectures import EXPENDABLE, MATRICES, SUBLAYERS, Encoder, Sublayer
 from pgb_lightning.calibration import Calibration
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.elimination import block_errors, damped, eliminate, positions
@@ -74,8 +74,8 @@ def list_candidates(encoder: Encoder, statistics: Calibration, config: PruningCo
     found: list[list[Candidate]] = []
     for layer in range(len(encoder.layers)):
         matrices = {kind: _Matrix.of(encoder, statistics, config, layer, kind) for kind in MATRICES}
-        found.append(list(_attention(matrices, layer, head, config)))
-        found.append(list(_feed_forward(matrices, layer, config)))
+        found.append(list(_attention(matrices, layer, head)))
+        found.append(list(_feed_forward(matrices, layer)))
     return found
 
 
@@ -148,7 +148,7 @@ class _Matrix:
         return self.gradient.diagonal() if self.gradient.dim() == 2 else self.gradient
 
 
-def _feed_forward(matrices: dict[str, _Matrix], layer: int, config: PruningConfig) -> Iterator[Candidate]:
+def _feed_forward(matrices: dict[str, _Matrix], layer: int) -> Iterator[Candidate]:
     """Keep some neurons, perhaps in groups, or nothing."""
     opening, closing = matrices["W1"], matrices["W2"]
     total = len(closing.weight)
@@ -176,47 +176,29 @@ def _feed_forward(matrices: dict[str, _Matrix], layer: int, config: PruningConfi
                     yield Candidate(layer, "ffn", f"{left} neurons in {g1} and {g2} groups", (w1, w2))
 
 
-def _attention(matrices: dict[str, _Matrix], layer: int, head: int, config: PruningConfig) -> Iterator[Candidate]:
-    """Keep some heads, perhaps with queries and keys for fewer of them; or groups; or nothing."""
+def _attention(matrices: dict[str, _Matrix], layer: int, head: int) -> Iterator[Candidate]:
+    """Keep some heads, or groups, or nothing."""
     q, k, v, o = (matrices[kind] for kind in SUBLAYERS["attention"])
-    whole = tuple(matrix.whole() for matrix in (q, k, v, o))
-    yield Candidate(layer, "attention", "whole", whole)
-    single = {matrix.kind: matrix.variance_losses() for matrix in (q, k)}
+    yield Candidate(layer, "attention", "whole", tuple(matrix.whole() for matrix in (q, k, v, o)))
     found = eliminate(o.covariance, o.weight, o.gradient, unit=head)
-    # An error of q·k, by whichever of the two it comes, counts once.
-    scores = torch.maximum(single["Q"], single["K"]).view(-1, head).sum(1)
-    for count, loss in zip(found.counts, found.losses, strict=True):
-        kept = found.kept(count)
-        if not len(kept):
-            gone = (*(matrix.gone(0.0) for matrix in (q, k, v)), o.gone(loss))
-            yield Candidate(layer, "attention", "dropped", gone)
-            continue
-        ones = whole[2:]
-        if count:
-            ones = (v.narrow(None, positions(kept, head), 0.0), o.narrow(positions(kept, head), None, loss))
-        by_score = kept[torch.argsort(scores[kept], stable=True)]
-        for blind in range(len(kept) + 1):
-            lost, seeing = by_score[:blind], by_score[blind:].sort().values
-            if not blind and not count:
-                continue
-            shape = f"{len(kept)} heads" + (f", {len(seeing)} of them with queries and keys" if blind else "")
-            rise = float(scores[lost].sum())
-            if len(seeing):
-                pair = (q.narrow(None, positions(seeing, head), rise), k.narrow(None, positions(seeing, head), 0.0))
-            else:
-                pair = (q.gone(rise), k.gone(0.0))
-            yield Candidate(layer, "attention", shape, (*pair, *ones))
-    yield from _grouped_attention(matrices, layer, single)
+    for count, loss in list(zip(found.counts, found.losses, strict=True))[1:-1]:
+        kept = positions(found.kept(count), head)
+        opening = (matrix.narrow(None, kept, 0.0) for matrix in (q, k, v))
+        shape = f"{len(kept) // head} heads"
+        yield Candidate(layer, "attention", shape, (*opening, o.narrow(kept, None, loss)))
+    dropped = (*(matrix.gone(0.0) for matrix in (q, k, v)), o.gone(found.losses[-1]))
+    yield Candidate(layer, "attention", "dropped", dropped)
+    yield from _grouped_attention(matrices, layer)
 
 
-def _grouped_attention(matrices: dict[str, _Matrix], layer: int, single: dict[str, Tensor]) -> Iterator[Candidate]:
-    """Cut each of the matrices into groups; or take Q or K away."""
+def _grouped_attention(matrices: dict[str, _Matrix], layer: int) -> Iterator[Candidate]:
+    """Cut each of the matrices into groups; or take Q, K or both away, after which attention is less selective."""
     options: dict[str, dict[int, MatrixPlan]] = {}
     for kind in SUBLAYERS["attention"]:
         matrix = matrices[kind]
         options[kind] = {1: matrix.whole(), **dict(matrix.grouped())}
-        if kind in single:
-            options[kind][0] = matrix.gone(float(single[kind].sum()))
+        if kind in EXPENDABLE:
+            options[kind][0] = matrix.gone(float(matrix.variance_losses().sum()))
     for numbers in product(*options.values()):
         # Q and K alike, or one of them alone.
         if numbers != (1, 1, 1, 1) and (numbers[0] == numbers[1] or sorted(numbers[:2]) == [0, 1]):

@@ -127,7 +127,7 @@ def make_plan(
     else:
         demands = {key: Demand.of(importance, config.max_groups) for key, importance in importances.items()}
         numbers, threshold = allocate(demands, config)
-        matrices = tuple(_plan_matrix(key, importances[key], numbers[key], config) for key in importances)
+        matrices = tuple(plan_matrix(key, importances[key], numbers[key], config) for key in importances)
         record |= {"importance_threshold_used": threshold}
     plan = PruningPlan(encoder.model_type, matrices, record, statistics.num_samples, fingerprint(encoder))
     _report_shortfall(plan, config)
@@ -158,7 +158,7 @@ def carry_out(
         apply_plan(encoder, plan)
 
 
-def _plan_matrix(key: Key, importance: Tensor, num_groups: int, config: PruningConfig) -> MatrixPlan:
+def plan_matrix(key: Key, importance: Tensor, num_groups: int, config: PruningConfig) -> MatrixPlan:
     """Group one matrix (Algorithm 2)."""
     layer, kind = key
     rows, columns = importance.shape

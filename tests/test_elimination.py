@@ -63,7 +63,7 @@ def test_kept_weights_are_refitted() -> None:
 
 def test_the_ridge_is_compensation_s() -> None:
     """Least squares with the pull towards the old weights is least squares on H + λI."""
-    x, weight, outputs, covariance = problem(seed=3)
+    _, weight, outputs, covariance = problem(seed=3)
     found = eliminate(damped(covariance, 0.1), weight, outputs)
     h = damped(covariance, 0.1)
     kept = found.kept(7)
