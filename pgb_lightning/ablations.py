@@ -3,7 +3,7 @@
 Example:
     ::
 
-        python -m pgb_lightning.ablations sst2 --ckpt_path runs/sst2/seed0/dense.ckpt --data_dir DIR
+        python -m pgb_lightning.ablations sst2 runs/sst2/seed0/dense.ckpt --data_dir DIR
 """
 
 from __future__ import annotations

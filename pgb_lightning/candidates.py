@@ -104,8 +104,9 @@ class _Matrix:
 
     def plan(self, rows: Tensor | None, columns: Tensor | None, loss: float) -> MatrixPlan:
         """Keep blocks of rows (G, m) and columns (G, n), or everything."""
-        index = (None if part is None else tuple(map(tuple, part.tolist())) for part in (rows, columns))
-        return MatrixPlan(self.layer, self.kind, *self.weight.shape, *index, predicted_error=loss)
+        r, c = (None if part is None else tuple(map(tuple, part.tolist())) for part in (rows, columns))
+        height, width = self.weight.shape
+        return MatrixPlan(self.layer, self.kind, height, width, r, c, predicted_error=loss)
 
     def whole(self) -> MatrixPlan:
         return self.plan(None, None, 0.0)
@@ -116,11 +117,8 @@ class _Matrix:
 
     def narrow(self, rows: Tensor | None, columns: Tensor | None, loss: float) -> MatrixPlan:
         """Keep one block of some rows and columns, ``None`` standing for all."""
-        sides = (
-            torch.arange(size, device=self.weight.device) if part is None else part
-            for part, size in zip((rows, columns), self.weight.shape, strict=True)
-        )
-        return self.plan(*(side.view(1, -1) for side in sides), loss)
+        rows, columns = self._sides(rows, columns)
+        return self.plan(rows.view(1, -1), columns.view(1, -1), loss)
 
     def variance_losses(self) -> Tensor:
         """Return the rise of the loss if an output became its mean, output by output."""
@@ -131,18 +129,19 @@ class _Matrix:
         self, rows: Tensor | None = None, columns: Tensor | None = None, weight: Tensor | None = None
     ) -> Iterator[tuple[int, MatrixPlan]]:
         """Try all group numbers above 1 on some rows and columns, with weights refitted to them."""
-        sides = (
-            torch.arange(size, device=self.weight.device) if part is None else part
-            for part, size in zip((rows, columns), self.weight.shape, strict=True)
-        )
-        rows, columns = sides
+        rows, columns = self._sides(rows, columns)
         weight = self.weight[rows][:, columns] if weight is None else weight
         importance = second_order_importance(weight, self.fisher[rows][:, columns])
-        for number in allowed_groups(*weight.shape, self.config.max_groups)[1:]:
+        for number in allowed_groups(len(rows), len(columns), self.config.max_groups)[1:]:
             groups = group(importance, number, self.config.permutation, self.config.num_permutations)
             errors = block_errors(self.covariance[rows][:, rows], weight, groups.rows, groups.columns)
             loss = float((errors * self._per_output()[columns]).sum() / 2)
             yield number, self.plan(rows[groups.rows], columns[groups.columns], loss)
+
+    def _sides(self, rows: Tensor | None, columns: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Number all rows or columns where none are given."""
+        height, width = (torch.arange(size, device=self.weight.device) for size in self.weight.shape)
+        return height if rows is None else rows, width if columns is None else columns
 
     def _per_output(self) -> Tensor:
         return self.gradient.diagonal() if self.gradient.dim() == 2 else self.gradient

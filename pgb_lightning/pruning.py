@@ -116,22 +116,23 @@ def make_plan(
     }
     record = config.to_dict()
     if config.search == "shapes":
-        candidates = candidates or list_candidates(encoder, statistics, config)
-        chosen = choose_shapes(candidates, config.pruning_ratio, config.tolerance, cost)
-        matrices = tuple(
+        options = candidates or list_candidates(encoder, statistics, config)
+        chosen = choose_shapes(options, config.pruning_ratio, config.tolerance, cost)
+        matrices = [
             replace(matrix, importance_kept=_share_kept(matrix, importances[matrix.layer, matrix.kind]))
             for candidate in chosen
             for matrix in candidate.matrices
-        )
-        record |= {"shapes": [candidate.shape for candidate in chosen]}
+        ]
+        achieved = 1 - sum(map(cost, chosen)) / sum(cost(shapes[0]) for shapes in options)
+        record["shapes"] = [candidate.shape for candidate in chosen]
     else:
         demands = {key: Demand.of(importance, config.max_groups) for key, importance in importances.items()}
         numbers, threshold = allocate(demands, config)
-        matrices = tuple(plan_matrix(key, importances[key], numbers[key], config) for key in importances)
-        record |= {"importance_threshold_used": threshold}
-    plan = PruningPlan(encoder.model_type, matrices, record, statistics.num_samples, fingerprint(encoder))
-    _report_shortfall(plan, config)
-    return plan
+        matrices = [plan_matrix(key, importances[key], numbers[key], config) for key in importances]
+        achieved = 1 - sum(m.kept_parameters for m in matrices) / sum(m.total_parameters for m in matrices)
+        record["importance_threshold_used"] = threshold
+    _report_shortfall(achieved, config)
+    return PruningPlan(encoder.model_type, tuple(matrices), record, statistics.num_samples, fingerprint(encoder))
 
 
 def carry_out(
@@ -201,9 +202,9 @@ def _share_kept(matrix: MatrixPlan, importance: Tensor) -> float:
     return min(float(groups.kept(exact).sum()) / max(float(exact.sum()), 1e-300), 1.0)
 
 
-def _report_shortfall(plan: PruningPlan, config: PruningConfig) -> None:
+def _report_shortfall(achieved: float, config: PruningConfig) -> None:
     """Say loudly when the target was missed."""
-    gap = plan.pruning_ratio - config.pruning_ratio
+    gap = achieved - config.pruning_ratio
     if abs(gap) > LOUD:
         remedy = (
             'use importance_threshold="auto" to meet the target'
@@ -211,7 +212,7 @@ def _report_shortfall(plan: PruningPlan, config: PruningConfig) -> None:
             else "that is the nearest this model's importances allow"
         )
         warnings.warn(
-            f"pruning_ratio={config.pruning_ratio} was asked for, but the plan removes {plan.pruning_ratio:.4f} "
+            f"pruning_ratio={config.pruning_ratio} was asked for, but the plan removes {achieved:.4f} "
             f"of the encoder's weights; {remedy}.",
             stacklevel=3,
         )
