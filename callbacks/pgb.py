@@ -45,11 +45,13 @@ class PGBCallback(pl.Callback):
 
     Args:
         pruning_ratio: Share of the encoder's Q, K, V, O, W1 and W2 weights to remove, in (0, 1); 0.5 if not given.
-        preset: ``"default"``, or ``"paper"`` for the published recipe; the settings below replace the preset's.
+        preset: ``"default"``; ``"paper"`` for the published recipe, ``"balanced"`` for the same with balanced
+            permutations; the settings below replace the preset's.
         encoder: Attribute path of the encoder, such as ``"model.bert"``; needed where there are several.
         calibration: Name of a loader, or of a method that returns one, on the data module or module.
         calibration_size: Number of calibration samples; by default all of ``calibration_dataloader()``, or 2,048
             rows of the training set.
+        search: ``"groups"`` for Algorithm 1, ``"shapes"`` to search over heads, neurons and groups.
         importance_threshold: τ, or ``"auto"`` to find the one that meets ``pruning_ratio``.
         max_groups: G_max.
         num_permutations: N_perm.
@@ -78,6 +80,7 @@ class PGBCallback(pl.Callback):
         encoder: str | None = None,
         calibration: str | None = None,
         calibration_size: int | None = None,
+        search: Literal["groups", "shapes"] | None = None,
         importance_threshold: float | Literal["auto"] | None = None,
         max_groups: int | None = None,
         num_permutations: int | None = None,
@@ -91,6 +94,7 @@ class PGBCallback(pl.Callback):
         super().__init__()
         deciding = {
             "pruning_ratio": pruning_ratio,
+            "search": search,
             "importance_threshold": importance_threshold,
             "max_groups": max_groups,
             "num_permutations": num_permutations,

@@ -51,7 +51,8 @@ def prune_together(
     with undisturbed(pl_module):
         loss = training_loss(trainer, pl_module)
         tracked = _track(trainer, "PGB calibration", share)
-        statistics = calibrate(encoder, tracked, loss, all_reduce, config.compensation_tokens)
+        searched = plan is None and config.search == "shapes"
+        statistics = calibrate(encoder, tracked, loss, all_reduce, config.compensation_tokens, searched)
     plan = plan or _decide_once(trainer, encoder, statistics, config)
     carry_out(encoder, plan, statistics, config, all_reduce, partial(_track, trainer, "PGB compensation"))
     return plan

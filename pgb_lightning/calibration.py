@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pgb_lightning.architectures import Encoder
+from pgb_lightning.architectures import SUBLAYERS, Encoder
 from pgb_lightning.modes import eval_mode
+from pgb_lightning.moments import AllReduce, Covariance
 
-#: Adds a tensor up over all processes that share a calibration; returns it unchanged where there is one.
-AllReduce = Callable[[Tensor], Tensor]
 #: Computes the loss of one batch with the model under calibration.
 Loss = Callable[[Any], Tensor]
 
@@ -38,6 +37,20 @@ class LayerInput:
 
 
 @dataclass(frozen=True)
+class SecondMoments:
+    """What the search over block shapes needs to know of every layer, by (layer number, matrix kind).
+
+    Args:
+        inputs: Covariance of what enters Q (and K and V), O, W1 and W2 over real tokens, (M, M).
+        gradients: Mean over samples of the sum over a sample's real tokens of g gᵀ, where g is the gradient of the
+            sample's loss at a matrix's output: (N, N) for O and W2, its diagonal (N,) for the others.
+    """
+
+    inputs: dict[tuple[int, str], Tensor]
+    gradients: dict[tuple[int, str], Tensor]
+
+
+@dataclass(frozen=True)
 class Calibration:
     """Statistics of a dense encoder over the calibration samples.
 
@@ -45,11 +58,13 @@ class Calibration:
         fisher: F of each matrix, (M, N): the mean over samples of the squared gradient of the sample's loss.
         inputs: The first layer's inputs, batch by batch (this process's share, up to a number of tokens).
         num_samples: Samples seen, over all processes.
+        moments: What the search over block shapes needs, where it was asked for.
     """
 
     fisher: dict[tuple[int, str], Tensor]
     inputs: list[LayerInput]
     num_samples: int
+    moments: SecondMoments | None = None
 
 
 def calibrate(
@@ -58,6 +73,7 @@ def calibrate(
     loss: Loss,
     all_reduce: AllReduce = lambda tensor: tensor,
     max_tokens: float = math.inf,
+    moments: bool = False,
 ) -> Calibration:
     """Collect the diagonal empirical Fisher of every matrix in one forward and backward pass.
 
@@ -70,10 +86,13 @@ def calibrate(
         batches: Batches that ``loss`` understands; read once.
         loss: Runs the model on a batch and returns the mean loss of its samples.
         all_reduce: Sums a tensor over the processes that share the calibration.
-        max_tokens: Keep the first layer's inputs of no more batches once they hold this many real tokens.
+        max_tokens: Keep the first layer's inputs, and sum up moments of the others, of no more batches once they
+            hold this many real tokens.
+        moments: Whether to collect :class:`SecondMoments` as well.
 
     Returns:
-        The statistics. Beyond the model they hold one float per encoder weight, and d floats per kept token.
+        The statistics. Beyond the model they hold one float per encoder weight, and d floats per kept token; moments
+        are squares of a layer's widths.
 
     Raises:
         ValueError: There is no batch, the loss does not depend on the encoder, or a loss or gradient is not
@@ -84,10 +103,11 @@ def calibrate(
         key: torch.zeros_like(linear.weight.T, dtype=torch.promote_types(linear.weight.dtype, torch.float32))
         for key, linear in encoder.linears()
     }
+    sums = _Sums(encoder, max_tokens) if moments else None
     inputs: list[LayerInput] = []
     problem: str | None = None
     samples = tokens = 0
-    with eval_mode(encoder.model), _recording(encoder, squares) as calls, torch.enable_grad():
+    with eval_mode(encoder.model), _recording(encoder, squares, sums) as calls, torch.enable_grad():
         for number, batch in enumerate(batches):
             calls.clear()
             value = loss(batch)
@@ -104,7 +124,7 @@ def calibrate(
     if total == 0:
         raise ValueError("the calibration loader is empty: it gave no batch; give at least one labelled batch.")
     fisher = {key: all_reduce(square).div_(total) for key, square in squares.items()}
-    return Calibration(fisher, inputs, total)
+    return Calibration(fisher, inputs, total, sums.finish(all_reduce, total) if sums else None)
 
 
 @dataclass
@@ -115,11 +135,46 @@ class _Call:
     attention_mask: Tensor | None
     tokens: Tensor | None
 
+    def real(self) -> Tensor:
+        """Return which positions are real tokens, (B, S), bool."""
+        if self.tokens is None or self.tokens.shape != self.hidden.shape[:2]:  # no mask, or one of the user's own form
+            return torch.ones(self.hidden.shape[:2], dtype=torch.bool, device=self.hidden.device)
+        return self.tokens.bool()
+
     def kept(self) -> LayerInput:
-        tokens = self.tokens
-        if tokens is None or tokens.shape != self.hidden.shape[:2]:  # no mask, or one of the user's own form
-            tokens = torch.ones(self.hidden.shape[:2])
-        return LayerInput(self.hidden.detach().cpu(), self.attention_mask, tokens.bool().cpu())
+        return LayerInput(self.hidden.detach().cpu(), self.attention_mask, self.real().cpu())
+
+
+class _Sums:
+    """Sums behind :class:`SecondMoments`."""
+
+    def __init__(self, encoder: Encoder, max_tokens: float) -> None:
+        self.max_tokens = max_tokens
+        self.inputs: dict[tuple[int, str], Covariance] = {}
+        self.gradients: dict[tuple[int, str], Tensor] = {}
+        closing = [kinds[-1] for kinds in SUBLAYERS.values()]
+        for key, linear in encoder.linears():
+            device, width = linear.weight.device, linear.out_features
+            shape = (width, width) if key[1] in closing else (width,)
+            self.gradients[key] = torch.zeros(shape, dtype=torch.float64, device=device)
+            if key[1] not in ("K", "V"):  # they read what Q reads
+                self.inputs[key] = Covariance(linear.in_features, device)
+
+    def add_inputs(self, key: tuple[int, str], inputs: Tensor, real: Tensor) -> None:
+        covariance = self.inputs.get(key)
+        if covariance is not None and covariance.count < self.max_tokens:
+            covariance.add(inputs[real.to(inputs.device)])
+
+    def add_gradients(self, key: tuple[int, str], gradients: Tensor, real: Tensor) -> None:
+        # The loss is the batch's mean: a sample's own gradient is B times its part of it.
+        g = gradients[real.to(gradients.device)].float() * len(gradients)
+        self.gradients[key] += g.T @ g if self.gradients[key].dim() == 2 else g.square().sum(0)
+
+    def finish(self, all_reduce: AllReduce, samples: int) -> SecondMoments:
+        return SecondMoments(
+            {key: covariance.finish(all_reduce) for key, covariance in self.inputs.items()},
+            {key: all_reduce(total) / samples for key, total in self.gradients.items()},
+        )
 
 
 def _find_problem(number: int, value: Any, calls: list[_Call]) -> str | None:
@@ -151,8 +206,8 @@ def _raise_everywhere(problem: str | None, all_reduce: AllReduce, device: torch.
 
 
 @contextmanager
-def _recording(encoder: Encoder, squares: dict[tuple[int, str], Tensor]) -> Iterator[list[_Call]]:
-    """Hook the encoder so that calls are listed and squared gradients added up."""
+def _recording(encoder: Encoder, squares: dict[tuple[int, str], Tensor], sums: _Sums | None) -> Iterator[list[_Call]]:
+    """Hook the encoder so that calls are listed, squared gradients added up, and moments where there are sums."""
     calls: list[_Call] = []
     masks: list[Tensor | None] = [None]
     first = encoder.layers[0]
@@ -174,19 +229,27 @@ def _recording(encoder: Encoder, squares: dict[tuple[int, str], Tensor]) -> Iter
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}
 
-    def watch(square: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def watch(key: tuple[int, str]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if output.requires_grad:
-                output.register_hook(  # type: ignore[no-untyped-call]
-                    lambda gradient: _add_squares(square, args[0].detach(), gradient)
-                )
+            if not output.requires_grad:
+                return
+            inputs, real = args[0].detach(), calls[-1].real()
+
+            def add(gradient: Tensor) -> None:
+                _add_squares(squares[key], inputs, gradient)
+                if sums is not None:
+                    sums.add_gradients(key, gradient, real)
+
+            output.register_hook(add)  # type: ignore[no-untyped-call]
+            if sums is not None:
+                sums.add_inputs(key, inputs, real)
 
         return hook
 
     handles: list[RemovableHandle] = [
         encoder.model.register_forward_pre_hook(note_mask, with_kwargs=True),
         first.register_forward_pre_hook(enter_first_layer, with_kwargs=True),
-        *(linear.register_forward_hook(watch(squares[key])) for key, linear in encoder.linears()),
+        *(linear.register_forward_hook(watch(key)) for key, linear in encoder.linears()),
     ]
     try:
         yield calls

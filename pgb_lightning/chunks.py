@@ -55,7 +55,8 @@ class TokenChunks:
 def feed_in_chunks(encoder: Encoder, layer: int) -> None:
     """Let a layer's feed-forward sublayer take its tokens in chunks, unless it was dropped."""
     path, method = encoder.architecture.tokenwise
+    owner = encoder.layers[layer].get_submodule(path)
+    vars(owner).pop(method, None)
     if encoder.find_matrix(layer, "W1") is not None:
-        owner = encoder.layers[layer].get_submodule(path)
         opening = encoder.architecture.paths["W1"].removeprefix(f"{path}.")
         setattr(owner, method, TokenChunks(owner, method, opening))

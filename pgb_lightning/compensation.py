@@ -6,16 +6,16 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from pgb_lightning.architectures import SUBLAYERS, Encoder, Sublayer
-from pgb_lightning.calibration import AllReduce, LayerInput
-from pgb_lightning.folding import fold
+from pgb_lightning.calibration import LayerInput
+from pgb_lightning.folding import Hidden
 from pgb_lightning.linear import ConstantLinear, GroupedLinear
 from pgb_lightning.modes import eval_mode
+from pgb_lightning.moments import AllReduce, Moments, solve
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery import check_plan, prune_layer, select
 
@@ -55,10 +55,9 @@ def compensate(
         try:
             for layer in track(range(plan.num_layers)):
                 originals.append(copy.deepcopy(stack[layer]))
-                prune_layer(encoder, plan, layer)
+                hidden = prune_layer(encoder, plan, layer)
                 for name in SUBLAYERS:
-                    hidden = fold(plan, layer, name, encoder.head_size).hidden
-                    sublayer = _Sublayer(encoder, originals[layer], layer, name, hidden, ridge, all_reduce)
+                    sublayer = SublayerFit(encoder, originals[layer], layer, name, hidden[name], ridge, all_reduce)
                     exact = exact and all(plan.matrix(layer, kind).input_index is None for kind in SUBLAYERS[name])
                     if exact:
                         sublayer.pass_by(streams)
@@ -100,97 +99,24 @@ class Stream:
         return encoder.architecture.feed(layer, hidden).cpu()
 
 
-class Moments:
-    """Centred second moments of inputs x (T, M) and targets y (T, N), block by block, in float64.
-
-    Args:
-        rows: Inputs of each block, (G, m).
-        columns: Targets of each block, (G, n).
-        num_inputs: M.
-        num_targets: N.
-    """
-
-    def __init__(self, rows: Tensor, columns: Tensor, num_inputs: int, num_targets: int) -> None:
-        (groups, m), (_, n) = rows.shape, columns.shape
-        zeros = partial(torch.zeros, dtype=torch.float64, device=rows.device)
-        self.rows, self.columns = rows, columns
-        self.power = zeros(groups, m, m)
-        self.cross = zeros(groups, m, n)
-        self.mean_x = zeros(num_inputs)
-        self.mean_y = zeros(num_targets)
-        self.count = zeros(1)
-        self.origin = zeros(num_inputs)
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Add a batch of tokens."""
-        # Products are made in single precision and summed up in double. Measured from the first batch's mean,
-        # which drops out of all centred moments, they lose no digits to inputs far from zero.
-        if self.count == 0:
-            self.origin = x.mean(0, dtype=torch.float64)
-        x = x.float() - self.origin.float()
-        y = y.float()
-        blocks = x[:, self.rows].permute(1, 2, 0)
-        self.power += torch.bmm(blocks, blocks.transpose(1, 2))
-        self.cross += torch.bmm(blocks, y[:, self.columns].transpose(0, 1))
-        self.mean_x += x.sum(0, dtype=torch.float64)
-        self.mean_y += y.sum(0, dtype=torch.float64)
-        self.count += len(x)
-
-    def finish(self, all_reduce: AllReduce) -> None:
-        """Sum over processes and take out the means."""
-        self._measure_from_zero()  # processes have origins of their own
-        for name in ("power", "cross", "mean_x", "mean_y", "count"):
-            setattr(self, name, all_reduce(getattr(self, name)))
-        self.mean_x /= self.count
-        self.mean_y /= self.count
-        x, y = self.mean_x[self.rows], self.mean_y[self.columns]
-        self.power -= self.count * x.unsqueeze(2) * x.unsqueeze(1)
-        self.cross -= self.count * x.unsqueeze(2) * y.unsqueeze(1)
-
-    def _measure_from_zero(self) -> None:
-        """Turn sums over x - origin into sums over x."""
-        origin = self.origin.float().double()
-        shift, total = origin[self.rows], self.mean_x[self.rows]
-        self.power += shift.unsqueeze(2) * total.unsqueeze(1) + total.unsqueeze(2) * shift.unsqueeze(1)
-        self.power += self.count * shift.unsqueeze(2) * shift.unsqueeze(1)
-        self.cross += shift.unsqueeze(2) * self.mean_y[self.columns].unsqueeze(1)
-        self.mean_x += self.count * origin
-
-
-def solve(power: Tensor, cross: Tensor, start: Tensor, ridge: float) -> Tensor:
-    """Solve Eq. 4 for the weights of blocks: all outputs of a block share its inputs, so one factor serves all.
-
-    Minimises the squared error of each block's outputs plus λ times the squared distance from ``start``. The
-    error is therefore never above that of ``start``.
-
-    Args:
-        power: Centred X̂ᵀX̂ of each block's inputs, (G, m, m).
-        cross: Centred X̂ᵀY of each block's inputs and outputs, (G, m, n).
-        start: The weights before, (G, m, n).
-        ridge: λ as a share of the mean diagonal of ``power``.
-
-    Returns:
-        The weights of the blocks, (G, m, n), in float64.
-    """
-    power, cross, start = power.double(), cross.double(), start.double()
-    eye = torch.eye(power.shape[1], dtype=power.dtype, device=power.device)
-    damping = (ridge * power.diagonal(dim1=1, dim2=2).mean(1)).clamp_min(1e-30).view(-1, 1, 1)
-    while True:
-        factor, failed = torch.linalg.cholesky_ex(power + damping * eye)
-        if not failed.any() or not torch.isfinite(power).all():
-            return torch.cholesky_solve(cross + damping * start, factor)
-        damping = damping * torch.where(failed > 0, 10.0, 1.0).view(-1, 1, 1)  # rounding made it indefinite
-
-
 @dataclass(frozen=True)
-class _Sublayer:
-    """One sublayer under compensation: as it was, and as it is becoming."""
+class SublayerFit:
+    """One sublayer under compensation: as it was, and as it is becoming.
+
+    Args:
+        encoder: The encoder, in which the sublayer is pruned already.
+        original: The layer as it was, on its own.
+        layer: Its number.
+        name: Which of its sublayers.
+        ridge: Pull towards the original weights, as a share of the mean input power.
+        all_reduce: Sums a tensor over the processes that share the calibration.
+    """
 
     encoder: Encoder
     original: nn.Module
     layer: int
     name: Sublayer
-    hidden: tuple[int, ...] | None
+    hidden: Hidden
     ridge: float
     all_reduce: AllReduce
 

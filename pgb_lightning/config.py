@@ -6,14 +6,16 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 Permutation = Literal["greedy", "balanced"]
+Search = Literal["groups", "shapes"]
 
 #: The paper's "2K samples from the training data".
 CALIBRATION_SIZE = 2048
 
 #: Named settings. ``paper`` is the published recipe; ``default`` is what we measured to be better.
 PRESETS: dict[str, dict[str, Any]] = {
-    "default": {"permutation": "balanced"},
-    "paper": {"permutation": "greedy"},
+    "default": {"search": "shapes", "permutation": "balanced"},
+    "balanced": {"search": "groups", "permutation": "balanced"},
+    "paper": {"search": "groups", "permutation": "greedy"},
 }
 
 
@@ -27,6 +29,9 @@ class PruningConfig:
         importance_threshold: τ, above which a weight counts as important; a float, or ``"auto"`` to find the
             τ that meets ``pruning_ratio``. A given τ is used as it is, and the ratio then only bounds how
             many feed-forward sublayers are reached (Algorithm 1).
+        search: What is chosen among: ``"groups"`` is the paper's Algorithm 1, group numbers by τ; ``"shapes"``
+            chooses the number of heads, neurons and groups of every sublayer at once, so that the loss predicted
+            after compensation is least.
         max_groups: G_max, the largest number of groups; a matrix that would need more is pruned whole.
         num_permutations: N_perm, how often rows and columns are sorted for each block.
         permutation: How weights are gathered into blocks: ``"greedy"`` is the paper's alternating sort,
@@ -48,6 +53,7 @@ class PruningConfig:
 
     pruning_ratio: float = 0.5
     importance_threshold: float | Literal["auto"] = "auto"
+    search: Search = "shapes"
     max_groups: int = 6
     num_permutations: int = 6
     permutation: Permutation = "balanced"
@@ -62,9 +68,15 @@ class PruningConfig:
             _check_float("importance_threshold", self.importance_threshold, 0, None, 'a τ above 0, or "auto"')
         _check_count("max_groups", self.max_groups, "the paper uses 6")
         _check_count("num_permutations", self.num_permutations, "the paper uses 6")
-        if self.permutation not in get_args(Permutation):
-            allowed = ", ".join(repr(name) for name in get_args(Permutation))
-            raise ValueError(f"permutation={self.permutation!r} is unknown; choose one of {allowed}.")
+        for name, names in {"permutation": Permutation, "search": Search}.items():
+            if getattr(self, name) not in get_args(names):
+                allowed = ", ".join(map(repr, get_args(names)))
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {allowed}.")
+        if self.search == "shapes" and self.importance_threshold != "auto":
+            raise ValueError(
+                f"importance_threshold={self.importance_threshold!r} means nothing to search='shapes', which uses no "
+                "threshold: leave it out, or set search='groups' (preset 'paper' or 'balanced')."
+            )
         if not isinstance(self.compensation, bool):
             raise TypeError(f"compensation={self.compensation!r} must be True or False.")
         _check_count("compensation_tokens", self.compensation_tokens, "give many times the encoder's width")

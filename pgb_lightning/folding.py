@@ -8,11 +8,14 @@ order.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from pgb_lightning.architectures import SUBLAYERS, Sublayer
-from pgb_lightning.plan import Index, MatrixPlan, PruningPlan
+from pgb_lightning.plan import Index, MatrixPlan
+
+#: Neurons, or features of heads, in order; ``None`` stands for "all of them, as they were".
+Hidden = tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,11 @@ class Folded:
             that all neurons left enter or leave is whole.
     """
 
-    hidden: tuple[int, ...] | None
+    hidden: Hidden
     matrices: Mapping[str, MatrixPlan]
 
 
-def fold(plan: PruningPlan, layer: int, sublayer: Sublayer, head_size: int) -> Folded:
+def fold(matrices: Iterable[MatrixPlan], sublayer: Sublayer, head_size: int) -> Folded:
     """Fold a sublayer's permutations as far as they go.
 
     The neurons are put in the order of the groups of W1, so that its outputs need not be moved; nor need W2's inputs
@@ -38,31 +41,30 @@ def fold(plan: PruningPlan, layer: int, sublayer: Sublayer, head_size: int) -> F
     closing matrix reads are left out.
 
     Args:
-        plan: A plan in terms of the dense model.
-        layer: Number of the layer.
-        sublayer: Which sublayer of it.
+        matrices: The plans of the sublayer's matrices, in terms of the dense model.
+        sublayer: Which sublayer they are of.
         head_size: Features of a head.
 
     Returns:
         What to build.
     """
     *opening, closing = SUBLAYERS[sublayer]
-    matrices = {kind: plan.matrix(layer, kind) for kind in SUBLAYERS[sublayer]}
-    last = matrices[closing]
+    by_kind = {matrix.kind: matrix for matrix in matrices}
+    last = by_kind[closing]
     if last.num_groups == 0:
-        return Folded(None, matrices)
+        return Folded(None, by_kind)
     everything = range(last.rows)
     unit = head_size if sublayer == "attention" else 1
     units = {feature // unit for feature in _flat(last.input_index, last.rows)}
     hidden = tuple(feature for feature in everything if feature // unit in units)
-    if not all(_stays_regular(matrices[kind].output_index, set(hidden)) for kind in opening):
+    if not all(_stays_regular(by_kind[kind].output_index, set(hidden)) for kind in opening):
         hidden = tuple(everything)
     if sublayer == "ffn":
-        hidden = _in_order_of_groups(hidden, matrices["W1"].output_index, last.input_index)
+        hidden = _in_order_of_groups(hidden, by_kind["W1"].output_index, last.input_index)
     place = {feature: position for position, feature in enumerate(hidden)}
     folded = {}
     for kind in opening:
-        matrix = matrices[kind]
+        matrix = by_kind[kind]
         columns, rows = _moved(matrix.output_index, matrix.input_index, place)
         folded[kind] = _built(replace(matrix, columns=len(hidden), input_index=rows, output_index=columns))
     rows, columns = _moved(last.input_index, last.output_index, place)

@@ -31,8 +31,9 @@ class MatrixPlan:
             ``None`` if it is kept whole.
         output_index: The columns of each block (π_c), likewise.
         importance_kept: Share of the matrix's importance that lies in the blocks, in [0, 1].
-        predicted_error: Rise of the loss that the removed weights predict, half their importance summed up
-            (Eq. 2), before compensation; ``None`` where nobody measured it.
+        predicted_error: Rise of the loss that the removed weights predict; ``None`` where nobody measured it. Under
+            ``search="groups"`` half their importance summed up (Eq. 2), before compensation; under ``"shapes"``
+            what is left after it, a sublayer's neurons or heads counted at its closing matrix.
 
     Raises:
         ValueError: The blocks overlap, are of unequal size, or lie outside the matrix.
@@ -68,7 +69,7 @@ class MatrixPlan:
 
     @property
     def num_groups(self) -> int:
-        """G: 0 if the matrix is pruned whole, 1 if it is kept whole."""
+        """G: 0 if the matrix is pruned whole, 1 if it is kept whole or is one smaller block."""
         return 1 if self.input_index is None else len(self.input_index)
 
     @property

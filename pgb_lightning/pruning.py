@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from pgb_lightning.allocation import choose
 from pgb_lightning.architectures import Encoder, find_encoder
 from pgb_lightning.budget import LOUD, Demand, Key, allocate, check_reachable
-from pgb_lightning.calibration import AllReduce, Calibration, Loss, calibrate
+from pgb_lightning.calibration import Calibration, Loss, calibrate
+from pgb_lightning.candidates import Candidate, CandidateCost, list_candidates
 from pgb_lightning.compensation import compensate
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.fingerprint import fingerprint
-from pgb_lightning.grouping import group
+from pgb_lightning.grouping import Groups, group
 from pgb_lightning.importance import second_order_importance
 from pgb_lightning.modes import eval_mode
+from pgb_lightning.moments import AllReduce
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.surgery import apply_plan, check_dense
 
@@ -59,7 +65,11 @@ def prune(
     config = config or PruningConfig()
     found = prepare(model, config, encoder)
     with eval_mode(model):
-        statistics = calibrate(found, batches, loss or _model_loss(model), max_tokens=config.compensation_tokens)
+        statistics = calibrate(
+            *(found, batches, loss or _model_loss(model)),
+            max_tokens=config.compensation_tokens,
+            moments=config.search == "shapes",
+        )
     plan = make_plan(found, statistics, config)
     carry_out(found, plan, statistics, config)
     return plan
@@ -73,19 +83,30 @@ def prepare(model: nn.Module, config: PruningConfig, encoder: str | None = None)
     """
     found = find_encoder(model, encoder)
     check_dense(found)
-    if config.importance_threshold == "auto":
+    if config.search == "groups" and config.importance_threshold == "auto":
         shapes = {key: (linear.in_features, linear.out_features) for key, linear in found.linears()}
         check_reachable(shapes, config)
     return found
 
 
-def make_plan(encoder: Encoder, statistics: Calibration, config: PruningConfig) -> PruningPlan:
+def make_plan(
+    encoder: Encoder,
+    statistics: Calibration,
+    config: PruningConfig,
+    candidates: list[list[Candidate]] | None = None,
+    cost: CandidateCost = attrgetter("parameters"),
+) -> PruningPlan:
     """Decide what becomes of every matrix; nothing is changed.
+
+    Any number of plans can be made from one calibration.
 
     Args:
         encoder: A dense encoder.
         statistics: What calibration found.
         config: The target and the paper's hyperparameters.
+        candidates: Under ``search="shapes"``, what :func:`list_candidates` gives, where it is at hand already: it
+            does not depend on the ratio.
+        cost: Likewise, what ``pruning_ratio`` is a share of: a function of a candidate, parameters if not given.
 
     Returns:
         The plan. If it misses the target by more than a percentage point, a warning says so.
@@ -93,13 +114,25 @@ def make_plan(encoder: Encoder, statistics: Calibration, config: PruningConfig) 
     importances = {
         key: second_order_importance(linear.weight.T, statistics.fisher[key]) for key, linear in encoder.linears()
     }
-    demands = {key: Demand.of(importance, config.max_groups) for key, importance in importances.items()}
-    numbers, threshold = allocate(demands, config)
-    matrices = tuple(_plan_matrix(key, importances[key], numbers[key], config) for key in importances)
-    record = {**config.to_dict(), "importance_threshold_used": threshold}
-    plan = PruningPlan(encoder.model_type, matrices, record, statistics.num_samples, fingerprint(encoder))
-    _report_shortfall(plan, config)
-    return plan
+    record = config.to_dict()
+    if config.search == "shapes":
+        options = candidates or list_candidates(encoder, statistics, config)
+        chosen = choose_shapes(options, config.pruning_ratio, config.tolerance, cost)
+        matrices = [
+            replace(matrix, importance_kept=_share_kept(matrix, importances[matrix.layer, matrix.kind]))
+            for candidate in chosen
+            for matrix in candidate.matrices
+        ]
+        achieved = 1 - sum(map(cost, chosen)) / sum(cost(shapes[0]) for shapes in options)
+        record["shapes"] = [candidate.shape for candidate in chosen]
+    else:
+        demands = {key: Demand.of(importance, config.max_groups) for key, importance in importances.items()}
+        numbers, threshold = allocate(demands, config)
+        matrices = [plan_matrix(key, importances[key], numbers[key], config) for key in importances]
+        achieved = 1 - sum(m.kept_parameters for m in matrices) / sum(m.total_parameters for m in matrices)
+        record["importance_threshold_used"] = threshold
+    _report_shortfall(achieved, config)
+    return PruningPlan(encoder.model_type, tuple(matrices), record, statistics.num_samples, fingerprint(encoder))
 
 
 def carry_out(
@@ -126,7 +159,7 @@ def carry_out(
         apply_plan(encoder, plan)
 
 
-def _plan_matrix(key: Key, importance: Tensor, num_groups: int, config: PruningConfig) -> MatrixPlan:
+def plan_matrix(key: Key, importance: Tensor, num_groups: int, config: PruningConfig) -> MatrixPlan:
     """Group one matrix (Algorithm 2)."""
     layer, kind = key
     rows, columns = importance.shape
@@ -147,9 +180,31 @@ def _plan_matrix(key: Key, importance: Tensor, num_groups: int, config: PruningC
     )
 
 
-def _report_shortfall(plan: PruningPlan, config: PruningConfig) -> None:
+def choose_shapes(
+    candidates: list[list[Candidate]], ratio: float, tolerance: float, cost: CandidateCost
+) -> list[Candidate]:
+    """Choose one candidate of each sublayer: the least predicted loss within the budget."""
+    costs = [[cost(candidate) for candidate in options] for options in candidates]
+    losses = [[candidate.loss for candidate in options] for options in candidates]
+    total = sum(options[0] for options in costs)
+    places = choose(losses, costs, (1 - ratio) * total, tolerance * total)
+    return [options[place] for options, place in zip(candidates, places, strict=True)]
+
+
+def _share_kept(matrix: MatrixPlan, importance: Tensor) -> float:
+    """Return the share of a matrix's importance that lies in its blocks."""
+    if matrix.input_index is None or matrix.output_index is None:
+        return 1.0
+    if not matrix.num_groups:
+        return 0.0
+    groups = Groups(torch.tensor(matrix.input_index), torch.tensor(matrix.output_index))
+    exact = importance.double().cpu()
+    return min(float(groups.kept(exact).sum()) / max(float(exact.sum()), 1e-300), 1.0)
+
+
+def _report_shortfall(achieved: float, config: PruningConfig) -> None:
     """Say loudly when the target was missed."""
-    gap = plan.pruning_ratio - config.pruning_ratio
+    gap = achieved - config.pruning_ratio
     if abs(gap) > LOUD:
         remedy = (
             'use importance_threshold="auto" to meet the target'
@@ -157,7 +212,7 @@ def _report_shortfall(plan: PruningPlan, config: PruningConfig) -> None:
             else "that is the nearest this model's importances allow"
         )
         warnings.warn(
-            f"pruning_ratio={config.pruning_ratio} was asked for, but the plan removes {plan.pruning_ratio:.4f} "
+            f"pruning_ratio={config.pruning_ratio} was asked for, but the plan removes {achieved:.4f} "
             f"of the encoder's weights; {remedy}.",
             stacklevel=3,
         )

@@ -12,7 +12,7 @@ from pgb_lightning.plan import MatrixPlan, PruningPlan
 
 
 def plan_table(plan: PruningPlan) -> Table:
-    """Tabulate the group number of every matrix, and the share of its importance that the groups keep.
+    """Tabulate the group number (or size) of every matrix, and the share of its importance that the groups keep.
 
     Args:
         plan: The plan.
@@ -29,7 +29,7 @@ def plan_table(plan: PruningPlan) -> Table:
         row = [plan.matrix(layer, kind) for kind in MATRICES]
         kept = sum(m.kept_parameters for m in row) / sum(m.total_parameters for m in row)
         table.add_row(str(layer), *map(_cell, row), f"{kept:.0%}")
-    table.caption = "G groups (share of importance kept); - pruned whole"
+    table.caption = "G groups, or inputs x outputs kept (share of importance kept); - pruned whole"
     return table
 
 
@@ -43,6 +43,8 @@ def render(table: Table, width: int = 100) -> str:
 def _cell(matrix: MatrixPlan) -> str:
     if matrix.num_groups == 0:
         return "-"
-    if matrix.input_index is None:
+    if matrix.input_index is None or matrix.output_index is None:
         return "1"
+    if matrix.num_groups == 1:
+        return f"{len(matrix.input_index[0])}x{len(matrix.output_index[0])} ({matrix.importance_kept:.0%})"
     return f"{matrix.num_groups} ({matrix.importance_kept:.0%})"

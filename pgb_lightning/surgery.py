@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from pgb_lightning.architectures import (
     find_encoders,
 )
 from pgb_lightning.chunks import feed_in_chunks
-from pgb_lightning.folding import fold
+from pgb_lightning.folding import Hidden, fold
 from pgb_lightning.linear import ConstantLinear, DroppedCore, GroupedLinear
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 
@@ -44,31 +45,42 @@ def apply_plan(encoder: Encoder, plan: PruningPlan) -> None:
         prune_layer(encoder, plan, layer)
 
 
-def prune_layer(encoder: Encoder, plan: PruningPlan, layer: int) -> None:
-    """Carry out a plan on one layer, in place, with its permutations folded."""
-    for sublayer, kinds in SUBLAYERS.items():
-        folded = fold(plan, layer, sublayer, encoder.head_size)
-        for kind in kinds:
-            module = encoder.matrix(layer, kind)
-            assert isinstance(module, nn.Linear), f"layer {layer} {kind} is {type(module).__name__}"
-            module = select(module, folded.hidden, of_inputs=kind == kinds[-1])
-            put(encoder, layer, kind, prune_linear(module, folded.matrices[kind]))
-        if plan.is_dropped(layer, sublayer):
-            drop_sublayer(encoder, layer, sublayer)
+def prune_layer(encoder: Encoder, plan: PruningPlan, layer: int) -> dict[Sublayer, Hidden]:
+    """Carry out a plan on one layer, in place; return what is left inside of each sublayer."""
+    return {
+        sublayer: prune_sublayer(encoder, layer, sublayer, [plan.matrix(layer, kind) for kind in kinds])
+        for sublayer, kinds in SUBLAYERS.items()
+    }
+
+
+def prune_sublayer(encoder: Encoder, layer: int, sublayer: Sublayer, matrices: Sequence[MatrixPlan]) -> Hidden:
+    """Carry out the plans of one sublayer's matrices, in place, with their permutations folded.
+
+    Returns:
+        Which of the dense sublayer's neurons, or features of heads, are left, in their new order.
+    """
+    folded = fold(matrices, sublayer, encoder.head_size)
+    closing = SUBLAYERS[sublayer][-1]
+    for kind, matrix in folded.matrices.items():
+        module = encoder.matrix(layer, kind)
+        assert isinstance(module, nn.Linear), f"layer {layer} {kind} is {type(module).__name__}"
+        put(encoder, layer, kind, prune_linear(select(module, folded.hidden, kind == closing), matrix))
+    if all(matrix.num_groups == 0 for matrix in matrices):
+        drop_sublayer(encoder, layer, sublayer)
     feed_in_chunks(encoder, layer)
+    return folded.hidden
 
 
 @torch.no_grad()
-def select(linear: nn.Linear, features: tuple[int, ...] | None, of_inputs: bool) -> nn.Linear:
+def select(linear: nn.Linear, features: Hidden, of_inputs: bool) -> nn.Linear:
     """Make a layer of some inputs or outputs of another, in the order given; ``None`` gives the layer itself."""
     if features is None:
         return linear
     index = torch.tensor(features, device=linear.weight.device)
     weight = linear.weight.index_select(int(of_inputs), index)
     bias = linear.bias if of_inputs or linear.bias is None else linear.bias[index]
-    selected = nn.Linear(
-        *(weight.shape[1], weight.shape[0], bias is not None), device=weight.device, dtype=weight.dtype
-    )
+    outputs, inputs = weight.shape
+    selected = nn.Linear(inputs, outputs, bias is not None, device=weight.device, dtype=weight.dtype)
     selected.weight.copy_(weight)
     if bias is not None:
         selected.bias.copy_(bias)
@@ -123,8 +135,8 @@ def matches(encoder: Encoder, plan: PruningPlan) -> bool:
     folded = [
         matrix
         for layer in range(plan.num_layers)
-        for sublayer in SUBLAYERS
-        for matrix in fold(plan, layer, sublayer, encoder.head_size).matrices.values()
+        for sublayer, kinds in SUBLAYERS.items()
+        for matrix in fold([plan.matrix(layer, k) for k in kinds], sublayer, encoder.head_size).matrices.values()
     ]
     return any(
         all(_is_as_planned(encoder.find_matrix(m.layer, m.kind), m) for m in ms) for ms in (folded, plan.matrices)

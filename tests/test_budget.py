@@ -99,7 +99,7 @@ def test_auto_reaches_every_ffn_rather_than_keep_attention_whole() -> None:
 
 def test_a_given_threshold_is_used_as_it_is() -> None:
     of = demands()
-    config = PruningConfig(pruning_ratio=0.5, importance_threshold=0.02)
+    config = PruningConfig.from_preset("balanced", importance_threshold=0.02)
     groups, threshold = allocate(of, config)
     assert threshold == 0.02
     assert groups == compress(of, 0.02, 0.5 * cost(dict.fromkeys(of, 1), of))

@@ -15,7 +15,8 @@ from torch import Tensor
 from pgb_lightning import PruningConfig, apply_plan
 from pgb_lightning.architectures import find_encoder
 from pgb_lightning.calibration import calibrate
-from pgb_lightning.compensation import Moments, compensate, solve
+from pgb_lightning.compensation import compensate
+from pgb_lightning.moments import Moments, solve
 from pgb_lightning.pruning import make_plan
 from pgb_lightning.surgery import is_grouped, matches
 
@@ -74,12 +75,12 @@ def test_fewer_tokens_than_inputs_are_no_trouble() -> None:
     torch.testing.assert_close(solve(power, cross, start, ridge=0.01), start.double())
 
 
-def pruned_twice(model_type: str, ratio: float = 0.5):
+def pruned_twice(model_type: str, preset: str, ratio: float = 0.5):
     """Prune one model with and without compensation by the same plan; return logits on the calibration data."""
     dense = classifier(model_type)
     data = batches(8)
-    statistics = calibrate(find_encoder(dense), data, lambda batch: dense(**batch).loss)
-    plan = make_plan(find_encoder(dense), statistics, PruningConfig(pruning_ratio=ratio))
+    statistics = calibrate(find_encoder(dense), data, lambda batch: dense(**batch).loss, moments=True)
+    plan = make_plan(find_encoder(dense), statistics, PruningConfig.from_preset(preset, pruning_ratio=ratio))
     plain, compensated = copy.deepcopy(dense), copy.deepcopy(dense)
     apply_plan(find_encoder(plain), plan)
     compensate(find_encoder(compensated), plan, statistics.inputs, ridge=1e-2)
@@ -89,8 +90,9 @@ def pruned_twice(model_type: str, ratio: float = 0.5):
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_compensation_brings_the_model_closer_to_the_dense_one(model_type: str) -> None:
-    plan, compensated, (dense, plain, after) = pruned_twice(model_type)
+@pytest.mark.parametrize("preset", ["balanced", "default"])
+def test_compensation_brings_the_model_closer_to_the_dense_one(model_type: str, preset: str) -> None:
+    plan, compensated, (dense, plain, after) = pruned_twice(model_type, preset)
     assert (after - dense).square().mean() < 0.5 * (plain - dense).square().mean()
     assert matches(find_encoder(compensated), plan)
     swapped = (*plan.matrices[6:12], *plan.matrices[:6], *plan.matrices[12:])
@@ -103,7 +105,7 @@ def test_a_dropped_sublayer_adds_the_mean_of_what_the_dense_one_added() -> None:
     encoder = find_encoder(dense)
     data = batches(4)
     statistics = calibrate(encoder, data, lambda batch: dense(**batch).loss)
-    plan = make_plan(encoder, statistics, PruningConfig(pruning_ratio=8 / 12, max_groups=1))
+    plan = make_plan(encoder, statistics, PruningConfig.from_preset("balanced", pruning_ratio=8 / 12, max_groups=1))
     assert plan.is_dropped(0, "ffn")
     assert not plan.is_dropped(0, "attention")
     added: list[Tensor] = []
@@ -123,7 +125,7 @@ def test_modes_survive_and_a_failure_leaves_the_model_as_it_was() -> None:
     encoder = find_encoder(model)
     data = batches(4)
     statistics = calibrate(encoder, data, lambda batch: model(**batch).loss)
-    plan = make_plan(encoder, statistics, PruningConfig(pruning_ratio=0.5))
+    plan = make_plan(encoder, statistics, PruningConfig.from_preset("balanced"))
     before = copy.deepcopy(model.state_dict())
 
     def stop_at_layer_2(layers: range):

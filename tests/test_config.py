@@ -13,7 +13,14 @@ from pgb_lightning.config import PRESETS
 def test_presets_differ_in_what_they_say() -> None:
     assert PruningConfig.from_preset("paper").permutation == "greedy"
     assert PruningConfig.from_preset("default").permutation == "balanced"
+    assert [PruningConfig.from_preset(preset).search for preset in PRESETS] == ["shapes", "groups", "groups"]
     assert PruningConfig() == PruningConfig.from_preset("default")
+
+
+def test_a_threshold_means_nothing_to_the_search_over_shapes() -> None:
+    with pytest.raises(ValueError, match="importance_threshold=1e-05 means nothing to search='shapes'"):
+        PruningConfig(importance_threshold=1e-5)
+    assert PruningConfig.from_preset("balanced", importance_threshold=1e-5).importance_threshold == 1e-5
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -44,6 +51,7 @@ def test_to_dict_is_json() -> None:
         ("importance_threshold", float("inf"), "importance_threshold=inf is out of range"),
         ("ridge", 0.0, "ridge=0.0 is out of range"),
         ("tolerance", 1.5, "tolerance=1.5 is out of range"),
+        ("search", "all", "search='all' is unknown; choose one of 'groups', 'shapes'"),
         ("permutation", "best", "permutation='best' is unknown; choose one of 'greedy', 'balanced'"),
     ],
 )
@@ -62,7 +70,7 @@ def test_a_value_of_the_wrong_type_is_named(setting: str, value: object) -> None
 
 
 def test_unknown_preset_and_setting_list_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="preset='best' is unknown; choose one of 'default', 'paper'"):
+    with pytest.raises(ValueError, match="preset='best' is unknown; choose one of 'default', 'balanced', 'paper'"):
         PruningConfig.from_preset("best")
     with pytest.raises(TypeError, match=r"no setting 'ratio'; it has .*pruning_ratio"):
         PruningConfig.from_preset("paper", ratio=0.5)

@@ -153,7 +153,7 @@ def test_a_folded_plan_is_a_plan_of_the_same_blocks(g1: int, g2: int, seed: int)
         W1=(blocks(24, g1, seed=seed), blocks(96, g1, seed=seed + 1)),
         W2=(blocks(96, g2, seed=seed + 2), blocks(24, g2, seed=seed + 3)),
     )
-    folded = fold(plan, 0, "ffn", head_size=12)
+    folded = fold([plan.matrix(0, "W1"), plan.matrix(0, "W2")], "ffn", head_size=12)
     hidden = folded.hidden or tuple(range(96))
     assert sorted(hidden) == list(range(96))
     for kind, side in (("W1", "output_index"), ("W2", "input_index")):

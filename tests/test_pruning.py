@@ -8,13 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import MODEL_TYPES, batches, classifier
+from tiny import MODEL_TYPES, batches, classifier, logits, pruned
 from torch import nn
 
 from pgb_lightning import PruningConfig, prune
 from pgb_lightning.architectures import find_encoder
+from pgb_lightning.calibration import calibrate
+from pgb_lightning.candidates import Candidate, list_candidates
 from pgb_lightning.config import PRESETS
 from pgb_lightning.cost import encoder_cost
+from pgb_lightning.pruning import make_plan
+from pgb_lightning.surgery import dense_twin
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -42,6 +46,54 @@ def test_the_same_seed_and_data_give_the_same_plan_and_weights() -> None:
     first, second = classifier(), classifier()
     assert prune(first, batches(4)) == prune(second, batches(4))
     assert all(torch.equal(first.state_dict()[name], value) for name, value in second.state_dict().items())
+
+
+def test_one_calibration_serves_every_ratio_and_any_cost() -> None:
+    model = classifier()
+    encoder = find_encoder(model)
+    statistics = calibrate(encoder, batches(4), lambda batch: model(**batch).loss, moments=True)
+    candidates = list_candidates(encoder, statistics, PruningConfig())
+    losses = []
+    for ratio in (0.1, 0.3, 0.5, 0.7, 0.9):
+        config = PruningConfig(pruning_ratio=ratio)
+        plan = make_plan(encoder, statistics, config, candidates)
+        assert plan == make_plan(encoder, statistics, config)
+        assert 0 <= plan.pruning_ratio - ratio <= 0.005
+        losses.append(sum(matrix.predicted_error or 0.0 for matrix in plan.matrices))
+        assert plan.config["search"] == "shapes"
+        assert len(plan.config["shapes"]) == 6
+    assert losses == sorted(losses)
+
+    def attention_is_free(candidate: Candidate) -> float:
+        return 0.0 if candidate.sublayer == "attention" else candidate.parameters
+
+    plan = make_plan(encoder, statistics, PruningConfig(pruning_ratio=0.5), candidates, cost=attention_is_free)
+    assert plan.pruning_ratio == pytest.approx(0.5 * 2 / 3, abs=0.005)
+    assert all(plan.matrix(layer, "O").input_index is None for layer in range(3))
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("ratio", [0.3, 0.7, 0.9])
+def test_every_shape_computes_what_its_dense_twin_computes(model_type: str, ratio: float) -> None:
+    model = pruned(model_type, ratio)
+    torch.testing.assert_close(logits(dense_twin(model)), logits(model), rtol=1e-4, atol=1e-5)
+
+
+def test_the_search_is_nearer_to_the_dense_model_than_the_paper_s_recipe() -> None:
+    dense = logits(classifier())
+    errors = {}
+    for preset in ("default", "paper"):
+        model = classifier()
+        prune(model, batches(6), PruningConfig.from_preset(preset, pruning_ratio=0.5))
+        errors[preset] = float((logits(model) - dense).square().mean())
+    assert errors["default"] < 0.7 * errors["paper"]
+
+
+def test_statistics_without_moments_are_refused() -> None:
+    model = classifier(layers=1)
+    statistics = calibrate(find_encoder(model), batches(1), lambda batch: model(**batch).loss)
+    with pytest.raises(ValueError, match=r"search=.shapes. needs the second moments .* moments=True"):
+        make_plan(find_encoder(model), statistics, PruningConfig())
 
 
 def test_a_module_of_one_s_own_with_a_loss_of_its_own() -> None:
@@ -94,5 +146,5 @@ def test_bad_calls_leave_the_model_as_it_was() -> None:
         yield
 
     with pytest.raises(ValueError, match="cannot be reached with max_groups=1"):
-        prune(model, never(), PruningConfig(pruning_ratio=0.5, max_groups=1))
+        prune(model, never(), PruningConfig.from_preset("balanced", max_groups=1))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

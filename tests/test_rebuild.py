@@ -21,8 +21,9 @@ from pgb_lightning.surgery import is_grouped
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 @pytest.mark.parametrize("ratio", RATIOS)
-def test_a_state_dict_rebuilds_the_grouped_model(model_type: str, ratio: float) -> None:
-    model = pruned(model_type, ratio)
+@pytest.mark.parametrize("preset", ["balanced", "default"])
+def test_a_state_dict_rebuilds_the_grouped_model(model_type: str, ratio: float, preset: str) -> None:
+    model = pruned(model_type, ratio, preset)
     stored = io.BytesIO()
     torch.save(model.state_dict(), stored)
     stored.seek(0)

@@ -10,7 +10,7 @@ from tiny import MODEL_TYPES, RATIOS, batches, classifier, logits, pruned
 from torch import nn
 
 from pgb_lightning import MatrixPlan, PruningConfig, PruningPlan, apply_plan, dense_twin, follow_state_dict, prune
-from pgb_lightning.architectures import MATRICES, find_encoder
+from pgb_lightning.architectures import MATRICES, SUBLAYERS, find_encoder
 from pgb_lightning.folding import fold
 from pgb_lightning.linear import DroppedCore, GroupedLinear
 from pgb_lightning.surgery import is_grouped, matches, prune_linear, select
@@ -33,8 +33,9 @@ def plan_with(encoder_layers: int, **groups: int) -> PruningPlan:
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 @pytest.mark.parametrize("ratio", RATIOS)
-def test_the_dense_twin_equals_the_grouped_model(model_type: str, ratio: float) -> None:
-    model = pruned(model_type, ratio).double()
+@pytest.mark.parametrize("preset", ["balanced", "default"])
+def test_the_dense_twin_equals_the_grouped_model(model_type: str, ratio: float, preset: str) -> None:
+    model = pruned(model_type, ratio, preset).double()
     twin = dense_twin(model)
     assert type(twin) is type(model)
     assert not is_grouped(find_encoder(twin))
@@ -71,7 +72,8 @@ def test_without_compensation_the_kept_weights_are_the_dense_model_s() -> None:
     for (layer, kind), linear in find_encoder(original).linears():
         module = find_encoder(model).find_matrix(layer, kind)
         if isinstance(module, GroupedLinear):
-            hidden = fold(plan, layer, "ffn" if kind in ("W1", "W2") else "attention", 12).hidden
+            sublayer = next(name for name, kinds in SUBLAYERS.items() if kind in kinds)
+            hidden = fold([plan.matrix(layer, k) for k in SUBLAYERS[sublayer]], sublayer, 12).hidden
             dense = select(linear, hidden, of_inputs=kind in ("O", "W2"))
             inside = module.dense_weight() != 0
             assert torch.equal(module.dense_weight()[inside], dense.weight[inside])
@@ -140,7 +142,7 @@ def test_what_was_frozen_stays_frozen() -> None:
     model, fresh = classifier(), classifier(seed=1)
     for module in (model, fresh):
         module.bert.encoder.layer[0].requires_grad_(False)
-    prune(model, batches(4))
+    prune(model, batches(4), PruningConfig.from_preset("balanced"))
     follow_state_dict(fresh)
     fresh.load_state_dict(model.state_dict())
     for module in (model, fresh):

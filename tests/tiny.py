@@ -60,7 +60,8 @@ def logits(model: PreTrainedModel, seed: int = 5) -> torch.Tensor:
         return torch.cat([model.eval()(**batch).logits for batch in batches(2, seed=seed)])
 
 
-def pruned(model_type: str, ratio: float = 0.5, **settings: object) -> PreTrainedModel:
+def pruned(model_type: str, ratio: float = 0.5, preset: str = "balanced", **settings: object) -> PreTrainedModel:
+    """Make a pruned model; the usual preset has groups at any ratio, the default one where they pay."""
     model = classifier(model_type, **settings)
-    prune(model, batches(6), PruningConfig(pruning_ratio=ratio))
+    prune(model, batches(6), PruningConfig.from_preset(preset, pruning_ratio=ratio))
     return model

@@ -204,7 +204,7 @@ def test_mixed_precision_trains_the_grouped_layers(trainer: MakeTrainer, precisi
         ({"pruning_ratio": 0.0}, "pruning_ratio=0.0 is out of range"),
         ({"pruning_ratio": 1.2}, "pruning_ratio=1.2 is out of range"),
         ({"max_groups": 0}, "max_groups=0 is out of range"),
-        ({"preset": "best"}, "preset='best' is unknown; choose one of 'default', 'paper'"),
+        ({"preset": "best"}, "preset='best' is unknown; choose one of 'default', 'balanced', 'paper'"),
         ({"permutation": "none"}, "permutation='none' is unknown"),
         ({"importance_threshold": "low"}, "importance_threshold='low' must be a number"),
         ({"calibration_size": 0}, "calibration_size=0 is out of range: it must be a whole number of at least 1"),

@@ -1,0 +1,126 @@
+"""What a matrix loses, after compensation, by losing inputs or by being cut into blocks: closed forms, no data.
+
+Let H be the covariance of a matrix's inputs and W its weights (M, N). If the outputs in a block may read only the
+inputs R, the best weights for output j are the least-squares fit of x wⱼ on x_R, and what remains of it is
+
+    eⱼ = wⱼᵀ (H - H_:R H_RR⁻¹ H_R:) wⱼ,
+
+a Schur complement. Means do not count: the bias absorbs them. To second order an error e at a matrix's outputs raises
+the loss by half of E[(gᵀe)²], g being the loss's gradient there. Errors of different tokens are taken as independent,
+as are errors and gradients; then the rise is ½ tr(A E), with A the sum over a sample's tokens of E[g gᵀ] and E the
+error's covariance. Where every output reads the same inputs, the least-squares fit is best for any A, so all of A
+counts; for groups only its diagonal does.
+
+Everywhere H stands for H + λI, which is what compensation's ridge solves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """An order in which to take units (neurons or heads) away.
+
+    Args:
+        order: The units, the first to go first, (U,).
+        losses: Rise of the loss once the first ``counts[i]`` units are gone.
+        counts: Units gone, ascending, from 0 to U.
+        weights: The weights of the units that are left then, refitted, (M', N) each, rows ascending; kept only for
+            the counts that were asked for.
+    """
+
+    order: Tensor
+    losses: list[float]
+    counts: list[int]
+    weights: dict[int, Tensor]
+
+    def kept(self, count: int) -> Tensor:
+        """Return the units left when ``count`` are gone, ascending."""
+        return self.order[count:].sort().values
+
+
+def damped(covariance: Tensor, ridge: float) -> Tensor:
+    """Return H + λI, λ being a share ``ridge`` of the mean diagonal."""
+    damping = (ridge * covariance.diagonal().mean()).clamp_min(1e-30)
+    return covariance + damping * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+
+
+def eliminate(
+    covariance: Tensor, weight: Tensor, outputs: Tensor, unit: int = 1, step: int = 1, keep: tuple[int, ...] = ()
+) -> Elimination:
+    """Take away units of inputs, the least harmful first, refitting the rest each time (optimal brain surgeon).
+
+    With V = H⁻¹ over the inputs that are left and W their refitted weights, taking the inputs B away raises the
+    error's covariance by W_Bᵀ V_BB⁻¹ W_B; then W_: -= V_:B V_BB⁻¹ W_B, and V likewise. The sum of the rises is exactly
+    the Schur complement of what is left.
+
+    Args:
+        covariance: H, damped, (M, M).
+        weight: W, (M, N).
+        outputs: A, the gradients' second moment at the outputs, (N, N).
+        unit: Neighbouring inputs that go together: 1 for neurons, the head's width for heads.
+        step: Units that go at once, chosen by their single rises.
+        keep: Counts of units gone at which the refitted weights are kept.
+
+    Returns:
+        The order and the losses, at every multiple of ``step`` and at the end.
+    """
+    # In coordinates where A is ½I a rise is a plain sum of squares.
+    values, vectors = torch.linalg.eigh(outputs.double() / 2)
+    root = vectors * values.clamp_min(0).sqrt()
+    weight, outer = weight.double(), weight.double() @ root
+    inverse = torch.linalg.inv(covariance.double())
+    total = len(weight) // unit
+    left = torch.arange(total, device=weight.device)
+    gone: list[Tensor] = []
+    losses, counts, weights = [0.0], [0], {}
+    while len(left):
+        if total - len(left) in keep:
+            weights[total - len(left)] = weight
+        blocks = inverse.view(len(left), unit, len(left), unit).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        parts = outer.view(len(left), unit, -1)
+        rises = (parts * torch.linalg.solve(blocks, parts)).sum((1, 2))
+        order = torch.argsort(rises, stable=True)
+        lost, rest = order[:step], order[step:].sort().values
+        b, r = positions(lost, unit), positions(rest, unit)
+        gain = torch.linalg.solve(inverse[b][:, b], inverse[b][:, r]) if len(r) else inverse.new_zeros(len(b), 0)
+        rise = (outer[b] * torch.linalg.solve(inverse[b][:, b], outer[b])).sum()
+        inverse = inverse[r][:, r] - inverse[r][:, b] @ gain
+        weight, outer = weight[r] - gain.T @ weight[b], outer[r] - gain.T @ outer[b]
+        gone.append(left[lost])
+        left = left[rest]
+        losses.append(losses[-1] + max(float(rise), 0.0))
+        counts.append(total - len(left))
+    return Elimination(torch.cat(gone), losses, counts, weights)
+
+
+def block_errors(covariance: Tensor, weight: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the error eⱼ that compensation leaves in each output of a matrix cut into blocks.
+
+    Args:
+        covariance: H, damped, (M, M).
+        weight: W, (M, N).
+        rows: Inputs of each block, (G, m).
+        columns: Outputs of each block, (G, n).
+
+    Returns:
+        The errors, (N,); those of outputs outside all blocks are their whole variance.
+    """
+    covariance, weight = covariance.double(), weight.double()
+    carried = covariance @ weight
+    errors = (weight * carried).sum(0)
+    power = covariance[rows.unsqueeze(2), rows.unsqueeze(1)]
+    cross = carried[rows.unsqueeze(2), columns.unsqueeze(1)]
+    fitted = torch.linalg.solve_triangular(torch.linalg.cholesky(power), cross, upper=False)
+    errors[columns] -= fitted.square().sum(1)
+    return errors.clamp_min(0)
+
+
+def positions(units: Tensor, unit: int) -> Tensor:
+    """Return the inputs of some units (heads), each ``unit`` wide."""
+    return (units.unsqueeze(1) * unit + torch.arange(unit, device=units.device)).flatten()

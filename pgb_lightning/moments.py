@@ -1,0 +1,133 @@
+"""Second moments of what flows through a layer, summed up batch by batch, and the least squares they solve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+#: Adds a tensor up over all processes that share a calibration; returns it unchanged where there is one.
+AllReduce = Callable[[Tensor], Tensor]
+
+
+class Covariance:
+    """Mean and covariance of vectors, in float64, from batches that are read once.
+
+    Args:
+        size: Entries of a vector, M.
+        device: Where the sums live.
+
+    Example:
+        >>> summed = Covariance(2)
+        >>> summed.add(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
+        >>> summed.finish().tolist()
+        [[1.0, 0.0], [0.0, 0.0]]
+    """
+
+    def __init__(self, size: int, device: torch.device | str | None = None) -> None:
+        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
+        self.power, self.total, self.origin = zeros(size, size), zeros(size), zeros(size)
+        self.count = zeros(1)
+
+    def add(self, x: Tensor) -> None:
+        """Add vectors, (T, M)."""
+        if self.count == 0 and len(x):  # see Moments.add
+            self.origin = x.mean(0, dtype=torch.float64).float().double()
+        x = x.float() - self.origin.float()
+        self.power += x.T @ x
+        self.total += x.sum(0, dtype=torch.float64)
+        self.count += len(x)
+
+    def finish(self, all_reduce: AllReduce = lambda tensor: tensor) -> Tensor:
+        """Sum over processes; return the covariance, (M, M)."""
+        # Processes have origins of their own: measure all from zero.
+        cross = torch.outer(self.origin, self.total)
+        power = self.power + cross + cross.T + self.count * torch.outer(self.origin, self.origin)
+        total = self.total + self.count * self.origin
+        count = all_reduce(self.count.clone()).clamp_min(1)
+        mean = all_reduce(total) / count
+        return all_reduce(power) / count - torch.outer(mean, mean)
+
+
+class Moments:
+    """Centred second moments of inputs x (T, M) and targets y (T, N), block by block, in float64.
+
+    Args:
+        rows: Inputs of each block, (G, m).
+        columns: Targets of each block, (G, n).
+        num_inputs: M.
+        num_targets: N.
+    """
+
+    def __init__(self, rows: Tensor, columns: Tensor, num_inputs: int, num_targets: int) -> None:
+        (groups, m), (_, n) = rows.shape, columns.shape
+        zeros = partial(torch.zeros, dtype=torch.float64, device=rows.device)
+        self.rows, self.columns = rows, columns
+        self.power = zeros(groups, m, m)
+        self.cross = zeros(groups, m, n)
+        self.mean_x = zeros(num_inputs)
+        self.mean_y = zeros(num_targets)
+        self.count = zeros(1)
+        self.origin = zeros(num_inputs)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add a batch of tokens."""
+        # Products are made in single precision and summed up in double. Measured from the first batch's mean,
+        # which drops out of all centred moments, they lose no digits to inputs far from zero.
+        if self.count == 0:
+            self.origin = x.mean(0, dtype=torch.float64)
+        x = x.float() - self.origin.float()
+        y = y.float()
+        blocks = x[:, self.rows].permute(1, 2, 0)
+        self.power += torch.bmm(blocks, blocks.transpose(1, 2))
+        self.cross += torch.bmm(blocks, y[:, self.columns].transpose(0, 1))
+        self.mean_x += x.sum(0, dtype=torch.float64)
+        self.mean_y += y.sum(0, dtype=torch.float64)
+        self.count += len(x)
+
+    def finish(self, all_reduce: AllReduce) -> None:
+        """Sum over processes and take out the means."""
+        self._measure_from_zero()  # processes have origins of their own
+        for name in ("power", "cross", "mean_x", "mean_y", "count"):
+            setattr(self, name, all_reduce(getattr(self, name)))
+        self.mean_x /= self.count
+        self.mean_y /= self.count
+        x, y = self.mean_x[self.rows], self.mean_y[self.columns]
+        self.power -= self.count * x.unsqueeze(2) * x.unsqueeze(1)
+        self.cross -= self.count * x.unsqueeze(2) * y.unsqueeze(1)
+
+    def _measure_from_zero(self) -> None:
+        """Turn sums over x - origin into sums over x."""
+        origin = self.origin.float().double()
+        shift, total = origin[self.rows], self.mean_x[self.rows]
+        self.power += shift.unsqueeze(2) * total.unsqueeze(1) + total.unsqueeze(2) * shift.unsqueeze(1)
+        self.power += self.count * shift.unsqueeze(2) * shift.unsqueeze(1)
+        self.cross += shift.unsqueeze(2) * self.mean_y[self.columns].unsqueeze(1)
+        self.mean_x += self.count * origin
+
+
+def solve(power: Tensor, cross: Tensor, start: Tensor, ridge: float) -> Tensor:
+    """Solve Eq. 4 for the weights of blocks: all outputs of a block share its inputs, so one factor serves all.
+
+    Minimises the squared error of each block's outputs plus λ times the squared distance from ``start``. The
+    error is therefore never above that of ``start``.
+
+    Args:
+        power: Centred X̂ᵀX̂ of each block's inputs, (G, m, m).
+        cross: Centred X̂ᵀY of each block's inputs and outputs, (G, m, n).
+        start: The weights before, (G, m, n).
+        ridge: λ as a share of the mean diagonal of ``power``.
+
+    Returns:
+        The weights of the blocks, (G, m, n), in float64.
+    """
+    power, cross, start = power.double(), cross.double(), start.double()
+    eye = torch.eye(power.shape[1], dtype=power.dtype, device=power.device)
+    damping = (ridge * power.diagonal(dim1=1, dim2=2).mean(1)).clamp_min(1e-30).view(-1, 1, 1)
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(power + damping * eye)
+        if not failed.any() or not torch.isfinite(power).all():
+            return torch.cholesky_solve(cross + damping * start, factor)
+        damping = damping * torch.where(failed > 0, 10.0, 1.0).view(-1, 1, 1)  # rounding made it indefinite

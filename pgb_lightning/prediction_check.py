@@ -1,0 +1,132 @@
+"""Does the predicted rise of the loss rank shapes as the measured one does? One sublayer pruned at a time.
+
+Example:
+    ::
+
+        python -m pgb_lightning.prediction_check sst2 runs/sst2/seed0/dense.ckpt --data_dir DIR
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torchmetrics.functional.regression import spearman_corrcoef
+
+from pgb_lightning.architectures import SUBLAYERS, find_encoder
+from pgb_lightning.bench import Bench, Measured
+from pgb_lightning.candidates import Candidate, list_candidates
+from pgb_lightning.compensation import Stream, SublayerFit
+from pgb_lightning.config import PruningConfig
+from pgb_lightning.modules import TextClassification
+from pgb_lightning.surgery import prune_sublayer
+
+
+def run(
+    task: str,
+    ckpt_path: str,
+    data_dir: str | None = None,
+    model_name_or_path: str = "minilm-l6",
+    candidates: int = 6,
+    tokens: int = 8192,
+    max_train_samples: int | None = None,
+    calibration_size: int | None = None,
+    seed: int = 0,
+    num_threads: int = 1,
+    out: str | None = None,
+) -> dict[str, float]:
+    """Prune one sublayer after the other, in several shapes each, and compare predicted with measured.
+
+    Args:
+        task: A GLUE task.
+        ckpt_path: Lightning checkpoint of a dense :class:`TextClassification`, such as the experiment leaves.
+        data_dir: Local parquet folder; the Hub if not given.
+        model_name_or_path: Where the tokenizer comes from.
+        candidates: Shapes drawn for each sublayer, evenly over its list in the order of predicted loss.
+        tokens: Calibration tokens that the sublayer is compensated on.
+        max_train_samples: Training rows that the calibration rows are drawn from; all if not given.
+        calibration_size: Calibration rows; 2,048 if not given.
+        seed: Draws them, and the candidates.
+        num_threads: CPU threads.
+        out: A CSV file for every single candidate.
+
+    Returns:
+        Spearman's rank correlation of the predicted rise with the measured loss and divergence, for each sublayer
+        kind and for all.
+    """
+    torch.set_num_threads(num_threads)
+    bench = Bench.load(task, ckpt_path, data_dir, model_name_or_path, max_train_samples, calibration_size, seed)
+    config = PruningConfig()
+    found = list_candidates(bench.encoder, bench.statistics, config)
+    chooser = random.Random(seed)
+    drawn = [_draw(options[1:], candidates, chooser) for options in found]
+    results = list(_measure(bench, drawn, config, tokens))
+    if out:
+        lines = [
+            f'{c.layer},{c.sublayer},"{c.shape}",{c.parameters},{c.loss},{m.loss},{m.divergence},{m.score}'
+            for c, m in results
+        ]
+        Path(out).write_text("\n".join(["layer,sublayer,shape,parameters,predicted,loss,divergence,score", *lines, ""]))
+    return _report(results)
+
+
+def _draw(options: list[Candidate], count: int, chooser: random.Random) -> list[Candidate]:
+    """Draw candidates from all over a list, one from each of as many equal parts."""
+    ranked = sorted(options, key=lambda candidate: candidate.loss)
+    parts = min(count, len(ranked))
+    return [chooser.choice(ranked[len(ranked) * i // parts : len(ranked) * (i + 1) // parts]) for i in range(parts)]
+
+
+@torch.no_grad()
+def _measure(
+    bench: Bench, drawn: list[list[Candidate]], config: PruningConfig, tokens: int
+) -> Iterator[tuple[Candidate, Measured]]:
+    """Prune and compensate one sublayer; the rest of the model stays dense."""
+    encoder, streams, seen = bench.encoder, [], 0
+    for given in bench.statistics.inputs:
+        if seen < tokens:
+            streams.append(Stream(given, encoder.model.device))
+            seen += int(given.tokens.sum())
+    places = [(layer, sublayer) for layer in range(len(encoder.layers)) for sublayer in SUBLAYERS]
+    for (layer, sublayer), options in zip(places, drawn, strict=True):
+        original = copy.deepcopy(encoder.layers[layer])
+        for candidate in options:
+            module: TextClassification = copy.deepcopy(bench.module)
+            pruned = find_encoder(module)
+            hidden = prune_sublayer(pruned, layer, sublayer, candidate.matrices)
+            fit = SublayerFit(pruned, original, layer, sublayer, hidden, config.ridge, lambda tensor: tensor)
+            fit.compensate([copy.copy(stream) for stream in streams])
+            yield candidate, bench.measure(module)
+        for stream in streams:
+            stream.dense = stream.pruned = stream.run(encoder, original, sublayer, stream.dense)
+
+
+def _report(results: list[tuple[Candidate, Measured]]) -> dict[str, float]:
+    table = Table(title="Spearman's rank correlation of the predicted rise of the loss with what was measured")
+    for column in ("sublayers", "candidates", "loss", "divergence"):
+        table.add_column(column, justify="right")
+    correlations: dict[str, float] = {}
+    for name in (*SUBLAYERS, "all"):
+        chosen = [(c, m) for c, m in results if name in (c.sublayer, "all")]
+        predicted = torch.tensor([c.loss for c, _ in chosen])
+        correlations[f"{name}_loss"] = _spearman(predicted, torch.tensor([m.loss for _, m in chosen]))
+        correlations[f"{name}_divergence"] = _spearman(predicted, torch.tensor([m.divergence for _, m in chosen]))
+        columns = [f"{correlations[f'{name}_{what}']:.3f}" for what in ("loss", "divergence")]
+        table.add_row(name, str(len(chosen)), *columns)
+    Console(width=100).print(table)
+    return correlations
+
+
+def _spearman(a: Tensor, b: Tensor) -> float:
+    return float(spearman_corrcoef(a, b))
+
+
+if __name__ == "__main__":
+    auto_cli(run)

@@ -1,0 +1,114 @@
+"""The two measuring commands, on a tiny model: real numbers from one calibration each."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import quiet_trainer
+from torch.utils.data import DataLoader
+
+from pgb_lightning import ablations, prediction_check
+from pgb_lightning.bench import Bench
+from pgb_lightning.modules import TextClassification
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """The commands set the number of threads: put it back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+#: Weights large enough that pruning shows, and room for the usual 128 tokens.
+TINY = {"max_position_embeddings": 128, "initializer_range": 0.2}
+Given = tuple[str, str, str, str]
+
+
+def given(task: str, tmp_path: Path, model: Path, data: Path) -> Given:
+    """Save a dense checkpoint; return what the commands need to know of it."""
+    torch.manual_seed(0)
+    trainer = quiet_trainer()
+    trainer.strategy.connect(TextClassification(str(model), task=task))
+    trainer.save_checkpoint(tmp_path / "dense.ckpt")
+    return task, str(tmp_path / "dense.ckpt"), str(data), str(model)
+
+
+@pytest.mark.filterwarnings("ignore:Calibrating on all")
+def test_every_method_is_measured_at_every_ratio(
+    tmp_path: Path,
+    tiny_model_folder: Callable[..., Path],
+    glue_folder: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    subject = given("sst2", tmp_path, tiny_model_folder("bert", **TINY), glue_folder("sst2", train=64, validation=40))
+    results = ablations.run(*subject, ratios=(0.5,), out=str(tmp_path / "out.json"))
+    assert [result["method"] for result in results] == list(ablations.METHODS)
+    stored = json.loads((tmp_path / "out.json").read_text())
+    assert stored["results"] == results
+    by_name = {result["method"]: result for result in results}
+    assert all(abs(result["removed"] - 0.5) <= 0.01 for result in results)
+    assert len(by_name["default"]["shapes"]) == 4
+    assert 0 < by_name["default"]["divergence"] < by_name["paper"]["divergence"]
+    assert by_name["default"]["divergence"] < by_name["default, no compensation"]["divergence"]
+    assert len({result["divergence"] for name, result in by_name.items() if name != "balanced"}) == len(results) - 1
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ablations.METHODS)
+    with pytest.raises(ValueError, match="methods names 'best', which is none of 'default'"):
+        ablations.run(*subject, methods=("best",))
+
+
+@pytest.mark.filterwarnings("ignore:Calibrating on all")
+def test_plans_of_the_ablations_are_what_they_are_called(
+    tmp_path: Path, tiny_model_folder: Callable[..., Path], glue_folder: Callable[..., Path]
+) -> None:
+    subject = given("sst2", tmp_path, tiny_model_folder("bert", **TINY), glue_folder("sst2", train=64, validation=40))
+    bench = Bench.load(*subject, max_train_samples=None, calibration_size=None, seed=0)
+    config = ablations.PruningConfig.from_preset("paper", pruning_ratio=0.8)
+    numbers = {m.num_groups for m in ablations.fixed_groups(bench, config, [], number=6).matrices}
+    assert numbers <= {0, 1, 6}
+    assert 6 in numbers
+    plan, paper = ablations.unpermuted(bench, config, []), ablations.as_set(bench, config, [])
+    assert plan.kept_parameters == paper.kept_parameters
+    flat = [sum(matrix.input_index or (), ()) for matrix in plan.matrices]
+    assert all(index == tuple(range(len(index))) for index in flat)
+
+
+@pytest.mark.filterwarnings("ignore:Calibrating on all")
+def test_a_dense_model_diverges_from_itself_by_nothing(
+    tmp_path: Path, tiny_model_folder: Callable[..., Path], glue_folder: Callable[..., Path]
+) -> None:
+    for task in ("cola", "stsb"):
+        (tmp_path / task).mkdir()
+        subject = given(
+            task, tmp_path / task, tiny_model_folder("bert", **TINY), glue_folder(task, train=64, validation=40)
+        )
+        bench = Bench.load(*subject, max_train_samples=None, calibration_size=None, seed=0)
+        measured = bench.measure(bench.module)
+        assert measured.divergence == pytest.approx(0, abs=1e-9)
+        trainer = quiet_trainer()
+        [expected] = trainer.validate(bench.module, DataLoader(bench.batches, batch_size=None), verbose=False)
+        assert measured.loss == pytest.approx(expected["val_loss"], rel=1e-5)
+        metric = {"cola": "val_matthews", "stsb": "val_spearman"}[task]
+        assert measured.score == pytest.approx(100 * expected[metric], rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Calibrating on all")
+def test_predictions_rank_what_is_measured(
+    tmp_path: Path,
+    tiny_model_folder: Callable[..., Path],
+    glue_folder: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    subject = given("sst2", tmp_path, tiny_model_folder("bert", **TINY), glue_folder("sst2", train=64, validation=40))
+    found = prediction_check.run(*subject, candidates=5, out=str(tmp_path / "out.csv"))
+    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+    assert len(rows) == 4 * 5
+    assert [int(row["layer"]) for row in rows] == [0] * 10 + [1] * 10
+    assert found["all_divergence"] > 0.5
+    assert f"{found['all_divergence']:.3f}" in capsys.readouterr().out
