@@ -237,7 +237,11 @@ def test_a_module_that_cannot_be_pruned_is_refused_before_any_data(trainer: Make
 
     refused(Headless(nn.Linear(2, 2)), PGBCallback(), "Headless holds no transformers encoder")
     refused(OwnModule(), PGBCallback(encoder="net.bart"), "encoder='net.bart' is no attribute path")
-    refused(OwnModule(), PGBCallback(0.95, max_groups=1), r"pruning_ratio=0.95 cannot be reached.* ratio is 0.9167")
+    refused(
+        OwnModule(),
+        PGBCallback(0.95, "balanced", max_groups=1),
+        r"pruning_ratio=0.95 cannot be reached.* ratio is 0.9167",
+    )
     grouped = OwnModule()
     trainer(PGBCallback()).fit(grouped, make_loader())
     refused(grouped, PGBCallback(), "is grouped already and cannot be pruned again")
