@@ -5,6 +5,7 @@ Importing it registers the exported model types with transformers, and imports n
 
 from pgb_lightning.export.card import CardFacts
 from pgb_lightning.export.huggingface import export_dense, export_huggingface, to_exported
+from pgb_lightning.export.onnx import export_onnx, quantize_onnx
 
 
-__all__ = ["CardFacts", "export_dense", "export_huggingface", "to_exported"]
+__all__ = ["CardFacts", "export_dense", "export_huggingface", "export_onnx", "quantize_onnx", "to_exported"]

@@ -51,7 +51,7 @@ def export_huggingface(
         raise ValueError("plan made another model than this one; give the plan that this model was pruned by, or none.")
     target = empty_folder(folder)
     exported.save_pretrained(target)
-    _write_beside(model, target, "huggingface", tokenizer, card, plan)
+    write_beside(model, target, "huggingface", tokenizer, card, plan)
     return target
 
 
@@ -81,7 +81,7 @@ def export_dense(
     _check_model(model)
     target = empty_folder(folder)
     dense_twin(model).save_pretrained(target)
-    _write_beside(model, target, "dense", tokenizer, card)
+    write_beside(model, target, "dense", tokenizer, card)
     return target
 
 
@@ -128,7 +128,7 @@ def _check_model(model: object) -> None:
         )
 
 
-def _write_beside(
+def write_beside(
     model: PreTrainedModel,
     folder: Path,
     kind: str,
