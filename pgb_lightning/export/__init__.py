@@ -7,5 +7,4 @@ from pgb_lightning.export.card import CardFacts
 from pgb_lightning.export.huggingface import export_dense, export_huggingface, to_exported
 from pgb_lightning.export.onnx import export_onnx, quantize_onnx
 
-
 __all__ = ["CardFacts", "export_dense", "export_huggingface", "export_onnx", "quantize_onnx", "to_exported"]

@@ -71,7 +71,8 @@ def make_card(
         pipeline_tag=pipeline,
         tags=["pgb-lightning", "pruned", *(["onnx"] if kind == "onnx" else [])],
     )
-    title = " ".join(filter(None, (base or find_encoder(model).model_type, facts.task and f"on {facts.task},", "pruned")))
+    task = f"on {facts.task}," if facts.task else ""
+    title = " ".join(filter(None, (base or find_encoder(model).model_type, task, "pruned")))
     parts = [f"# {title}", _summary(model, plan), *_tables(facts), f"## Use it\n\n{_usage(kind, pipeline, name)}"]
     return ModelCard("\n\n".join([f"---\n{data.to_yaml()}\n---", *parts]) + "\n")
 
@@ -114,24 +115,28 @@ def _table(title: str, rows: Mapping[str, str]) -> str:
 
 
 def _usage(kind: str, pipeline: str, name: str) -> str:
+    """Show the lines that load what lies in the folder."""
     if kind == "onnx":
-        return (
-            "`model.onnx` runs in onnxruntime; the inputs are those of the tokenizer in this folder.\n\n```python\n"
-            'from onnxruntime import InferenceSession\n\nsession = InferenceSession("model.onnx")\n```'
-        )
-    install = "import pgb_lightning  # pip install pgb-lightning: registers the model type\n" if kind != "dense" else ""
+        lines = ["from onnxruntime import InferenceSession", 'session = InferenceSession("model.onnx")']
+        return f"It takes what the tokenizer in this folder makes.\n\n{_code(lines)}"
+    lines = ["import pgb_lightning  # pip install pgb-lightning: registers the model type"] if kind != "dense" else []
     head = next((end for end in PIPELINES if name.endswith(end)), "")
-    if not head:
-        return f'```python\n{install}from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("THIS FOLDER")\n```'
-    if pipeline == "question-answering":
-        load = f'from transformers import AutoModel{head}\n\nmodel = AutoModel{head}.from_pretrained("THIS FOLDER")'
+    if head == "ForSequenceClassification":
+        lines += ["from transformers import pipeline", f'model = pipeline("{pipeline}", "THIS FOLDER")']
     else:
-        load = f'from transformers import pipeline\n\nmodel = pipeline("{pipeline}", "THIS FOLDER")'
-    return f"```python\n{install}{load}\n```"
+        lines += [
+            f"from transformers import AutoModel{head}",
+            f'model = AutoModel{head}.from_pretrained("THIS FOLDER")',
+        ]
+    return _code(lines)
+
+
+def _code(lines: list[str]) -> str:
+    return "\n".join(["```python", *lines, "```"])
 
 
 def _hub_name(name: str | None) -> str | None:
-    """Leave out paths on somebody's machine, and the packaged model's alias."""
+    """Leave out paths on somebody's machine."""
     if name is None or Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         return None
     return name

@@ -110,14 +110,23 @@ def empty_folder(folder: str | Path) -> Path:
     """Make a folder, or take an empty one.
 
     Raises:
-        ValueError: There is a file of that name, or something in the folder.
+        ValueError: As :func:`check_folder`.
+    """
+    check_folder(folder)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return Path(folder)
+
+
+def check_folder(folder: str | Path) -> None:
+    """Require a name at which nothing is, or an empty folder.
+
+    Raises:
+        ValueError: There is a file, or something in the folder.
     """
     path = Path(folder)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         what = "a folder with files in it" if path.is_dir() else "a file"
         raise ValueError(f"{str(folder)!r} is {what}; name a new or an empty folder.")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def _check_model(model: object) -> None:

@@ -74,8 +74,22 @@ def exported_class(dense_class: type[PreTrainedModel]) -> type[ExportedModel]:
     """
     if dense_class not in _EXPORTED:
         known = ", ".join(sorted(known.__name__ for known in _EXPORTED))
-        raise ValueError(f"{dense_class.__name__} has no counterpart that transformers could load; these have: {known}.")
+        raise ValueError(
+            f"{dense_class.__name__} has no counterpart that transformers could load; these have: {known}."
+        )
     return _EXPORTED[dense_class]
+
+
+def auto_class(model: PreTrainedModel) -> Any:
+    """Return transformers' ``Auto`` class that loads models with a model's head.
+
+    Example:
+        >>> tiny = transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> auto_class(transformers.BertForSequenceClassification(tiny)).__name__
+        'AutoModelForSequenceClassification'
+    """
+    name = next((auto for auto, head in HEADS.items() if type(model).__name__.endswith(head)), "AutoModel")
+    return getattr(transformers, name)
 
 
 def recast(config: PretrainedConfig, config_class: type[PretrainedConfig], pgb: Any = None) -> PretrainedConfig:
@@ -88,7 +102,8 @@ def recast(config: PretrainedConfig, config_class: type[PretrainedConfig], pgb: 
     """
     other = config_class()
     other.__dict__.update(copy.deepcopy(config.__dict__))
-    other.__dict__.pop("pgb", None)
+    for name in ("pgb", "model_type"):  # a class attribute; a configuration read from a file has it as its own, too
+        other.__dict__.pop(name, None)
     if pgb is not None:
         other.pgb = pgb  # type: ignore[attr-defined]
     return other
@@ -131,16 +146,15 @@ def _register() -> dict[type[PreTrainedModel], type[ExportedModel]]:
     for model_type in ARCHITECTURES:
         dense_config = CONFIG_MAPPING[model_type]
         family = dense_config.__name__.removesuffix("Config")
-        names = {"__module__": __name__, "__doc__": f"Configuration of a pruned {family} model."}
-        config = type(f"PGB{family}Config", (dense_config,), {**names, "model_type": EXPORTED + model_type, "pgb": None})
+        names: dict[str, Any] = {"__module__": __name__, "__doc__": f"Configuration of a pruned {family} model."}
+        config = type(f"PGB{family}Config", (dense_config,), names | {"model_type": EXPORTED + model_type, "pgb": None})
         AutoConfig.register(EXPORTED + model_type, config)
         globals()[config.__name__] = config
         for auto, head in HEADS.items():
             dense = getattr(transformers, f"{family}{head}")
             names = {"__module__": __name__, "__doc__": f"A pruned {dense.__name__}."}
-            model = type(
-                f"PGB{dense.__name__}", (ExportedModel, dense), {**names, "config_class": config, "dense_class": dense}
-            )
+            names |= {"config_class": config, "dense_class": dense}
+            model = type(f"PGB{dense.__name__}", (ExportedModel, dense), names)
             getattr(transformers, auto).register(config, model)
             globals()[model.__name__] = model
             made[dense] = cast(type[ExportedModel], model)

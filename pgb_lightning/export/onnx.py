@@ -40,8 +40,8 @@ def export_onnx(
 ) -> Path:
     """Write a pruned model for onnxruntime: any batch size, any length that the model takes.
 
-    The folder is laid out as optimum does it: ``model.onnx`` (``model_quantized.onnx`` if quantized), ``config.json`` of
-    the plain transformers model, and the tokenizer. Nothing of this package is needed to run it.
+    The folder is laid out as optimum does it: ``model.onnx`` (``model_quantized.onnx`` if quantized), the plain
+    transformers model's ``config.json``, and the tokenizer. Nothing of this package is needed to run it.
 
     Args:
         model: A transformers model of a mapped family, dense or grouped, such as ``module.model``.
@@ -95,9 +95,7 @@ def quantize_onnx(source: str | Path, target: str | Path) -> Path:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with _quiet():
-        quantize_dynamic(
-            source, target, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm", "Gather"]
-        )
+        quantize_dynamic(source, target, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm", "Gather"])
     return Path(target)
 
 
@@ -114,6 +112,19 @@ def require_onnx() -> None:
         )
 
 
+def output_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """Name what a model's head gives.
+
+    Example:
+        >>> from transformers import BertConfig, BertForQuestionAnswering
+        >>> tiny = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> output_names(BertForQuestionAnswering(tiny))
+        ('start_logits', 'end_logits')
+    """
+    name = type(model).__name__
+    return next((names for end, names in OUTPUTS.items() if name.endswith(end)), ("logits",))
+
+
 class _Runner(nn.Module):
     """A model with tensors in and tensors out, its grouped layers in onnxruntime's form."""
 
@@ -126,8 +137,7 @@ class _Runner(nn.Module):
         use_channel_layers(find_encoder(self.model), weights_right)
         has_types = getattr(self.model.config, "type_vocab_size", 0) > 1
         self.inputs = ("input_ids", "attention_mask", *(["token_type_ids"] if has_types else []))
-        name = type(model).__name__
-        self.outputs = next((names for end, names in OUTPUTS.items() if name.endswith(end)), ("logits",))
+        self.outputs = output_names(model)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         output = self.model(**dict(zip(self.inputs, tensors, strict=True)))
