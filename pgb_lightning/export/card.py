@@ -52,7 +52,7 @@ def make_card(
 
     Args:
         model: The model, plain or exported, grouped or dense.
-        kind: What lies in the folder: "huggingface", "dense" or "onnx".
+        kind: What lies in the folder: "huggingface", "dense", or an ONNX file, by its name.
         facts: What the model does not show.
         plan: The plan it was pruned by, if known.
 
@@ -62,14 +62,14 @@ def make_card(
     from huggingface_hub import ModelCard, ModelCardData  # takes long, and only this function needs it
 
     facts = facts or CardFacts()
-    name = type(model).__name__
+    name, is_onnx = type(model).__name__, kind.endswith(".onnx")
     pipeline = next((task for end, task in PIPELINES.items() if name.endswith(end)), "feature-extraction")
     base = _hub_name(facts.base_model)
     data = ModelCardData(
         base_model=base,
-        library_name="transformers.js" if kind == "onnx" else "transformers",
+        library_name="transformers.js" if is_onnx else "transformers",
         pipeline_tag=pipeline,
-        tags=["pgb-lightning", "pruned", *(["onnx"] if kind == "onnx" else [])],
+        tags=["pgb-lightning", "pruned", *(["onnx"] if is_onnx else [])],
     )
     task = f"on {facts.task}," if facts.task else ""
     title = " ".join(filter(None, (base or find_encoder(model).model_type, task, "pruned")))
@@ -116,8 +116,8 @@ def _table(title: str, rows: Mapping[str, str]) -> str:
 
 def _usage(kind: str, pipeline: str, name: str) -> str:
     """Show the lines that load what lies in the folder."""
-    if kind == "onnx":
-        lines = ["from onnxruntime import InferenceSession", 'session = InferenceSession("model.onnx")']
+    if kind.endswith(".onnx"):
+        lines = ["from onnxruntime import InferenceSession", f'session = InferenceSession("{kind}")']
         return f"It takes what the tokenizer in this folder makes.\n\n{_code(lines)}"
     lines = ["import pgb_lightning  # pip install pgb-lightning: registers the model type"] if kind != "dense" else []
     head = next((end for end in PIPELINES if name.endswith(end)), "")

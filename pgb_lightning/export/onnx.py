@@ -66,15 +66,16 @@ def export_onnx(
         raise ValueError(f"quantize={quantize!r} is unknown; give 'int8', or None for single precision.")
     runner = _Runner(model, weights_right=quantize is not None)
     target = empty_folder(folder)
+    file = MODEL_FILE
     _write_graph(runner, target / MODEL_FILE)
     if quantize is not None:
-        quantize_onnx(target / MODEL_FILE, target / QUANTIZED_FILE)
+        file = quantize_onnx(target / MODEL_FILE, target / QUANTIZED_FILE).name
         (target / MODEL_FILE).unlink()
     with torch.device("meta"):
         plain = make_plain(runner.model)
     plain.config.architectures = [type(plain).__name__]
     plain.config.save_pretrained(target)
-    write_beside(model, target, "onnx", tokenizer, card)
+    write_beside(model, target, file, tokenizer, card)
     return target
 
 

@@ -226,4 +226,4 @@ def _shown(column: str, value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    auto_cli(run)
+    auto_cli(run, as_positional=False)
