@@ -91,7 +91,7 @@ def _summary(model: PreTrainedModel, plan: PruningPlan | None) -> str:
         "parameters of the whole model": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
     }
     if plan is not None:
-        asked = {name: plan.config[name] for name in ("preset", "pruning_ratio") if name in plan.config}
+        asked = {name: plan.config[name] for name in ("pruning_ratio", "permutation") if name in plan.config}
         rows |= {f"{name} of the plan": str(value) for name, value in asked.items()}
     return (
         "Pruned in one shot by weight grouping and permutation (PGB, JAIR 85:24, 2026) with "

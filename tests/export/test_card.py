@@ -24,7 +24,7 @@ def test_a_card_has_all_that_is_known() -> None:
     assert card.data.pipeline_tag == "text-classification"
     assert "# bert-base-uncased on sst2, pruned" in card.text
     assert f"{plan.kept_parameters:,} of {total:,}" in card.text
-    for line in ("| accuracy | 91.25 |", "| batch 1 | 10.5 |", "| preset of the plan | paper |"):
+    for line in ("| accuracy | 91.25 |", "| batch 1 | 10.5 |", "| permutation of the plan | greedy |"):
         assert line in card.text
     assert card.text.index("import pgb_lightning") < card.text.index('pipeline("text-classification", ')
 
