@@ -192,7 +192,8 @@ def _scores(source: Source, runs: Mapping[str, Run], data_dir: str) -> dict[str,
     assert isinstance(module, TextClassification)
     assert module.task is not None
     name = module.task.name
-    data = GLUEDataModule(name, str(module.hparams["model_name_or_path"]), data_dir)
+    length = min(128, longest(module.model))
+    data = GLUEDataModule(name, str(module.hparams["model_name_or_path"]), data_dir, max_length=length)
     data.prepare_data()
     data.setup("validate")
     loaders = data.val_dataloader()

@@ -41,7 +41,15 @@ def test_an_exported_model_is_fine_tuned_again(pruned_checkpoint: Callable[..., 
 
 
 def test_a_dense_twin(pruned_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    main(["export", "--ckpt_path", str(pruned_checkpoint("reader")), f"--output_dir={tmp_path / 'out'}", "--format=dense"])
+    main(
+        [
+            "export",
+            "--ckpt_path",
+            str(pruned_checkpoint("reader")),
+            f"--output_dir={tmp_path / 'out'}",
+            "--format=dense",
+        ]
+    )
     loaded = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out")
     assert loaded.config.model_type == "bert"
     assert not is_grouped(find_encoder(loaded))
@@ -87,7 +95,7 @@ def test_onnx_without_its_packages_ends_before_anything_is_read(
         raise ModuleNotFoundError("ONNX export needs onnx; install it")
 
     monkeypatch.setattr(command, "require_onnx", missing)
-    with pytest.raises(SystemExit, match="^pgb: ONNX export needs onnx; install it"):
+    with pytest.raises(SystemExit, match=r"^pgb: ONNX export needs onnx; install it"):
         main(["export", "--ckpt_path", "no.ckpt", "--output_dir", str(tmp_path / "out"), "--format", "onnx"])
 
 
