@@ -103,7 +103,8 @@ def to_exported(model: PreTrainedModel) -> ExportedModel:
     exported = target(config)
     exported.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]
     exported.load_state_dict(model.state_dict())
-    return exported.train(model.training)
+    exported.train(model.training)
+    return exported
 
 
 def empty_folder(folder: str | Path) -> Path:

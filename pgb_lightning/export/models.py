@@ -29,7 +29,7 @@ HEADS = {
 }
 
 
-class ExportedModel(PreTrainedModel):
+class ExportedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """What an exported model adds to its transformers class: the recorded structure, and a check of the weights."""
 
     dense_class: ClassVar[type[PreTrainedModel]]
@@ -39,7 +39,7 @@ class ExportedModel(PreTrainedModel):
         apply_structure(find_encoder(self), config.pgb)
 
     @classmethod
-    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Load as transformers does, but refuse weights that are not those of the recorded structure.
 
         Raises:
@@ -48,7 +48,8 @@ class ExportedModel(PreTrainedModel):
         wants_info = kwargs.pop("output_loading_info", False)
         lenient = kwargs.pop("ignore_mismatched_sizes", False)
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, info = super().from_pretrained(name, *args, **kwargs)
+        loaded: Any = super().from_pretrained(name, *args, **kwargs)
+        model, info = loaded
         _check_loaded(model, info, name, lenient)
         return (model, info) if wants_info else model
 
@@ -92,7 +93,7 @@ def auto_class(model: PreTrainedModel) -> Any:
     return getattr(transformers, name)
 
 
-def recast(config: PretrainedConfig, config_class: type[PretrainedConfig], pgb: Any = None) -> PretrainedConfig:
+def recast(config: PretrainedConfig, config_class: type[PretrainedConfig] | None, pgb: Any = None) -> PretrainedConfig:
     """Turn a configuration into one of another class with the same settings.
 
     Args:
@@ -100,12 +101,13 @@ def recast(config: PretrainedConfig, config_class: type[PretrainedConfig], pgb: 
         config_class: The class it is to have, of the same family.
         pgb: The structure's record; ``None`` leaves it out.
     """
+    assert config_class is not None  # a class of transformers has one
     other = config_class()
     other.__dict__.update(copy.deepcopy(config.__dict__))
     for name in ("pgb", "model_type"):  # a class attribute; a configuration read from a file has it as its own, too
         other.__dict__.pop(name, None)
     if pgb is not None:
-        other.pgb = pgb  # type: ignore[attr-defined]
+        other.pgb = pgb
     return other
 
 

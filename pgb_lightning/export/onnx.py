@@ -133,7 +133,9 @@ class _Runner(nn.Module):
         super().__init__()
         # Through the exported class, so that the layers are this package's plain ones whatever stands in the model.
         exported = to_exported(model)
-        self.model = (copy.deepcopy(exported) if exported is model else exported).to("cpu", torch.float32).eval()
+        self.model = copy.deepcopy(exported) if exported is model else exported
+        self.model.to(device="cpu", dtype=torch.float32)  # type: ignore[call-arg]
+        self.model.eval()  # type: ignore[no-untyped-call]
         self.model.set_attn_implementation("eager")  # fewer operators than PyTorch's fused attention unfolds to
         use_channel_layers(find_encoder(self.model), weights_right)
         has_types = getattr(self.model.config, "type_vocab_size", 0) > 1

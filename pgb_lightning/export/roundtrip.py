@@ -107,7 +107,7 @@ def _export_all(source: Source, folder: Path) -> tuple[dict[str, Run], dict[str,
         "PyTorch, pruned": (model, "huggingface"),
         "Hugging Face folder": (reloaded, "huggingface"),
         "the same, saved again": (auto.from_pretrained(folder / "again"), "again"),
-        "back in a LightningModule": (back.model.eval(), "huggingface"),
+        "back in a LightningModule": (back.eval().model, "huggingface"),
         "PyTorch, dense twin": (dense, "dense"),
     }
     runs: dict[str, Run] = {name: torch_run(made) for name, (made, _) in models.items()}
