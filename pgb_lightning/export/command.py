@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.fabric.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 
 from pgb_lightning.export.huggingface import check_folder, export_dense, export_huggingface
 from pgb_lightning.export.onnx import export_onnx, require_onnx
