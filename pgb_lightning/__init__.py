@@ -4,6 +4,8 @@ The method works on any transformers encoder with a map (:mod:`pgb_lightning.arc
 in :mod:`pgb_lightning.callbacks` and :mod:`pgb_lightning.datamodules`, which this module does not import.
 """
 
+# Importing export registers the exported model types, so that transformers' Auto classes load them.
+from pgb_lightning import export
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.linear import ConstantLinear, GroupedLinear
 from pgb_lightning.plan import MatrixPlan, PruningPlan
@@ -21,6 +23,7 @@ __all__ = [
     "PruningPlan",
     "apply_plan",
     "dense_twin",
+    "export",
     "follow_state_dict",
     "prune",
 ]

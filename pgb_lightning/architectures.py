@@ -111,6 +111,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "distilbert": _DISTILBERT,
 }
 
+#: What the model types of exported models begin with; the rest names the family (:mod:`pgb_lightning.export.models`).
+EXPORTED = "pgb-lightning-"
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -128,8 +131,8 @@ class Encoder:
 
     @property
     def model_type(self) -> str:
-        """The transformers ``model_type``, such as ``"bert"``."""
-        return str(self.model.config.model_type)
+        """The transformers ``model_type``, such as ``"bert"``, also of an exported model."""
+        return _family(self.model)
 
     @property
     def head_size(self) -> int:
@@ -177,7 +180,7 @@ class Encoder:
 def find_encoders(module: nn.Module) -> list[Encoder]:
     """List every encoder with a known map inside ``module``, ``module`` itself included."""
     return [
-        Encoder(name, child, ARCHITECTURES[child.config.model_type])
+        Encoder(name, child, ARCHITECTURES[_family(child)])
         for name, child in module.named_modules()
         if _is_encoder(child)
     ]
@@ -233,7 +236,7 @@ def _is_encoder(module: nn.Module) -> bool:
     """Tell the model that owns the layers from the heads that wrap it."""
     if not isinstance(module, PreTrainedModel):
         return False
-    architecture = ARCHITECTURES.get(module.config.model_type)
+    architecture = ARCHITECTURES.get(_family(module))
     if architecture is None:
         return False
     try:
@@ -241,6 +244,11 @@ def _is_encoder(module: nn.Module) -> bool:
     except AttributeError:
         return False
     return isinstance(layers, nn.ModuleList)
+
+
+def _family(model: PreTrainedModel) -> str:
+    """Return the ``model_type`` under which an encoder's map is known."""
+    return str(model.config.model_type).removeprefix(EXPORTED)
 
 
 def join_path(*parts: str | None) -> str:

@@ -1,16 +1,18 @@
-"""The console command `pgb`: fit, validate, test and predict from YAML."""
+"""The console command `pgb`: fit, validate, test and predict from YAML, and export."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+from jsonargparse import auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
 
 # Imported so that the command line knows their classes by short names: `--model TextClassification`.
 from pgb_lightning import callbacks, datamodules, modules  # noqa: F401
 from pgb_lightning.checkpoints import load_checkpoint
+from pgb_lightning.export.command import run_export
 from pgb_lightning.rebuild import StructureError
 
 
@@ -84,7 +86,11 @@ def run(args: list[str] | None = None) -> PGBCLI:
     return PGBCLI(
         save_config_kwargs={"overwrite": True},
         seed_everything_default=42,
-        parser_kwargs={"description": "Fine-tune BERT-like encoders, prune them in one shot, fine-tune them again."},
+        parser_kwargs={
+            "description": "Fine-tune BERT-like encoders, prune them in one shot, fine-tune them again. What comes out "
+            "leaves Lightning with a fifth command, `pgb export`: a Hugging Face folder, its dense twin, or ONNX; see "
+            "`pgb export --help`."
+        },
         args=args,
     )
 
@@ -95,7 +101,11 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: The command line's words; None takes them from the process.
     """
+    words = sys.argv[1:] if args is None else args
     try:
-        run(args)
+        if words[:1] == ["export"]:  # takes no trainer, model or data, which LightningCLI would ask for
+            auto_cli(run_export, args=words[1:], as_positional=False, prog="pgb export")
+        else:
+            run(args)
     except (MisconfigurationException, FileNotFoundError, StructureError) as error:
         sys.exit(f"pgb: {error}")

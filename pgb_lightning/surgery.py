@@ -239,9 +239,10 @@ def dense_twin(model: Model) -> Model:
         model: A transformers model that is, or wraps, a grouped encoder.
 
     Returns:
-        A new model of the same class, with equal outputs in eval mode.
+        A new model of the same class (of an exported model's: its transformers class), with equal outputs in eval
+        mode.
     """
-    twin: Model = type(model)(copy.deepcopy(model.config))
+    twin = make_plain(model)
     twin.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]
     state = model.state_dict()
     for encoder in find_encoders(model):
@@ -252,6 +253,13 @@ def dense_twin(model: Model) -> Model:
     twin.load_state_dict({name: state[name] for name in wanted})
     twin.train(model.training)
     return twin
+
+
+def make_plain(model: Model) -> Model:
+    """Make a dense model of a model's transformers class, with random weights."""
+    exported = getattr(model, "make_plain", None)  # an exported model is of a subclass, and knows what it came from
+    plain: Model = type(model)(copy.deepcopy(model.config)) if exported is None else exported()
+    return plain
 
 
 def _dense_state(encoder: Encoder, layer: int, kind: str, target: nn.Module) -> dict[str, Tensor]:

@@ -12,7 +12,8 @@ def main(folder: Path) -> None:
     # An editable install's finder would hand out the checkout: take it away, so that only the wheel is left.
     sys.meta_path = [finder for finder in sys.meta_path if "__editable__" not in str(finder)]
     sys.path.insert(0, str(folder))
-    for name in ("pgb_lightning", "pgb_lightning.callbacks", "pgb_lightning.datamodules", "pgb_lightning.modules"):
+    packages = ("callbacks", "datamodules", "modules", "export")
+    for name in ("pgb_lightning", *(f"pgb_lightning.{package}" for package in packages)):
         file = Path(importlib.import_module(name).__file__ or "")
         assert file.is_relative_to(folder), f"{name} came from {file}, not from the wheel"
     assert (folder / "pgb_lightning" / "py.typed").is_file(), "py.typed is missing: users would get no types"

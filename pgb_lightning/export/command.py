@@ -1,0 +1,57 @@
+"""What ``pgb export`` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_info
+
+from pgb_lightning.export.huggingface import check_folder, export_dense, export_huggingface
+from pgb_lightning.export.onnx import export_onnx, require_onnx
+from pgb_lightning.export.source import read_source
+
+
+def run_export(
+    ckpt_path: str,
+    output_dir: str,
+    format: Literal["huggingface", "dense", "onnx"] = "huggingface",
+    quantize: Literal["int8"] | None = None,
+) -> None:
+    """Write a pruned checkpoint as a folder that other tools load.
+
+    Args:
+        ckpt_path: A checkpoint of TextClassification or QuestionAnswering that was pruned.
+        output_dir: Where to write; a new or an empty folder.
+        format: "huggingface": small, loaded by transformers after `import pgb_lightning`; "dense": a plain transformers
+            model with zeros, as large as before; "onnx": small, for onnxruntime.
+        quantize: "int8" for an ONNX file with integer weights.
+
+    Raises:
+        MisconfigurationException: A setting cannot work, or a package is missing.
+    """
+    if quantize is not None and format != "onnx":
+        raise MisconfigurationException(
+            f"quantize={quantize!r} goes with format='onnx', not with {format!r}; change one of the two."
+        )
+    try:
+        check_folder(output_dir)
+        if format == "onnx":
+            require_onnx()
+    except (ValueError, ModuleNotFoundError) as error:
+        raise MisconfigurationException(f"output_dir={error}" if isinstance(error, ValueError) else error) from None
+    source = read_source(ckpt_path)
+    if format == "huggingface":
+        folder = export_huggingface(source.model, output_dir, source.plan, source.tokenizer, source.card)
+    elif format == "dense":
+        folder = export_dense(source.model, output_dir, source.tokenizer, source.card)
+    else:
+        folder = export_onnx(source.model, output_dir, source.tokenizer, source.card, quantize)
+    rank_zero_info(f"Wrote {folder}: {', '.join(_listing(folder))}.")
+
+
+def _listing(folder: Path) -> list[str]:
+    """Name the files of a folder with their sizes, the largest first."""
+    sizes = sorted(((path.stat().st_size, path.name) for path in folder.iterdir()), reverse=True)
+    return [f"{name} ({size / 1e6:.1f} MB)" if size >= 1e5 else name for size, name in sizes]

@@ -1,0 +1,98 @@
+"""Grouped layers in the form in which onnxruntime runs them best.
+
+:class:`~pgb_lightning.linear.GroupedLinear` picks columns of a tensor of tokens by features. onnxruntime copies columns
+number by number, but rows as blocks of memory; with features first, picking costs next to nothing and one transposition
+serves a whole feed-forward sublayer, whose two inner permutations become one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pgb_lightning.architectures import Encoder
+from pgb_lightning.linear import GroupedLinear
+from pgb_lightning.surgery import put
+
+
+class ChannelLinear(nn.Module):
+    """A grouped layer that works on features first: one product a block, between two choices of rows.
+
+    Args:
+        grouped: The layer to stand for.
+        order: Features in the order in which a neighbour hands them over, features first; ``None`` for tokens first, in
+            the model's order.
+        hand_over: Whether to leave the output features first, in :attr:`order`, for the next layer.
+        weights_right: Whether weights are the right factor, where onnxruntime has fast integer products; as the left
+            factor they save a transposition.
+
+    Shape:
+        Input (B, S, M), or (M, B, S) with ``order``; output (B, S, N), or (N, B, S) with ``hand_over``.
+    """
+
+    bias: Tensor
+    back: Tensor
+
+    def __init__(
+        self, grouped: GroupedLinear, order: Tensor | None = None, hand_over: bool = False, weights_right: bool = False
+    ) -> None:
+        super().__init__()
+        self.features_first = order is not None
+        self.hand_over = hand_over
+        self.weights_right = weights_right
+        inputs = grouped.input_index.long()
+        inputs = inputs if order is None else torch.argsort(order)[inputs]
+        blocks = grouped.weight.detach()
+        self.blocks = nn.ParameterList([(block if weights_right else block.T).contiguous() for block in blocks])
+        for group, rows in enumerate(inputs):
+            self.register_buffer(f"inputs_{group}", rows.contiguous())
+        covered = grouped.output_index.long().flatten()
+        rest = torch.ones(grouped.out_features, dtype=torch.bool).index_fill(0, covered, False).nonzero().flatten()
+        self.order = torch.cat([covered, rest])
+        self.num_constant = len(rest)
+        bias = torch.zeros(grouped.out_features) if grouped.bias is None else grouped.bias.detach()
+        self.register_buffer("bias", bias[self.order])
+        self.register_buffer("back", torch.argsort(self.order))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute what the grouped layer does."""
+        x = x if self.features_first else x.permute(2, 0, 1)
+        batch, length = x.shape[1:]
+        rows = x.reshape(x.shape[0], batch * length)
+        picked = [rows.index_select(0, self.get_buffer(f"inputs_{group}")) for group in range(len(self.blocks))]
+        if self.weights_right:
+            pairs = zip(picked, self.blocks, strict=True)
+            product = torch.cat([part.t() @ block for part, block in pairs], dim=1).t()
+        else:
+            pairs = zip(picked, self.blocks, strict=True)
+            product = torch.cat([block @ part for part, block in pairs], dim=0)
+        bias = self.bias.unsqueeze(1)
+        num_products = len(bias) - self.num_constant
+        output = product + bias[:num_products]
+        if self.num_constant:
+            output = torch.cat([output, bias[num_products:].expand(-1, batch * length)], dim=0)
+        if self.hand_over:
+            return output.reshape(-1, batch, length)
+        return output.index_select(0, self.back).t().reshape(batch, length, -1)
+
+
+def use_channel_layers(encoder: Encoder, weights_right: bool = False) -> None:
+    """Exchange the grouped layers of an encoder for :class:`ChannelLinear`, in place.
+
+    Where W1 and W2 are both grouped, what lies between them stays features first, in W1's order: activation and dropout
+    work on each number alone.
+
+    Args:
+        encoder: A grouped encoder, which is only run after this.
+        weights_right: As in :class:`ChannelLinear`.
+    """
+    for number in range(len(encoder.layers)):
+        layers = {kind: encoder.find_matrix(number, kind) for kind in encoder.architecture.paths}
+        joined = isinstance(layers["W1"], GroupedLinear) and isinstance(layers["W2"], GroupedLinear)
+        order: Tensor | None = None
+        for kind, layer in layers.items():
+            if isinstance(layer, GroupedLinear):
+                new = ChannelLinear(layer, order if kind == "W2" else None, joined and kind == "W1", weights_right)
+                put(encoder, number, kind, new.eval())
+                if new.hand_over:
+                    order = new.order

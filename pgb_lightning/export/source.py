@@ -1,0 +1,127 @@
+"""Read what is exported: a Lightning checkpoint of this package's modules, its tokenizer, its plan and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from pgb_lightning import modules
+from pgb_lightning.architectures import find_encoder
+from pgb_lightning.checkpoints import load_checkpoint
+from pgb_lightning.export.card import CardFacts
+from pgb_lightning.modules.finetuning import FineTuning
+from pgb_lightning.packaged import MINILM_ALIAS, resolve_model
+from pgb_lightning.plan import PruningPlan
+from pgb_lightning.surgery import is_grouped, matches
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a checkpoint holds.
+
+    Args:
+        module: The module with the pruned transformers model, in eval mode.
+        tokenizer: The tokenizer of the model that was fine-tuned, if it could be read.
+        plan: The plan, if the checkpoint holds it.
+        card: What a model card can say.
+    """
+
+    module: FineTuning
+    tokenizer: PreTrainedTokenizerBase | None
+    plan: PruningPlan | None
+    card: CardFacts
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The pruned transformers model."""
+        return self.module.model
+
+
+def read_source(ckpt_path: str | Path) -> Source:
+    """Read a pruned checkpoint of :class:`TextClassification` or :class:`QuestionAnswering`.
+
+    Args:
+        ckpt_path: The checkpoint.
+
+    Raises:
+        MisconfigurationException: There is no such file, it is no checkpoint of these modules, or it is dense.
+    """
+    if not Path(ckpt_path).is_file():
+        raise MisconfigurationException(
+            f"ckpt_path={str(ckpt_path)!r} is not a file; give a checkpoint that `pgb fit` left, such as best.ckpt."
+        )
+    try:
+        checkpoint = load_checkpoint(ckpt_path)
+    except ValueError as error:
+        raise MisconfigurationException(f"ckpt_path={error}") from None
+    hparams = checkpoint.get("hyper_parameters", {})
+    module_class = _module_class(hparams, ckpt_path)
+    module = module_class.load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True).eval()
+    encoder = find_encoder(module.model)
+    if not is_grouped(encoder):
+        raise MisconfigurationException(
+            f"ckpt_path={str(ckpt_path)!r} holds a dense model, of which nothing was pruned; prune it first "
+            "(`pgb fit` with a PGBCallback), and give the checkpoint that leaves. A dense model's own "
+            "`module.model.save_pretrained(folder)` needs no export."
+        )
+    name = str(hparams["model_name_or_path"])
+    plan, scores = _from_callbacks(checkpoint.get("callbacks", {}))
+    task = hparams.get("task") or (f"SQuAD {hparams['version']}" if "version" in hparams else None)
+    plan = plan if plan is not None and matches(encoder, plan) else None
+    return Source(module, _read_tokenizer(name), plan, CardFacts(base_model=_hub_name(name), task=task, scores=scores))
+
+
+def _module_class(hparams: Mapping[str, Any], ckpt_path: str | Path) -> type[FineTuning]:
+    """Tell which module wrote a checkpoint; one that the command line wrote names its class."""
+    found: Any = None
+    path = hparams.get("_class_path")
+    if path is not None:
+        package, _, name = str(path).rpartition(".")
+        found = getattr(import_module(package), name, None) if package else None
+    elif {"hf_config", "model_name_or_path"} <= hparams.keys():
+        found = modules.QuestionAnswering if "n_best" in hparams else modules.TextClassification
+    if not (isinstance(found, type) and issubclass(found, FineTuning)):
+        raise MisconfigurationException(
+            f"ckpt_path={str(ckpt_path)!r} was written by {path or 'another module'}, not by TextClassification or "
+            "QuestionAnswering; load it with your module and call pgb_lightning.export.export_huggingface("
+            "module.model, folder)."
+        )
+    return found
+
+
+def _from_callbacks(states: Mapping[str, Any]) -> tuple[PruningPlan | None, dict[str, float]]:
+    """Take the plan, and the score that decided which checkpoint was kept, from what the callbacks stored."""
+    plan: PruningPlan | None = None
+    scores: dict[str, float] = {}
+    for state in filter(lambda state: isinstance(state, Mapping), states.values()):
+        if state.get("plan"):
+            plan = PruningPlan.from_dict(state["plan"])
+        if state.get("monitor") and state.get("current_score") is not None:
+            scores[str(state["monitor"])] = float(state["current_score"])
+    return plan, scores
+
+
+def _hub_name(name: str) -> str:
+    """Return what a model is called on the Hub, where the alias stands for one."""
+    return "sentence-transformers/all-MiniLM-L6-v2" if name == MINILM_ALIAS else name
+
+
+def _read_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
+    """Read the tokenizer of the model that was fine-tuned, or warn that it is missing."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve_model(name))
+    except (OSError, ValueError, MisconfigurationException) as error:
+        first = str(error).strip().splitlines()[0]
+        rank_zero_warn(
+            f"no tokenizer could be read from model_name_or_path={name!r} ({first}); the folder is written without "
+            "one. Save the tokenizer that the model was trained with into it: tokenizer.save_pretrained(folder)."
+        )
+        return None
+    return tokenizer

@@ -1,0 +1,129 @@
+"""The registered types: what they refuse to load, and what else they are asked."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import classifier, logits, pruned
+from torch import Tensor
+from transformers import AutoModel, AutoModelForSequenceClassification, BertModel
+
+from pgb_lightning.architectures import ARCHITECTURES
+from pgb_lightning.export import export_huggingface, models, to_exported
+from pgb_lightning.export.models import auto_class, exported_class
+from pgb_lightning.rebuild import StructureError
+
+KEY = "bert.encoder.layer.0.intermediate.dense"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Export a pruned model whose first W1 is grouped."""
+    return export_huggingface(pruned("bert"), tmp_path / "out")
+
+
+def edit_structure(folder: Path, edit: Callable[[list[dict[str, str]]], object]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    edit(config["pgb"]["layers"])
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def edit_weights(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    edit(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_every_mapped_family_has_its_types() -> None:
+    for model_type in ARCHITECTURES:
+        [config] = [
+            value
+            for value in vars(models).values()
+            if getattr(value, "model_type", "") == f"pgb-lightning-{model_type}"
+        ]
+        assert config().pgb is None
+        assert AutoModel._model_mapping[config].config_class is config
+
+
+def test_the_class_is_found_by_its_plain_one() -> None:
+    exported = exported_class(BertModel)
+    assert exported.__name__ == "PGBBertModel"
+    assert issubclass(exported, BertModel)
+    assert exported.dense_class is BertModel
+    assert auto_class(classifier()) is AutoModelForSequenceClassification
+    assert auto_class(BertModel(classifier().config)) is AutoModel
+
+
+def test_a_class_of_the_users_own_has_no_counterpart() -> None:
+    class Own(BertModel):
+        """Adds something."""
+
+    with pytest.raises(ValueError, match="Own has no counterpart that transformers could load; these have: Bert"):
+        to_exported(Own(classifier().config))
+
+
+def test_a_loaded_model_pickles(folder: Path) -> None:
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert torch.equal(logits(pickle.loads(pickle.dumps(loaded))), logits(loaded))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda layers: layers[0].pop("W1"), rf"{KEY}\.weight is \(\d, \d+, \d+\), not \(96, 24\) as recorded"),
+        (lambda layers: layers[0].update(W1="1x24x96"), rf"{KEY}\.input_index is \(\d, \d+\), not \(1, 24\)"),
+        (lambda layers: layers[0].update(W1="gone", W2="gone"), r"layer\.0\.\S+ is there, but not recorded"),
+        (lambda layers: layers[0].clear(), r"bert\.encoder\.layer\.0\.\S+ is \(\d, \d+, \d+\), not"),
+    ],
+)
+def test_an_edited_structure_is_refused(folder: Path, edit: Callable[..., object], message: str) -> None:
+    edit_structure(folder, edit)
+    with pytest.raises(StructureError, match=f"config.json and the weights disagree: .*{message}") as raised:
+        AutoModelForSequenceClassification.from_pretrained(folder)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_record_that_cannot_be_read_is_refused(folder: Path) -> None:
+    edit_structure(folder, lambda layers: layers.pop())
+    with pytest.raises(ValueError, match=r"config\.json's pgb record describes 2 layers, the encoder has 3"):
+        AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "input_index", "output_index"])
+def test_a_tensor_that_is_missing_is_named(name: str, folder: Path) -> None:
+    edit_weights(folder, lambda weights: weights.pop(f"{KEY}.{name}"))
+    with pytest.raises(StructureError, match=rf"{KEY}\.{name} is missing \(1 such tensors\)"):
+        AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+def test_embeddings_that_are_missing_are_named(folder: Path) -> None:
+    edit_weights(folder, lambda weights: weights.pop("bert.embeddings.word_embeddings.weight"))
+    with pytest.raises(StructureError, match=r"bert\.embeddings\.word_embeddings\.weight is missing"):
+        AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+def test_a_tensor_of_another_shape_is_named_whatever_is_ignored(folder: Path) -> None:
+    edit_weights(folder, lambda weights: weights.update({f"{KEY}.weight": torch.zeros(2, 12, 47)}))
+    with pytest.raises(StructureError, match=rf"{KEY}\.weight is \(2, 12, 47\), not"):
+        AutoModelForSequenceClassification.from_pretrained(folder, ignore_mismatched_sizes=True)
+
+
+def test_a_place_outside_the_matrix_is_refused(folder: Path) -> None:
+    edit_weights(folder, lambda weights: weights[f"{KEY}.input_index"].fill_(24))
+    with pytest.raises(StructureError, match=rf"{KEY} places a block outside its matrix"):
+        AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+def test_importing_the_package_stays_light() -> None:
+    program = "import sys, pgb_lightning; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    heavy = {"lightning", "datasets", "torchmetrics", "onnx", "onnxruntime", "onnxscript", "pandas", "matplotlib"}
+    assert not heavy & set(done.stdout.split())

@@ -1,0 +1,57 @@
+"""Layers that work on features first compute what grouped layers do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import MODEL_TYPES, RATIOS, logits, pruned
+from torch import Tensor
+
+from pgb_lightning.architectures import find_encoder
+from pgb_lightning.export.onnx_layers import ChannelLinear, use_channel_layers
+from pgb_lightning.linear import GroupedLinear
+
+
+def layer(inputs: int, outputs: int, *blocks: int, bias: bool = True) -> GroupedLinear:
+    """Make a grouped layer with its blocks all over the place."""
+    made = GroupedLinear(inputs, outputs, *blocks, bias=bias).double()
+    made.input_index = torch.randperm(inputs)[: made.input_index.numel()].view_as(made.input_index).int()
+    made.output_index = torch.randperm(outputs)[: made.output_index.numel()].view_as(made.output_index).int()
+    return made
+
+
+@pytest.mark.parametrize("weights_right", [False, True])
+@pytest.mark.parametrize("blocks", [(2,), (3,), (2, 4, 5), (1, 12, 3)], ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+def test_alone(blocks: tuple[int, ...], bias: bool, weights_right: bool) -> None:
+    grouped = layer(12, 24, *blocks, bias=bias)
+    x = torch.randn(2, 5, 12).double()
+    channels = ChannelLinear(grouped, weights_right=weights_right).double()
+    torch.testing.assert_close(channels(x), grouped(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("weights_right", [False, True])
+@pytest.mark.parametrize("first", [(2,), (3, 4, 5)], ids=str)
+@pytest.mark.parametrize("second", [(4,), (2, 7, 3)], ids=str)
+def test_two_in_a_row_hand_over_in_the_first_one_s_order(
+    first: tuple[int, ...], second: tuple[int, ...], weights_right: bool
+) -> None:
+    one, two = layer(12, 24, *first), layer(24, 12, *second)
+    x = torch.randn(2, 5, 12).double()
+    opening = ChannelLinear(one, hand_over=True, weights_right=weights_right).double()
+    closing = ChannelLinear(two, opening.order, weights_right=weights_right).double()
+    between: Tensor = opening(x)
+    assert between.shape == (24, 2, 5)
+    expected = two(torch.nn.functional.gelu(one(x)))
+    torch.testing.assert_close(closing(torch.nn.functional.gelu(between)), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_in_a_model(model_type: str, ratio: float) -> None:
+    model = pruned(model_type, ratio).double()
+    before = logits(model)
+    use_channel_layers(find_encoder(model))
+    assert not any(isinstance(module, GroupedLinear) for module in model.modules())
+    assert any(isinstance(module, ChannelLinear) for module in model.modules())
+    torch.testing.assert_close(logits(model), before, rtol=0, atol=1e-10)

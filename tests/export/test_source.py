@@ -1,0 +1,81 @@
+"""What is read from a checkpoint, and which ones are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from fakes import quiet_trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from pgb_lightning.architectures import find_encoder
+from pgb_lightning.export.source import read_source
+from pgb_lightning.modules import QuestionAnswering, TextClassification
+from pgb_lightning.surgery import is_grouped, matches
+
+
+def test_a_classifier_s_checkpoint(pruned_checkpoint: Callable[..., Path]) -> None:
+    path = pruned_checkpoint("classifier")
+    source = read_source(path)
+    assert isinstance(source.module, TextClassification)
+    assert not source.model.training
+    assert is_grouped(find_encoder(source.model))
+    stored = torch.load(path, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, stored[f"model.{name}"]) for name, value in source.model.state_dict().items())
+    assert source.tokenizer is not None
+    assert source.plan is not None
+    assert matches(find_encoder(source.model), source.plan)
+    assert (source.card.task, source.card.scores) == ("sst2", {"val_accuracy": 0.875})
+
+
+def test_a_reader_s_checkpoint(pruned_checkpoint: Callable[..., Path]) -> None:
+    source = read_source(pruned_checkpoint("reader"))
+    assert isinstance(source.module, QuestionAnswering)
+    assert source.card.task == "SQuAD 1.1"
+
+
+def test_a_plan_of_another_model_is_left_out(pruned_checkpoint: Callable[..., Path]) -> None:
+    path = pruned_checkpoint("classifier")
+    checkpoint = torch.load(path, weights_only=True)
+    for entry in checkpoint["callbacks"]["PGBCallback"]["plan"]["matrices"]:
+        entry.update(input_index=None, output_index=None, num_groups=1)
+    torch.save(checkpoint, path)
+    assert read_source(path).plan is None
+
+
+def test_the_alias_has_a_name_on_the_hub(pruned_checkpoint: Callable[..., Path]) -> None:
+    source = read_source(pruned_checkpoint("classifier", name="minilm-l6"))
+    assert source.card.base_model == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def test_a_tokenizer_that_is_gone_is_a_warning(pruned_checkpoint: Callable[..., Path]) -> None:
+    path = pruned_checkpoint("classifier", name="no/such/model")
+    with pytest.warns(UserWarning, match=r"no tokenizer .* model_name_or_path='no/such/model' .*save_pretrained"):
+        assert read_source(path).tokenizer is None
+
+
+def test_a_missing_file_is_refused() -> None:
+    with pytest.raises(MisconfigurationException, match=r"ckpt_path='no\.ckpt' is not a file"):
+        read_source("no.ckpt")
+
+
+def test_a_dense_checkpoint_is_refused(pruned_checkpoint: Callable[..., Path]) -> None:
+    with pytest.raises(MisconfigurationException, match="holds a dense model, of which nothing was pruned"):
+        read_source(pruned_checkpoint("dense"))
+
+
+def test_a_cut_off_checkpoint_is_refused(pruned_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "cut.ckpt").write_bytes(pruned_checkpoint().read_bytes()[:-5000])
+    with pytest.raises(MisconfigurationException, match=r"ckpt_path='.*cut\.ckpt' cannot be read .* it is cut off"):
+        read_source(tmp_path / "cut.ckpt")
+
+
+def test_another_module_s_checkpoint_is_refused(tmp_path: Path) -> None:
+    trainer = quiet_trainer()
+    trainer.strategy.connect(L.LightningModule())
+    trainer.save_checkpoint(tmp_path / "own.ckpt")
+    with pytest.raises(MisconfigurationException, match=r"by another module, not by TextClassification .*export_hugg"):
+        read_source(tmp_path / "own.ckpt")
