@@ -62,9 +62,9 @@ def _rebuild(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *
     for encoder in whole:
         for layer in range(len(encoder.layers)):
             for sublayer, kinds in SUBLAYERS.items():
-                inside = _inside(encoder, layer, sublayer, state_dict, prefix)
+                inside = inside_of(encoder, layer, sublayer, state_dict, prefix)
                 for kind in kinds:
-                    _rebuild_matrix(encoder, layer, kind, _shape(encoder, kind, inside), state_dict, prefix)
+                    _rebuild_matrix(encoder, layer, kind, matrix_shape(encoder, kind, inside), state_dict, prefix)
                 core = encoder.layers[layer].get_submodule(encoder.architecture.cores[sublayer])
                 closing = prefix + encoder.path(layer, kinds[-1])
                 if _is_constant(state_dict, closing) and not isinstance(core, DroppedCore):
@@ -114,23 +114,25 @@ def _check(encoder: Encoder, state_dict: Mapping[str, Tensor], prefix: str) -> N
                     f"up to {GroupedLinear._version}: use that release."
                 )
         for sublayer, kinds in SUBLAYERS.items():
-            inside = _inside(encoder, layer, sublayer, state_dict, prefix)
+            inside = inside_of(encoder, layer, sublayer, state_dict, prefix)
             for kind in kinds:
                 name = prefix + encoder.path(layer, kind)
-                shape = _shape(encoder, kind, inside)
-                dense = _shape(encoder, kind, encoder.inside(sublayer))
+                shape = matrix_shape(encoder, kind, inside)
+                dense = matrix_shape(encoder, kind, encoder.inside(sublayer))
                 _check_shape(name, state_dict, encoder.find_matrix(layer, kind), shape, dense)
 
 
-def _inside(encoder: Encoder, layer: int, sublayer: Sublayer, state_dict: Mapping[str, Tensor], prefix: str) -> int:
-    """Read off how many neurons, or features of heads, were left in a sublayer."""
+def inside_of(
+    encoder: Encoder, layer: int, sublayer: Sublayer, state_dict: Mapping[str, Tensor], prefix: str = ""
+) -> int:
+    """Read off a state dict how many neurons, or features of heads, were left in a sublayer."""
     full = encoder.inside(sublayer)
     bias = state_dict.get(f"{prefix}{encoder.path(layer, SUBLAYERS[sublayer][-2])}.bias")
     unit = encoder.head_size if sublayer == "attention" else 1
     return full if bias is None or not 0 < len(bias) <= full or len(bias) % unit else len(bias)
 
 
-def _shape(encoder: Encoder, kind: str, inside: int) -> tuple[int, int]:
+def matrix_shape(encoder: Encoder, kind: str, inside: int) -> tuple[int, int]:
     """Return (M, N) of a matrix in a sublayer of which so much is left."""
     outside = int(encoder.model.config.hidden_size)
     return (inside, outside) if kind in ("O", "W2") else (outside, inside)

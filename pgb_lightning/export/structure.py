@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 
 from pgb_lightning.architectures import EXPENDABLE, MATRICES, SUBLAYERS, Encoder, join_path
+from pgb_lightning.chunks import feed_in_chunks
 from pgb_lightning.linear import ConstantLinear, GroupedLinear
+from pgb_lightning.rebuild import inside_of, matrix_shape
 from pgb_lightning.surgery import drop_sublayer, like, put
 
 #: Raised whenever the meaning of a record changes.
@@ -33,7 +35,8 @@ def structure_of(encoder: Encoder) -> dict[str, Any]:
 
     Returns:
         JSON primitives: for every layer the matrices that are not whole, ``"GxMxN"`` where G blocks of M x N are
-        left (words, since JSON files give every number of a list its own line), ``"gone"`` where nothing is.
+        left (words, since JSON files give every number of a list its own line), ``"gone"`` where nothing is; and by
+        sublayer, where heads or neurons are gone, how many features or neurons are left.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -42,13 +45,13 @@ def structure_of(encoder: Encoder) -> dict[str, Any]:
         >>> structure_of(find_encoder(BertModel(tiny)))["layers"]
         [{}, {}]
     """
-    state = encoder.model.state_dict()
+    state = {join_path(encoder.name, name): value for name, value in encoder.model.state_dict().items()}
     layers: list[dict[str, str]] = []
     for number in range(len(encoder.layers)):
-        shapes = {}
+        inside = {name: inside_of(encoder, number, name, state) for name in SUBLAYERS}
+        shapes = {name: str(left) for name, left in inside.items() if left != encoder.inside(name)}
         for kind in MATRICES:
-            path = join_path(encoder.architecture.layers, str(number), encoder.architecture.paths[kind])
-            weight = state.get(f"{path}.weight")
+            weight = state.get(f"{encoder.path(number, kind)}.weight")
             if weight is None or weight.dim() == 3:
                 shapes[kind] = GONE if weight is None else "x".join(map(str, weight.shape))
         layers.append(shapes)
@@ -74,6 +77,8 @@ def apply_structure(encoder: Encoder, record: Mapping[str, Any] | None) -> None:
         for sublayer, kinds in SUBLAYERS.items():
             if isinstance(modules.get((layer, kinds[-1])), ConstantLinear):
                 drop_sublayer(encoder, layer, sublayer)
+        if modules:
+            feed_in_chunks(encoder, layer)
 
 
 def _check(encoder: Encoder, record: Mapping[str, Any]) -> list[Mapping[str, str]]:
@@ -89,7 +94,17 @@ def _check(encoder: Encoder, record: Mapping[str, Any]) -> list[Mapping[str, str
         found = len(layers) if isinstance(layers, list) else "no"
         raise ValueError(f"config.json's pgb record describes {found} layers, the encoder has {len(encoder.layers)}.")
     for number, shapes in enumerate(layers):
+        for sublayer in SUBLAYERS:
+            left = str(shapes.get(sublayer, encoder.inside(sublayer)))
+            unit = encoder.head_size if sublayer == "attention" else 1
+            if not left.isdecimal() or not 0 < int(left) <= encoder.inside(sublayer) or int(left) % unit:
+                raise ValueError(
+                    f"config.json's pgb record has {sublayer!r}: {left!r} for layer {number}; it must be a multiple of "
+                    f"{unit} up to {encoder.inside(sublayer)}."
+                )
         for kind, shape in shapes.items():
+            if kind in SUBLAYERS:
+                continue
             if kind not in MATRICES or not re.fullmatch(rf"{GONE}|\d+x\d+x\d+", str(shape)):
                 raise ValueError(
                     f"config.json's pgb record has {kind!r}: {shape!r} for layer {number}; it must name one of "
@@ -110,19 +125,29 @@ def _make_modules(encoder: Encoder, layers: list[Mapping[str, str]]) -> dict[tup
     """Make the layer for each matrix of which something is gone."""
     made: dict[tuple[int, str], nn.Module] = {}
     for number, shapes in enumerate(layers):
-        for kind, shape in shapes.items():
-            old = encoder.matrix(number, kind)
-            assert isinstance(old, nn.Linear)
-            size = (old.in_features, old.out_features)
-            placed: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype}
-            new: nn.Module
-            if shape == GONE:
-                new = ConstantLinear(*size, **placed)
-            else:
-                groups, block_in, block_out = map(int, shape.split("x"))
+        for sublayer, kinds in SUBLAYERS.items():
+            inside = int(shapes.get(sublayer, encoder.inside(sublayer)))
+            for kind in kinds:
+                old = encoder.matrix(number, kind)
+                assert isinstance(old, nn.Linear)
                 try:
-                    new = GroupedLinear(*size, groups, block_in, block_out, bias=old.bias is not None, **placed)
+                    new = _make_module(old, matrix_shape(encoder, kind, inside), shapes.get(kind))
                 except ValueError as error:
                     raise ValueError(f"config.json's pgb record, layer {number} {kind}: {error}") from None
-            made[number, kind] = like(old, new)
+                if new is not None:
+                    made[number, kind] = like(old, new)
     return made
+
+
+def _make_module(old: nn.Linear, size: tuple[int, int], shape: str | None) -> nn.Module | None:
+    """Make what stands for one matrix of M x N; ``None`` where that is the layer that is there."""
+    placed: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype}
+    has_bias = old.bias is not None
+    if shape == GONE:
+        return ConstantLinear(*size, **placed)
+    if shape is not None:
+        groups, block_in, block_out = map(int, shape.split("x"))
+        return GroupedLinear(*size, groups, block_in, block_out, has_bias, **placed)
+    if size != (old.in_features, old.out_features):
+        return nn.Linear(*size, has_bias, **placed)
+    return None

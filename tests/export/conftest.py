@@ -32,7 +32,9 @@ def save(module: FineTuning, path: Path, plan: PruningPlan | None = None, score:
 def pruned_checkpoint(tiny_model_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     """Make a checkpoint: `pruned_checkpoint("classifier")`, "reader" or "dense"."""
 
-    def make(what: str = "classifier", model_type: str = "bert", name: str | None = None) -> Path:
+    def make(
+        what: str = "classifier", model_type: str = "bert", name: str | None = None, preset: str = "balanced"
+    ) -> Path:
         folder = str(tiny_model_folder(model_type))
         tokens = torch.randint(5, len(VOCABULARY), (8, 9), generator=torch.Generator().manual_seed(0))
         batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
@@ -43,7 +45,7 @@ def pruned_checkpoint(tiny_model_folder: Callable[..., Path], tmp_path: Path) ->
         else:
             module = TextClassification(folder, task="sst2")
             batch["labels"] = tokens[:, 0] % 2
-        plan = None if what == "dense" else prune(module.model, [batch], PruningConfig(pruning_ratio=0.5))
+        plan = None if what == "dense" else prune(module.model, [batch], PruningConfig.from_preset(preset))
         if name is not None:
             module.hparams["model_name_or_path"] = name
         return save(module, tmp_path / f"{what}.ckpt", plan, score=0.875)
