@@ -8,7 +8,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from pgb_lightning.architectures import Encoder, find_encoders
+from pgb_lightning.config import PruningConfig
 from pgb_lightning.cost import Cost, encoder_cost
+from pgb_lightning.latency_table import encoder_seconds
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.report import plan_table, render
 from pgb_lightning.surgery import is_grouped
@@ -42,6 +44,27 @@ def report(trainer: pl.Trainer, plan: PruningPlan, encoder: Encoder, before: Cos
     if trainer.is_global_zero:
         for logger in trainer.loggers:
             logger.log_metrics(achieved, step=0)
+
+
+def time_encoder(encoder: Encoder, config: PruningConfig) -> float:
+    """Measure the encoder's layers, in seconds a batch of the size that is budgeted for."""
+    return encoder_seconds(encoder, config.latency_batch_size, config.latency_length)
+
+
+def report_speed(trainer: pl.Trainer, config: PruningConfig, speedup: float) -> None:
+    """Say and log how many times faster the encoder's layers have become, as measured.
+
+    Args:
+        trainer: The Trainer; its loggers get ``pgb/speedup`` at step 0.
+        config: What was asked for.
+        speedup: What was measured.
+    """
+    target = 1 / (1 - config.cut)
+    size = f"batch {config.latency_batch_size} x length {config.latency_length}"
+    rank_zero_info(f"PGB: the encoder's layers are {speedup:.2f} times faster at {size} (target {target:.2f}).")
+    if trainer.is_global_zero:
+        for logger in trainer.loggers:
+            logger.log_metrics({"pgb/speedup": speedup}, step=0)
 
 
 def write_plan(trainer: pl.Trainer, plan: PruningPlan) -> None:

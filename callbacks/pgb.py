@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from pgb_lightning.architectures import Encoder, find_encoder, find_encoders
 from pgb_lightning.callbacks.company import check_no_averaging, check_optimizers
-from pgb_lightning.callbacks.outcome import mention_dense, report, write_plan
+from pgb_lightning.callbacks.outcome import mention_dense, report, report_speed, time_encoder, write_plan
 from pgb_lightning.callbacks.samples import calibration_batches
 from pgb_lightning.callbacks.strategy import before_strategy_setup, call_off, check_strategy, shards_first
 from pgb_lightning.callbacks.together import prune_together
@@ -52,6 +52,10 @@ class PGBCallback(pl.Callback):
         calibration_size: Number of calibration samples; by default all of ``calibration_dataloader()``, or 2,048
             rows of the training set.
         search: ``"groups"`` for Algorithm 1, ``"shapes"`` to search over heads, neurons and groups.
+        budget: What ``pruning_ratio`` is a share of: ``"parameters"``, ``"flops"``, or ``"latency"`` on this device.
+        target_speedup: How many times faster the encoder's layers shall be, in place of ``pruning_ratio``.
+        latency_batch_size: Sequences in a batch for which time is budgeted.
+        latency_length: Tokens of each.
         importance_threshold: τ, or ``"auto"`` to find the one that meets ``pruning_ratio``.
         max_groups: G_max.
         num_permutations: N_perm.
@@ -81,6 +85,10 @@ class PGBCallback(pl.Callback):
         calibration: str | None = None,
         calibration_size: int | None = None,
         search: Literal["groups", "shapes"] | None = None,
+        budget: Literal["parameters", "flops", "latency"] | None = None,
+        target_speedup: float | None = None,
+        latency_batch_size: int | None = None,
+        latency_length: int | None = None,
         importance_threshold: float | Literal["auto"] | None = None,
         max_groups: int | None = None,
         num_permutations: int | None = None,
@@ -95,6 +103,10 @@ class PGBCallback(pl.Callback):
         deciding = {
             "pruning_ratio": pruning_ratio,
             "search": search,
+            "budget": budget,
+            "target_speedup": target_speedup,
+            "latency_batch_size": latency_batch_size,
+            "latency_length": latency_length,
             "importance_threshold": importance_threshold,
             "max_groups": max_groups,
             "num_permutations": num_permutations,
@@ -107,6 +119,11 @@ class PGBCallback(pl.Callback):
             raise MisconfigurationException(
                 f"PGBCallback: plan={str(plan)!r} has decided what is pruned, so {', '.join(idle)} would change "
                 "nothing; leave out the one or the other."
+            )
+        if pruning_ratio is not None and target_speedup is not None:
+            raise MisconfigurationException(
+                f"PGBCallback: pruning_ratio={pruning_ratio} and target_speedup={target_speedup} are two targets; give "
+                "one of them."
             )
         with _as_misconfiguration((TypeError, ValueError)):
             self.config = PruningConfig.from_preset(preset, **deciding, **doing)
@@ -187,10 +204,12 @@ class PGBCallback(pl.Callback):
     def _prune_dense(self, trainer: pl.Trainer, pl_module: pl.LightningModule, encoder: Encoder) -> None:
         self._check_encoder(pl_module, encoder)
         given, before = self.given_plan, encoder_cost(encoder)
+        timed = self.config if given is None and self.config.budget == "latency" else None
         if given is not None and given.fingerprint not in ("", fingerprint(encoder)):
             rank_zero_warn("PGB: the plan was made for other weights of this shape; it is carried out all the same.")
         if self.calibrates:
             trainer.strategy.model_to_device()
+            seconds = time_encoder(encoder, timed) if timed else 0.0
             with isolate_rng():
                 batches = calibration_batches(trainer, pl_module, self.calibration, self.calibration_size)
                 self.plan = prune_together(trainer, pl_module, encoder, batches, self.config, given)
@@ -198,7 +217,10 @@ class PGBCallback(pl.Callback):
             assert given is not None
             apply_plan(encoder, given)
             self.plan = given
-        report(trainer, self.plan, encoder, before, None if given else self.config.pruning_ratio)
+        if timed:
+            report_speed(trainer, timed, seconds / time_encoder(encoder, timed))
+        by_weights = given is None and self.config.budget == "parameters"
+        report(trainer, self.plan, encoder, before, self.config.pruning_ratio if by_weights else None)
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the plan with the checkpoint."""

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 Permutation = Literal["greedy", "balanced"]
 Search = Literal["groups", "shapes"]
+Budget = Literal["parameters", "flops", "latency"]
 
 #: The paper's "2K samples from the training data".
 CALIBRATION_SIZE = 2048
@@ -32,6 +33,13 @@ class PruningConfig:
         search: What is chosen among: ``"groups"`` is the paper's Algorithm 1, group numbers by τ; ``"shapes"``
             chooses the number of heads, neurons and groups of every sublayer at once, so that the loss predicted
             after compensation is least.
+        budget: What ``pruning_ratio`` is a share of, under ``search="shapes"``: weights; FLOPs of a sequence of
+            ``latency_length`` tokens; or the time that the encoder's layers take on this device, for which the
+            shapes are measured.
+        target_speedup: How many times faster the encoder's layers shall be; takes the place of ``pruning_ratio``
+            and budgets time.
+        latency_batch_size: Sequences in a batch for which time is budgeted.
+        latency_length: Tokens of each; of the sequence for which FLOPs are, too.
         max_groups: G_max, the largest number of groups; a matrix that would need more is pruned whole.
         num_permutations: N_perm, how often rows and columns are sorted for each block.
         permutation: How weights are gathered into blocks: ``"greedy"`` is the paper's alternating sort,
@@ -54,6 +62,10 @@ class PruningConfig:
     pruning_ratio: float = 0.5
     importance_threshold: float | Literal["auto"] = "auto"
     search: Search = "shapes"
+    budget: Budget = "parameters"
+    target_speedup: float | None = None
+    latency_batch_size: int = 8
+    latency_length: int = 128
     max_groups: int = 6
     num_permutations: int = 6
     permutation: Permutation = "balanced"
@@ -68,7 +80,7 @@ class PruningConfig:
             _check_float("importance_threshold", self.importance_threshold, 0, None, 'a τ above 0, or "auto"')
         _check_count("max_groups", self.max_groups, "the paper uses 6")
         _check_count("num_permutations", self.num_permutations, "the paper uses 6")
-        for name, names in {"permutation": Permutation, "search": Search}.items():
+        for name, names in {"permutation": Permutation, "search": Search, "budget": Budget}.items():
             if getattr(self, name) not in get_args(names):
                 allowed = ", ".join(map(repr, get_args(names)))
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {allowed}.")
@@ -77,11 +89,27 @@ class PruningConfig:
                 f"importance_threshold={self.importance_threshold!r} means nothing to search='shapes', which uses no "
                 "threshold: leave it out, or set search='groups' (preset 'paper' or 'balanced')."
             )
+        if self.target_speedup is not None:
+            _check_float("target_speedup", self.target_speedup, 1, None, "how many times faster, such as 2.0")
+            object.__setattr__(self, "budget", "latency")
+        if self.budget != "parameters" and self.search != "shapes":
+            what = f"budget={self.budget!r}" if self.target_speedup is None else f"target_speedup={self.target_speedup}"
+            raise ValueError(
+                f"{what} needs search='shapes' (preset 'default'): search='groups' is Algorithm 1, whose budget is "
+                "parameters."
+            )
+        _check_count("latency_batch_size", self.latency_batch_size, "such as 8")
+        _check_count("latency_length", self.latency_length, "such as 128")
         if not isinstance(self.compensation, bool):
             raise TypeError(f"compensation={self.compensation!r} must be True or False.")
         _check_count("compensation_tokens", self.compensation_tokens, "give many times the encoder's width")
         _check_float("ridge", self.ridge, 0, None, "a small share of the input power, such as 0.01")
         _check_float("tolerance", self.tolerance, 0, 1, "a distance between ratios, such as 0.005")
+
+    @property
+    def cut(self) -> float:
+        """The share of the budget's unit that is to be removed."""
+        return self.pruning_ratio if self.target_speedup is None else 1 - 1 / self.target_speedup
 
     @classmethod
     def from_preset(cls, preset: str, **overrides: Any) -> PruningConfig:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from pgb_lightning.calibration import Calibration, Loss, calibrate
 from pgb_lightning.candidates import Candidate, CandidateCost, list_candidates
 from pgb_lightning.compensation import compensate
 from pgb_lightning.config import PruningConfig
+from pgb_lightning.costs import candidate_cost
 from pgb_lightning.fingerprint import fingerprint
 from pgb_lightning.grouping import Groups, group
 from pgb_lightning.importance import second_order_importance
@@ -94,7 +94,7 @@ def make_plan(
     statistics: Calibration,
     config: PruningConfig,
     candidates: list[list[Candidate]] | None = None,
-    cost: CandidateCost = attrgetter("parameters"),
+    cost: CandidateCost | None = None,
 ) -> PruningPlan:
     """Decide what becomes of every matrix; nothing is changed.
 
@@ -106,7 +106,7 @@ def make_plan(
         config: The target and the paper's hyperparameters.
         candidates: Under ``search="shapes"``, what :func:`list_candidates` gives, where it is at hand already: it
             does not depend on the ratio.
-        cost: Likewise, what ``pruning_ratio`` is a share of: a function of a candidate, parameters if not given.
+        cost: Likewise, what a candidate costs; by ``config.budget`` if not given.
 
     Returns:
         The plan. If it misses the target by more than a percentage point, a warning says so.
@@ -117,7 +117,8 @@ def make_plan(
     record = config.to_dict()
     if config.search == "shapes":
         options = candidates or list_candidates(encoder, statistics, config)
-        chosen = choose_shapes(options, config.pruning_ratio, config.tolerance, cost)
+        cost = cost or candidate_cost(encoder, options, config)
+        chosen = choose_shapes(options, config.cut, config.tolerance, cost)
         matrices = [
             replace(matrix, importance_kept=_share_kept(matrix, importances[matrix.layer, matrix.kind]))
             for candidate in chosen
@@ -204,16 +205,18 @@ def _share_kept(matrix: MatrixPlan, importance: Tensor) -> float:
 
 def _report_shortfall(achieved: float, config: PruningConfig) -> None:
     """Say loudly when the target was missed."""
-    gap = achieved - config.pruning_ratio
+    gap = achieved - config.cut
     if abs(gap) > LOUD:
+        ratio, speedup = config.pruning_ratio, config.target_speedup
+        asked = f"pruning_ratio={ratio}" if speedup is None else f"target_speedup={speedup}"
+        unit = {"parameters": "weights", "flops": "FLOPs", "latency": "time"}[config.budget]
         remedy = (
             'use importance_threshold="auto" to meet the target'
             if config.importance_threshold != "auto"
             else "that is the nearest this model's importances allow"
         )
         warnings.warn(
-            f"pruning_ratio={config.pruning_ratio} was asked for, but the plan removes {achieved:.4f} "
-            f"of the encoder's weights; {remedy}.",
+            f"{asked} was asked for, but the plan removes {achieved:.4f} of the encoder's {unit}; {remedy}.",
             stacklevel=3,
         )
 
