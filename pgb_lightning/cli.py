@@ -1,4 +1,4 @@
-"""The console command `pgb`: fit, validate, test and predict from YAML, and export."""
+"""The console command `pgb`: fit, validate, test and predict from YAML, export and benchmark."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
 
 # Imported so that the command line knows their classes by short names: `--model TextClassification`.
-from pgb_lightning import callbacks, datamodules, modules  # noqa: F401
+from pgb_lightning import benchmark, callbacks
 from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.export.command import run_export
 from pgb_lightning.rebuild import StructureError
+
+#: Commands that take no trainer, model or data, which LightningCLI would ask for.
+COMMANDS = {"export": run_export, "benchmark": benchmark.run}
 
 
 class PGBCLI(LightningCLI):
@@ -88,8 +91,8 @@ def run(args: list[str] | None = None) -> PGBCLI:
         seed_everything_default=42,
         parser_kwargs={
             "description": "Fine-tune BERT-like encoders, prune them in one shot, fine-tune them again. What comes out "
-            "leaves Lightning with a fifth command, `pgb export`: a Hugging Face folder, its dense twin, or ONNX; see "
-            "`pgb export --help`."
+            "leaves Lightning with `pgb export`: a Hugging Face folder, its dense twin, or ONNX. How fast pruned models "
+            "are here is measured by `pgb benchmark`. Both have a --help of their own."
         },
         args=args,
     )
@@ -103,9 +106,13 @@ def main(args: list[str] | None = None) -> None:
     """
     words = sys.argv[1:] if args is None else args
     try:
-        if words[:1] == ["export"]:  # takes no trainer, model or data, which LightningCLI would ask for
-            auto_cli(run_export, args=words[1:], as_positional=False, prog="pgb export")
+        if words and words[0] in COMMANDS:
+            auto_cli(COMMANDS[words[0]], args=words[1:], as_positional=False, prog=f"pgb {words[0]}")
         else:
             run(args)
     except (MisconfigurationException, FileNotFoundError, StructureError) as error:
         sys.exit(f"pgb: {error}")
+    except ValueError as error:  # of a pure function; in a fit it may be anybody's
+        if words and words[0] in COMMANDS:
+            sys.exit(f"pgb: {error}")
+        raise

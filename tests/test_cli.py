@@ -258,3 +258,10 @@ def test_the_parsers_own_complaints_stay(overrides: list[str], capsys: pytest.Ca
         main(["fit", "--config", FINETUNE, *overrides, "--data.no_such_setting", "1"])
     assert stop.value.code == 2
     assert "no_such_setting" in capsys.readouterr().err
+
+
+def test_benchmark_is_a_command_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r"pgb: batch_sizes=\[0\] is out of range"):
+        main(["benchmark", "--batch_sizes", "[0]", "--out_dir", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"pgb: no plan can be read from 'nowhere.json'"):
+        main(["benchmark", "--plan", "nowhere.json"])
