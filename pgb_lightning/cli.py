@@ -90,9 +90,9 @@ def run(args: list[str] | None = None) -> PGBCLI:
         save_config_kwargs={"overwrite": True},
         seed_everything_default=42,
         parser_kwargs={
-            "description": "Fine-tune BERT-like encoders, prune them in one shot, fine-tune them again. What comes out "
-            "leaves Lightning with `pgb export`: a Hugging Face folder, its dense twin, or ONNX. How fast pruned models "
-            "are here is measured by `pgb benchmark`. Both have a --help of their own."
+            "description": "Fine-tune BERT-like encoders, prune them in one shot, fine-tune them again. `pgb export` "
+            "writes what comes out as a Hugging Face folder, its dense twin, or ONNX; `pgb benchmark` measures how fast "
+            "pruned models are on this machine. Both have a --help of their own."
         },
         args=args,
     )
