@@ -20,7 +20,7 @@ from pgb_lightning.plan import MatrixPlan
 #: Widths of a feed-forward sublayer that are tried, from none of the neurons to all.
 WIDTHS = 48
 #: Shares of the neurons that are tried with groups on top.
-GROUPED_SHARES = (1.0, 0.75, 0.5, 0.25)
+GROUPED_SHARES = (1.0, 0.5, 0.25)
 
 
 @dataclass(frozen=True)

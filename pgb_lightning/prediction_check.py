@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -49,7 +50,8 @@ def run(
         ckpt_path: Lightning checkpoint of a dense :class:`TextClassification`, such as the experiment leaves.
         data_dir: Local parquet folder; the Hub if not given.
         model_name_or_path: Where the tokenizer comes from.
-        candidates: Shapes drawn for each sublayer, evenly over its list in the order of predicted loss.
+        candidates: Shapes drawn for each sublayer, evenly over its list in the order of predicted loss, half of them
+            in groups.
         tokens: Calibration tokens that the sublayer is compensated on.
         max_train_samples: Training rows that the calibration rows are drawn from; all if not given.
         calibration_size: Calibration rows; 2,048 if not given.
@@ -78,10 +80,15 @@ def run(
 
 
 def _draw(options: list[Candidate], count: int, chooser: random.Random) -> list[Candidate]:
-    """Draw candidates from all over a list, one from each of as many equal parts."""
-    ranked = sorted(options, key=lambda candidate: candidate.loss)
-    parts = min(count, len(ranked))
-    return [chooser.choice(ranked[len(ranked) * i // parts : len(ranked) * (i + 1) // parts]) for i in range(parts)]
+    """Draw candidates from all over a list: half of them in groups, and half without, of which there are fewer."""
+    drawn: list[Candidate] = []
+    for in_groups in (False, True):
+        part = [candidate for candidate in options if ("groups" in candidate.shape) == in_groups]
+        ranked = sorted(part, key=lambda candidate: candidate.loss)
+        number = min(count // 2 if in_groups else count - count // 2, len(ranked))
+        cuts = [len(ranked) * i // number for i in range(number + 1)] if number else []
+        drawn += [chooser.choice(ranked[low:high]) for low, high in pairwise(cuts)]
+    return drawn
 
 
 @torch.no_grad()

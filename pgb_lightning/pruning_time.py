@@ -32,6 +32,7 @@ def run(
     model_type: str = "bert",
     num_layers: int = 12,
     pruning_ratio: float = 0.5,
+    preset: str = "default",
 ) -> dict[str, float]:
     """Measure a full-size encoder with random weights on random tokens, all in one run.
 
@@ -42,6 +43,7 @@ def run(
         model_type: ``bert`` or ``roberta``, in their base sizes.
         num_layers: Layers.
         pruning_ratio: The target.
+        preset: Preset of :class:`PruningConfig`.
 
     Returns:
         Seconds by step, and the peak of memory in MB before and after pruning.
@@ -62,11 +64,13 @@ def run(
         for batch in batches:
             model(**batch).loss.backward()
     found["peak memory before, MB"] = _peak()
-    config = PruningConfig(pruning_ratio=pruning_ratio)
+    config = PruningConfig.from_preset(preset, pruning_ratio=pruning_ratio)
     encoder = prepare(model, config)
     with _timed("calibration", found):
         statistics = calibrate(
-            encoder, batches, lambda batch: model(**batch).loss, max_tokens=config.compensation_tokens
+            *(encoder, batches, lambda batch: model(**batch).loss),
+            max_tokens=config.compensation_tokens,
+            moments=config.search == "shapes",
         )
     with _timed("plan", found):
         plan = make_plan(encoder, statistics, config)

@@ -34,7 +34,7 @@ def test_the_right_number_of_parameters_is_left(model_type: str, ratio: float, l
     total = encoder_cost(find_encoder(model)).parameters
     assert total == pytest.approx(85e6 if model_type != "distilbert" else 42.5e6, rel=0.001)
     batch = {"input_ids": torch.randint(5, 100, (4, 16)), "labels": torch.randint(2, (4,))}
-    plan = prune(model, [batch], PruningConfig(pruning_ratio=ratio, compensation=False))
+    plan = prune(model, [batch], PruningConfig.from_preset("balanced", pruning_ratio=ratio, compensation=False))
     left = encoder_cost(find_encoder(model)).parameters
     assert left == plan.kept_parameters
     assert left == pytest.approx(left_of_85m * total / 85e6, abs=0.005 * total)
