@@ -91,8 +91,8 @@ def run(args: list[str] | None = None) -> PGBCLI:
         seed_everything_default=42,
         parser_kwargs={
             "description": "Fine-tune BERT-like encoders, prune them in one shot, fine-tune them again. `pgb export` "
-            "writes what comes out as a Hugging Face folder, its dense twin, or ONNX; `pgb benchmark` measures how fast "
-            "pruned models are on this machine. Both have a --help of their own."
+            "writes what comes out as a Hugging Face folder, its dense twin, or ONNX; `pgb benchmark` measures how "
+            "fast pruned models are on this machine. Both have a --help of their own."
         },
         args=args,
     )
