@@ -98,6 +98,7 @@ def run(
             row["sublayers"] = {name: _summary(times) for name, times in parts.items()}
             results["latency"].append(row)
             _print_latency(row, results["models"])
+            _write(results, Path(out_dir))  # what was measured outlives an interruption
     biggest = _batch(models["dense"], max(batch_sizes), max(lengths))
     for name, model in models.items():
         results["models"][name]["peak_memory_bytes"] = measures.peak_memory(model, biggest)
@@ -105,11 +106,14 @@ def run(
         batch = _batch(models["dense"], sorted(batch_sizes)[len(batch_sizes) // 2], lengths[0])
         results["training"] = _summary(measures.training_times(models, batch, repeats, min_time))
     _print_sizes(results)
-    folder = Path(out_dir)
+    _write(results, Path(out_dir))
+    draw(results, Path(out_dir) / "benchmark.svg")
+    return results
+
+
+def _write(results: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "benchmark.json").write_text(json.dumps(results, indent=2) + "\n")
-    draw(results, folder / "benchmark.svg")
-    return results
 
 
 def _check(ratios: Sequence[float], batch_sizes: Sequence[int], lengths: Sequence[int], repeats: int) -> None:
