@@ -33,10 +33,11 @@ class Mortal(Entering):
         return super().training_step(batch, batch_idx)
 
 
-def dying_surgery(encoder: Any, plan: Any, layer: int) -> None:
-    prune_layer(encoder, plan, layer)
+def dying_surgery(encoder: Any, plan: Any, layer: int) -> Any:
+    pruned = prune_layer(encoder, plan, layer)
     if layer == 1:
         die()
+    return pruned
 
 
 def dying_move(source: str, target: str, half: bool) -> None:
