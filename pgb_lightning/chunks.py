@@ -34,10 +34,13 @@ class TokenChunks:
     def __call__(self, hidden: Tensor) -> Tensor:
         """Run the method on (..., d) hidden states."""
         method = getattr(type(self.owner), self.method)
+        if self._must_stay_together(hidden):
+            return method(self.owner, hidden)  # type: ignore[no-any-return]
         tokens = hidden.reshape(-1, hidden.shape[-1])
-        width = int(self.owner.get_submodule(self.opening).out_features)  # type: ignore[arg-type]
-        size = max(1, self.chunk_bytes // (width * hidden.element_size()))
-        if len(tokens) <= size or self._must_stay_together(hidden):
+        # Whatever an exporter or quantizer has put in W1's place may not know its width.
+        width = getattr(self.owner.get_submodule(self.opening), "out_features", 0)
+        size = max(1, self.chunk_bytes // (width * hidden.element_size())) if width else len(tokens)
+        if len(tokens) <= size or self._has_hooks():
             return method(self.owner, hidden)  # type: ignore[no-any-return]
         output = torch.empty_like(tokens)
         for given, place in zip(torch.split(tokens, size), torch.split(output, size), strict=True):
@@ -47,8 +50,9 @@ class TokenChunks:
     def _must_stay_together(self, hidden: Tensor) -> bool:
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or hidden.device.type != "cpu":
             return True
-        if self.owner.training:  # dropout would draw other numbers
-            return True
+        return self.owner.training  # dropout would draw other numbers
+
+    def _has_hooks(self) -> bool:
         return any(module._forward_hooks or module._forward_pre_hooks for module in self.owner.modules())
 
 

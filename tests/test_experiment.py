@@ -11,7 +11,9 @@ import torch
 from fakes import squad_folder
 
 from pgb_lightning import experiment
+from pgb_lightning.architectures import find_encoder
 from pgb_lightning.modules import TextClassification
+from pgb_lightning.surgery import is_grouped
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +50,7 @@ def test_scores_are_measured_kept_and_tabulated(
     for result in pruned:
         name = tmp_path / f"seed{result['seed']}" / f"{result['preset']}-0.5.ckpt"
         module = TextClassification.load_from_checkpoint(name)
-        assert any(parameter.dim() == 3 for parameter in module.parameters())
+        assert is_grouped(find_encoder(module))
     assert "over 2 seeds" in shown
     mean = 50 * sum(result["after"] for result in pruned if result["preset"] == "paper")
     assert f"{mean:.1f} ±" in shown
