@@ -153,7 +153,7 @@ def test_finetune_prune_validate_and_predict_run_as_they_are(
     finetune, prune = (str(CONFIGS / "glue" / "rte" / f"{stage}.yaml") for stage in ("finetune", "prune"))
     run(["fit", "--config", finetune, *overrides])
     pruned = run(["fit", "--config", prune, *overrides])
-    assert is_grouped(find_encoder(pruned))
+    assert is_grouped(find_encoder(pruned.model))
     checkpoint = ["--ckpt_path", "runs/rte/prune/last.ckpt"]
     checked = run(["validate", "--config", prune, *overrides, *checkpoint])
     before, after = (float(cli.trainer.callback_metrics["val_loss"]) for cli in (pruned, checked))
