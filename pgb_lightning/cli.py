@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -16,7 +18,7 @@ from pgb_lightning.export.command import run_export
 from pgb_lightning.rebuild import StructureError
 
 #: Commands that take no trainer, model or data, which LightningCLI would ask for.
-COMMANDS = {"export": run_export, "benchmark": benchmark.run}
+COMMANDS: dict[str, Callable[..., Any]] = {"export": run_export, "benchmark": benchmark.run}
 
 
 class PGBCLI(LightningCLI):

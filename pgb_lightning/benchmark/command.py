@@ -79,7 +79,8 @@ def run(
         torch.set_num_threads(num_threads)
     given = None if plan is None else PruningPlan.load(plan)
     models = random_models(architecture, num_layers, pruning_ratios, given)
-    models = {name: model.to(device, DTYPES[dtype]) for name, model in models.items()}  # type: ignore[call-arg]
+    for model in models.values():
+        model.to(torch.device(device), DTYPES[dtype])  # type: ignore[arg-type]
     results: dict[str, Any] = {
         "settings": {"architecture": architecture, "dtype": dtype, "device": device, "repeats": repeats},
         "machine": {"threads": torch.get_num_threads(), "cpu": platform.processor() or platform.machine()},
@@ -89,11 +90,11 @@ def run(
     for length in lengths:
         for batch_size in batch_sizes:
             batch = _batch(models["dense"], batch_size, length)
-            row = {"batch_size": batch_size, "length": length}
+            row: dict[str, Any] = {"batch_size": batch_size, "length": length}
             row["eager"] = _summary(measures.forward_times(models, batch, repeats, min_time))
             if compiled:
-                fast = {name: torch.compile(model) for name, model in models.items()}
-                row["compiled"] = _summary(measures.forward_times(fast, batch, repeats, min_time))  # type: ignore[arg-type]
+                fast: dict[str, Any] = {name: torch.compile(model) for name, model in models.items()}
+                row["compiled"] = _summary(measures.forward_times(fast, batch, repeats, min_time))
             parts = measures.sublayer_times(models, batch, repeats, min_time)
             row["sublayers"] = {name: _summary(times) for name, times in parts.items()}
             results["latency"].append(row)

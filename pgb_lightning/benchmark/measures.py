@@ -58,7 +58,7 @@ def encoder_bytes(model: nn.Module) -> int:
     """Return what the encoder's layers take in a checkpoint."""
     encoder = find_encoder(model)
     stack = encoder.model.get_submodule(encoder.architecture.layers)
-    return sum(value.nbytes for value in stack.state_dict().values())
+    return sum(int(value.nbytes) for value in stack.state_dict().values())
 
 
 def peak_memory(model: nn.Module, batch: dict[str, Tensor]) -> int:
@@ -68,13 +68,13 @@ def peak_memory(model: nn.Module, batch: dict[str, Tensor]) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         held = torch.cuda.memory_allocated(device)
         _infer(model, batch)
-        own = sum(value.nbytes for value in model.state_dict().values())
-        return int(torch.cuda.max_memory_allocated(device)) - held + own
+        own = sum(int(value.nbytes) for value in model.state_dict().values())
+        return int(torch.cuda.max_memory_allocated(device)) - int(held) + own
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.pt"
         torch.save((model, batch, torch.get_num_threads()), path)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            return pool.apply(_peak_of_process, (str(path),))
+            return int(pool.apply(_peak_of_process, (str(path),)))
 
 
 def _peak_of_process(path: str) -> int:
@@ -92,7 +92,7 @@ def _peak() -> int:
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
 
 
 @torch.inference_mode()

@@ -49,7 +49,7 @@ def structure_of(encoder: Encoder) -> dict[str, Any]:
     layers: list[dict[str, str]] = []
     for number in range(len(encoder.layers)):
         inside = {name: inside_of(encoder, number, name, state) for name in SUBLAYERS}
-        shapes = {name: str(left) for name, left in inside.items() if left != encoder.inside(name)}
+        shapes: dict[str, str] = {name: str(left) for name, left in inside.items() if left != encoder.inside(name)}
         for kind in MATRICES:
             weight = state.get(f"{encoder.path(number, kind)}.weight")
             if weight is None or weight.dim() == 3:
