@@ -145,6 +145,29 @@ class Encoder:
         return int(config.hidden_size if sublayer == "attention" else getattr(config, self.architecture.num_neurons))
 
     @property
+    def max_length(self) -> int:
+        """Tokens that the encoder takes at most; where positions begin behind the padding's, they are fewer."""
+        config = self.model.config
+        starts_late = "roberta" in self.model_type or self.model_type == "camembert"
+        return int(config.max_position_embeddings) - (int(config.pad_token_id) + 1 if starts_late else 0)
+
+    def run(self, layer: nn.Module, sublayer: Sublayer, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Run one sublayer of a layer, residual and LayerNorm included.
+
+        Args:
+            layer: One of :attr:`layers`, or one that is built alike.
+            sublayer: Which of its sublayers.
+            hidden: Hidden states, (B, S, d).
+            mask: The attention mask in the form that the layers take.
+
+        Returns:
+            Hidden states, (B, S, d).
+        """
+        if sublayer == "attention":
+            return self.architecture.attend(layer, hidden, mask)
+        return self.architecture.feed(layer, hidden)
+
+    @property
     def layers(self) -> list[nn.Module]:
         """The encoder layers, first to last."""
         return list(self.model.get_submodule(self.architecture.layers).children())

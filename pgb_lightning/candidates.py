@@ -70,11 +70,10 @@ def list_candidates(encoder: Encoder, statistics: Calibration, config: PruningCo
     """
     if statistics.moments is None:
         raise ValueError('search="shapes" needs the second moments of the layers: calibrate with moments=True.')
-    head = _head_width(encoder)
     found: list[list[Candidate]] = []
     for layer in range(len(encoder.layers)):
         matrices = {kind: _Matrix.of(encoder, statistics, config, layer, kind) for kind in MATRICES}
-        found.append(list(_attention(matrices, layer, head)))
+        found.append(list(_attention(matrices, layer, encoder.head_size)))
         found.append(list(_feed_forward(matrices, layer)))
     return found
 
@@ -210,9 +209,3 @@ def _with_loss(matrix: MatrixPlan, more: float) -> MatrixPlan:
     index = (matrix.input_index, matrix.output_index)
     loss = (matrix.predicted_error or 0.0) + more
     return MatrixPlan(matrix.layer, matrix.kind, matrix.rows, matrix.columns, *index, predicted_error=loss)
-
-
-def _head_width(encoder: Encoder) -> int:
-    """Return the width of an attention head."""
-    settings = encoder.model.config
-    return int(settings.hidden_size) // int(settings.num_attention_heads)

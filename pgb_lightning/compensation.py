@@ -93,10 +93,7 @@ class Stream:
 
     def run(self, encoder: Encoder, layer: nn.Module, sublayer: Sublayer, hidden: Tensor) -> Tensor:
         """Run one sublayer on (B, S, d) hidden states."""
-        hidden = hidden.to(self.device)
-        if sublayer == "attention":
-            return encoder.architecture.attend(layer, hidden, self.mask).cpu()
-        return encoder.architecture.feed(layer, hidden).cpu()
+        return encoder.run(layer, sublayer, hidden.to(self.device), self.mask).cpu()
 
 
 @dataclass(frozen=True)

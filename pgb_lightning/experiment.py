@@ -9,7 +9,7 @@ Example:
 
         python -m pgb_lightning.experiment mrpc runs/mrpc --seeds [0,1,2,3,4] --epochs 3 --refinetuning_epochs 3
 
-    SQuAD, batched by length:
+    SQuAD, batched by length::
 
         python -m pgb_lightning.experiment squad runs/squad --data_options '{"group_by_length": true}'
 """

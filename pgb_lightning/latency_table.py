@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pgb_lightning.architectures import SUBLAYERS, Encoder, Sublayer
+from pgb_lightning.architectures import SUBLAYERS, Encoder
 from pgb_lightning.candidates import Candidate
 from pgb_lightning.folding import fold
 from pgb_lightning.modes import eval_mode
@@ -99,7 +99,8 @@ def encoder_seconds(encoder: Encoder, batch_size: int, length: int) -> float:
     def run() -> Tensor:
         states = hidden
         for layer in encoder.layers:
-            states = encoder.architecture.feed(layer, encoder.architecture.attend(layer, states, None))
+            for sublayer in SUBLAYERS:
+                states = encoder.run(layer, sublayer, states)
         return states
 
     with eval_mode(encoder.model):
@@ -145,15 +146,9 @@ def _time_candidate(encoder: Encoder, candidate: Candidate, hidden: Tensor) -> f
     try:
         stack[candidate.layer] = copy.deepcopy(original)
         prune_sublayer(encoder, candidate.layer, candidate.sublayer, candidate.matrices)
-        return _fastest(partial(_run, encoder, stack[candidate.layer], candidate.sublayer, hidden))
+        return _fastest(partial(encoder.run, stack[candidate.layer], candidate.sublayer, hidden))
     finally:
         stack[candidate.layer] = original
-
-
-def _run(encoder: Encoder, layer: nn.Module, sublayer: Sublayer, hidden: Tensor) -> Tensor:
-    if sublayer == "attention":
-        return encoder.architecture.attend(layer, hidden, None)
-    return encoder.architecture.feed(layer, hidden)
 
 
 @torch.inference_mode()

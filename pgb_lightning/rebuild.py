@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
 from pgb_lightning.architectures import MATRICES, SUBLAYERS, Encoder, Sublayer, find_encoders, join_path
 from pgb_lightning.chunks import feed_in_chunks
 from pgb_lightning.linear import ConstantLinear, DroppedCore, GroupedLinear
-from pgb_lightning.surgery import drop_sublayer, is_grouped, like, put
+from pgb_lightning.surgery import blank_layer, drop_sublayer, is_grouped, put
 
 
 class StructureError(ValueError):
@@ -70,7 +69,8 @@ def _rebuild(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *
                 closing = prefix + encoder.path(layer, kinds[-1])
                 if _is_constant(state_dict, closing) and not isinstance(core, DroppedCore):
                     drop_sublayer(encoder, layer, sublayer)
-            if is_grouped(encoder):
+        if is_grouped(encoder):
+            for layer in range(len(encoder.layers)):
                 feed_in_chunks(encoder, layer)
 
 
@@ -219,25 +219,18 @@ def _rebuild_matrix(
     module = encoder.find_matrix(layer, kind)
     if not isinstance(module, (nn.Linear, GroupedLinear, ConstantLinear)):
         return
-    first = next(module.parameters())
-    placed: dict[str, Any] = {"device": first.device, "dtype": first.dtype}
-    has_bias = f"{name}.bias" in state_dict
-    same_ends = (module.in_features, module.out_features) == shape
-    rebuilt: nn.Module
-    if weight is not None and weight.dim() == 3:
-        if isinstance(module, GroupedLinear) and same_ends and module.weight.shape == weight.shape:
-            return
-        groups, block_in, block_out = weight.shape
-        rebuilt = GroupedLinear(*shape, groups, block_in, block_out, has_bias, **placed)
-    elif weight is not None:
-        if same_ends:
-            return
-        rebuilt = nn.Linear(*shape, bias=has_bias, **placed)
-    elif has_bias and not (isinstance(module, ConstantLinear) and same_ends):
-        rebuilt = ConstantLinear(*shape, **placed)
-    else:
+    if weight is None and f"{name}.bias" not in state_dict:
         return
-    put(encoder, layer, kind, like(module, rebuilt))
+    blocks = () if weight is None else tuple(weight.shape) if weight.dim() == 3 else None
+    if (module.in_features, module.out_features) != shape or _blocks(module) != blocks:
+        put(encoder, layer, kind, blank_layer(module, shape, blocks, f"{name}.bias" in state_dict))
+
+
+def _blocks(module: nn.Linear | GroupedLinear | ConstantLinear) -> tuple[int, ...] | None:
+    """Say of a layer what :func:`blank_layer` wants to know."""
+    if isinstance(module, GroupedLinear):
+        return tuple(module.weight.shape)
+    return () if isinstance(module, ConstantLinear) else None
 
 
 def _is_constant(state_dict: Mapping[str, Tensor], name: str) -> bool:

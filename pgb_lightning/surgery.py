@@ -67,7 +67,8 @@ def prune_sublayer(encoder: Encoder, layer: int, sublayer: Sublayer, matrices: S
         put(encoder, layer, kind, prune_linear(select(module, folded.hidden, kind == closing), matrix))
     if all(matrix.num_groups == 0 for matrix in matrices):
         drop_sublayer(encoder, layer, sublayer)
-    feed_in_chunks(encoder, layer)
+    if sublayer == "ffn":
+        feed_in_chunks(encoder, layer)
     return folded.hidden
 
 
@@ -196,6 +197,33 @@ def prune_linear(linear: nn.Linear, matrix: MatrixPlan) -> nn.Module:
     if linear.bias is not None and pruned.bias is not None:
         pruned.bias.copy_(linear.bias)
     return like(linear, pruned)
+
+
+def blank_layer(
+    old: nn.Module, size: tuple[int, int], blocks: tuple[int, ...] | None, bias: bool = True
+) -> nn.Linear | GroupedLinear | ConstantLinear:
+    """Make a layer of some structure, with weights still to be loaded, in the place of another.
+
+    Args:
+        old: The layer whose place it takes; gives the device and type, the mode, and what is trained.
+        size: M and N.
+        blocks: G, m and n; ``()`` if the matrix is pruned whole, ``None`` if it is kept whole.
+        bias: Whether there is a bias.
+
+    Raises:
+        ValueError: The blocks do not fit the matrix.
+    """
+    first = next(old.parameters())
+    placed: dict[str, Any] = {"device": first.device, "dtype": first.dtype}
+    blank: nn.Linear | GroupedLinear | ConstantLinear
+    if blocks is None:
+        blank = nn.Linear(*size, bias=bias, **placed)
+    elif not blocks:
+        blank = ConstantLinear(*size, **placed)
+    else:
+        blank = GroupedLinear(*size, *blocks, bias=bias, **placed)
+    like(old, blank)
+    return blank
 
 
 def drop_sublayer(encoder: Encoder, layer: int, sublayer: Sublayer) -> None:

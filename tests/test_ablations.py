@@ -16,6 +16,8 @@ from pgb_lightning import ablations, prediction_check
 from pgb_lightning.bench import Bench
 from pgb_lightning.modules import TextClassification
 
+pytestmark = pytest.mark.filterwarnings("ignore:Calibrating on all")
+
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
@@ -30,24 +32,28 @@ TINY = {"max_position_embeddings": 128, "initializer_range": 0.2}
 Given = tuple[str, str, str, str]
 
 
-def given(task: str, tmp_path: Path, model: Path, data: Path) -> Given:
-    """Save a dense checkpoint; return what the commands need to know of it."""
-    torch.manual_seed(0)
-    trainer = quiet_trainer()
-    trainer.strategy.connect(TextClassification(str(model), task=task))
-    trainer.save_checkpoint(tmp_path / "dense.ckpt")
-    return task, str(tmp_path / "dense.ckpt"), str(data), str(model)
+@pytest.fixture
+def subject(
+    tmp_path: Path, tiny_model_folder: Callable[..., Path], glue_folder: Callable[..., Path]
+) -> Callable[[str], Given]:
+    """Save a dense checkpoint of a task; give what the commands need to know of it."""
+
+    def make(task: str) -> Given:
+        torch.manual_seed(0)
+        model, data = tiny_model_folder("bert", **TINY), glue_folder(task, train=64, validation=40)
+        trainer, path = quiet_trainer(), tmp_path / f"{task}.ckpt"
+        trainer.strategy.connect(TextClassification(str(model), task=task))
+        trainer.save_checkpoint(path)
+        return task, str(path), str(data), str(model)
+
+    return make
 
 
-@pytest.mark.filterwarnings("ignore:Calibrating on all")
 def test_every_method_is_measured_at_every_ratio(
-    tmp_path: Path,
-    tiny_model_folder: Callable[..., Path],
-    glue_folder: Callable[..., Path],
-    capsys: pytest.CaptureFixture[str],
+    subject: Callable[[str], Given], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    subject = given("sst2", tmp_path, tiny_model_folder("bert", **TINY), glue_folder("sst2", train=64, validation=40))
-    results = ablations.run(*subject, ratios=(0.5,), out=str(tmp_path / "out.json"))
+    given = subject("sst2")
+    results = ablations.run(*given, ratios=(0.5,), out=str(tmp_path / "out.json"))
     assert [result["method"] for result in results] == list(ablations.METHODS)
     stored = json.loads((tmp_path / "out.json").read_text())
     assert stored["results"] == results
@@ -60,15 +66,14 @@ def test_every_method_is_measured_at_every_ratio(
     shown = capsys.readouterr().out
     assert all(name in shown for name in ablations.METHODS)
     with pytest.raises(ValueError, match="methods names 'best', which is none of 'default'"):
-        ablations.run(*subject, methods=("best",))
+        ablations.run(*given, methods=("best",))
 
 
-@pytest.mark.filterwarnings("ignore:Calibrating on all")
 def test_plans_of_the_ablations_are_what_they_are_called(
-    tmp_path: Path, tiny_model_folder: Callable[..., Path], glue_folder: Callable[..., Path]
+    subject: Callable[[str], Given],
 ) -> None:
-    subject = given("sst2", tmp_path, tiny_model_folder("bert", **TINY), glue_folder("sst2", train=64, validation=40))
-    bench = Bench.load(*subject, max_train_samples=None, calibration_size=None, seed=0)
+    given = subject("sst2")
+    bench = Bench.load(*given, max_train_samples=None, calibration_size=None, seed=0)
     config = ablations.PruningConfig.from_preset("paper", pruning_ratio=0.8)
     numbers = {m.num_groups for m in ablations.fixed_groups(bench, config, [], number=6).matrices}
     assert numbers <= {0, 1, 6}
@@ -79,16 +84,12 @@ def test_plans_of_the_ablations_are_what_they_are_called(
     assert all(index == tuple(range(len(index))) for index in flat)
 
 
-@pytest.mark.filterwarnings("ignore:Calibrating on all")
 def test_a_dense_model_diverges_from_itself_by_nothing(
-    tmp_path: Path, tiny_model_folder: Callable[..., Path], glue_folder: Callable[..., Path]
+    subject: Callable[[str], Given],
 ) -> None:
     for task in ("cola", "stsb"):
-        (tmp_path / task).mkdir()
-        subject = given(
-            task, tmp_path / task, tiny_model_folder("bert", **TINY), glue_folder(task, train=64, validation=40)
-        )
-        bench = Bench.load(*subject, max_train_samples=None, calibration_size=None, seed=0)
+        given = subject(task)
+        bench = Bench.load(*given, max_train_samples=None, calibration_size=None, seed=0)
         measured = bench.measure(bench.module)
         assert measured.divergence == pytest.approx(0, abs=1e-9)
         trainer = quiet_trainer()
@@ -98,15 +99,11 @@ def test_a_dense_model_diverges_from_itself_by_nothing(
         assert measured.score == pytest.approx(100 * expected[metric], rel=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:Calibrating on all")
 def test_predictions_rank_what_is_measured(
-    tmp_path: Path,
-    tiny_model_folder: Callable[..., Path],
-    glue_folder: Callable[..., Path],
-    capsys: pytest.CaptureFixture[str],
+    subject: Callable[[str], Given], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    subject = given("sst2", tmp_path, tiny_model_folder("bert", **TINY), glue_folder("sst2", train=64, validation=40))
-    found = prediction_check.run(*subject, candidates=5, out=str(tmp_path / "out.csv"))
+    given = subject("sst2")
+    found = prediction_check.run(*given, candidates=5, out=str(tmp_path / "out.csv"))
     rows = list(csv.DictReader((tmp_path / "out.csv").open()))
     assert len(rows) == 4 * 5
     assert [int(row["layer"]) for row in rows] == [0] * 10 + [1] * 10

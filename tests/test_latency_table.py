@@ -12,6 +12,7 @@ from tiny import MODEL_TYPES, batches, classifier
 
 from pgb_lightning import PruningConfig, latency_table
 from pgb_lightning.architectures import find_encoder
+from pgb_lightning.candidates import Candidate
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.costs import candidate_cost, candidate_flops
 from pgb_lightning.latency_table import cache_folder, encoder_seconds, measure_table, shape_of
@@ -86,3 +87,20 @@ def test_flops_are_those_that_the_modules_cost() -> None:
     assert flops == encoder_cost(find_encoder(model), 9).flops
     by_weights = candidate_cost(find_encoder(model), found, PruningConfig())
     assert sum(by_weights(options[0]) for options in found) == encoder_cost(find_encoder(model)).parameters
+
+
+def test_a_shape_that_is_not_faster_than_the_dense_one_is_never_chosen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def clock(_: object, candidate: Candidate, __: object) -> float:
+        if candidate.sublayer == "attention":
+            return 1.0 if candidate.shape == "whole" else 1.5  # whatever is done to attention makes it slower
+        return float(candidate.parameters)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(latency_table, "_time_candidate", clock)
+    model = classifier(layers=3)
+    config = PruningConfig(target_speedup=1.5)
+    plan = make_plan(find_encoder(model), statistics_of(model, batches(6)), config)
+    assert all(plan.matrix(layer, kind).kept_share == 1 for layer in range(3) for kind in "QKVO")
+    assert plan.pruning_ratio > 0.1

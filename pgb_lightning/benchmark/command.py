@@ -127,7 +127,7 @@ def _check(ratios: Sequence[float], batch_sizes: Sequence[int], lengths: Sequenc
 
 def _batch(model: PreTrainedModel, batch_size: int, length: int) -> dict[str, torch.Tensor]:
     """Make sequences of random tokens, none of them padding."""
-    longest = int(model.config.max_position_embeddings) - 2  # RoBERTa counts positions from 2
+    longest = find_encoder(model).max_length
     if length > longest:
         raise ValueError(f"lengths={length} is out of range: {model.config.model_type!r} takes up to {longest} tokens.")
     ids = torch.randint(5, model.config.vocab_size, (batch_size, length), device=model.device)

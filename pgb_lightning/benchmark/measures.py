@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pgb_lightning.architectures import find_encoder
+from pgb_lightning.architectures import SUBLAYERS, find_encoder
 from pgb_lightning.latency import measure_latency
 
 Times = dict[str, list[float]]
@@ -32,13 +32,14 @@ def sublayer_times(
     """Measure the attention and the feed-forward sublayers of all layers, on states that are random."""
     shape, first = batch["input_ids"].shape, next(iter(models.values()))
     hidden = torch.randn(*shape, first.config.hidden_size, device=first.device).to(first.dtype)
-    runs: dict[str, dict[str, Callable[[], object]]] = {"attention": {}, "ffn": {}}
-    for name, model in models.items():
-        encoder = find_encoder(model)
-        attend, feed = encoder.architecture.attend, encoder.architecture.feed
-        runs["attention"][name] = partial(_in_turn, [partial(attend, layer, hidden, None) for layer in encoder.layers])
-        runs["ffn"][name] = partial(_in_turn, [partial(feed, layer, hidden) for layer in encoder.layers])
-    return {sublayer: measure_latency(chosen, repeats, min_time) for sublayer, chosen in runs.items()}
+    times: dict[str, Times] = {}
+    for sublayer in SUBLAYERS:
+        runs: dict[str, Callable[[], object]] = {}
+        for name, model in models.items():
+            encoder = find_encoder(model)
+            runs[name] = partial(_in_turn, [partial(encoder.run, layer, sublayer, hidden) for layer in encoder.layers])
+        times[sublayer] = measure_latency(runs, repeats, min_time)
+    return times
 
 
 def training_times(models: Mapping[str, nn.Module], batch: dict[str, Tensor], repeats: int, min_time: float) -> Times:

@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pgb_lightning.architectures import find_encoder
 from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.export.huggingface import export_dense, export_huggingface
 from pgb_lightning.export.models import auto_class
@@ -68,7 +69,7 @@ def run(
     except ModuleNotFoundError as error:
         raise MisconfigurationException(str(error)) from None
     source = read_source(ckpt_path)
-    limit = longest(source.model)
+    limit = find_encoder(source.model).max_length
     if not 1 <= length <= limit:
         raise MisconfigurationException(f"length={length} is out of range: this model takes 1 to {limit} tokens.")
     if data_dir is not None and not (isinstance(source.module, TextClassification) and source.module.task):
@@ -152,13 +153,6 @@ def onnx_run(path: Path) -> Run:
     return call
 
 
-def longest(model: PreTrainedModel) -> int:
-    """Return how many tokens a model takes; RoBERTa's positions begin behind the padding's."""
-    positions = int(model.config.max_position_embeddings)
-    starts_late = "roberta" in model.config.model_type or "camembert" in model.config.model_type
-    return positions - (int(model.config.pad_token_id) + 1 if starts_late else 0)
-
-
 def random_batch(model: PreTrainedModel, size: int, length: int, padded: bool = True) -> dict[str, Tensor]:
     """Draw tokens, the same every time; where ``padded``, the rows have different lengths."""
     generator = torch.Generator().manual_seed(0)
@@ -192,7 +186,7 @@ def _scores(source: Source, runs: Mapping[str, Run], data_dir: str) -> dict[str,
     assert isinstance(module, TextClassification)
     assert module.task is not None
     name = module.task.name
-    length = min(128, longest(module.model))
+    length = min(128, find_encoder(module.model).max_length)
     data = GLUEDataModule(name, str(module.hparams["model_name_or_path"]), data_dir, max_length=length)
     data.prepare_data()
     data.setup("validate")

@@ -10,9 +10,9 @@ from torch import nn
 
 from pgb_lightning.architectures import EXPENDABLE, MATRICES, SUBLAYERS, Encoder, join_path
 from pgb_lightning.chunks import feed_in_chunks
-from pgb_lightning.linear import ConstantLinear, GroupedLinear
+from pgb_lightning.linear import ConstantLinear
 from pgb_lightning.rebuild import inside_of, matrix_shape
-from pgb_lightning.surgery import drop_sublayer, like, put
+from pgb_lightning.surgery import blank_layer, drop_sublayer, put
 
 #: Raised whenever the meaning of a record changes.
 STRUCTURE_VERSION = 1
@@ -130,24 +130,13 @@ def _make_modules(encoder: Encoder, layers: list[Mapping[str, str]]) -> dict[tup
             for kind in kinds:
                 old = encoder.matrix(number, kind)
                 assert isinstance(old, nn.Linear)
+                shape = shapes.get(kind)
+                size = matrix_shape(encoder, kind, inside)
+                if shape is None and size == (old.in_features, old.out_features):
+                    continue
+                blocks = None if shape is None else () if shape == GONE else tuple(map(int, shape.split("x")))
                 try:
-                    new = _make_module(old, matrix_shape(encoder, kind, inside), shapes.get(kind))
+                    made[number, kind] = blank_layer(old, size, blocks, old.bias is not None)
                 except ValueError as error:
                     raise ValueError(f"config.json's pgb record, layer {number} {kind}: {error}") from None
-                if new is not None:
-                    made[number, kind] = like(old, new)
     return made
-
-
-def _make_module(old: nn.Linear, size: tuple[int, int], shape: str | None) -> nn.Module | None:
-    """Make what stands for one matrix of M x N; ``None`` where that is the layer that is there."""
-    placed: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype}
-    has_bias = old.bias is not None
-    if shape == GONE:
-        return ConstantLinear(*size, **placed)
-    if shape is not None:
-        groups, block_in, block_out = map(int, shape.split("x"))
-        return GroupedLinear(*size, groups, block_in, block_out, has_bias, **placed)
-    if size != (old.in_features, old.out_features):
-        return nn.Linear(*size, has_bias, **placed)
-    return None

@@ -11,7 +11,8 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from tiny import MODEL_TYPES, classifier
 
-from pgb_lightning.export.roundtrip import differences, longest, random_batch, run
+from pgb_lightning.architectures import find_encoder
+from pgb_lightning.export.roundtrip import differences, random_batch, run
 
 
 def test_a_checkpoint_goes_through_every_format(
@@ -51,10 +52,11 @@ def test_settings_that_cannot_work_are_refused_before_work(pruned_checkpoint: Ca
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_a_model_takes_as_many_tokens_as_said_and_no_more(model_type: str) -> None:
     model = classifier(model_type)
+    longest = find_encoder(model).max_length
     with torch.no_grad():
-        model(**random_batch(model, 2, longest(model)))
+        model(**random_batch(model, 2, longest))
         with pytest.raises((IndexError, RuntimeError)):
-            model(**random_batch(model, 2, longest(model) + 1))
+            model(**random_batch(model, 2, longest + 1))
 
 
 def test_differences_are_counted_at_real_tokens_only() -> None:
