@@ -221,7 +221,8 @@ def blank_layer(
     elif not blocks:
         blank = ConstantLinear(*size, **placed)
     else:
-        blank = GroupedLinear(*size, *blocks, bias=bias, **placed)
+        groups, block_in, block_out = blocks
+        blank = GroupedLinear(*size, groups, block_in, block_out, bias=bias, **placed)
     like(old, blank)
     return blank
 
