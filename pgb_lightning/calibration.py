@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pgb_lightning.architectures import SUBLAYERS, Encoder
 from pgb_lightning.modes import eval_mode
-from pgb_lightning.moments import AllReduce, Covariance
+from pgb_lightning.moments import AllReduce, Covariance, add_gram, mirrored
 
 #: Computes the loss of one batch with the model under calibration.
 Loss = Callable[[Any], Tensor]
@@ -163,18 +163,29 @@ class _Sums:
     def add_inputs(self, key: tuple[int, str], inputs: Tensor, real: Tensor) -> None:
         covariance = self.inputs.get(key)
         if covariance is not None and covariance.count < self.max_tokens:
-            covariance.add(inputs[real.to(inputs.device)])
+            covariance.add(_rows(inputs, real))
 
     def add_gradients(self, key: tuple[int, str], gradients: Tensor, real: Tensor) -> None:
         # The loss is the batch's mean: a sample's own gradient is B times its part of it.
-        g = gradients[real.to(gradients.device)].float() * len(gradients)
-        self.gradients[key] += g.T @ g if self.gradients[key].dim() == 2 else g.square().sum(0)
+        g, share = _rows(gradients, real).float(), len(gradients)
+        if self.gradients[key].dim() == 2:
+            add_gram(self.gradients[key], g * share)
+        else:
+            self.gradients[key] += g.square().sum(0).double() * share**2
 
     def finish(self, all_reduce: AllReduce, samples: int) -> SecondMoments:
         return SecondMoments(
             {key: covariance.finish(all_reduce) for key, covariance in self.inputs.items()},
-            {key: all_reduce(total) / samples for key, total in self.gradients.items()},
+            {
+                key: all_reduce(mirrored(total) if total.dim() == 2 else total) / samples
+                for key, total in self.gradients.items()
+            },
         )
+
+
+def _rows(states: Tensor, real: Tensor) -> Tensor:
+    """Return the real tokens' rows of (B, S, N) states, (T, N); where all are real, without a copy."""
+    return states.flatten(0, 1) if real.all() else states[real.to(states.device)]
 
 
 def _find_problem(number: int, value: Any, calls: list[_Call]) -> str | None:

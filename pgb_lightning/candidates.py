@@ -131,9 +131,11 @@ class _Matrix:
         rows, columns = self._sides(rows, columns)
         weight = self.weight[rows][:, columns] if weight is None else weight
         importance = second_order_importance(weight, self.fisher[rows][:, columns])
+        covariance = self.covariance[rows][:, rows]
+        carried = covariance @ weight
         for number in allowed_groups(len(rows), len(columns), self.config.max_groups)[1:]:
             groups = group(importance, number, self.config.permutation, self.config.num_permutations)
-            errors = block_errors(self.covariance[rows][:, rows], weight, groups.rows, groups.columns)
+            errors = block_errors(covariance, weight, carried, groups.rows, groups.columns)
             loss = float((errors * self._per_output()[columns]).sum() / 2)
             yield number, self.plan(rows[groups.rows], columns[groups.columns], loss)
 

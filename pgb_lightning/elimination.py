@@ -45,8 +45,8 @@ class Elimination:
 
 
 def damped(covariance: Tensor, ridge: float) -> Tensor:
-    """Return H + λI, λ being a share ``ridge`` of the mean diagonal."""
-    damping = (ridge * covariance.diagonal().mean()).clamp_min(1e-30)
+    """Return H + λI, λ being a share ``ridge`` of the mean diagonal, or what keeps rounding from making it indefinite."""
+    damping = (max(ridge, 1e-9) * covariance.diagonal().mean()).clamp_min(1e-30)
     return covariance + damping * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
 
 
@@ -73,46 +73,51 @@ def eliminate(
     # In coordinates where A is ½I a rise is a plain sum of squares.
     values, vectors = torch.linalg.eigh(outputs.double() / 2)
     root = vectors * values.clamp_min(0).sqrt()
-    weight, outer = weight.double(), weight.double() @ root
-    inverse = torch.linalg.inv(covariance.double())
+    outer = weight.double() @ root
+    weight = weight.double().clone()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance.double()))
     total = len(weight) // unit
-    left = torch.arange(total, device=weight.device)
+    units = torch.arange(total, device=weight.device)  # at each place; those that went leave zeros in theirs
+    left = units  # places of the units that are left
     gone: list[Tensor] = []
     losses, counts, weights = [0.0], [0], {}
     while len(left):
         if total - len(left) in keep:
-            weights[total - len(left)] = weight
-        blocks = inverse.view(len(left), unit, len(left), unit).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        parts = outer.view(len(left), unit, -1)
+            weights[total - len(left)] = weight[positions(left, unit)]
+        blocks = inverse.view(len(units), unit, len(units), unit).diagonal(dim1=0, dim2=2).permute(2, 0, 1)[left]
+        parts = outer.view(len(units), unit, -1)[left]
         rises = (parts * torch.linalg.solve(blocks, parts)).sum((1, 2))
         order = torch.argsort(rises, stable=True)
-        lost, rest = order[:step], order[step:].sort().values
-        b, r = positions(lost, unit), positions(rest, unit)
-        gain = torch.linalg.solve(inverse[b][:, b], inverse[b][:, r]) if len(r) else inverse.new_zeros(len(b), 0)
-        rise = (outer[b] * torch.linalg.solve(inverse[b][:, b], outer[b])).sum()
-        inverse = inverse[r][:, r] - inverse[r][:, b] @ gain
-        weight, outer = weight[r] - gain.T @ weight[b], outer[r] - gain.T @ outer[b]
-        gone.append(left[lost])
-        left = left[rest]
-        losses.append(losses[-1] + max(float(rise), 0.0))
+        lost, left = left[order[:step]], left[order[step:]].sort().values
+        b = positions(lost, unit)
+        pulled, taken, taken_outer = inverse[b], weight[b], outer[b]
+        own = torch.linalg.cholesky(pulled[:, b])
+        gain = torch.cholesky_solve(pulled, own)
+        losses.append(losses[-1] + float((taken_outer * torch.cholesky_solve(taken_outer, own)).sum()))
+        for matrix, part in ((inverse, pulled), (weight, taken), (outer, taken_outer)):
+            matrix.addmm_(gain.T, part, alpha=-1)
+        gone.append(units[lost])
         counts.append(total - len(left))
+        if 2 * len(left) < len(units):  # most are zeros: close the ranks
+            r = positions(left, unit)
+            inverse, weight, outer = inverse[r][:, r], weight[r], outer[r]
+            units, left = units[left], torch.arange(len(left), device=left.device)
     return Elimination(torch.cat(gone), losses, counts, weights)
 
 
-def block_errors(covariance: Tensor, weight: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def block_errors(covariance: Tensor, weight: Tensor, carried: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Return the error eⱼ that compensation leaves in each output of a matrix cut into blocks.
 
     Args:
         covariance: H, damped, (M, M).
         weight: W, (M, N).
+        carried: H W, (M, N), which is the same for all ways of cutting.
         rows: Inputs of each block, (G, m).
         columns: Outputs of each block, (G, n).
 
     Returns:
         The errors, (N,); those of outputs outside all blocks are their whole variance.
     """
-    covariance, weight = covariance.double(), weight.double()
-    carried = covariance @ weight
     errors = (weight * carried).sum(0)
     power = covariance[rows.unsqueeze(2), rows.unsqueeze(1)]
     cross = carried[rows.unsqueeze(2), columns.unsqueeze(1)]

@@ -157,22 +157,29 @@ def balanced_groups(importance: Tensor, groups: Groups, max_rounds: int = 30) ->
     importance = importance.double()
     best, kept = groups, groups.kept(importance).sum()
     for _ in range(max_rounds):
-        rows = _assign(importance[:, best.columns].sum(2))
-        columns = _assign(importance[rows].sum(1).T)
-        candidate = Groups(rows, columns)
-        gained = candidate.kept(importance).sum() - kept
+        rows = _assign(importance @ _members(best.columns))
+        score = importance.T @ _members(rows)
+        columns = _assign(score)
+        gained = score.T.gather(1, columns).sum() - kept
         if gained <= 1e-9 * kept:
             break
-        best, kept = candidate, kept + gained
+        best, kept = Groups(rows, columns), kept + gained
     return best
+
+
+def _members(groups: Tensor) -> Tensor:
+    """Return which of G x m items are in which of G groups, (G x m, G): ones and zeros."""
+    members = torch.zeros(groups.numel(), len(groups), dtype=torch.float64, device=groups.device)
+    members[groups.T, torch.arange(len(groups), device=groups.device)] = 1
+    return members
 
 
 def _assign(score: Tensor, max_sweeps: int = 200) -> Tensor:
     """Assign each of M items to one of G groups, M/G to each, with the largest total score.
 
     A transport problem: at the right price for each group, every item just takes the group that is best for
-    it after the price. Prices are set in turn so that each group is exactly full. Where ties keep the groups
-    from filling, the assignment is solved without prices.
+    it after the price. Prices are set in turn, each so that its group is full, until all are. Where ties keep the
+    groups from filling, the assignment is solved without prices.
 
     Args:
         score: Score of each item in each group, (M, G).
@@ -186,16 +193,18 @@ def _assign(score: Tensor, max_sweeps: int = 200) -> Tensor:
     if groups == 1:
         return torch.arange(items, device=score.device).view(1, -1)
     price = score.new_zeros(groups)
+    others = [
+        torch.tensor([other for other in range(groups) if other != g], device=score.device) for g in range(groups)
+    ]
     for _ in range(max_sweeps):
         before = price.clone()
         for g in range(groups):
-            others = (score - price).index_fill(1, torch.tensor([g], device=score.device), -torch.inf)
-            margin = score[:, g] - others.amax(1)
+            margin = score[:, g] - (score[:, others[g]] - price[others[g]]).amax(1)
             # Between the last item that group g has room for and the first that it has not.
-            price[g] = (margin.kthvalue(items - size + 1).values + margin.kthvalue(items - size).values) / 2
-        if torch.allclose(price, before, rtol=1e-12, atol=0):
+            price[g] = margin.topk(size + 1).values[-2:].mean()
+        chosen = (score - price).argmax(1)
+        if (torch.bincount(chosen, minlength=groups) == size).all() or torch.equal(price, before):
             break
-    chosen = (score - price).argmax(1)
     if not (torch.bincount(chosen, minlength=groups) == size).all():
         seats = score.repeat_interleave(size, dim=1).cpu().numpy()
         chosen = torch.as_tensor(linear_sum_assignment(seats, maximize=True)[1] // size, device=score.device)

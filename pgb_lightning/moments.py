@@ -11,6 +11,26 @@ from torch import Tensor
 #: Adds a tensor up over all processes that share a calibration; returns it unchanged where there is one.
 AllReduce = Callable[[Tensor], Tensor]
 
+#: Columns of XᵀX that are made at a time.
+STRIPE = 256
+
+
+def add_gram(power: Tensor, x: Tensor) -> None:
+    """Add XᵀX to the lower half of sums, stripe by stripe: the upper half mirrors it, and would cost as much again.
+
+    Args:
+        power: Sums, (..., M, M); :func:`mirrored` completes them.
+        x: Vectors, (..., T, M).
+    """
+    for start in range(0, x.shape[-1], STRIPE):
+        stripe = slice(start, start + STRIPE)
+        power[..., start:, stripe] += x[..., start:].transpose(-1, -2) @ x[..., stripe]
+
+
+def mirrored(power: Tensor) -> Tensor:
+    """Return the whole of a symmetric matrix of which the lower half is given, (..., M, M)."""
+    return power.tril() + power.tril(-1).transpose(-1, -2)
+
 
 class Covariance:
     """Mean and covariance of vectors, in float64, from batches that are read once.
@@ -36,15 +56,15 @@ class Covariance:
         if self.count == 0 and len(x):  # see Moments.add
             self.origin = x.mean(0, dtype=torch.float64).float().double()
         x = x.float() - self.origin.float()
-        self.power += x.T @ x
-        self.total += x.sum(0, dtype=torch.float64)
+        add_gram(self.power, x)
+        self.total += x.sum(0)
         self.count += len(x)
 
     def finish(self, all_reduce: AllReduce = lambda tensor: tensor) -> Tensor:
         """Sum over processes; return the covariance, (M, M)."""
         # Processes have origins of their own: measure all from zero.
         cross = torch.outer(self.origin, self.total)
-        power = self.power + cross + cross.T + self.count * torch.outer(self.origin, self.origin)
+        power = mirrored(self.power) + cross + cross.T + self.count * torch.outer(self.origin, self.origin)
         total = self.total + self.count * self.origin
         count = all_reduce(self.count.clone()).clamp_min(1)
         mean = all_reduce(total) / count
@@ -80,15 +100,16 @@ class Moments:
             self.origin = x.mean(0, dtype=torch.float64)
         x = x.float() - self.origin.float()
         y = y.float()
-        blocks = x[:, self.rows].permute(1, 2, 0)
-        self.power += torch.bmm(blocks, blocks.transpose(1, 2))
-        self.cross += torch.bmm(blocks, y[:, self.columns].transpose(0, 1))
+        blocks = x[:, self.rows].transpose(0, 1)
+        add_gram(self.power, blocks)
+        self.cross += torch.bmm(blocks.transpose(1, 2), y[:, self.columns].transpose(0, 1))
         self.mean_x += x.sum(0, dtype=torch.float64)
         self.mean_y += y.sum(0, dtype=torch.float64)
         self.count += len(x)
 
     def finish(self, all_reduce: AllReduce) -> None:
         """Sum over processes and take out the means."""
+        self.power = mirrored(self.power)
         self._measure_from_zero()  # processes have origins of their own
         for name in ("power", "cross", "mean_x", "mean_y", "count"):
             setattr(self, name, all_reduce(getattr(self, name)))

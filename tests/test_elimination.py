@@ -75,7 +75,7 @@ def test_the_ridge_is_compensation_s() -> None:
 def test_errors_of_blocks_are_those_of_least_squares() -> None:
     x, weight, _, covariance = problem(seed=4)
     rows, columns = torch.randperm(12).view(2, 6)[:, :5], torch.tensor([[5, 0], [2, 3]])
-    errors = block_errors(damped(covariance, 1e-12), weight, rows, columns)
+    errors = block_errors(damped(covariance, 1e-12), weight, damped(covariance, 1e-12) @ weight, rows, columns)
     targets = x @ weight
     for r, c in zip(rows, columns, strict=True):
         expected = residual(x[:, r], targets[:, c]).square().mean(0)

@@ -8,7 +8,7 @@ from tiny import batches, classifier
 
 from pgb_lightning.architectures import find_encoder
 from pgb_lightning.calibration import SecondMoments, calibrate
-from pgb_lightning.moments import Covariance
+from pgb_lightning.moments import STRIPE, Covariance, add_gram, mirrored
 
 
 def test_covariance_of_parts_is_that_of_the_whole() -> None:
@@ -18,6 +18,15 @@ def test_covariance_of_parts_is_that_of_the_whole() -> None:
         summed.add(part)
     summed.add(x[:0])
     torch.testing.assert_close(summed.finish(), torch.cov(x.double().T, correction=0), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (9, STRIPE), (9, 2 * STRIPE + 44), (3, 9, STRIPE + 1)])
+def test_half_of_a_gram_matrix_is_enough(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start = torch.ones(*shape[:-2], shape[-1], shape[-1], dtype=torch.float64)
+    power = start.clone()
+    add_gram(power, x)
+    torch.testing.assert_close(mirrored(power), start + x.transpose(-1, -2) @ x)
 
 
 def test_processes_with_unequal_shares_add_up() -> None:
