@@ -45,7 +45,7 @@ class Elimination:
 
 
 def damped(covariance: Tensor, ridge: float) -> Tensor:
-    """Return H + λI, λ being a share ``ridge`` of the mean diagonal, or what keeps rounding from making it indefinite."""
+    """Return H + λI, λ being a share ``ridge`` of the mean diagonal, and never below what rounding takes."""
     damping = (max(ridge, 1e-9) * covariance.diagonal().mean()).clamp_min(1e-30)
     return covariance + damping * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
 

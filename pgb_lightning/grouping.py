@@ -199,7 +199,8 @@ def _assign(score: Tensor, max_sweeps: int = 200) -> Tensor:
     for _ in range(max_sweeps):
         before = price.clone()
         for g in range(groups):
-            margin = score[:, g] - (score[:, others[g]] - price[others[g]]).amax(1)
+            others = numbers[numbers != g]
+            margin = score[:, g] - (score[:, others] - price[others]).amax(1)
             # Between the last item that group g has room for and the first that it has not.
             price[g] = margin.topk(size + 1).values[-2:].mean()
         chosen = (score - price).argmax(1)
