@@ -193,9 +193,7 @@ def _assign(score: Tensor, max_sweeps: int = 200) -> Tensor:
     if groups == 1:
         return torch.arange(items, device=score.device).view(1, -1)
     price = score.new_zeros(groups)
-    others = [
-        torch.tensor([other for other in range(groups) if other != g], device=score.device) for g in range(groups)
-    ]
+    numbers = torch.arange(groups, device=score.device)
     for _ in range(max_sweeps):
         before = price.clone()
         for g in range(groups):
