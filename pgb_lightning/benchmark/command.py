@@ -23,9 +23,11 @@ from transformers import PreTrainedModel
 from pgb_lightning.architectures import find_encoder
 from pgb_lightning.benchmark import measures
 from pgb_lightning.benchmark.figure import draw
-from pgb_lightning.benchmark.models import random_models
+from pgb_lightning.benchmark.models import pruned_models, random_model
 from pgb_lightning.cost import encoder_cost
+from pgb_lightning.export.source import read_source
 from pgb_lightning.plan import PruningPlan
+from pgb_lightning.surgery import dense_twin
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -34,7 +36,9 @@ def run(
     architecture: str = "bert",
     num_layers: int | None = None,
     pruning_ratios: tuple[float, ...] = (0.5, 0.88),
+    num_groups: tuple[int, ...] = (),
     plan: str | None = None,
+    ckpt_path: str | None = None,
     batch_sizes: tuple[int, ...] = (1, 8, 32),
     lengths: tuple[int, ...] = (128,),
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
@@ -56,7 +60,10 @@ def run(
         architecture: A transformers ``model_type`` with a map, in its base size.
         num_layers: Layers, if not as many as the base size has.
         pruning_ratios: Shares of the encoder's weights to remove.
+        num_groups: Group numbers, for each of which a model is measured with every matrix in so many groups.
         plan: A ``plan.json`` to measure as well; for this architecture and number of layers.
+        ckpt_path: A pruned checkpoint of this package's modules to measure as well; the dense model is then its
+            dense twin, whatever the architecture and the number of layers.
         batch_sizes: Sequences in a batch.
         lengths: Tokens of a sequence.
         dtype: Type of weights and activations.
@@ -78,11 +85,15 @@ def run(
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     given = None if plan is None else PruningPlan.load(plan)
-    models = random_models(architecture, num_layers, pruning_ratios, given)
+    own = None if ckpt_path is None else read_source(ckpt_path).model
+    dense = random_model(architecture, num_layers) if own is None else dense_twin(own)
+    models = pruned_models(dense, pruning_ratios, num_groups, given)
+    if own is not None:
+        models["checkpoint"] = own
     for model in models.values():
         model.to(torch.device(device), DTYPES[dtype])  # type: ignore[arg-type]
     results: dict[str, Any] = {
-        "settings": {"architecture": architecture, "dtype": dtype, "device": device, "repeats": repeats},
+        "settings": {"architecture": dense.config.model_type, "dtype": dtype, "device": device, "repeats": repeats},
         "machine": {"threads": torch.get_num_threads(), "cpu": platform.processor() or platform.machine()},
         "models": {name: _size(model, models["dense"]) for name, model in models.items()},
         "latency": [],
@@ -131,7 +142,7 @@ def _batch(model: PreTrainedModel, batch_size: int, length: int) -> dict[str, to
     if length > longest:
         raise ValueError(f"lengths={length} is out of range: {model.config.model_type!r} takes up to {longest} tokens.")
     ids = torch.randint(5, model.config.vocab_size, (batch_size, length), device=model.device)
-    return {"input_ids": ids, "labels": torch.randint(2, (batch_size,), device=model.device)}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def _size(model: PreTrainedModel, dense: PreTrainedModel) -> dict[str, Any]:

@@ -6,8 +6,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-HUES = {"groups": "#D55E00", "narrow": "#0072B2"}
-"""Two that people tell apart whatever their colour vision (Okabe and Ito)."""
+SERIES = {
+    "groups": ("#D55E00", "the paper's groups"),
+    "narrow": ("#0072B2", "fewer heads and neurons"),
+    "G =": ("#009E73", "all in one number of groups"),
+    "plan": ("#CC79A7", "the plan"),
+    "checkpoint": ("#000000", "the checkpoint"),
+}
+"""By how names begin: hues that people tell apart whatever their colour vision (Okabe and Ito), and words."""
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -30,14 +36,15 @@ def draw(results: dict[str, Any], path: Path) -> None:
         dense = row["eager"]["dense"]["median"]
         axes.plot([0, 1], [1, 0], "--", color="#5A5A5A", linewidth=1, label="as much as weights")
         axes.axhline(1, color="#5A5A5A", linewidth=0.6)
-        for series, hue in HUES.items():
+        for series, (hue, label) in SERIES.items():
             names = ["dense", *(name for name in row["eager"] if name.startswith(series))]
+            if len(names) == 1:
+                continue
             points = sorted((1 - results["models"][name]["kept"], name) for name in names)
             found = [row["eager"][name] for _, name in points]
             middle = [each["median"] / dense for each in found]
             spread = [[(each["median"] - each["low"]) / dense for each in found]]
             spread.append([(each["high"] - each["median"]) / dense for each in found])
-            label = {"groups": "the paper's groups", "narrow": "fewer heads and neurons"}[series]
             axes.errorbar([x for x, _ in points], middle, spread, marker="o", capsize=2, color=hue, label=label)
         axes.set_title(f"batch {row['batch_size']} x {row['length']} tokens", fontsize=10)
         axes.set_xlabel("share of encoder weights removed")

@@ -98,7 +98,7 @@ def _peak() -> int:
 
 @torch.inference_mode()
 def _infer(model: nn.Module, batch: dict[str, Tensor]) -> Any:
-    output = model(**{name: value for name, value in batch.items() if name != "labels"})
+    output = model(**batch)
     if next(model.parameters()).device.type == "cuda":
         torch.cuda.synchronize()
     return output
@@ -112,7 +112,7 @@ def _in_turn(calls: list[Callable[[], Tensor]]) -> None:
 
 
 def _train(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> None:
-    model(**batch).loss.backward()
+    model(**batch)[0].float().square().mean().backward()  # any loss takes as long, and all heads have outputs
     optimizer.step()
     optimizer.zero_grad()
     if batch["input_ids"].device.type == "cuda":

@@ -12,35 +12,51 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from pgb_lightning.architectures import MATRICES, Encoder, find_encoder
 from pgb_lightning.calibration import Calibration
 from pgb_lightning.config import PruningConfig
+from pgb_lightning.grouping import allowed_groups
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.pruning import make_plan
 from pgb_lightning.surgery import apply_plan
 
 
-def random_models(
-    model_type: str, num_layers: int | None, ratios: Sequence[float], plan: PruningPlan | None = None
-) -> dict[str, PreTrainedModel]:
-    """Make a dense model of base size with random weights, and pruned ones of the same weights.
+def random_model(model_type: str, num_layers: int | None) -> PreTrainedModel:
+    """Make a dense model of base size with random weights.
 
     Args:
         model_type: The transformers ``model_type``; its configuration's defaults are the base size.
         num_layers: Layers; as many as the base size has if not given.
-        ratios: Pruning ratios; at each a model in the paper's groups, and one with fewer heads and neurons.
-        plan: A plan to carry out as well.
-
-    Returns:
-        "dense" first.
     """
     torch.manual_seed(0)
     layers = {} if num_layers is None else {_layers_name(model_type): num_layers}
-    dense: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
         AutoConfig.for_model(model_type, **layers)
-    ).eval()
+    )
+    return model.eval()
+
+
+def pruned_models(
+    dense: PreTrainedModel, ratios: Sequence[float], numbers: Sequence[int] = (), plan: PruningPlan | None = None
+) -> dict[str, PreTrainedModel]:
+    """Prune copies of a dense model, without looking at its weights.
+
+    Args:
+        dense: The dense model.
+        ratios: Pruning ratios; at each a model in the paper's groups, and one with fewer heads and neurons.
+        numbers: Group numbers; for each a model of which every matrix is cut into so many groups.
+        plan: A plan to carry out as well.
+
+    Returns:
+        "dense" first, which is the model itself.
+
+    Raises:
+        ValueError: The plan belongs to another encoder, or a group number does not divide a matrix.
+    """
     encoder = find_encoder(dense)
     plans: dict[str, PruningPlan] = {} if plan is None else {"plan": plan}
     for ratio in ratios:
         plans[f"groups {ratio:g}"] = grouped_plan(encoder, ratio)
         plans[f"narrow {ratio:g}"] = narrow_plan(encoder, ratio)
+    for number in numbers:
+        plans[f"G = {number}"] = plan_of_one_number(encoder, number)
     models = {"dense": dense}
     for name, chosen in plans.items():
         models[name] = copy.deepcopy(dense)
@@ -56,6 +72,23 @@ def grouped_plan(encoder: Encoder, ratio: float) -> PruningPlan:
         for key, linear in encoder.linears()
     }
     return make_plan(encoder, Calibration(fisher, [], 0), PruningConfig.from_preset("paper", pruning_ratio=ratio))
+
+
+def plan_of_one_number(encoder: Encoder, number: int) -> PruningPlan:
+    """Cut every matrix into so many groups of inputs and outputs that are drawn: nothing lies in order.
+
+    Raises:
+        ValueError: The number does not divide both sides of a matrix.
+    """
+    generator = torch.Generator().manual_seed(0)
+    matrices = []
+    for (layer, kind), linear in encoder.linears():
+        size = (linear.in_features, linear.out_features)
+        if number not in allowed_groups(*size, number):
+            raise ValueError(f"num_groups={number} does not divide both sides of a {size[0]} x {size[1]} matrix.")
+        rows, columns = (torch.randperm(n, generator=generator).view(number, -1).sort().values.tolist() for n in size)
+        matrices.append(MatrixPlan(layer, kind, *size, tuple(map(tuple, rows)), tuple(map(tuple, columns))))
+    return PruningPlan(encoder.model_type, tuple(matrices))
 
 
 def narrow_plan(encoder: Encoder, ratio: float) -> PruningPlan:

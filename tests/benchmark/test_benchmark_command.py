@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Any:
         return {"dense": dense.eval(), "narrow 0.5": narrow.eval()}
 
     threads = torch.get_num_threads()
-    monkeypatch.setattr(command, "random_models", models)
+    monkeypatch.setattr(command, "random_model", lambda *_: classifier(layers=2).eval())
+    monkeypatch.setattr(command, "pruned_models", models)
     yield
     torch.set_num_threads(threads)
 
@@ -57,10 +59,22 @@ def test_everything_is_measured_written_and_drawn(tmp_path: Path, capsys: pytest
     assert "<svg" in (tmp_path / "benchmark.svg").read_text()
 
 
+@pytest.mark.parametrize("what", ["classifier", "reader"])
+def test_a_checkpoint_is_measured_against_its_dense_twin(
+    what: str, pruned_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "pruned_models", lambda dense, *_: {"dense": dense})
+    found = benchmark.run(ckpt_path=str(pruned_checkpoint(what)), out_dir=str(tmp_path / "out"), **QUICK)
+    assert found["models"]["dense"]["kept"] == 1
+    assert found["models"]["checkpoint"]["kept"] == pytest.approx(0.5, abs=0.05)
+    assert found["training"]["checkpoint"]["median"] > 0
+    assert "the checkpoint" in (tmp_path / "out" / "benchmark.svg").read_text().replace("&#160;", " ")
+
+
 def test_models_train_on_as_they_were(tmp_path: Path) -> None:
-    models = command.random_models()
+    models = command.pruned_models()  # type: ignore[call-arg]
     modes = {name: model.training for name, model in models.items()}
-    batch = {"input_ids": torch.randint(5, 9, (2, 4)), "labels": torch.zeros(2, dtype=torch.long)}
+    batch = {"input_ids": torch.randint(5, 9, (2, 4))}
     measures.training_times(models, batch, 1, 0.001)
     assert {name: model.training for name, model in models.items()} == modes
     assert all(parameter.grad is None for model in models.values() for parameter in model.parameters())

@@ -8,7 +8,7 @@ from tiny import MODEL_TYPES, classifier
 from torch import nn
 
 from pgb_lightning.architectures import find_encoder
-from pgb_lightning.benchmark.models import grouped_plan, narrow_plan, random_models
+from pgb_lightning.benchmark.models import grouped_plan, narrow_plan, plan_of_one_number, pruned_models, random_model
 from pgb_lightning.linear import GroupedLinear
 
 
@@ -23,13 +23,26 @@ def test_plans_meet_their_ratio(model_type: str, ratio: float) -> None:
 
 
 def test_models_of_base_size() -> None:
-    models = random_models("bert", 1, [0.5])
-    assert list(models) == ["dense", "groups 0.5", "narrow 0.5"]
+    models = pruned_models(random_model("bert", 1), [0.5], [3])
+    assert list(models) == ["dense", "groups 0.5", "narrow 0.5", "G = 3"]
     layer = {name: find_encoder(model).layers[0] for name, model in models.items()}
     assert any(isinstance(module, GroupedLinear) for module in layer["groups 0.5"].modules())
     assert not any(isinstance(module, GroupedLinear) for module in layer["narrow 0.5"].modules())
     w1 = find_encoder(models["narrow 0.5"]).matrix(0, "W1")
     assert isinstance(w1, nn.Linear)
     assert w1.weight.shape == (1536, 768)
+    layers = [module for module in layer["G = 3"].modules() if isinstance(module, GroupedLinear)]
+    assert [module.num_groups for module in layers] == [3] * 6
     kept = find_encoder(models["dense"]).matrix(0, "W1").weight[:1536]
     assert torch.equal(w1.weight, kept)
+
+
+def test_groups_of_one_number_leave_nothing_in_order() -> None:
+    encoder = find_encoder(classifier())
+    for matrix in plan_of_one_number(encoder, 2).matrices:
+        assert matrix.num_groups == 2
+        assert matrix.kept_share == 0.5
+        assert matrix.input_index is not None
+        assert matrix.input_index[0] != tuple(range(matrix.rows // 2))
+    with pytest.raises(ValueError, match="num_groups=5 does not divide both sides of a 24 x 24 matrix"):
+        plan_of_one_number(encoder, 5)
