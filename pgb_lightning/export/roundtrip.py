@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import auto_cli
@@ -46,6 +47,7 @@ def run(
     batch_sizes: list[int] | None = None,
     length: int = 128,
     repeats: int = 7,
+    compiled: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Export a checkpoint to every format, load each, and compare.
 
@@ -56,6 +58,7 @@ def run(
         batch_sizes: Sequences of the batches that are timed; 1 and 32 by default.
         length: Tokens of each of them.
         repeats: Rounds of timing.
+        compiled: Whether to run the pruned model and its dense twin under ``torch.compile`` too, which takes minutes.
 
     Returns:
         By format: the largest difference of any output from the checkpoint's, megabytes of the weights' file,
@@ -75,7 +78,7 @@ def run(
     if data_dir is not None and not (isinstance(source.module, TextClassification) and source.module.task):
         raise MisconfigurationException(f"data_dir={data_dir!r} is for checkpoints of a GLUE task; leave it out.")
     with tempfile.TemporaryDirectory() as folder:
-        runs, found = _export_all(source, Path(folder))
+        runs, found = _export_all(source, Path(folder), compiled)
         shapes = [(size, min(tokens, limit)) for size, tokens in SHAPES]
         for name, difference in differences(runs, [random_batch(source.model, *shape) for shape in shapes]).items():
             found[name]["largest difference"] = difference
@@ -93,7 +96,7 @@ def run(
     return found
 
 
-def _export_all(source: Source, folder: Path) -> tuple[dict[str, Run], dict[str, dict[str, float]]]:
+def _export_all(source: Source, folder: Path, compiled: bool) -> tuple[dict[str, Run], dict[str, dict[str, float]]]:
     """Write every format, read it back, and return how to run each, with its size."""
     model, auto = source.model, auto_class(source.model)
     export_huggingface(model, folder / "huggingface", source.plan, source.tokenizer, source.card)
@@ -114,6 +117,9 @@ def _export_all(source: Source, folder: Path) -> tuple[dict[str, Run], dict[str,
     runs: dict[str, Run] = {name: torch_run(made) for name, (made, _) in models.items()}
     files = {name: folder / where / "model.safetensors" for name, (_, where) in models.items()}
     for what, exported in (("dense twin", dense), ("pruned", reloaded)):
+        if compiled:
+            name = f"PyTorch compiled, {what}"
+            runs[name], files[name] = torch_run(exported, compiled=True), files[f"PyTorch, {what}"]
         for kind, quantize in (("ONNX", None), ("ONNX int8", "int8")):
             name = f"{kind}, {what}"
             target = export_onnx(exported, folder / name, quantize=quantize)  # type: ignore[arg-type]
@@ -122,13 +128,14 @@ def _export_all(source: Source, folder: Path) -> tuple[dict[str, Run], dict[str,
     return runs, {name: {"megabytes": files[name].stat().st_size / 1e6} for name in runs}
 
 
-def torch_run(model: PreTrainedModel) -> Run:
+def torch_run(model: PreTrainedModel, compiled: bool = False) -> Run:
     """Make a function that runs a transformers model on a batch and returns its outputs, without the hidden ones."""
     names = output_names(model)
+    forward: Callable[..., Any] = torch.compile(model, dynamic=True) if compiled else model
 
     def call(batch: Batch) -> list[Tensor]:
         with torch.inference_mode():
-            output = model(**batch)
+            output = forward(**batch)
         return [output[name] for name in names]
 
     return call

@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from tiny import MODEL_TYPES, classifier
 
 from pgb_lightning.architectures import find_encoder
-from pgb_lightning.export.roundtrip import differences, random_batch, run
+from pgb_lightning.export.roundtrip import differences, random_batch, run, torch_run
 
 
 def test_a_checkpoint_goes_through_every_format(
@@ -39,6 +39,21 @@ def test_a_checkpoint_goes_through_every_format(
         assert pruned["ms, batch 2"] > 0
         assert dense["ms, batch 2"] > 0
     assert found["ONNX int8, dense twin"]["megabytes"] < found["ONNX, dense twin"]["megabytes"]
+
+
+def test_compiled_models_are_run_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, made = classifier().eval(), []
+
+    def compile_eagerly(model: torch.nn.Module, dynamic: bool) -> torch.nn.Module:
+        made.append(model)
+        return plain(model, dynamic=dynamic, backend="eager")
+
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    runs = {"plain": torch_run(model), "compiled": torch_run(model, compiled=True)}
+    assert differences(runs, [random_batch(model, 2, 7)])["compiled"] == 0
+    assert made == [model]
+    torch._dynamo.reset()
 
 
 def test_settings_that_cannot_work_are_refused_before_work(pruned_checkpoint: Callable[..., Path]) -> None:
