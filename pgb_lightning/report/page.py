@@ -41,7 +41,7 @@ def render_page(plan: PruningPlan, facts: Facts | None = None) -> str:
     numbers = summarize(plan, facts)
     return _environment().get_template("page.html").render(
         numbers=numbers,
-        name=facts.name or f"a {plan.model_type} encoder",
+        name=facts.name or f"{plan.model_type} encoder",
         version=_version(),
         names=NAMES,
         stages=STAGES,
@@ -56,7 +56,7 @@ def render_page(plan: PruningPlan, facts: Facts | None = None) -> str:
         kinds=MATRICES,
         has_maps=bool(facts.maps),
         hues=HUES,
-        settings=[(key, found) for key, found in plan.config.items() if isinstance(found, (str, bool, int, float))],
+        settings=[(key, _word(found)) for key, found in plan.config.items() if not isinstance(found, (list, dict))],
     )
 
 
@@ -142,6 +142,10 @@ def _matrix(matrix: MatrixPlan, facts: Facts) -> dict[str, Any]:
         "picture": data_url(matrix, shades) if shades else None,
         "measured": facts.matrix_errors.get(f"{matrix.layer}.{matrix.kind}"),
     }
+
+
+def _word(value: Any) -> str:
+    return number(value) if isinstance(value, float) else "–" if value is None else str(value)
 
 
 def _version() -> str:
