@@ -70,11 +70,11 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=lambda value: "–" if value is None else number(value),
+        number=lambda value, digits: "–" if value is None else number(value, digits),
         percent=lambda value: f"{value:.0%}",
         percent1=lambda value: f"{value:.1%}",
         thousands=lambda value: f"{value:,}",
-        millions=lambda value: f"{value / 1e6:.2f} M" if value >= 1e5 else f"{value:,}",
+        millions=lambda value: f"{value / 1e6:.2f} M" if value >= 1e4 else f"{value:,}",
     )
     return environment
 
@@ -89,7 +89,7 @@ def _tiles(plan: PruningPlan, facts: Facts, numbers: dict[str, Any]) -> list[tup
     for each in numbers["latency"][-1:]:
         size = f"{each['batch_size']} × {each['length']} tokens, encoder layers"
         tiles.append(("speed", f"{each['speedup']:.2f} ×", size))
-    if names := [name for name in metrics(facts) if "loss" not in name] or metrics(facts):
+    if names := metrics(facts):
         found = {stage: scores[names[0]] for stage, scores in facts.scores.items() if names[0] in scores}
         last = [stage for stage in STAGES if stage in found][-1]
         remark = f"dense: {number(found['dense'])}" if "dense" in found and last != "dense" else ""

@@ -56,7 +56,7 @@ def error_table(plan: PruningPlan, facts: Facts) -> Table:
         for sublayer in SUBLAYERS:
             kept, total = sublayer_weights(plan, layer, sublayer)
             measured = facts.sublayer_errors.get(f"{layer}.{sublayer}")
-            cells += [f"{kept / total:.0%}", number(predicted_error(plan, layer, sublayer)), number(measured)]
+            cells += [f"{kept / total:.0%}", number(predicted_error(plan, layer, sublayer), 3), number(measured, 3)]
         table.add_row(str(layer), *cells)
     table.add_section()
     split = split_cut(plan)
@@ -97,14 +97,14 @@ def outcome_table(plan: PruningPlan, facts: Facts) -> Table:
 
 
 def metrics(facts: Facts) -> list[str]:
-    """List the metrics of any stage: those of the last stage first, in their order."""
+    """List the metrics of any stage: scores before losses, those of the last stage first, in their order."""
     names = [name for stage in reversed(STAGES) for name in facts.scores.get(stage, {})]
-    return list(dict.fromkeys(names))
+    return sorted(dict.fromkeys(names), key=lambda name: "loss" in name)
 
 
-def number(value: float | None) -> str:
-    """Write a number in four digits at most, and ``-`` where there is none."""
-    return "-" if value is None else f"{value:.4g}" if value >= 1e-3 or value <= 0 else f"{value:.1e}"
+def number(value: float | None, digits: int = 4) -> str:
+    """Write a number in a few digits, and ``-`` where there is none."""
+    return "-" if value is None else f"{value:.{digits}g}" if value >= 1e-3 or value <= 0 else f"{value:.1e}"
 
 
 def render(table: Table, width: int = 100) -> str:

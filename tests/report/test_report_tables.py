@@ -45,8 +45,8 @@ def test_the_table_of_errors_says_what_was_predicted_and_measured(made: Make) ->
     text = render(error_table(plan, facts))
     for layer in range(plan.num_layers):
         found = cells(text, f"{layer} ")
-        assert found[3] == number(facts.sublayer_errors[f"{layer}.attention"])
-        assert found[6] == number(facts.sublayer_errors[f"{layer}.ffn"])
+        assert found[3] == number(facts.sublayer_errors[f"{layer}.attention"], 3)
+        assert found[6] == number(facts.sublayer_errors[f"{layer}.ffn"], 3)
     attention, ffn = split_cut(plan).values()
     assert [cells(text, "all")[1], cells(text, "all")[4]] == [f"{part.kept_share:.0%}" for part in (attention, ffn)]
     caption = " ".join(text.split())
@@ -64,8 +64,8 @@ def test_the_table_of_the_outcome(made: Make) -> None:
     assert "GFLOPs" not in render(outcome_table(plan, Facts()))
 
 
-def test_metrics_come_in_the_last_stages_order() -> None:
-    scores = {"dense": {"val_loss": 1.0, "val_accuracy": 0.5}, "re-finetuned": {"val_accuracy": 0.5, "val_f1": 0.4}}
+def test_metrics_come_in_the_last_stages_order_and_losses_last() -> None:
+    scores = {"dense": {"val_loss": 1.0, "val_accuracy": 0.5}, "re-finetuned": {"val_loss": 0.1, "val_accuracy": 0.5, "val_f1": 0.4}}
     assert metrics(Facts(scores=scores)) == ["val_accuracy", "val_f1", "val_loss"]
 
 
