@@ -99,7 +99,7 @@ def run(args: list[str] | None = None) -> PGBCLI:
         parser_kwargs={
             "description": "Fine-tune BERT-like encoders, prune them in one shot, fine-tune them again. `pgb export` "
             "writes what comes out as a Hugging Face folder, its dense twin, or ONNX; `pgb benchmark` measures how "
-            "fast pruned models are on this machine; `pgb report` makes the page of a plan. Each has a --help of its own."
+            "fast pruned models are on this machine; `pgb report` makes a page of a plan. Each has a --help of its own."
         },
         args=args,
     )

@@ -41,7 +41,9 @@ class FitErrors:
         self.matrices[key] = max(1 - explained / total, 0.0) if total > 0 else 0.0
 
 
-def relative_error(pairs: Iterable[tuple[Tensor, Tensor]], width: int, device: torch.device, reduce: AllReduce) -> float:
+def relative_error(
+    pairs: Iterable[tuple[Tensor, Tensor]], width: int, device: torch.device, reduce: AllReduce
+) -> float:
     """Compare vectors with what they should be, over all processes.
 
     Args:

@@ -75,7 +75,7 @@ def test_a_dropped_sublayer_is_as_bad_as_a_constant() -> None:
     assert dropped
     for layer, name in dropped:
         assert errors.matrices[layer, SUBLAYERS[name][-1]] == 1.0
-        assert 0 < errors.sublayers[layer, name]
+        assert errors.sublayers[layer, name] > 0
 
 
 def test_nobody_asks_and_nothing_changes() -> None:
@@ -99,7 +99,9 @@ def test_processes_of_equal_data_find_what_one_does(reduce: Callable[[Tensor], T
     should = torch.rand(20, 3, generator=torch.Generator().manual_seed(0)) + 5
     pairs = [(should[:7] + 0.1, should[:7]), (should[7:] - 0.1, should[7:])]
     error = relative_error(iter(pairs), 3, torch.device("cpu"), reduce)
-    assert error == pytest.approx(compared(torch.cat([found for found, _ in pairs]).double(), should.double()), rel=1e-4)
+    assert error == pytest.approx(
+        compared(torch.cat([found for found, _ in pairs]).double(), should.double()), rel=1e-4
+    )
 
 
 def test_a_process_without_batches_adds_nothing() -> None:

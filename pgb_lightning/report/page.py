@@ -39,24 +39,28 @@ def render_page(plan: PruningPlan, facts: Facts | None = None) -> str:
     """
     facts = facts or Facts.of(plan)
     numbers = summarize(plan, facts)
-    return _environment().get_template("page.html").render(
-        numbers=numbers,
-        name=facts.name or f"{plan.model_type} encoder",
-        version=_version(),
-        names=NAMES,
-        stages=STAGES,
-        metrics=metrics(facts),
-        tiles=_tiles(plan, facts, numbers),
-        speeds=[_speed(each) for each in facts.latency],
-        layers=_layers(numbers),
-        largest_error=max(facts.sublayer_errors.values(), default=0.0),
-        matrices=[
-            [_matrix(plan.matrix(layer, kind), facts) for kind in MATRICES] for layer in range(plan.num_layers)
-        ],
-        kinds=MATRICES,
-        has_maps=bool(facts.maps),
-        hues=HUES,
-        settings=[(key, _word(found)) for key, found in plan.config.items() if not isinstance(found, (list, dict))],
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            numbers=numbers,
+            name=facts.name or f"{plan.model_type} encoder",
+            version=_version(),
+            names=NAMES,
+            stages=STAGES,
+            metrics=metrics(facts),
+            tiles=_tiles(plan, facts, numbers),
+            speeds=[_speed(each) for each in facts.latency],
+            layers=_layers(numbers),
+            largest_error=max(facts.sublayer_errors.values(), default=0.0),
+            matrices=[
+                [_matrix(plan.matrix(layer, kind), facts) for kind in MATRICES] for layer in range(plan.num_layers)
+            ],
+            kinds=MATRICES,
+            has_maps=bool(facts.maps),
+            hues=HUES,
+            settings=[(key, _word(found)) for key, found in plan.config.items() if not isinstance(found, (list, dict))],
+        )
     )
 
 

@@ -49,4 +49,6 @@ def _describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{device.type.upper()}, {threads} thread{'s' if threads > 1 else ''}" if device.type == "cpu" else str(device)
+    return (
+        f"{device.type.upper()}, {threads} thread{'s' if threads > 1 else ''}" if device.type == "cpu" else str(device)
+    )

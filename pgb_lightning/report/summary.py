@@ -107,9 +107,7 @@ def summarize(plan: PruningPlan, facts: Facts) -> dict[str, Any]:
         "sublayers": [
             _sublayer(plan, facts, layer, sublayer) for layer in range(plan.num_layers) for sublayer in SUBLAYERS
         ],
-        "matrices": [
-            _matrix(plan.matrix(layer, kind), facts) for layer in range(plan.num_layers) for kind in MATRICES
-        ],
+        "matrices": [_matrix(plan.matrix(layer, kind), facts) for layer in range(plan.num_layers) for kind in MATRICES],
         "settings": dict(plan.config),
     }
 

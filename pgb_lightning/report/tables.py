@@ -62,7 +62,9 @@ def error_table(plan: PruningPlan, facts: Facts) -> Table:
     split = split_cut(plan)
     table.add_row("all", *(cell for part in split.values() for cell in (f"{part.kept_share:.0%}", "", "")))
     parts = " and ".join(f"{part.points:.1f} on {sublayer}" for sublayer, part in split.items())
-    table.caption = f"of {100 * plan.pruning_ratio:.1f} points cut, {parts}; measured: hidden states behind the sublayer"
+    table.caption = (
+        f"of {100 * plan.pruning_ratio:.1f} points cut, {parts}; measured: hidden states behind the sublayer"
+    )
     return table
 
 

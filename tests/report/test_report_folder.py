@@ -26,9 +26,7 @@ def test_a_folder_holds_page_numbers_and_figures(made: Make, tmp_path: Path) -> 
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in files.values() if path.suffix == ".png")
 
 
-def test_without_matplotlib_the_page_is_the_same(
-    made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_matplotlib_the_page_is_the_same(made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_figures = write_report(tmp_path / "with", *made())
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     without = write_report(tmp_path / "without", *made())

@@ -65,12 +65,16 @@ def test_the_table_of_the_outcome(made: Make) -> None:
 
 
 def test_metrics_come_in_the_last_stages_order_and_losses_last() -> None:
-    scores = {"dense": {"val_loss": 1.0, "val_accuracy": 0.5}, "re-finetuned": {"val_loss": 0.1, "val_accuracy": 0.5, "val_f1": 0.4}}
+    scores = {
+        "dense": {"val_loss": 1.0, "val_accuracy": 0.5},
+        "re-finetuned": {"val_loss": 0.1, "val_accuracy": 0.5, "val_f1": 0.4},
+    }
     assert metrics(Facts(scores=scores)) == ["val_accuracy", "val_f1", "val_loss"]
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(None, "-"), (0.0, "0"), (0.91254, "0.9125"), (3e-7, "3.0e-07"), (-0.5, "-0.5"), (1234.5, "1234")]
+    ("value", "text"),
+    [(None, "-"), (0.0, "0"), (0.91254, "0.9125"), (3e-7, "3.0e-07"), (-0.5, "-0.5"), (1234.5, "1234")],
 )
 def test_numbers_are_short(value: float | None, text: str) -> None:
     assert number(value) == text
