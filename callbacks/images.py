@@ -27,13 +27,16 @@ def log_figure(logger: Logger, name: str, figure: Figure, step: int) -> None:
         step: The step at which it is shown.
     """
     pixels = to_pixels(figure)
-    experiment: Any = logger.experiment if takes_images(logger) else None
+    client: Any  # each service's own
     if isinstance(logger, TensorBoardLogger):
-        experiment.add_image(name, pixels, step, dataformats="HWC")
+        client = logger.experiment
+        client.add_image(name, pixels, step, dataformats="HWC")
     elif isinstance(logger, CometLogger):
-        experiment.log_image(pixels, name=name, step=step)
+        client = logger.experiment
+        client.log_image(pixels, name=name, step=step)
     elif isinstance(logger, MLFlowLogger):
-        experiment.log_image(logger.run_id, pixels, artifact_file=f"{name}.png")
+        client = logger.experiment
+        client.log_image(logger.run_id, pixels, artifact_file=f"{name}.png")
     elif hasattr(logger, "log_image"):
         logger.log_image(key=name, images=[pixels], step=step)
 
@@ -43,6 +46,6 @@ def to_pixels(figure: Figure) -> NDArray[Any]:
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -89,11 +89,10 @@ class PGBReport(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put together what is known now, and measure."""
-        if self._plan is None:
+        if self._pgb is None or self._plan is None:
             rank_zero_warn("PGBReport: the checkpoint holds no plan, so there is nothing to report.")
             return
         if trainer.is_global_zero:
-            assert self._pgb is not None
             self.facts = self._known_before(pl_module)
             if not shards_first(trainer):  # else the layers are in pieces
                 self._measure(find_encoder(pl_module, self._pgb.encoder))

@@ -30,7 +30,9 @@ def compare_with_dense(
     """
     model = encoder.model
     with torch.random.fork_rng(devices=[]):
-        dense = find_encoder(make_plain(model).to(model.device, model.dtype).eval())  # type: ignore[call-arg]
+        plain = make_plain(model).eval()
+    plain.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]
+    dense = find_encoder(plain)
     length = min(length, encoder.max_length)
     with eval_mode(model), torch.inference_mode():
         runs = {name: layers_run(each, batch_size, length) for name, each in (("dense", dense), ("pruned", encoder))}
