@@ -68,7 +68,22 @@ def report_speed(trainer: pl.Trainer, config: PruningConfig, speedup: float) -> 
 
 
 def write_plan(trainer: pl.Trainer, plan: PruningPlan) -> None:
-    """Write ``plan.json`` into the run's folder, if the run leaves any files at all; replace one that is there.
+    """Write ``plan.json`` into the run's folder, if it has one; replace one that is there."""
+    folder = run_folder(trainer)
+    if not trainer.is_global_zero or folder is None:
+        return
+    path = folder / PLAN_FILE
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plan.save(path)
+    except OSError as error:  # no reason to lose a pruned model, whose checkpoints hold the plan too
+        rank_zero_warn(f"PGB could not write the plan to {path}: {error}.")
+    else:
+        rank_zero_info(f"PGB wrote the plan to {path}.")
+
+
+def run_folder(trainer: pl.Trainer) -> Path | None:
+    """Find the folder of a run, if the run leaves any files at all; to be called on every rank.
 
     That is the folder of a logger that has one for each run, else that of the checkpoints.
     """
@@ -77,16 +92,7 @@ def write_plan(trainer: pl.Trainer, plan: PruningPlan) -> None:
     folder = own or getattr(trainer.checkpoint_callback, "dirpath", None) or log_dir or trainer.default_root_dir
     leaves_files = bool(trainer.loggers) or trainer.checkpoint_callback is not None
     leaves_files = leaves_files and not trainer.fast_dev_run  # type: ignore[attr-defined]
-    if not trainer.is_global_zero or not leaves_files or "://" in str(folder):
-        return
-    path = Path(folder) / PLAN_FILE
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        plan.save(path)
-    except OSError as error:  # no reason to lose a pruned model, whose checkpoints hold the plan too
-        rank_zero_warn(f"PGB could not write the plan to {path}: {error}.")
-    else:
-        rank_zero_info(f"PGB wrote the plan to {path}.")
+    return Path(folder) if leaves_files and "://" not in str(folder) else None
 
 
 def mention_dense(pl_module: pl.LightningModule, restored: bool) -> None:

@@ -28,6 +28,7 @@ from pgb_lightning.fingerprint import fingerprint
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.pruning import prepare
 from pgb_lightning.rebuild import follow_state_dict, follows_state_dict
+from pgb_lightning.report import PruningNotes
 from pgb_lightning.surgery import apply_plan, check_plan, is_grouped, matches
 
 
@@ -138,6 +139,8 @@ class PGBCallback(pl.Callback):
         self.calibration_size = calibration_size
         self.calibrates = plan is None or bool(compensation)
         self.plan: PruningPlan | None = None
+        #: Where to note what a report wants to know of the pruning; whoever wants to puts it here before the fit.
+        self.notes: PruningNotes | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check all that can be checked without data, and arrange for the pruning."""
@@ -212,7 +215,7 @@ class PGBCallback(pl.Callback):
             seconds = time_encoder(encoder, timed) if timed else 0.0
             with isolate_rng():
                 batches = calibration_batches(trainer, pl_module, self.calibration, self.calibration_size)
-                self.plan = prune_together(trainer, pl_module, encoder, batches, self.config, given)
+                self.plan = prune_together(trainer, pl_module, encoder, batches, self.config, given, self.notes)
         else:
             assert given is not None
             apply_plan(encoder, given)

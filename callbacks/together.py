@@ -16,6 +16,7 @@ from pgb_lightning.callbacks.training_loss import training_loss, undisturbed
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.pruning import carry_out, make_plan
+from pgb_lightning.report import PruningNotes
 
 
 def prune_together(
@@ -25,6 +26,7 @@ def prune_together(
     batches: Iterable[Any],
     config: PruningConfig,
     plan: PruningPlan | None = None,
+    notes: PruningNotes | None = None,
 ) -> PruningPlan:
     """Calibrate, decide and carry out, in place.
 
@@ -38,6 +40,7 @@ def prune_together(
         batches: Calibration batches, the same on all processes; where they are not, each process's share counts.
         config: The settings.
         plan: What to carry out; decided here if not given.
+        notes: Where to note what a report wants to know; maps of importance on rank 0 only.
 
     Returns:
         The plan that was carried out.
@@ -54,7 +57,10 @@ def prune_together(
         searched = plan is None and config.search == "shapes"
         statistics = calibrate(encoder, tracked, loss, all_reduce, config.compensation_tokens, searched)
     plan = plan or _decide_once(trainer, encoder, statistics, config)
-    carry_out(encoder, plan, statistics, config, all_reduce, partial(_track, trainer, "PGB compensation"))
+    errors = None if notes is None else notes.errors
+    if notes is not None and trainer.is_global_zero:
+        notes.note_importance(encoder, plan, statistics.fisher)
+    carry_out(encoder, plan, statistics, config, all_reduce, partial(_track, trainer, "PGB compensation"), errors)
     return plan
 
 

@@ -1,4 +1,4 @@
-"""The console command `pgb`: fit, validate, test and predict from YAML, export and benchmark."""
+"""The console command `pgb`: fit, validate, test and predict from YAML, export, benchmark and report."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ from pgb_lightning import benchmark, callbacks
 from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.export.command import run_export
 from pgb_lightning.rebuild import StructureError
+from pgb_lightning.report.command import run_report
 
 #: Commands that take no trainer, model or data, which LightningCLI would ask for.
-COMMANDS: dict[str, Callable[..., Any]] = {"export": run_export, "benchmark": benchmark.run}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "export": run_export,
+    "benchmark": benchmark.run,
+    "report": run_report,
+}
 
 
 class PGBCLI(LightningCLI):
@@ -94,7 +99,7 @@ def run(args: list[str] | None = None) -> PGBCLI:
         parser_kwargs={
             "description": "Fine-tune BERT-like encoders, prune them in one shot, fine-tune them again. `pgb export` "
             "writes what comes out as a Hugging Face folder, its dense twin, or ONNX; `pgb benchmark` measures how "
-            "fast pruned models are on this machine. Both have a --help of their own."
+            "fast pruned models are on this machine; `pgb report` makes a page of a plan. Each has a --help of its own."
         },
         args=args,
     )

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from pgb_lightning.architectures import SUBLAYERS, Encoder, Sublayer
 from pgb_lightning.calibration import LayerInput
+from pgb_lightning.fit_errors import FitErrors, relative_error
 from pgb_lightning.folding import Hidden
 from pgb_lightning.linear import ConstantLinear, GroupedLinear
 from pgb_lightning.modes import eval_mode
-from pgb_lightning.moments import AllReduce, Moments, solve
+from pgb_lightning.moments import AllReduce, Covariance, Moments, solve
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery import check_plan, prune_layer, select
 
@@ -27,6 +28,7 @@ def compensate(
     ridge: float,
     all_reduce: AllReduce = lambda tensor: tensor,
     track: Callable[[range], Iterable[int]] = lambda layers: layers,
+    errors: FitErrors | None = None,
 ) -> None:
     """Carry out a plan layer by layer, refitting the kept weights to the dense model's outputs (Eq. 4).
 
@@ -41,6 +43,7 @@ def compensate(
         ridge: Pull towards the original weights, as a share of the mean input power.
         all_reduce: Sums a tensor over the processes that share the calibration.
         track: Goes over the layers, to show progress.
+        errors: Where to note what is left as error, if anybody wants to know.
 
     Raises:
         ValueError: The plan does not fit the encoder.
@@ -57,7 +60,8 @@ def compensate(
                 originals.append(copy.deepcopy(stack[layer]))
                 hidden = prune_layer(encoder, plan, layer)
                 for name in SUBLAYERS:
-                    sublayer = SublayerFit(encoder, originals[layer], layer, name, hidden[name], ridge, all_reduce)
+                    given = (encoder, originals[layer], layer, name, hidden[name], ridge, all_reduce, errors)
+                    sublayer = SublayerFit(*given)
                     exact = exact and all(plan.matrix(layer, kind).input_index is None for kind in SUBLAYERS[name])
                     if exact:
                         sublayer.pass_by(streams)
@@ -107,6 +111,7 @@ class SublayerFit:
         name: Which of its sublayers.
         ridge: Pull towards the original weights, as a share of the mean input power.
         all_reduce: Sums a tensor over the processes that share the calibration.
+        errors: Where to note what is left as error, if anybody wants to know.
     """
 
     encoder: Encoder
@@ -116,6 +121,7 @@ class SublayerFit:
     hidden: Hidden
     ridge: float
     all_reduce: AllReduce
+    errors: FitErrors | None = None
 
     def compensate(self, streams: list[Stream]) -> None:
         """Refit the matrices in the order in which they act, and move both streams past the sublayer."""
@@ -127,11 +133,18 @@ class SublayerFit:
             self._refit_closing(closing, streams)
         for stream in streams:
             stream.pruned = stream.run(self.encoder, self.encoder.layers[self.layer], self.name, stream.pruned)
+        if self.errors is not None:
+            pairs = ((stream.pruned[stream.tokens], stream.dense[stream.tokens]) for stream in streams)
+            width, device = int(self.encoder.model.config.hidden_size), self.encoder.model.device
+            self.errors.sublayers[self.layer, self.name] = relative_error(pairs, width, device, self.all_reduce)
 
     def pass_by(self, streams: list[Stream]) -> None:
         """Move both streams past a sublayer of which, as of all before it, nothing was pruned."""
         for stream in streams:
             stream.dense = stream.pruned = stream.run(self.encoder, self.original, self.name, stream.dense)
+        if self.errors is not None:
+            self.errors.matrices |= {(self.layer, kind): 0.0 for kind in SUBLAYERS[self.name]}
+            self.errors.sublayers[self.layer, self.name] = 0.0
 
     def pruned(self, kind: str) -> nn.Module:
         """Return what stands for a matrix now."""
@@ -152,9 +165,14 @@ class SublayerFit:
         width = self.dense(kinds[0]).in_features
         everything = torch.arange(width, device=self.encoder.model.device).view(1, -1)
         moments = Moments(everything, everything, width, width)
+        dense_inputs = None if self.errors is None else Covariance(width, everything.device)
         for stream in streams:
-            moments.add(*stream.inputs())
+            inputs, targets = stream.inputs()
+            moments.add(inputs, targets)
+            if dense_inputs is not None:
+                dense_inputs.add(targets)
         moments.finish(self.all_reduce)
+        covariance = None if dense_inputs is None else dense_inputs.finish(self.all_reduce)
         for kind in kinds:
             dense, pruned = select(self.dense(kind), self.hidden, of_inputs=False), self.pruned(kind)
             weight = dense.weight.T.double()
@@ -162,7 +180,10 @@ class SublayerFit:
             rows, columns = _blocks(pruned)
             power = moments.power[0][rows.unsqueeze(2), rows.unsqueeze(1)]
             cross = torch.bmm(moments.cross[0][rows], weight[:, columns].transpose(0, 1))
-            _refit(pruned, power, cross, moments.mean_x, mean_y, self.ridge)
+            explained = _refit(pruned, power, cross, moments.mean_x, mean_y, self.ridge)
+            if self.errors is not None and covariance is not None:
+                total = float(moments.count * (weight * (covariance @ weight)).sum())
+                self.errors.add_matrix((self.layer, kind), total, explained)
 
     def _refit_closing(self, kind: str, streams: list[Stream]) -> None:
         """Refit O or W2, whose input depends on the matrices just refitted."""
@@ -175,7 +196,9 @@ class SublayerFit:
                 stream.run(self.encoder, self.encoder.layers[self.layer], self.name, stream.pruned)
             moments.add(stream.real(calls[0][0]), targets)
         moments.finish(self.all_reduce)
-        _refit(pruned, moments.power, moments.cross, moments.mean_x, moments.mean_y, self.ridge)
+        explained = _refit(pruned, moments.power, moments.cross, moments.mean_x, moments.mean_y, self.ridge)
+        if self.errors is not None:
+            self.errors.add_matrix((self.layer, kind), float(moments.spread), explained)
 
     def _refit_constant(self, kind: str, streams: list[Stream]) -> None:
         """Let a dropped sublayer add the mean of what the dense one added."""
@@ -186,6 +209,8 @@ class SublayerFit:
             moments.add(targets[:, :0], targets)
         moments.finish(self.all_reduce)
         _set_bias(self.pruned(kind), moments.mean_y)
+        if self.errors is not None:
+            self.errors.add_matrix((self.layer, kind), float(moments.spread), 0.0)
 
     def _run_dense(self, stream: Stream, closing: nn.Linear) -> Tensor:
         """Move the dense stream past the sublayer; return the closing matrix's outputs, (T, N)."""
@@ -209,9 +234,13 @@ def _blocks(module: nn.Module) -> tuple[Tensor, Tensor]:
     return nothing, nothing
 
 
-def _refit(module: nn.Module, power: Tensor, cross: Tensor, mean_x: Tensor, mean_y: Tensor, ridge: float) -> None:
-    """Set a layer's weights by Eq. 4, and its bias so that the mean output is right."""
-    bias = mean_y.clone()
+def _refit(module: nn.Module, power: Tensor, cross: Tensor, mean_x: Tensor, mean_y: Tensor, ridge: float) -> float:
+    """Set a layer's weights by Eq. 4, and its bias so that the mean output is right.
+
+    Returns:
+        How much of the targets' squared deviations from their mean the layer explains.
+    """
+    bias, explained = mean_y.clone(), 0.0
     if isinstance(module, (GroupedLinear, nn.Linear)):
         whole = isinstance(module, nn.Linear)
         start = module.weight.T.unsqueeze(0) if whole else module.weight
@@ -219,7 +248,9 @@ def _refit(module: nn.Module, power: Tensor, cross: Tensor, mean_x: Tensor, mean
         rows, columns = _blocks(module)
         bias[columns] -= torch.einsum("gm,gmn->gn", mean_x[rows], weight)
         module.weight.copy_(weight[0].T if whole else weight)
+        explained = float((weight * (2 * cross - torch.bmm(power, weight))).sum())
     _set_bias(module, bias)
+    return explained
 
 
 def _set_bias(module: nn.Module, bias: Tensor) -> None:

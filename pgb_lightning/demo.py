@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pgb_lightning.architectures import find_encoder
-from pgb_lightning.callbacks import PGBCallback
+from pgb_lightning.callbacks import PGBCallback, PGBReport
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.datamodules import FilmReviewsDataModule
 from pgb_lightning.experiment import train
@@ -40,7 +40,7 @@ def run(
     max_train_samples: int | None = None,
     seed: int = 42,
 ) -> dict[str, Any]:
-    """Run the demo and write ``report.json``.
+    """Run the demo; write ``report.json``, and a page of what was pruned.
 
     Args:
         pruning_ratio: Share of the encoder to remove.
@@ -71,7 +71,9 @@ def run(
     pruned = TextClassification(
         MINILM_ALIAS, num_labels=2, learning_rate=refinetuning_learning_rate, fine_tuned_ckpt=str(dense_ckpt)
     )
-    before, after = train(pruned, data, 1, pruned_ckpt, [pgb])
+    scores = {name: value for name, value in dense_scores.items() if name.startswith("val")}
+    told = PGBReport(str(folder / "report"), dense_scores=scores)
+    before, after = train(pruned, data, 1, pruned_ckpt, [pgb, told])
     assert pgb.plan is not None
 
     console.rule("3/3  Compare")
@@ -88,7 +90,8 @@ def run(
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     pgb.plan.save(folder / "plan.json")
     console.print(_table(report))
-    console.print(f"Report: {folder / 'report.json'}; plan: {folder / 'plan.json'}; checkpoints beside them.")
+    console.print(f"Page: {folder / 'report' / 'index.html'}; the table's numbers: {folder / 'report.json'}; plan and ")
+    console.print("checkpoints beside them.")
     return report
 
 

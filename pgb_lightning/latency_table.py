@@ -94,6 +94,18 @@ def encoder_seconds(encoder: Encoder, batch_size: int, length: int) -> float:
     Returns:
         Seconds a batch.
     """
+    with eval_mode(encoder.model):
+        return _fastest(layers_run(encoder, batch_size, length))
+
+
+def layers_run(encoder: Encoder, batch_size: int, length: int) -> Callable[[], Tensor]:
+    """Make a function that runs all layers of an encoder, one after the other, on random hidden states.
+
+    Args:
+        encoder: The encoder, dense or pruned.
+        batch_size: Sequences in a batch.
+        length: Tokens of each.
+    """
     hidden = _hidden(encoder, batch_size, length)
 
     def run() -> Tensor:
@@ -103,8 +115,7 @@ def encoder_seconds(encoder: Encoder, batch_size: int, length: int) -> float:
                 states = encoder.run(layer, sublayer, states)
         return states
 
-    with eval_mode(encoder.model):
-        return _fastest(run)
+    return run
 
 
 def shape_of(candidate: Candidate, head_size: int) -> str:

@@ -89,6 +89,7 @@ class Moments:
         self.cross = zeros(groups, m, n)
         self.mean_x = zeros(num_inputs)
         self.mean_y = zeros(num_targets)
+        self.spread = zeros(1)  # of all targets, summed up
         self.count = zeros(1)
         self.origin = zeros(num_inputs)
 
@@ -105,19 +106,21 @@ class Moments:
         self.cross += torch.bmm(blocks.transpose(1, 2), y[:, self.columns].transpose(0, 1))
         self.mean_x += x.sum(0, dtype=torch.float64)
         self.mean_y += y.sum(0, dtype=torch.float64)
+        self.spread += y.square().sum(dtype=torch.float64)
         self.count += len(x)
 
     def finish(self, all_reduce: AllReduce) -> None:
         """Sum over processes and take out the means."""
         self.power = mirrored(self.power)
         self._measure_from_zero()  # processes have origins of their own
-        for name in ("power", "cross", "mean_x", "mean_y", "count"):
+        for name in ("power", "cross", "mean_x", "mean_y", "spread", "count"):
             setattr(self, name, all_reduce(getattr(self, name)))
         self.mean_x /= self.count
         self.mean_y /= self.count
         x, y = self.mean_x[self.rows], self.mean_y[self.columns]
         self.power -= self.count * x.unsqueeze(2) * x.unsqueeze(1)
         self.cross -= self.count * x.unsqueeze(2) * y.unsqueeze(1)
+        self.spread -= self.count * self.mean_y.square().sum()
 
     def _measure_from_zero(self) -> None:
         """Turn sums over x - origin into sums over x."""

@@ -19,6 +19,7 @@ from pgb_lightning.compensation import compensate
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.costs import candidate_cost
 from pgb_lightning.fingerprint import fingerprint
+from pgb_lightning.fit_errors import FitErrors
 from pgb_lightning.grouping import Groups, group
 from pgb_lightning.importance import second_order_importance
 from pgb_lightning.modes import eval_mode
@@ -143,6 +144,7 @@ def carry_out(
     config: PruningConfig,
     all_reduce: AllReduce = lambda tensor: tensor,
     track: Callable[[range], Iterable[int]] = lambda layers: layers,
+    errors: FitErrors | None = None,
 ) -> None:
     """Carry out a plan on a dense encoder, in place, with compensation unless it is switched off.
 
@@ -153,9 +155,10 @@ def carry_out(
         config: Says whether and how to compensate.
         all_reduce: Sums a tensor over the processes that share the calibration.
         track: Goes over the layers, to show progress.
+        errors: Where compensation notes what is left as error, if anybody wants to know.
     """
     if config.compensation:
-        compensate(encoder, plan, statistics.inputs, config.ridge, all_reduce, track)
+        compensate(encoder, plan, statistics.inputs, config.ridge, all_reduce, track, errors)
     else:
         apply_plan(encoder, plan)
 

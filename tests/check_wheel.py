@@ -12,11 +12,13 @@ def main(folder: Path) -> None:
     # An editable install's finder would hand out the checkout: take it away, so that only the wheel is left.
     sys.meta_path = [finder for finder in sys.meta_path if "__editable__" not in str(finder)]
     sys.path.insert(0, str(folder))
-    packages = ("callbacks", "datamodules", "modules", "export")
+    packages = ("callbacks", "datamodules", "modules", "export", "benchmark", "report")
     for name in ("pgb_lightning", *(f"pgb_lightning.{package}" for package in packages)):
         file = Path(importlib.import_module(name).__file__ or "")
         assert file.is_relative_to(folder), f"{name} came from {file}, not from the wheel"
     assert (folder / "pgb_lightning" / "py.typed").is_file(), "py.typed is missing: users would get no types"
+    templates = folder / "pgb_lightning" / "report" / "templates"
+    assert {"page.html", "page.css"} <= {path.name for path in templates.glob("*")}, "the report's page is missing"
     packages = {path.name for path in folder.iterdir() if path.suffix != ".dist-info"} - {"bin", "__pycache__"}
     assert packages == {"pgb_lightning"}, f"the wheel puts {sorted(packages)} into site-packages"
     licences = list(folder.glob("*.dist-info/licenses/LICENSE"))

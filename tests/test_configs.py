@@ -67,6 +67,8 @@ def test_a_configuration_has_the_papers_values(path: Path, printed: Callable[...
         left = next(one["dirpath"] for one in callbacks(before).values() if "dirpath" in one)
         assert model["fine_tuned_ckpt"] == f"{left}/best.ckpt"
         assert model["model_name_or_path"] == before["model"]["init_args"]["model_name_or_path"]
+        assert callbacks(config)["PGBReport"]["dense_ckpt"] == model["fine_tuned_ckpt"]
+        assert config["trainer"]["num_sanity_val_steps"] == -1  # the score of the pruned model
         assert list(callbacks(config))[-1] == "PGBCallback"  # the one that the command line's words go to
         pruning = PGBCallback(**callbacks(config)["PGBCallback"]).config
         assert (pruning.pruning_ratio, pruning.max_groups, pruning.num_permutations) == (0.5, 6, 6)
@@ -136,7 +138,7 @@ def test_a_users_own_file_and_words_replace_single_settings(
     assert (config["data"]["init_args"]["data_dir"], config["trainer"]["max_epochs"]) == ("rows", 1)
     assert config["data"]["init_args"]["task"] == "sst2"
     assert callbacks(config)["PGBCallback"]["pruning_ratio"] == 0.7
-    assert len(callbacks(config)) == 4
+    assert len(callbacks(config)) == 5
 
 
 def test_finetune_prune_validate_and_predict_run_as_they_are(

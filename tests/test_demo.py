@@ -39,6 +39,11 @@ def test_the_report_holds_what_was_measured(
     assert saved == pytest.approx(4 * (plan.total_parameters - plan.kept_parameters), rel=0.03)
     assert all(0 < row["val_accuracy"] < 1 for row in (dense, pruned, after))
     assert all(row[f"latency_batch{size}_ms"] > 0 for row in (dense, after) for size in (1, 32))
+    page = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert (tmp_path / "report" / "index.html").is_file()
+    assert [page["scores"][stage]["val_accuracy"] for stage in ("dense", "pruned", "re-finetuned")] == [
+        row["val_accuracy"] for row in (dense, pruned, after)
+    ]
     module = TextClassification.load_from_checkpoint(tmp_path / "pruned.ckpt")
     assert is_grouped(find_encoder(module))
     assert "re-finetuned" in capsys.readouterr().out

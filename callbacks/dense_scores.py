@@ -1,0 +1,44 @@
+"""The validation score of the model that was pruned, as the checkpoint that it came from remembers it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from pgb_lightning.checkpoints import explained
+
+
+def dense_scores(path: str | Path) -> dict[str, float]:
+    """Read the monitored score of a checkpoint that a ``ModelCheckpoint`` kept as its best.
+
+    Of any other checkpoint nothing is known for sure: what its callbacks remember may be an earlier epoch's. Then, and
+    where the file cannot be read, a warning says so and nothing is returned.
+
+    Args:
+        path: The checkpoint, such as the ``best.ckpt`` of the fine-tuning.
+    """
+    try:
+        # Mapped, not read: of a large file only these few words are wanted.
+        read = partial(torch.load, path, map_location="cpu", weights_only=True, mmap=True)
+        states: Mapping[str, Any] = explained(path, read).get("callbacks", {})
+    except (OSError, ValueError) as error:
+        rank_zero_warn(f"PGBReport: the dense model's score is not known; dense_ckpt={error}")
+        return {}
+    for state in states.values():
+        if not isinstance(state, Mapping) or not state.get("monitor"):
+            continue
+        if (
+            Path(str(state.get("best_model_path"))).name == Path(path).name
+            and state.get("best_model_score") is not None
+        ):
+            return {str(state["monitor"]): float(state["best_model_score"])}
+    rank_zero_warn(
+        f"PGBReport: the dense model's score is not known; dense_ckpt={str(path)!r} is not a checkpoint that "
+        "ModelCheckpoint kept as its best by a monitored score. Give dense_scores instead."
+    )
+    return {}

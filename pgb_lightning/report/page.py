@@ -1,0 +1,159 @@
+"""The page of a report: one HTML file that needs nothing else, drawn without a plotting library."""
+
+from __future__ import annotations
+
+import statistics
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pgb_lightning.architectures import MATRICES, SUBLAYERS
+from pgb_lightning.figures import HUES
+from pgb_lightning.plan import MatrixPlan, PruningPlan
+from pgb_lightning.report.facts import STAGES, Facts, Latency
+from pgb_lightning.report.maps import blocks_of
+from pgb_lightning.report.picture import data_url
+from pgb_lightning.report.summary import block_size, summarize
+from pgb_lightning.report.tables import metrics, number
+
+#: How the page calls the kinds of sublayers.
+NAMES = {"attention": "attention", "ffn": "feed-forward"}
+
+
+def render_page(plan: PruningPlan, facts: Facts | None = None) -> str:
+    """Write the page.
+
+    Args:
+        plan: The plan.
+        facts: What else is known; what is not is marked as such.
+
+    Returns:
+        HTML that loads nothing from anywhere and runs no script.
+
+    Example:
+        >>> whole = [MatrixPlan(0, kind, 8, 8, None, None) for kind in MATRICES]
+        >>> "<title>" in render_page(PruningPlan("bert", tuple(whole)))
+        True
+    """
+    facts = facts or Facts.of(plan)
+    numbers = summarize(plan, facts)
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            numbers=numbers,
+            name=facts.name or f"{plan.model_type} encoder",
+            version=_version(),
+            names=NAMES,
+            stages=STAGES,
+            metrics=metrics(facts),
+            tiles=_tiles(plan, facts, numbers),
+            speeds=[_speed(each) for each in facts.latency],
+            layers=_layers(numbers),
+            largest_error=max(facts.sublayer_errors.values(), default=0.0),
+            matrices=[
+                [_matrix(plan.matrix(layer, kind), facts) for kind in MATRICES] for layer in range(plan.num_layers)
+            ],
+            kinds=MATRICES,
+            has_maps=bool(facts.maps),
+            hues=HUES,
+            settings=[(key, _word(found)) for key, found in plan.config.items() if not isinstance(found, (list, dict))],
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("pgb_lightning.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=lambda value, digits: "–" if value is None else number(value, digits),
+        percent=lambda value: f"{value:.0%}",
+        percent1=lambda value: f"{value:.1%}",
+        thousands=lambda value: f"{value:,}",
+        millions=lambda value: f"{value / 1e6:.2f} M" if value >= 1e4 else f"{value:,}",
+    )
+    return environment
+
+
+def _tiles(plan: PruningPlan, facts: Facts, numbers: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Choose the few numbers that a reader wants first: label, value and remark."""
+    kept, total = plan.kept_parameters, plan.total_parameters
+    tiles = [("weights kept", f"{kept / total:.1%}", f"{kept:,} of {total:,}")]
+    if facts.flops:
+        dense, pruned = facts.flops["dense"], facts.flops["pruned"]
+        tiles.append(("FLOPs left", f"{pruned / dense:.1%}", f"{pruned / 1e9:.3g} of {dense / 1e9:.3g} G, 128 tokens"))
+    for each in numbers["latency"][-1:]:
+        size = f"{each['batch_size']} × {each['length']} tokens, encoder layers"
+        tiles.append(("speed", f"{each['speedup']:.2f} ×", size))
+    if names := metrics(facts):
+        found = {stage: scores[names[0]] for stage, scores in facts.scores.items() if names[0] in scores}
+        last = [stage for stage in STAGES if stage in found][-1]
+        remark = f"dense: {number(found['dense'])}" if "dense" in found and last != "dense" else ""
+        tiles.append((f"{names[0]}, {last}", number(found[last]), remark))
+    return tiles
+
+
+def _speed(latency: Latency) -> dict[str, Any]:
+    """Lay out the bars of one latency, in shares of the slowest round."""
+    longest = max(*latency.dense, *latency.pruned)
+    bars = [
+        {
+            "name": name,
+            "milliseconds": 1000 * statistics.median(seconds),
+            "share": statistics.median(seconds) / longest,
+            "low": seconds[0] / longest,
+            "high": seconds[-1] / longest,
+        }
+        for name, seconds in (("dense", latency.dense), ("pruned", latency.pruned))
+    ]
+    return {"batch_size": latency.batch_size, "length": latency.length, "device": latency.device, "bars": bars}
+
+
+def _layers(numbers: dict[str, Any]) -> list[dict[str, Any]]:
+    """Bring the sublayers of each layer together, by kind."""
+    layers: dict[int, dict[str, Any]] = {}
+    for entry in numbers["sublayers"]:
+        layers.setdefault(entry["layer"], {"number": entry["layer"]})[entry["sublayer"]] = entry
+    for layer in layers.values():
+        layer["total"] = sum(layer[sublayer]["total_parameters"] for sublayer in SUBLAYERS)
+        layer["kept"] = sum(layer[sublayer]["kept_parameters"] for sublayer in SUBLAYERS)
+    return list(layers.values())
+
+
+def _matrix(matrix: MatrixPlan, facts: Facts) -> dict[str, Any]:
+    shades = facts.maps.get(f"{matrix.layer}.{matrix.kind}")
+    inputs, outputs = block_size(matrix)
+    if matrix.num_groups == 0:
+        words = "pruned whole"
+    elif matrix.kept_parameters == matrix.total_parameters and matrix.num_groups == 1:
+        words = "kept whole"
+    elif matrix.num_groups == 1:
+        words = f"one block of {inputs} × {outputs}"
+    else:
+        words = f"{matrix.num_groups} blocks of {inputs} × {outputs}"
+    return {
+        "plan": matrix,
+        "words": words,
+        "blocks": blocks_of(matrix),
+        "picture": data_url(matrix, shades) if shades else None,
+        "measured": facts.matrix_errors.get(f"{matrix.layer}.{matrix.kind}"),
+    }
+
+
+def _word(value: Any) -> str:
+    return number(value) if isinstance(value, float) else "–" if value is None else str(value)
+
+
+def _version() -> str:
+    try:
+        return version("pgb-lightning")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return ""

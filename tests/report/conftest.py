@@ -1,0 +1,43 @@
+"""A pruning with all that a report can know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from tiny import batches, classifier
+
+from pgb_lightning.architectures import find_encoder
+from pgb_lightning.calibration import calibrate
+from pgb_lightning.config import PruningConfig
+from pgb_lightning.plan import PruningPlan
+from pgb_lightning.pruning import carry_out, make_plan
+from pgb_lightning.report import Facts, Latency, PruningNotes
+from pgb_lightning.report.speed import count_flops
+
+Made = tuple[PruningPlan, Facts]
+
+LATENCY = Latency(8, 128, "CPU, 1 thread", dense=(0.1, 0.11, 0.13), pruned=(0.05, 0.055, 0.06))
+
+
+@pytest.fixture(scope="session")
+def made() -> Callable[..., Made]:
+    """Prune a tiny model, once a session and preset: `made("paper")` gives its plan and facts."""
+    known: dict[tuple[str, float], Made] = {}
+
+    def make(preset: str = "paper", ratio: float = 0.5) -> Made:
+        if (preset, ratio) not in known:
+            model = classifier(layers=3)
+            encoder, notes = find_encoder(model), PruningNotes()
+            config = PruningConfig.from_preset(preset, pruning_ratio=ratio)
+            searched = config.search == "shapes"
+            statistics = calibrate(encoder, batches(4), lambda batch: model(**batch).loss, moments=searched)
+            plan = make_plan(encoder, statistics, config)
+            notes.note_importance(encoder, plan, statistics.fisher)
+            carry_out(encoder, plan, statistics, config, errors=notes.errors)
+            scores = {"dense": {"val_accuracy": 0.9125, "val_loss": 0.25}, "re-finetuned": {"val_accuracy": 0.8875}}
+            more = {"name": "tiny on sst2", "flops": count_flops(encoder), "latency": (LATENCY,), "scores": scores}
+            known[preset, ratio] = plan, Facts.of(plan, notes, **more)
+        return known[preset, ratio]
+
+    return make

@@ -1,0 +1,68 @@
+"""Small maps of importance in the order of the blocks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pgb_lightning.figures import example_importance
+from pgb_lightning.grouping import group
+from pgb_lightning.plan import Index, MatrixPlan
+from pgb_lightning.report.maps import Block, blocks_of, importance_map
+
+
+def matrix(rows: int, columns: int, inputs: Index, outputs: Index) -> MatrixPlan:
+    return MatrixPlan(0, "W1", rows, columns, inputs, outputs)
+
+
+def test_cells_stand_in_the_order_of_the_blocks() -> None:
+    importance = example_importance(12, 18, num_groups=3, seed=1)
+    groups = group(importance, 3, "balanced", num_permutations=6)
+    index = [tuple(map(tuple, part.tolist())) for part in (groups.rows, groups.columns)]
+    found = importance_map(importance, matrix(12, 18, *index))
+    shades = torch.tensor([[int(digit, 16) for digit in row] for row in found])
+    permuted = importance[groups.rows.flatten()][:, groups.columns.flatten()]
+    order = permuted.flatten().argsort()
+    assert (shades.flatten()[order].diff() >= 0).all()  # darker where more important, and nowhere else
+    inside = torch.block_diag(*[torch.ones(4, 6, dtype=torch.bool)] * 3)
+    assert shades[inside].float().mean() > 2 * shades[~inside].float().mean()
+
+
+def test_large_matrices_shrink_by_means() -> None:
+    importance = torch.zeros(200, 300)
+    importance[:100, :150] = 1e-20  # as small as importances are
+    found = importance_map(importance, matrix(200, 300, None, None), cells=2)
+    assert found == ("f0", "00")
+    assert [len(importance_map(importance, matrix(200, 300, None, None))), len(found[0])] == [96, 2]
+
+
+def test_what_no_block_holds_comes_last_in_its_old_order() -> None:
+    importance = torch.diag(torch.tensor([1.0, 0.25, 0.0625, 0.0]))
+    kept = ((2,),)
+    assert importance_map(importance, matrix(4, 4, kept, kept)) == ("4000", "0f00", "0080", "0000")
+
+
+def test_a_matrix_of_no_importance_at_all() -> None:
+    assert importance_map(torch.zeros(3, 2), matrix(3, 2, (), ())) == ("00", "00", "00")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "expected"),
+    [
+        (None, None, [Block(0, 0, 1, 1)]),
+        ((), (), []),
+        (((0, 2),), ((1,),), [Block(0, 0, 0.5, 0.25)]),
+        (((0,), (2,)), ((1, 3), (0, 2)), [Block(0, 0, 0.25, 0.5), Block(0.25, 0.5, 0.25, 0.5)]),
+    ],
+)
+def test_blocks_lie_along_the_diagonal(inputs: Index, outputs: Index, expected: list[Block]) -> None:
+    assert blocks_of(matrix(4, 4, inputs, outputs)) == expected
+    covered = sum(block.height * block.width for block in expected)
+    assert covered == matrix(4, 4, inputs, outputs).kept_share
+
+
+def test_a_block_holds_what_lies_within_it() -> None:
+    block = Block(0.25, 0.5, 0.25, 0.5)
+    assert block.holds(0.25, 0.5)
+    assert not block.holds(0.5, 0.5)
+    assert not block.holds(0.3, 0.49)
