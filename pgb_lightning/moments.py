@@ -106,7 +106,7 @@ class Moments:
         self.cross += torch.bmm(blocks.transpose(1, 2), y[:, self.columns].transpose(0, 1))
         self.mean_x += x.sum(0, dtype=torch.float64)
         self.mean_y += y.sum(0, dtype=torch.float64)
-        self.spread += y.square().sum(dtype=torch.float64)
+        self.spread += y.square().sum(0).double().sum()
         self.count += len(x)
 
     def finish(self, all_reduce: AllReduce) -> None:
