@@ -46,6 +46,7 @@ class Bench:
         task: The GLUE task.
         module: The dense module, in eval mode.
         statistics: Of its encoder, moments included.
+        calibration: The batches that they are of.
         batches: The validation set.
         logits: The dense model's, batch by batch.
     """
@@ -53,6 +54,7 @@ class Bench:
     task: str
     module: TextClassification
     statistics: Calibration
+    calibration: list[Batch]
     batches: list[Batch]
     logits: list[Tensor]
 
@@ -88,9 +90,10 @@ class Bench:
         data.prepare_data()
         data.setup("fit")
         max_tokens = PruningConfig().compensation_tokens
+        calibration = list(data.calibration_dataloader())
         statistics = calibrate(
             find_encoder(module),
-            data.calibration_dataloader(),
+            calibration,
             lambda batch: module.model(**batch).loss,
             max_tokens=max_tokens,
             moments=True,
@@ -99,7 +102,7 @@ class Bench:
         batches = list(loaders[0] if isinstance(loaders, list) else loaders)
         with torch.inference_mode():
             logits = [module.model(**batch).logits for batch in batches]
-        return cls(task, module, statistics, batches, logits)
+        return cls(task, module, statistics, calibration, batches, logits)
 
     @property
     def encoder(self) -> Encoder:

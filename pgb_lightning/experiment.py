@@ -9,6 +9,10 @@ Example:
 
         python -m pgb_lightning.experiment mrpc runs/mrpc --seeds [0,1,2,3,4] --epochs 3 --refinetuning_epochs 3
 
+    Beside other people's methods, which are named in :data:`pgb_lightning.peers.PEERS`::
+
+        python -m pgb_lightning.experiment cola runs/cola --presets [default,kwon,magnitude,top-layers]
+
     SQuAD, batched by length::
 
         python -m pgb_lightning.experiment squad runs/squad --data_options '{"group_by_length": true}'
@@ -26,12 +30,15 @@ from typing import Any
 import lightning as L
 import torch
 from jsonargparse import auto_cli
+from lightning.pytorch.utilities.seed import isolate_rng
 from rich.console import Console
 from rich.table import Table
 
 from pgb_lightning.callbacks import PGBCallback
+from pgb_lightning.config import PRESETS
 from pgb_lightning.datamodules import GLUEDataModule, SQuADDataModule
 from pgb_lightning.modules import QuestionAnswering, TextClassification
+from pgb_lightning.peers import PEERS, make_permanent, prune_by_peer
 from pgb_lightning.tasks import get_task
 
 SQUAD_VERSIONS = {"squad": "1.1", "squad_v2": "2.0"}
@@ -97,18 +104,20 @@ def train(
     epochs: int,
     checkpoint: Path,
     callbacks: Sequence[L.Callback] = (),
+    pruned: bool = False,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Train a module, save its weights, and return its scores before (if it has callbacks) and after.
+    """Train a module, save its weights, and return its scores before (if it is pruned) and after.
 
     Args:
         module: The module.
         datamodule: Its data.
         epochs: Epochs to train.
         checkpoint: Where the weights go.
-        callbacks: Such as :class:`PGBCallback`; the first scores are then those of the pruned module.
+        callbacks: Such as :class:`PGBCallback`.
+        pruned: Whether the module is pruned, or its callbacks prune it.
 
     Returns:
-        Validation metrics before and after training; before, none without callbacks.
+        Validation metrics before and after training; before, none unless it is pruned.
     """
     before = ScoreBeforeTraining()
     trainer = L.Trainer(
@@ -117,11 +126,12 @@ def train(
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        num_sanity_val_steps=-1 if callbacks else 0,
+        num_sanity_val_steps=-1 if pruned else 0,
         check_val_every_n_epoch=epochs,  # only the last one counts
         gradient_clip_val=1.0,
     )
     trainer.fit(module, datamodule=datamodule)
+    make_permanent(module)
     trainer.save_checkpoint(checkpoint, weights_only=True)
     return before.scores, {name: float(value) for name, value in trainer.callback_metrics.items()}
 
@@ -155,7 +165,7 @@ def run(
         model_name_or_path: The pretrained encoder.
         seeds: Seeds to run.
         ratios: Values of ``pruning_ratio``.
-        presets: Presets of :class:`PruningConfig`.
+        presets: Presets of :class:`PruningConfig`, and :data:`~pgb_lightning.peers.PEERS`.
         max_train_samples: Training rows to use; all if not given.
         epochs: For fine-tuning the dense model (the paper: 3).
         refinetuning_epochs: For the pruned one (the paper: 3).
@@ -166,11 +176,18 @@ def run(
         num_threads: CPU threads; one where several runs share a machine.
 
     Raises:
-        ValueError: ``task`` is none, a number of epochs is below 1, or ``out_dir`` holds results of other settings.
+        ValueError: ``task`` is none, a number of epochs is below 1, a preset is unknown, or ``out_dir`` holds results
+            of other settings.
     """
     for name, value in {"epochs": epochs, "refinetuning_epochs": refinetuning_epochs}.items():
         if value < 1:
             raise ValueError(f"{name}={value} is out of range: give 1 or more.")
+    for preset in presets:
+        if preset in PEERS:
+            PEERS[preset].check()
+        elif preset not in PRESETS:
+            known = ", ".join(map(repr, (*PRESETS, *PEERS)))
+            raise ValueError(f"presets names {preset!r}, which is none of {known}.")
     subject = Subject.of(task)
     data_options = {"max_length": max_length or subject.max_length, **(data_options or {})}
     settings = {
@@ -201,11 +218,11 @@ def run(
                     continue
                 L.seed_everything(seed)
                 module = subject.module(**given, learning_rate=refinetuning_learning_rate, fine_tuned_ckpt=str(dense))
-                pgb = PGBCallback(ratio, preset)
-                before, after = train(module, data, refinetuning_epochs, folder / f"{name}.ckpt", [pgb])
-                assert pgb.plan is not None
+                removed, before, after = _prune_and_train(
+                    module, data, preset, ratio, refinetuning_epochs, folder / f"{name}.ckpt"
+                )
                 result = {
-                    **{"seed": seed, "preset": preset, "ratio": ratio, "removed": pgb.plan.pruning_ratio},
+                    **{"seed": seed, "preset": preset, "ratio": ratio, "removed": removed},
                     **{"before": before[metric], "after": after[metric]},
                     "scores": {"before": before, "after": after},
                 }
@@ -216,6 +233,27 @@ def run(
             result.setdefault("scores", {}).setdefault(stage, {})[metric] = result[stage]
     for name in subject.metrics:
         Console(width=100).print(_table(results, name, 1 if subject.percent else 100))
+
+
+def _prune_and_train(
+    module: TextClassification | QuestionAnswering,
+    data: L.LightningDataModule,
+    preset: str,
+    ratio: float,
+    epochs: int,
+    checkpoint: Path,
+) -> tuple[float, dict[str, float], dict[str, float]]:
+    """Prune by a preset or a peer, and re-finetune; return the share removed, and the scores before and after."""
+    if preset in PEERS:
+        data.prepare_data()
+        data.setup("fit")
+        with isolate_rng():  # as PGBCallback does: pruning leaves the order of training as it was
+            removed = prune_by_peer(preset, module.model, list(data.calibration_dataloader()), ratio)
+        return removed, *train(module, data, epochs, checkpoint, pruned=True)
+    pgb = PGBCallback(ratio, preset)
+    scores = train(module, data, epochs, checkpoint, [pgb], pruned=True)
+    assert pgb.plan is not None
+    return pgb.plan.pruning_ratio, *scores
 
 
 def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
