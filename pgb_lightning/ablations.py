@@ -1,4 +1,4 @@
-"""One-shot scores of the presets, of what is left of them without their parts, and of peers: no re-finetuning.
+r"""One-shot scores of the presets, of what is left of them without their parts, and of peers: no re-finetuning.
 
 All from one calibration.
 
@@ -36,7 +36,7 @@ from pgb_lightning.candidates import Candidate, list_candidates
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.importance import second_order_importance
 from pgb_lightning.modules import TextClassification
-from pgb_lightning.peers import PEERS, prune_by_peer
+from pgb_lightning.peers import PEERS
 from pgb_lightning.peers.masks import mask_matrices
 from pgb_lightning.plan import Index, PruningPlan
 from pgb_lightning.pruning import make_plan, plan_matrix
@@ -151,7 +151,7 @@ def prune(bench: Bench, name: str, ratio: float, candidates: Candidates) -> Prun
     """
     if name in PEERS:
         module = copy.deepcopy(bench.module)
-        return Pruned(module, prune_by_peer(name, module.model, bench.calibration, ratio), PEERS[name].kind)
+        return Pruned(module, bench.peers.prune(name, module.model, ratio), PEERS[name].kind)
     method, config = METHODS[name], METHODS[name].config(ratio)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a missed target shows in the table

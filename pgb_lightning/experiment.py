@@ -38,7 +38,7 @@ from pgb_lightning.callbacks import PGBCallback
 from pgb_lightning.config import PRESETS
 from pgb_lightning.datamodules import GLUEDataModule, SQuADDataModule
 from pgb_lightning.modules import QuestionAnswering, TextClassification
-from pgb_lightning.peers import PEERS, make_permanent, prune_by_peer
+from pgb_lightning.peers import PEERS, Calibrated, make_permanent
 from pgb_lightning.tasks import get_task
 
 SQUAD_VERSIONS = {"squad": "1.1", "squad_v2": "2.0"}
@@ -248,7 +248,8 @@ def _prune_and_train(
         data.prepare_data()
         data.setup("fit")
         with isolate_rng():  # as PGBCallback does: pruning leaves the order of training as it was
-            removed = prune_by_peer(preset, module.model, list(data.calibration_dataloader()), ratio)
+            peers = Calibrated(module.model, list(data.calibration_dataloader()))
+            removed = peers.prune(preset, module.model, ratio)
         return removed, *train(module, data, epochs, checkpoint, pruned=True)
     pgb = PGBCallback(ratio, preset)
     scores = train(module, data, epochs, checkpoint, [pgb], pruned=True)

@@ -1,6 +1,6 @@
 """Other people's ways to prune, in our own words and on our own footing: one a file, to be measured beside PGB."""
 
 from pgb_lightning.peers.masks import make_permanent
-from pgb_lightning.peers.registry import PEERS, Peer, prune_by_peer
+from pgb_lightning.peers.registry import PEERS, Calibrated, Peer
 
-__all__ = ["PEERS", "Peer", "make_permanent", "prune_by_peer"]
+__all__ = ["PEERS", "Calibrated", "Peer", "make_permanent"]

@@ -18,15 +18,13 @@ neurons are then cut out of the model as PGB does it, so that sizes count alike.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from pgb_lightning.architectures import MATRICES, SUBLAYERS, Encoder, Sublayer, find_encoder
 from pgb_lightning.elimination import positions
-from pgb_lightning.peers.mask_gradients import MaskGradients, collect
+from pgb_lightning.peers.mask_gradients import MaskGradients
 from pgb_lightning.peers.mask_tuning import tune_masks
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.surgery import apply_plan
@@ -35,21 +33,17 @@ from pgb_lightning.surgery import apply_plan
 Kept = dict[tuple[int, Sublayer], Tensor]
 
 
-def prune_heads_and_neurons(
-    model: PreTrainedModel, batches: Sequence[dict[str, Tensor]], ratio: float, tune: bool = True
-) -> None:
+def prune_heads_and_neurons(model: PreTrainedModel, found: MaskGradients, ratio: float, tune: bool = True) -> None:
     """Remove heads and neurons, and scale those that are left.
 
     Args:
         model: A fine-tuned model.
-        batches: Labelled calibration batches.
+        found: What calibration found of it.
         ratio: Share of the encoder's weights to remove.
         tune: Whether to scale.
     """
     encoder = find_encoder(model)
-    found = collect(model, encoder, batches)
-    kept = rearranged(found, search(encoder, found, ratio))
-    plan = make_plan(encoder, kept)
+    plan = make_plan(encoder, rearranged(found, search(encoder, found, ratio)))
     if tune:
         tune_masks(encoder, plan, found.inputs)
     else:

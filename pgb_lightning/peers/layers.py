@@ -7,10 +7,9 @@ with all others. Only multiples of one layer can be removed: the nearest number 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from pgb_lightning.architectures import find_encoder
@@ -18,7 +17,7 @@ from pgb_lightning.architectures import find_encoder
 
 def drop_layers(
     model: PreTrainedModel,
-    batches: Sequence[dict[str, Tensor]],
+    found: None,
     ratio: float,
     order: Literal["top", "alternate"] = "top",
 ) -> None:
@@ -26,7 +25,7 @@ def drop_layers(
 
     Args:
         model: A fine-tuned model.
-        batches: Not looked at.
+        found: It learns nothing from calibration.
         ratio: Share of the layers to drop; at least one goes, and one stays.
         order: ``"top"`` drops the last ones; ``"alternate"`` spreads them evenly, from the last one down.
     """
@@ -37,7 +36,6 @@ def drop_layers(
     assert isinstance(stack, nn.ModuleList)
     for layer in sorted(dropped, reverse=True):
         del stack[layer]
-    # Models share their configuration with copies of themselves: nothing but this name is read later.
     encoder.model.config.num_hidden_layers = len(stack)
 
 

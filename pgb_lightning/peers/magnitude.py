@@ -6,21 +6,18 @@ NeurIPS 2015), with PyTorch's own tool.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import Tensor
 from torch.nn.utils import prune
 from transformers import PreTrainedModel
 
 from pgb_lightning.architectures import find_encoder
 
 
-def prune_by_magnitude(model: PreTrainedModel, batches: Sequence[dict[str, Tensor]], ratio: float) -> None:
+def prune_by_magnitude(model: PreTrainedModel, found: None, ratio: float) -> None:
     """Mask the smallest weights of the encoder's matrices, taken together.
 
     Args:
         model: A fine-tuned model; its matrices get masks.
-        batches: Not looked at.
+        found: It learns nothing from calibration.
         ratio: Share of the weights to mask.
     """
     weights = [(linear, "weight") for _, linear in find_encoder(model).linears()]

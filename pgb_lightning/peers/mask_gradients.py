@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pgb_lightning.architectures import SUBLAYERS, Encoder, Sublayer
+from pgb_lightning.architectures import SUBLAYERS, Sublayer, find_encoder
 from pgb_lightning.calibration import LayerInput
 from pgb_lightning.config import PruningConfig
+
+#: Real tokens on which masks are tuned, at most: as many as PGB compensates on.
+MAX_TOKENS = PruningConfig().compensation_tokens
 
 
 @dataclass(frozen=True)
@@ -23,24 +26,24 @@ class MaskGradients:
     Args:
         gradients: Gradient of each sample's loss by the mask of each head or neuron, (samples, units), in double
             precision, by (layer number, sublayer).
-        inputs: The first layer's inputs, batch by batch, up to as many tokens as PGB compensates on.
+        inputs: The first layer's inputs, batch by batch, up to a number of tokens.
     """
 
     gradients: dict[tuple[int, Sublayer], Tensor]
     inputs: list[LayerInput]
 
 
-def collect(model: PreTrainedModel, encoder: Encoder, batches: Sequence[dict[str, Tensor]]) -> MaskGradients:
+def collect_mask_gradients(model: PreTrainedModel, batches: Sequence[dict[str, Tensor]]) -> MaskGradients:
     """Run the pass.
 
     A mask multiplies what a head or neuron hands on to the sublayer's last matrix, so its gradient is the sum of
     activation times gradient there. No parameter's ``grad`` is touched.
 
     Args:
-        model: The model, in eval mode; its output has a ``loss``, the mean over samples.
-        encoder: Its dense encoder.
+        model: A dense model, in eval mode; its output has a ``loss``, the mean over samples.
         batches: Labelled batches.
     """
+    encoder = find_encoder(model)
     keys: list[tuple[int, Sublayer]] = [(layer, name) for layer in range(len(encoder.layers)) for name in SUBLAYERS]
     activations: dict[tuple[int, Sublayer], Tensor] = {}
     parts: dict[tuple[int, Sublayer], list[Tensor]] = {key: [] for key in keys}
@@ -59,7 +62,7 @@ def collect(model: PreTrainedModel, encoder: Encoder, batches: Sequence[dict[str
     for layer, sublayer in keys:
         closing = encoder.matrix(layer, SUBLAYERS[sublayer][-1])
         handles.append(closing.register_forward_pre_hook(watch((layer, sublayer))))
-    room = PruningConfig().compensation_tokens
+    room = MAX_TOKENS
     try:
         for batch in batches:
             with torch.enable_grad():

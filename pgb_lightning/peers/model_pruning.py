@@ -6,22 +6,20 @@ measured where all others are. Its masks are those of :mod:`pgb_lightning.peers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch.callbacks import ModelPruning
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from pgb_lightning.architectures import find_encoder
 
 
-def prune_as_lightning_does(model: PreTrainedModel, batches: Sequence[dict[str, Tensor]], ratio: float) -> None:
+def prune_as_lightning_does(model: PreTrainedModel, found: None, ratio: float) -> None:
     """Mask weights with Lightning's callback.
 
     Args:
         model: A fine-tuned model; its matrices get masks.
-        batches: Not looked at.
+        found: It learns nothing from calibration.
         ratio: Share of the weights to mask.
     """
     weights = [(linear, "weight") for _, linear in find_encoder(model).linears()]

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -26,61 +28,74 @@ from pgb_lightning.peers.masks import kept_weights
 STEPS = 9
 
 
-def prune_with_torch_pruning(
-    model: PreTrainedModel, batches: Sequence[dict[str, Tensor]], ratio: float, narrow: bool = True
-) -> None:
+@dataclass(frozen=True)
+class Gradients:
+    """What it learns from calibration.
+
+    Args:
+        values: The gradients by all parameters, in order, summed over batches.
+        example: One row of a batch, from which the dependences are traced.
+    """
+
+    values: list[Tensor]
+    example: dict[str, Tensor]
+
+
+def collect_gradients(model: PreTrainedModel, batches: Sequence[dict[str, Tensor]]) -> Gradients:
+    """Sum gradients up; leave none behind.
+
+    Args:
+        model: A fine-tuned model, in eval mode; its output has a ``loss``.
+        batches: Labelled batches.
+    """
+    parameters = list(model.parameters())
+    sums = [torch.zeros_like(parameter) for parameter in parameters]
+    for batch in batches:
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(model(**batch).loss, parameters, allow_unused=True)
+        for total, gradient in zip(sums, gradients, strict=True):
+            total += 0 if gradient is None else gradient
+    example = {name: value[:1] for name, value in batches[0].items() if name in ("input_ids", "attention_mask")}
+    return Gradients(sums, example)
+
+
+def prune_with_torch_pruning(model: PreTrainedModel, found: Gradients, ratio: float, narrow: bool = True) -> None:
     """Remove channels and heads.
 
     Args:
         model: A fine-tuned model.
-        batches: Labelled calibration batches.
+        found: What calibration found of it.
         ratio: Share of the encoder's weights to remove.
         narrow: Whether the hidden states between the layers get narrower too.
     """
-    encoder = find_encoder(model)
-    gradients = _gradients(model, batches)
-    target = (1 - ratio) * kept_weights(encoder)
+    target = (1 - ratio) * kept_weights(find_encoder(model))
     low, high = 0.0, 1.0
     best = (float("inf"), 0.5)
     for _ in range(STEPS):
         share = (low + high) / 2
         trial = copy.deepcopy(model)
-        _prune(trial, gradients, batches[0], share, narrow)
+        _prune(trial, found, share, narrow)
         left = kept_weights(find_encoder(trial))
         best = min(best, (abs(left - target), share))
         low, high = (share, high) if left > target else (low, share)
-    _prune(model, gradients, batches[0], best[1], narrow)
+    _prune(model, found, best[1], narrow)
 
 
-def _gradients(model: PreTrainedModel, batches: Sequence[dict[str, Tensor]]) -> list[Tensor]:
-    """Return the gradients by all parameters, summed over batches, and leave none behind."""
-    model.zero_grad()
-    for batch in batches:
-        model(**batch).loss.backward()
-    gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
-    assert len(gradients) == len(list(model.parameters()))
-    model.zero_grad()
-    return gradients
-
-
-def _prune(
-    model: PreTrainedModel, gradients: list[Tensor], batch: dict[str, Tensor], share: float, narrow: bool
-) -> None:
+def _prune(model: PreTrainedModel, found: Gradients, share: float, narrow: bool) -> None:
     """Prune one model by one share of channels."""
     import torch_pruning
 
     encoder = find_encoder(model)
-    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+    for parameter, gradient in zip(model.parameters(), found.values, strict=True):
         parameter.grad = gradient.clone()
     heads = {
         encoder.matrix(layer, kind): encoder.model.config.num_attention_heads
         for layer in range(len(encoder.layers))
         for kind in ("Q", "K", "V")
     }
-    example = {name: value[:1] for name, value in batch.items() if "label" not in name}
     pruner = torch_pruning.pruner.BasePruner(
         model,
-        example,
+        found.example,
         importance=torch_pruning.importance.TaylorImportance(),
         global_pruning=True,
         pruning_ratio=share,
