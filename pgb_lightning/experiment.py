@@ -237,7 +237,7 @@ def run(
 
 def _prune_and_train(
     module: TextClassification | QuestionAnswering,
-    data: L.LightningDataModule,
+    data: GLUEDataModule | SQuADDataModule,
     preset: str,
     ratio: float,
     epochs: int,

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pgb_lightning.architectures import MATRICES, SUBLAYERS, Encoder, Sublayer, find_encoder
+from pgb_lightning.architectures import SUBLAYERS, Encoder, Sublayer, find_encoder
 from pgb_lightning.elimination import positions
 from pgb_lightning.peers.mask_gradients import MaskGradients
 from pgb_lightning.peers.mask_tuning import tune_masks
@@ -53,11 +53,11 @@ def prune_heads_and_neurons(model: PreTrainedModel, found: MaskGradients, ratio:
 def search(encoder: Encoder, found: MaskGradients, ratio: float) -> Kept:
     """Choose heads and neurons by the diagonal of the Fisher information."""
     scores = {key: gradients.square().sum(0) for key, gradients in found.gradients.items()}
-    matrices = {kind: encoder.matrix(0, kind).weight for kind in MATRICES}
-    total = len(encoder.layers) * sum(weight.numel() for weight in matrices.values())
+    sizes = {kind: linear.weight.numel() for (_, kind), linear in encoder.linears()}  # alike in all layers
+    total = len(encoder.layers) * sum(sizes.values())
     costs, flat = {}, {}
     for sublayer, kinds in SUBLAYERS.items():
-        costs[sublayer] = sum(matrices[kind].numel() for kind in kinds) // len(scores[0, sublayer])
+        costs[sublayer] = sum(sizes[kind] for kind in kinds) // len(scores[0, sublayer])
         flat[sublayer] = torch.cat([scores[layer, sublayer] for layer in range(len(encoder.layers))])
     heads, neurons = (flat[sublayer].sort(descending=True).values for sublayer in SUBLAYERS)
     lost_heads, lost_neurons = _lost(heads), _lost(neurons)
@@ -118,8 +118,8 @@ def make_plan(encoder: Encoder, kept: Kept) -> PruningPlan:
         closes = kind == SUBLAYERS[sublayer][-1]
         rows, columns = linear.in_features, linear.out_features
         sides = (inside, list(range(columns))) if closes else (list(range(rows)), inside)
-        index = tuple((tuple(side),) if inside else () for side in sides)
-        matrices.append(MatrixPlan(layer, kind, rows, columns, *index))
+        read, written = ((tuple(side),) if inside else () for side in sides)
+        matrices.append(MatrixPlan(layer, kind, rows, columns, read, written))
     return PruningPlan(encoder.model_type, tuple(matrices))
 
 

@@ -87,7 +87,8 @@ def solve_masks(power: Tensor, missing: Tensor, weight: Tensor, unit: int, ridge
     system = (power * (weight @ weight.T)).view(units, unit, units, unit).sum((1, 3))
     right = (missing * weight).sum(1).view(units, unit).sum(1)
     damping = (ridge * system.diagonal().mean()).clamp_min(1e-30)
-    return 1 + torch.linalg.solve(system + damping * torch.eye(units).to(system), right)
+    change: Tensor = torch.linalg.solve(system + damping * torch.eye(units).to(system), right)
+    return 1 + change
 
 
 class _Calls:

@@ -26,7 +26,8 @@ def mask_matrices(
         flat = importances[key].T.flatten()
         mask = torch.zeros_like(flat)
         mask[flat.topk(round(shares[key] * flat.numel())).indices] = 1
-        prune.custom_from_mask(linear, "weight", mask.view_as(linear.weight).to(linear.weight))
+        placed = mask.view_as(linear.weight).to(linear.weight)
+        prune.custom_from_mask(linear, "weight", placed)  # type: ignore[no-untyped-call]
 
 
 def kept_weights(encoder: Encoder) -> int:
@@ -47,4 +48,4 @@ def make_permanent(module: nn.Module) -> None:
     """Write the zeros of masked layers into their weights, and take the masks off."""
     for child in module.modules():
         if hasattr(child, "weight_mask"):
-            prune.remove(child, "weight")
+            prune.remove(child, "weight")  # type: ignore[no-untyped-call]
