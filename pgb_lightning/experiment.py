@@ -30,7 +30,6 @@ from typing import Any
 import lightning as L
 import torch
 from jsonargparse import auto_cli
-from lightning.pytorch.utilities.seed import isolate_rng
 from rich.console import Console
 from rich.table import Table
 
@@ -38,7 +37,7 @@ from pgb_lightning.callbacks import PGBCallback
 from pgb_lightning.config import PRESETS
 from pgb_lightning.datamodules import GLUEDataModule, SQuADDataModule
 from pgb_lightning.modules import QuestionAnswering, TextClassification
-from pgb_lightning.peers import PEERS, Calibrated, make_permanent
+from pgb_lightning.peers import PEERS, PeerCallback
 from pgb_lightning.tasks import get_task
 
 SQUAD_VERSIONS = {"squad": "1.1", "squad_v2": "2.0"}
@@ -104,20 +103,18 @@ def train(
     epochs: int,
     checkpoint: Path,
     callbacks: Sequence[L.Callback] = (),
-    pruned: bool = False,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Train a module, save its weights, and return its scores before (if it is pruned) and after.
+    """Train a module, save its weights, and return its scores before (if it has callbacks) and after.
 
     Args:
         module: The module.
         datamodule: Its data.
         epochs: Epochs to train.
         checkpoint: Where the weights go.
-        callbacks: Such as :class:`PGBCallback`.
-        pruned: Whether the module is pruned, or its callbacks prune it.
+        callbacks: Such as :class:`PGBCallback`; the first scores are then those of the pruned module.
 
     Returns:
-        Validation metrics before and after training; before, none unless it is pruned.
+        Validation metrics before and after training; before, none without callbacks.
     """
     before = ScoreBeforeTraining()
     trainer = L.Trainer(
@@ -126,12 +123,11 @@ def train(
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        num_sanity_val_steps=-1 if pruned else 0,
+        num_sanity_val_steps=-1 if callbacks else 0,
         check_val_every_n_epoch=epochs,  # only the last one counts
         gradient_clip_val=1.0,
     )
     trainer.fit(module, datamodule=datamodule)
-    make_permanent(module)
     trainer.save_checkpoint(checkpoint, weights_only=True)
     return before.scores, {name: float(value) for name, value in trainer.callback_metrics.items()}
 
@@ -218,11 +214,10 @@ def run(
                     continue
                 L.seed_everything(seed)
                 module = subject.module(**given, learning_rate=refinetuning_learning_rate, fine_tuned_ckpt=str(dense))
-                removed, before, after = _prune_and_train(
-                    module, data, preset, ratio, refinetuning_epochs, folder / f"{name}.ckpt"
-                )
+                pruner = PeerCallback(preset, ratio) if preset in PEERS else PGBCallback(ratio, preset)
+                before, after = train(module, data, refinetuning_epochs, folder / f"{name}.ckpt", [pruner])
                 result = {
-                    **{"seed": seed, "preset": preset, "ratio": ratio, "removed": removed},
+                    **{"seed": seed, "preset": preset, "ratio": ratio, "removed": _removed(pruner)},
                     **{"before": before[metric], "after": after[metric]},
                     "scores": {"before": before, "after": after},
                 }
@@ -235,26 +230,11 @@ def run(
         Console(width=100).print(_table(results, name, 1 if subject.percent else 100))
 
 
-def _prune_and_train(
-    module: TextClassification | QuestionAnswering,
-    data: GLUEDataModule | SQuADDataModule,
-    preset: str,
-    ratio: float,
-    epochs: int,
-    checkpoint: Path,
-) -> tuple[float, dict[str, float], dict[str, float]]:
-    """Prune by a preset or a peer, and re-finetune; return the share removed, and the scores before and after."""
-    if preset in PEERS:
-        data.prepare_data()
-        data.setup("fit")
-        with isolate_rng():  # as PGBCallback does: pruning leaves the order of training as it was
-            peers = Calibrated(module.model, list(data.calibration_dataloader()))
-            removed = peers.prune(preset, module.model, ratio)
-        return removed, *train(module, data, epochs, checkpoint, pruned=True)
-    pgb = PGBCallback(ratio, preset)
-    scores = train(module, data, epochs, checkpoint, [pgb], pruned=True)
-    assert pgb.plan is not None
-    return pgb.plan.pruning_ratio, *scores
+def _removed(pruner: PGBCallback | PeerCallback) -> float:
+    if isinstance(pruner, PeerCallback):
+        return pruner.removed
+    assert pruner.plan is not None
+    return pruner.plan.pruning_ratio
 
 
 def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
