@@ -1,9 +1,10 @@
-"""Lightning callbacks: pruning at fit start, exact resumes, checkpoints, and files of predictions."""
+"""Lightning callbacks: pruning at fit start, distillation, exact resumes, checkpoints, and files of predictions."""
 
 from pgb_lightning.callbacks.answers import AnswerWriter
 from pgb_lightning.callbacks.checkpoint import BestCheckpoint
+from pgb_lightning.callbacks.distillation import Distillation
 from pgb_lightning.callbacks.exact_resume import ExactResume
 from pgb_lightning.callbacks.pgb import PGBCallback
 from pgb_lightning.callbacks.predictions import PredictionWriter
 
-__all__ = ["AnswerWriter", "BestCheckpoint", "ExactResume", "PGBCallback", "PredictionWriter"]
+__all__ = ["AnswerWriter", "BestCheckpoint", "Distillation", "ExactResume", "PGBCallback", "PredictionWriter"]

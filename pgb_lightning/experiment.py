@@ -33,7 +33,7 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
-from pgb_lightning.callbacks import PGBCallback
+from pgb_lightning.callbacks import Distillation, PGBCallback
 from pgb_lightning.config import PRESETS
 from pgb_lightning.datamodules import GLUEDataModule, SQuADDataModule
 from pgb_lightning.modules import QuestionAnswering, TextClassification
@@ -147,6 +147,7 @@ def run(
     refinetuning_learning_rate: float = 3e-5,
     max_length: int | None = None,
     data_options: dict[str, Any] | None = None,
+    distillation: bool = False,
     num_threads: int = 1,
 ) -> None:
     """Measure a task: dense, pruned, and re-finetuned, over seeds; ends in mean and spread of each metric.
@@ -169,6 +170,7 @@ def run(
         refinetuning_learning_rate: For the pruned one (the paper: 2e-5 or 3e-5).
         max_length: Tokens of an input, at most; if not given, 128 for GLUE and 384 for SQuAD.
         data_options: Further settings of the data module, such as ``{"group_by_length": true}``.
+        distillation: Whether the dense model teaches the pruned one in re-finetuning.
         num_threads: CPU threads; one where several runs share a machine.
 
     Raises:
@@ -191,6 +193,8 @@ def run(
         **{"epochs": epochs, "refinetuning_epochs": refinetuning_epochs, "data_options": data_options},
         **{"learning_rate": learning_rate, "refinetuning_learning_rate": refinetuning_learning_rate},
     }
+    if distillation:  # results with and without are of different folders
+        settings["distillation"] = True
     _claim(Path(out_dir), settings)
     torch.set_num_threads(num_threads)
     metric = subject.metrics[0]
@@ -215,7 +219,8 @@ def run(
                 L.seed_everything(seed)
                 module = subject.module(**given, learning_rate=refinetuning_learning_rate, fine_tuned_ckpt=str(dense))
                 pruner = PeerCallback(preset, ratio) if preset in PEERS else PGBCallback(ratio, preset)
-                before, after = train(module, data, refinetuning_epochs, folder / f"{name}.ckpt", [pruner])
+                callbacks = [Distillation(), pruner] if distillation else [pruner]
+                before, after = train(module, data, refinetuning_epochs, folder / f"{name}.ckpt", callbacks)
                 result = {
                     **{"seed": seed, "preset": preset, "ratio": ratio, "removed": _removed(pruner)},
                     **{"before": before[metric], "after": after[metric]},
@@ -243,7 +248,9 @@ def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
     path = out_dir / "settings.json"
     before = json.loads(path.read_text()) if path.is_file() else settings
     changed = [
-        f"{name}={value!r}, not {before.get(name)!r}" for name, value in settings.items() if before.get(name) != value
+        f"{name}={settings.get(name)!r}, not {before.get(name)!r}"
+        for name in dict.fromkeys((*settings, *before))
+        if before.get(name) != settings.get(name)
     ]
     if changed:
         raise ValueError(

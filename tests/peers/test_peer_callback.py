@@ -19,7 +19,8 @@ def test_a_peer_prunes_before_training_and_leaves_the_order_of_training(
     tiny_model_folder: Callable[..., Path], glue_folder: Callable[..., Path]
 ) -> None:
     model = str(tiny_model_folder("bert"))
-    data = GLUEDataModule("sst2", model, str(glue_folder("sst2", train=64, validation=40)))
+    folder = str(glue_folder("sst2", train=64, validation=40))
+    data = GLUEDataModule("sst2", model, folder, max_length=32)
     orders = []
     for callbacks in ([], [peer := PeerCallback("magnitude", 0.5)]):
         torch.manual_seed(0)
