@@ -117,13 +117,13 @@ class Distillation(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the teacher's fingerprint with the checkpoint, not the teacher."""
-        return {"teacher": self.teacher.fingerprint() if self.teacher else None}
+        return {"teacher": self.teacher.fingerprint if self.teacher else None}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make ``training_step`` return the sum of losses."""
         assert self.teacher is not None
         before, self._taught_before = self._taught_before, None
-        if before is not None and before != self.teacher.fingerprint():
+        if before is not None and before != self.teacher.fingerprint:
             raise MisconfigurationException(
                 "Distillation: the fit that ckpt_path goes on with learned from another model than the one this module "
                 "began as. Build the module from the dense checkpoint (fine_tuned_ckpt of TextClassification and "
@@ -174,9 +174,9 @@ class Distillation(pl.Callback):
                 f"Distillation: {error} (A module must have built its model in __init__ to be copied.)"
             ) from error
         for name, module in pl_module.named_modules():
-            if isinstance(module, PreTrainedModel) and encoder.name.startswith(name):
+            if isinstance(module, PreTrainedModel) and any(child is encoder.model for child in module.modules()):
                 return name, module
-        return encoder.name, encoder.model
+        raise AssertionError("an encoder is a transformers model itself")
 
     def _inside(self, name: str) -> str | None:
         """Return the encoder's path within the transformers model, if it was given."""

@@ -95,6 +95,8 @@ def listening(model: PreTrainedModel, encoder: str | None = None) -> Iterator[li
 class Teacher:
     """A dense model that answers what a student is asked; it never learns, and belongs to no module.
 
+    A resumed run knows its teacher again by :attr:`fingerprint`, sixteen hexadecimal digits of all its weights.
+
     Args:
         model: The model; it is put in eval mode and frozen.
         encoder: The encoder's attribute path in it, where there are several.
@@ -103,6 +105,7 @@ class Teacher:
     def __init__(self, model: PreTrainedModel, encoder: str | None = None) -> None:
         self.model = model.eval().requires_grad_(False)
         self.encoder = encoder
+        self.fingerprint = _hash(model)
 
     @torch.no_grad()
     def answer(self, call: Call) -> Call:
@@ -110,14 +113,6 @@ class Teacher:
         with listening(self.model, self.encoder) as calls:
             self.model(*call.args, **call.kwargs)
         return calls[0]
-
-    def fingerprint(self) -> str:
-        """Hash all weights: sixteen hexadecimal digits, by which a resumed run knows its teacher again."""
-        digest = hashlib.sha256()
-        for name, value in self.model.state_dict().items():
-            plain = value.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(name.encode() + plain.numpy().tobytes())
-        return digest.hexdigest()[:16]
 
 
 def scores_loss(student: Call, teacher: Call, temperature: float, exclusive: bool = True) -> Tensor:
@@ -171,3 +166,11 @@ def hidden_loss(student: Call, teacher: Call) -> Tensor:
         power = (wanted.float().square() * tokens).sum()
         losses.append(((given.float() - wanted.float()).square() * tokens).sum() / power.clamp_min(1e-12))
     return torch.stack(losses).mean()
+
+
+def _hash(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
