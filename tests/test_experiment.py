@@ -114,6 +114,20 @@ def test_peers_are_measured_beside_presets(
     assert zeros / sum(map(torch.numel, matrices)) == pytest.approx(0.5, abs=1e-3)  # after training
 
 
+def test_distilled_results_are_kept_apart(
+    tmp_path: Path, tiny_model_folder: Callable[..., Path], glue_folder: Callable[..., Path]
+) -> None:
+    data, model = str(glue_folder("sst2", train=64, validation=40)), str(tiny_model_folder("bert"))
+    settings = {"seeds": (0,), "ratios": (0.5,), "presets": ("default", "kwon"), "max_length": 32}
+    experiment.run("sst2", str(tmp_path), data, model, distillation=True, **settings)
+    for name in settings["presets"]:
+        result = json.loads((tmp_path / "seed0" / f"{name}-0.5.json").read_text())
+        assert result["scores"]["after"]["train_distillation"] > 0
+    assert json.loads((tmp_path / "settings.json").read_text())["distillation"] is True
+    with pytest.raises(ValueError, match=r"other settings: distillation=None, not True\. Name another"):
+        experiment.run("sst2", str(tmp_path), data, model, **settings)
+
+
 def test_an_unknown_preset_is_refused_first(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"presets names 'best', which is none of 'default', .*'kwon'"):
         experiment.run("mrpc", str(tmp_path / "made"), presets=("best",))
