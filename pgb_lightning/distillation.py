@@ -103,7 +103,8 @@ class Teacher:
     """
 
     def __init__(self, model: PreTrainedModel, encoder: str | None = None) -> None:
-        self.model = model.eval().requires_grad_(False)
+        model.train(False).requires_grad_(False)
+        self.model = model
         self.encoder = encoder
         self.fingerprint = _hash(model)
 

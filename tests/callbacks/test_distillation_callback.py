@@ -13,10 +13,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from own import OwnModule, make_loader
 from processes import run
+from tiny import VOCABULARY
 from torch import Tensor, nn
+from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
 from pgb_lightning.architectures import find_encoder
-from pgb_lightning.callbacks import Distillation, PGBCallback
+from pgb_lightning.callbacks import Distillation, PGBCallback, distillation
 from pgb_lightning.surgery import is_grouped
 
 MakeTrainer = Callable[..., L.Trainer]
@@ -139,7 +141,33 @@ def test_a_module_with_a_head_of_its_own_learns_from_hidden_states(trainer: Make
     assert "training_step" not in vars(module)
 
 
-def test_what_cannot_be_distilled_is_refused(trainer: MakeTrainer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["regression", "answers"])
+def test_numbers_and_answers_are_learned_too(kind: str, trainer: MakeTrainer) -> None:
+    class Other(OwnModule):
+        def __init__(self) -> None:
+            super().__init__()
+            sizes = {"vocab_size": VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+            config = BertConfig(**sizes, intermediate_size=96, num_labels=1, problem_type="regression")
+            numbers = kind == "regression"
+            self.net = (BertForSequenceClassification if numbers else BertForQuestionAnswering)(config)
+            if not numbers:
+                self.net.qa_outputs = nn.Linear(24, 2)
+
+        def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            tokens, labels = batch
+            if kind == "regression":
+                return self.net(input_ids=tokens, labels=labels.float()).loss
+            return self.net(input_ids=tokens, start_positions=labels, end_positions=labels + 1).loss
+
+    callback = Distillation(hidden_weight=0)
+    fit = trainer(PGBCallback(0.5), callback)
+    fit.fit(Other(), make_loader())
+    assert 0 < fit.callback_metrics["train_distillation"] < 1
+
+
+def test_what_cannot_be_distilled_is_refused(
+    trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Manual(OwnModule):
         def __init__(self) -> None:
             super().__init__()
@@ -149,10 +177,24 @@ def test_what_cannot_be_distilled_is_refused(trainer: MakeTrainer, tmp_path: Pat
         def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # type: ignore[override]
             return self.net.classifier.weight.sum()
 
+    class Late(OwnModule):
+        def __init__(self) -> None:
+            super().__init__()
+            vars(self)["later"] = self._modules.pop("net")  # out of sight
+
+        def configure_model(self) -> None:
+            self.net = vars(self).pop("later")
+
+    with pytest.raises(MisconfigurationException, match="must have built its model in __init__ to be copied"):
+        trainer(Distillation()).fit(Late(), make_loader())
     with pytest.raises(MisconfigurationException, match="means nothing with automatic_optimization=False"):
         trainer(Distillation()).fit(Manual(), make_loader())
     with pytest.raises(MisconfigurationException, match=r"NoCall.training_step did not run BertForSequenceClass"):
         trainer(Distillation()).fit(NoCall(), make_loader())
+    monkeypatch.setattr(distillation, "shards_first", lambda trainer: True)
+    with pytest.raises(MisconfigurationException, match="cuts the model up, so that it cannot be compared"):
+        trainer(Distillation()).fit(OwnModule(), make_loader())
+    monkeypatch.undo()
     torch.save({"state_dict": {"net.other": torch.ones(1)}}, tmp_path / "other.ckpt")
     with pytest.raises(MisconfigurationException, match=r"other.ckpt' is no checkpoint of this module before pruning"):
         trainer(Distillation(teacher=tmp_path / "other.ckpt")).fit(OwnModule(), make_loader())
