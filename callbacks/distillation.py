@@ -131,7 +131,7 @@ class Distillation(pl.Callback):
             )
         _, model = self._find(pl_module)
         self._check_layers(model)
-        self.teacher.model.to(device=pl_module.device, dtype=model.dtype)
+        self.teacher.model.to(device=pl_module.device, dtype=model.dtype)  # type: ignore[call-arg]
         self._wrap(pl_module, model)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
