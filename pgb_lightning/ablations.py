@@ -1,31 +1,43 @@
-"""One-shot scores of the presets, and of what is left of them without their parts: one calibration, no re-finetuning.
+r"""One-shot scores of the presets, of what is left of them without their parts, and of peers: no re-finetuning.
+
+All from one calibration.
 
 Example:
     ::
 
         python -m pgb_lightning.ablations sst2 runs/sst2/seed0/dense.ckpt --data_dir DIR
+
+    Beside other people's methods, which are named in :data:`pgb_lightning.peers.PEERS`::
+
+        python -m pgb_lightning.ablations sst2 runs/sst2/seed0/dense.ckpt --data_dir DIR \\
+          --methods [default,paper,kwon,magnitude,top-layers,torch-pruning]
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
+from pgb_lightning.architectures import find_encoder
 from pgb_lightning.bench import Bench
 from pgb_lightning.budget import Demand, allocate
 from pgb_lightning.candidates import Candidate, list_candidates
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.importance import second_order_importance
+from pgb_lightning.modules import TextClassification
+from pgb_lightning.peers import PEERS
+from pgb_lightning.peers.masks import mask_matrices
 from pgb_lightning.plan import Index, PruningPlan
 from pgb_lightning.pruning import make_plan, plan_matrix
 from pgb_lightning.tasks import get_task
@@ -54,8 +66,11 @@ def unpermuted(bench: Bench, config: PruningConfig, candidates: Candidates) -> P
     return replace(plan, matrices=tuple(matrices))
 
 
-def fixed_groups(bench: Bench, config: PruningConfig, candidates: Candidates, number: int = 6) -> PruningPlan:
-    """Allow no group number but one, beside whole and pruned whole."""
+def fixed_groups(bench: Bench, config: PruningConfig, candidates: Candidates, number: int | None = None) -> PruningPlan:
+    """Allow no group number but one, beside whole and pruned whole; by default as many as there can be.
+
+    A matrix with as many groups as its shorter side keeps one diagonal.
+    """
     plan = make_plan(bench.encoder, bench.statistics, config, candidates)
     importances = {
         key: second_order_importance(linear.weight.T, bench.statistics.fisher[key])
@@ -63,8 +78,9 @@ def fixed_groups(bench: Bench, config: PruningConfig, candidates: Candidates, nu
     }
     demands = {}
     for key, importance in importances.items():
-        demand = Demand.of(importance, config.max_groups)
-        demands[key] = replace(demand, thresholds={g: t for g, t in demand.thresholds.items() if g in (0, number)})
+        groups = min(importance.shape) if number is None else number
+        demand = Demand.of(importance, groups)
+        demands[key] = replace(demand, thresholds={g: t for g, t in demand.thresholds.items() if g in (0, groups)})
     numbers, _ = allocate(demands, config)
     matrices = (plan_matrix(key, importances[key], numbers[key], config) for key in importances)
     return replace(plan, matrices=tuple(matrices))
@@ -72,17 +88,24 @@ def fixed_groups(bench: Bench, config: PruningConfig, candidates: Candidates, nu
 
 @dataclass(frozen=True)
 class Method:
-    """A way to prune.
+    """A way to prune, made of the parts of ours.
 
     Args:
         preset: The preset it starts from.
         settings: What is set otherwise.
         plan: Makes the plan.
+        masked: Whether each matrix keeps as many weights as the plan says, but the most important ones, wherever they
+            are: unstructured, and without compensation.
     """
 
     preset: str
     settings: dict[str, Any] = field(default_factory=dict)
     plan: Callable[[Bench, PruningConfig, Candidates], PruningPlan] = as_set
+    masked: bool = False
+
+    def config(self, ratio: float) -> PruningConfig:
+        """Return the settings at a ratio."""
+        return PruningConfig.from_preset(self.preset, pruning_ratio=ratio, **self.settings)
 
 
 METHODS: dict[str, Method] = {
@@ -90,11 +113,56 @@ METHODS: dict[str, Method] = {
     "balanced": Method("balanced"),
     "paper": Method("paper"),
     "default, no compensation": Method("default", {"compensation": False}),
+    "default, unstructured": Method("default", masked=True),
     "paper, no compensation": Method("paper", {"compensation": False}),
     "paper, no permutation": Method("paper", plan=unpermuted),
+    "paper, unstructured": Method("paper", masked=True),
     "paper, magnitude": Method("paper", plan=by_magnitude),
     "paper, fixed G = 6": Method("paper", plan=partial(fixed_groups, number=6)),
+    "paper, full diagonal": Method("paper", plan=fixed_groups),
 }
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What a method makes of a dense model.
+
+    Args:
+        module: The pruned module.
+        removed: The share of the encoder's weights that it lacks.
+        kind: ``"shapes"`` if layers are smaller; ``"masks"`` if they have zeros.
+        shapes: What the search over shapes chose, if there was one.
+    """
+
+    module: TextClassification
+    removed: float
+    kind: Literal["shapes", "masks"] = "shapes"
+    shapes: list[str] | None = None
+
+
+def prune(bench: Bench, name: str, ratio: float, candidates: Candidates) -> Pruned:
+    """Prune a copy of the dense model by a method or a peer.
+
+    Args:
+        bench: The dense model and its calibration.
+        name: One of :data:`METHODS` or :data:`~pgb_lightning.peers.PEERS`.
+        ratio: Share of the weights to remove.
+        candidates: For the search over shapes.
+    """
+    if name in PEERS:
+        module = copy.deepcopy(bench.module)
+        return Pruned(module, bench.peers.prune(name, module.model, ratio), PEERS[name].kind)
+    method, config = METHODS[name], METHODS[name].config(ratio)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a missed target shows in the table
+        plan = method.plan(bench, config, candidates)
+    if not method.masked:
+        return Pruned(bench.pruned(plan, config), plan.pruning_ratio, shapes=plan.config.get("shapes"))
+    module = copy.deepcopy(bench.module)
+    encoder, fisher = find_encoder(module), bench.statistics.fisher
+    importances = {key: second_order_importance(linear.weight.T, fisher[key]) for key, linear in encoder.linears()}
+    mask_matrices(encoder, importances, {(m.layer, m.kind): m.kept_share for m in plan.matrices})
+    return Pruned(module, plan.pruning_ratio, "masks")
 
 
 def run(
@@ -118,7 +186,7 @@ def run(
         data_dir: Local parquet folder; the Hub if not given.
         model_name_or_path: Where the tokenizer comes from.
         ratios: Values of ``pruning_ratio``.
-        methods: Names of :data:`METHODS`.
+        methods: Names of :data:`METHODS`, and of :data:`~pgb_lightning.peers.PEERS`; without the peers by default.
         max_train_samples: Training rows that the calibration rows are drawn from; all if not given.
         calibration_size: Calibration rows; 2,048 if not given.
         seed: Draws them.
@@ -129,26 +197,26 @@ def run(
         The results.
 
     Raises:
-        ValueError: A method is unknown.
+        ValueError: A method is unknown, or needs a package that is not installed.
     """
-    if unknown := [name for name in methods if name not in METHODS]:
-        raise ValueError(f"methods names {unknown[0]!r}, which is none of {', '.join(map(repr, METHODS))}.")
+    known = (*METHODS, *PEERS)
+    if unknown := [name for name in methods if name not in known]:
+        raise ValueError(f"methods names {unknown[0]!r}, which is none of {', '.join(map(repr, known))}.")
+    for name in methods:
+        if name in PEERS:
+            PEERS[name].check()
     torch.set_num_threads(num_threads)
     bench = Bench.load(task, ckpt_path, data_dir, model_name_or_path, max_train_samples, calibration_size, seed)
     dense = bench.measure(bench.module)
-    candidates = list_candidates(bench.encoder, bench.statistics, PruningConfig())
+    searched = any(name in METHODS and METHODS[name].config(0.5).search == "shapes" for name in methods)
+    candidates = list_candidates(bench.encoder, bench.statistics, PruningConfig()) if searched else []
     results: list[dict[str, Any]] = []
     for ratio in ratios:
         for name in methods:
-            method = METHODS[name]
-            config = PruningConfig.from_preset(method.preset, pruning_ratio=ratio, **method.settings)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # a missed target shows in the table
-                plan = method.plan(bench, config, candidates)
-            measured = bench.measure(bench.pruned(plan, config))
-            shapes = plan.config.get("shapes")
-            found = {"ratio": ratio, "method": name, "removed": plan.pruning_ratio, **asdict(measured)}
-            results.append({**found, "shapes": shapes} if shapes else found)
+            pruned = prune(bench, name, ratio, candidates)
+            measured = bench.measure(pruned.module)
+            found = {"ratio": ratio, "method": name, "kind": pruned.kind, "removed": pruned.removed, **asdict(measured)}
+            results.append({**found, "shapes": pruned.shapes} if pruned.shapes else found)
             if out:
                 Path(out).write_text(json.dumps({"task": task, "dense": asdict(dense), "results": results}, indent=1))
     Console(width=100).print(_table(task, dense.score, results))
@@ -165,12 +233,12 @@ def _in_order(index: Index) -> Index:
 def _table(task: str, dense: float, results: list[dict[str, Any]]) -> Table:
     metric = get_task(task).metrics[0]
     table = Table(title=f"{task}, one-shot, before re-finetuning; {metric} x 100 (dense {dense:.1f})")
-    for column in ("ratio", "method", "removed", metric, "KL from dense", "loss"):
+    for column in ("ratio", "method", "what is left", "removed", metric, "KL from dense", "loss"):
         table.add_column(column, justify="right")
     for result in results:
         numbers = [f"{100 * result['removed']:.1f}", f"{result['score']:.1f}"]
         numbers += [f"{result['divergence']:.4f}", f"{result['loss']:.3f}"]
-        table.add_row(str(result["ratio"]), result["method"], *numbers)
+        table.add_row(str(result["ratio"]), result["method"], result["kind"], *numbers)
     return table
 
 

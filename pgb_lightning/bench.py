@@ -15,6 +15,7 @@ from pgb_lightning.config import PruningConfig
 from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.modules.metrics import make_metrics
+from pgb_lightning.peers import Calibrated
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.pruning import carry_out
 from pgb_lightning.tasks import get_task
@@ -46,6 +47,7 @@ class Bench:
         task: The GLUE task.
         module: The dense module, in eval mode.
         statistics: Of its encoder, moments included.
+        peers: The model with the same calibration batches, for other people's methods.
         batches: The validation set.
         logits: The dense model's, batch by batch.
     """
@@ -53,6 +55,7 @@ class Bench:
     task: str
     module: TextClassification
     statistics: Calibration
+    peers: Calibrated
     batches: list[Batch]
     logits: list[Tensor]
 
@@ -88,9 +91,10 @@ class Bench:
         data.prepare_data()
         data.setup("fit")
         max_tokens = PruningConfig().compensation_tokens
+        calibration = list(data.calibration_dataloader())
         statistics = calibrate(
             find_encoder(module),
-            data.calibration_dataloader(),
+            calibration,
             lambda batch: module.model(**batch).loss,
             max_tokens=max_tokens,
             moments=True,
@@ -99,7 +103,7 @@ class Bench:
         batches = list(loaders[0] if isinstance(loaders, list) else loaders)
         with torch.inference_mode():
             logits = [module.model(**batch).logits for batch in batches]
-        return cls(task, module, statistics, batches, logits)
+        return cls(task, module, statistics, Calibrated(module.model, calibration), batches, logits)
 
     @property
     def encoder(self) -> Encoder:

@@ -9,6 +9,10 @@ Example:
 
         python -m pgb_lightning.experiment mrpc runs/mrpc --seeds [0,1,2,3,4] --epochs 3 --refinetuning_epochs 3
 
+    Beside other people's methods, which are named in :data:`pgb_lightning.peers.PEERS`::
+
+        python -m pgb_lightning.experiment cola runs/cola --presets [default,kwon,magnitude,top-layers]
+
     SQuAD, batched by length::
 
         python -m pgb_lightning.experiment squad runs/squad --data_options '{"group_by_length": true}'
@@ -29,9 +33,11 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
-from pgb_lightning.callbacks import PGBCallback
+from pgb_lightning.callbacks import Distillation, PGBCallback
+from pgb_lightning.config import PRESETS
 from pgb_lightning.datamodules import GLUEDataModule, SQuADDataModule
 from pgb_lightning.modules import QuestionAnswering, TextClassification
+from pgb_lightning.peers import PEERS, PeerCallback
 from pgb_lightning.tasks import get_task
 
 SQUAD_VERSIONS = {"squad": "1.1", "squad_v2": "2.0"}
@@ -141,6 +147,7 @@ def run(
     refinetuning_learning_rate: float = 3e-5,
     max_length: int | None = None,
     data_options: dict[str, Any] | None = None,
+    distillation: bool = False,
     num_threads: int = 1,
 ) -> None:
     """Measure a task: dense, pruned, and re-finetuned, over seeds; ends in mean and spread of each metric.
@@ -155,7 +162,7 @@ def run(
         model_name_or_path: The pretrained encoder.
         seeds: Seeds to run.
         ratios: Values of ``pruning_ratio``.
-        presets: Presets of :class:`PruningConfig`.
+        presets: Presets of :class:`PruningConfig`, and :data:`~pgb_lightning.peers.PEERS`.
         max_train_samples: Training rows to use; all if not given.
         epochs: For fine-tuning the dense model (the paper: 3).
         refinetuning_epochs: For the pruned one (the paper: 3).
@@ -163,14 +170,22 @@ def run(
         refinetuning_learning_rate: For the pruned one (the paper: 2e-5 or 3e-5).
         max_length: Tokens of an input, at most; if not given, 128 for GLUE and 384 for SQuAD.
         data_options: Further settings of the data module, such as ``{"group_by_length": true}``.
+        distillation: Whether the dense model teaches the pruned one in re-finetuning.
         num_threads: CPU threads; one where several runs share a machine.
 
     Raises:
-        ValueError: ``task`` is none, a number of epochs is below 1, or ``out_dir`` holds results of other settings.
+        ValueError: ``task`` is none, a number of epochs is below 1, a preset is unknown, or ``out_dir`` holds results
+            of other settings.
     """
     for name, value in {"epochs": epochs, "refinetuning_epochs": refinetuning_epochs}.items():
         if value < 1:
             raise ValueError(f"{name}={value} is out of range: give 1 or more.")
+    for preset in presets:
+        if preset in PEERS:
+            PEERS[preset].check()
+        elif preset not in PRESETS:
+            known = ", ".join(map(repr, (*PRESETS, *PEERS)))
+            raise ValueError(f"presets names {preset!r}, which is none of {known}.")
     subject = Subject.of(task)
     data_options = {"max_length": max_length or subject.max_length, **(data_options or {})}
     settings = {
@@ -178,6 +193,8 @@ def run(
         **{"epochs": epochs, "refinetuning_epochs": refinetuning_epochs, "data_options": data_options},
         **{"learning_rate": learning_rate, "refinetuning_learning_rate": refinetuning_learning_rate},
     }
+    if distillation:  # results with and without are of different folders
+        settings["distillation"] = True
     _claim(Path(out_dir), settings)
     torch.set_num_threads(num_threads)
     metric = subject.metrics[0]
@@ -201,11 +218,11 @@ def run(
                     continue
                 L.seed_everything(seed)
                 module = subject.module(**given, learning_rate=refinetuning_learning_rate, fine_tuned_ckpt=str(dense))
-                pgb = PGBCallback(ratio, preset)
-                before, after = train(module, data, refinetuning_epochs, folder / f"{name}.ckpt", [pgb])
-                assert pgb.plan is not None
+                pruner = PeerCallback(preset, ratio) if preset in PEERS else PGBCallback(ratio, preset)
+                callbacks = [Distillation(), pruner] if distillation else [pruner]
+                before, after = train(module, data, refinetuning_epochs, folder / f"{name}.ckpt", callbacks)
                 result = {
-                    **{"seed": seed, "preset": preset, "ratio": ratio, "removed": pgb.plan.pruning_ratio},
+                    **{"seed": seed, "preset": preset, "ratio": ratio, "removed": _removed(pruner)},
                     **{"before": before[metric], "after": after[metric]},
                     "scores": {"before": before, "after": after},
                 }
@@ -218,13 +235,22 @@ def run(
         Console(width=100).print(_table(results, name, 1 if subject.percent else 100))
 
 
+def _removed(pruner: PGBCallback | PeerCallback) -> float:
+    if isinstance(pruner, PeerCallback):
+        return pruner.removed
+    assert pruner.plan is not None
+    return pruner.plan.pruning_ratio
+
+
 def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
     """Keep a folder to one way of training, whose results alone may be averaged."""
     out_dir.mkdir(parents=True, exist_ok=True)
     path = out_dir / "settings.json"
     before = json.loads(path.read_text()) if path.is_file() else settings
     changed = [
-        f"{name}={value!r}, not {before.get(name)!r}" for name, value in settings.items() if before.get(name) != value
+        f"{name}={settings.get(name)!r}, not {before.get(name)!r}"
+        for name in dict.fromkeys((*settings, *before))
+        if before.get(name) != settings.get(name)
     ]
     if changed:
         raise ValueError(

@@ -12,7 +12,7 @@ def main(folder: Path) -> None:
     # An editable install's finder would hand out the checkout: take it away, so that only the wheel is left.
     sys.meta_path = [finder for finder in sys.meta_path if "__editable__" not in str(finder)]
     sys.path.insert(0, str(folder))
-    packages = ("callbacks", "datamodules", "modules", "export", "benchmark", "report")
+    packages = ("callbacks", "datamodules", "modules", "export", "benchmark", "report", "peers")
     for name in ("pgb_lightning", *(f"pgb_lightning.{package}" for package in packages)):
         file = Path(importlib.import_module(name).__file__ or "")
         assert file.is_relative_to(folder), f"{name} came from {file}, not from the wheel"

@@ -53,18 +53,21 @@ def test_every_method_is_measured_at_every_ratio(
     subject: Callable[[str], Given], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = subject("sst2")
-    results = ablations.run(*given, ratios=(0.5,), out=str(tmp_path / "out.json"))
-    assert [result["method"] for result in results] == list(ablations.METHODS)
+    methods = (*ablations.METHODS, "magnitude", "kwon", "top-layers")
+    results = ablations.run(*given, ratios=(0.5,), methods=methods, out=str(tmp_path / "out.json"))
+    assert [result["method"] for result in results] == list(methods)
     stored = json.loads((tmp_path / "out.json").read_text())
     assert stored["results"] == results
     by_name = {result["method"]: result for result in results}
-    assert all(abs(result["removed"] - 0.5) <= 0.01 for result in results)
+    assert all(abs(result["removed"] - 0.5) <= 0.01 for name, result in by_name.items() if "diagonal" not in name)
+    masked = {name for name, result in by_name.items() if result["kind"] == "masks"}
+    assert masked == {"default, unstructured", "paper, unstructured", "magnitude"}
     assert len(by_name["default"]["shapes"]) == 4
     assert 0 < by_name["default"]["divergence"] < by_name["paper"]["divergence"]
     assert by_name["default"]["divergence"] < by_name["default, no compensation"]["divergence"]
     assert len({result["divergence"] for name, result in by_name.items() if name != "balanced"}) == len(results) - 1
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ablations.METHODS)
+    assert all(name in shown for name in methods)
     with pytest.raises(ValueError, match="methods names 'best', which is none of 'default'"):
         ablations.run(*given, methods=("best",))
 
@@ -78,10 +81,26 @@ def test_plans_of_the_ablations_are_what_they_are_called(
     numbers = {m.num_groups for m in ablations.fixed_groups(bench, config, [], number=6).matrices}
     assert numbers <= {0, 1, 6}
     assert 6 in numbers
+    [gone, whole, *diagonal] = sorted({m.num_groups for m in ablations.fixed_groups(bench, config, []).matrices})
+    assert (gone, whole, diagonal) in ((0, 1, []), (0, 1, [48]))
     plan, paper = ablations.unpermuted(bench, config, []), ablations.as_set(bench, config, [])
     assert plan.kept_parameters == paper.kept_parameters
     flat = [sum(matrix.input_index or (), ()) for matrix in plan.matrices]
     assert all(index == tuple(range(len(index))) for index in flat)
+
+
+def test_unstructured_keeps_the_most_important_weights_at_the_plans_rates(subject: Callable[[str], Given]) -> None:
+    bench = Bench.load(*subject("sst2"), max_train_samples=None, calibration_size=None, seed=0)
+    config = ablations.PruningConfig.from_preset("paper", pruning_ratio=0.5)
+    plan = ablations.as_set(bench, config, [])
+    pruned = ablations.prune(bench, "paper, unstructured", 0.5, [])
+    assert pruned.removed == plan.pruning_ratio
+    for (layer, kind), linear in ablations.find_encoder(pruned.module).linears():
+        share = plan.matrix(layer, kind).kept_share
+        assert float(linear.weight_mask.mean()) == pytest.approx(share, abs=1e-3)
+        importance = linear.weight_orig.square() * bench.statistics.fisher[layer, kind].T
+        kept, gone = importance[linear.weight_mask == 1], importance[linear.weight_mask == 0]
+        assert not len(kept) or not len(gone) or kept.min() >= gone.max()
 
 
 def test_a_dense_model_diverges_from_itself_by_nothing(

@@ -88,6 +88,52 @@ def test_every_metric_and_validation_set_is_tabulated(
         assert torch.load(folder / "seed0" / "default-0.5.ckpt", weights_only=True)["epoch"] == 1
 
 
+def test_peers_are_measured_beside_presets(
+    tmp_path: Path,
+    tiny_model_folder: Callable[..., Path],
+    glue_folder: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    peers = ("kwon", "magnitude", "top-layers")
+    experiment.run(
+        *("sst2", str(tmp_path), str(glue_folder("sst2", train=64, validation=40)), str(tiny_model_folder("bert"))),
+        seeds=(0,),
+        ratios=(0.5,),
+        presets=("default", *peers),
+        max_length=32,
+    )
+    shown = capsys.readouterr().out
+    for name in peers:
+        assert name in shown
+        result = json.loads((tmp_path / "seed0" / f"{name}-0.5.json").read_text())
+        assert result["removed"] == pytest.approx(0.5, abs=0.01)
+        assert {"val_loss", "val_accuracy"} <= result["scores"]["before"].keys()
+    weights = torch.load(tmp_path / "seed0" / "magnitude-0.5.ckpt", weights_only=True)["state_dict"]
+    matrices = [value for name, value in weights.items() if ".layer." in name and value.ndim == 2]
+    zeros = sum(int((matrix == 0).sum()) for matrix in matrices)
+    assert zeros / sum(map(torch.numel, matrices)) == pytest.approx(0.5, abs=1e-3)  # after training
+
+
+def test_distilled_results_are_kept_apart(
+    tmp_path: Path, tiny_model_folder: Callable[..., Path], glue_folder: Callable[..., Path]
+) -> None:
+    data, model = str(glue_folder("sst2", train=64, validation=40)), str(tiny_model_folder("bert"))
+    settings = {"seeds": (0,), "ratios": (0.5,), "presets": ("default", "kwon"), "max_length": 32}
+    experiment.run("sst2", str(tmp_path), data, model, distillation=True, **settings)
+    for name in settings["presets"]:
+        result = json.loads((tmp_path / "seed0" / f"{name}-0.5.json").read_text())
+        assert result["scores"]["after"]["train_distillation"] > 0
+    assert json.loads((tmp_path / "settings.json").read_text())["distillation"] is True
+    with pytest.raises(ValueError, match=r"other settings: distillation=None, not True\. Name another"):
+        experiment.run("sst2", str(tmp_path), data, model, **settings)
+
+
+def test_an_unknown_preset_is_refused_first(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"presets names 'best', which is none of 'default', .*'kwon'"):
+        experiment.run("mrpc", str(tmp_path / "made"), presets=("best",))
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.mark.parametrize(("task", "version"), [("squad", "1.1"), ("squad_v2", "2.0")])
 def test_squad_is_measured_in_percent(
     task: str, version: str, tmp_path: Path, tiny_model_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]

@@ -1,0 +1,105 @@
+"""Scale the heads and neurons that are left so that each sublayer gives what the dense model's gave."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from pgb_lightning.architectures import SUBLAYERS, Encoder, Sublayer
+from pgb_lightning.calibration import LayerInput
+from pgb_lightning.compensation import Stream
+from pgb_lightning.plan import PruningPlan
+from pgb_lightning.surgery import prune_sublayer
+
+#: Pull of the masks towards 1, as a share of the mean diagonal.
+RIDGE = 0.01
+#: Masks beyond this tell of a problem without a stable solution; the sublayer keeps its masks of 1 then.
+LARGEST = 10.0
+
+
+@torch.no_grad()
+def tune_masks(encoder: Encoder, plan: PruningPlan, inputs: list[LayerInput]) -> None:
+    """Carry out a plan sublayer by sublayer, and tune what is left of each to the dense model.
+
+    A sublayer's output is compared with its residual, before the LayerNorm, so that what earlier sublayers lost counts
+    as well. The masks are multiplied into the closing matrix.
+
+    Args:
+        encoder: The dense encoder, in eval mode; it is pruned in place.
+        plan: Which heads and neurons are kept.
+        inputs: The first layer's inputs on the calibration samples.
+    """
+    streams = [Stream(given, encoder.model.device) for given in inputs]
+    for layer in range(plan.num_layers):
+        original = copy.deepcopy(encoder.layers[layer])
+        for sublayer, kinds in SUBLAYERS.items():
+            prune_sublayer(encoder, layer, sublayer, [plan.matrix(layer, kind) for kind in kinds])
+            _tune(encoder, original, layer, sublayer, streams)
+            for stream in streams:
+                stream.pruned = stream.run(encoder, encoder.layers[layer], sublayer, stream.pruned)
+
+
+def _tune(encoder: Encoder, original: nn.Module, layer: int, sublayer: Sublayer, streams: list[Stream]) -> None:
+    """Move the dense stream past a sublayer, and tune the pruned one to it."""
+    closing = encoder.matrix(layer, SUBLAYERS[sublayer][-1])
+    dense = original.get_submodule(encoder.architecture.paths[SUBLAYERS[sublayer][-1]])
+    power: Tensor | float = 0.0
+    cross: Tensor | float = 0.0
+    for stream in streams:
+        before = stream.dense
+        calls = _Calls(dense)
+        stream.dense = stream.run(encoder, original, sublayer, before)
+        target = stream.real(calls.finish()[1] + before.to(stream.device) - stream.pruned.to(stream.device))
+        if isinstance(closing, nn.Linear):
+            calls = _Calls(closing)
+            stream.run(encoder, encoder.layers[layer], sublayer, stream.pruned)
+            read, given = (stream.real(part) for part in calls.finish())
+            power = power + (read.T @ read).double()
+            cross = cross + (read.T @ (target - given)).double()
+    if isinstance(power, Tensor) and isinstance(cross, Tensor) and isinstance(closing, nn.Linear):
+        unit = encoder.head_size if sublayer == "attention" else 1
+        masks = solve_masks(power, cross, closing.weight.T.double(), unit)
+        if masks.abs().max() <= LARGEST:
+            closing.weight.mul_(masks.repeat_interleave(unit).to(closing.weight))
+
+
+def solve_masks(power: Tensor, missing: Tensor, weight: Tensor, unit: int, ridge: float = RIDGE) -> Tensor:
+    """Find the masks m that make Σ over units of m_u x_u W_u nearest to a target.
+
+    Args:
+        power: XᵀX of the closing matrix's inputs, (M, M).
+        missing: Xᵀ(target - X W), (M, N).
+        weight: W, (M, N).
+        unit: Neighbouring inputs that share a mask.
+        ridge: Pull towards 1, as a share of the mean diagonal.
+
+    Returns:
+        The masks, one a unit.
+
+    Example:
+        >>> x, w = torch.eye(2, dtype=torch.double), torch.eye(2, dtype=torch.double)
+        >>> solve_masks(x.T @ x, x.T @ (3 * x @ w - x @ w), w, unit=1, ridge=1e-9).round(decimals=6).tolist()
+        [3.0, 3.0]
+    """
+    units = len(weight) // unit
+    system = (power * (weight @ weight.T)).view(units, unit, units, unit).sum((1, 3))
+    right = (missing * weight).sum(1).view(units, unit).sum(1)
+    damping = (ridge * system.diagonal().mean()).clamp_min(1e-30)
+    change: Tensor = torch.linalg.solve(system + damping * torch.eye(units).to(system), right)
+    return 1 + change
+
+
+class _Calls:
+    """What goes through a layer while one sublayer runs."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.seen: list[tuple[Tensor, Tensor]] = []
+        self.handle = module.register_forward_hook(lambda _, args, output: self.seen.append((args[0], output)))
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """Stop listening; return the one call's input and output."""
+        self.handle.remove()
+        [call] = self.seen
+        return call

@@ -1,0 +1,224 @@
+"""Distillation in real fits: any module, before pruning, not in checkpoints, found again on resuming."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
+from own import OwnModule, make_loader
+from processes import run
+from tiny import VOCABULARY
+from torch import Tensor, nn
+from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
+
+from pgb_lightning.architectures import find_encoder
+from pgb_lightning.callbacks import Distillation, PGBCallback, distillation
+from pgb_lightning.surgery import is_grouped
+
+MakeTrainer = Callable[..., L.Trainer]
+
+
+def test_the_dense_model_teaches_the_pruned_one(trainer: MakeTrainer) -> None:
+    """The sum of losses is trained and logged; afterwards nothing is left in the module."""
+    distances = []
+    for weight in (0.0, 20.0):
+        module, dense = OwnModule(), OwnModule()
+        callback = Distillation(logits_weight=1e-9, hidden_weight=weight)
+        torch.manual_seed(0)
+        fit = trainer(PGBCallback(0.6), callback, max_epochs=4)
+        fit.fit(module, make_loader())
+        assert is_grouped(find_encoder(module))
+        assert "training_step" not in vars(module)
+        assert callback.teacher is not None
+        for name, value in dense.net.state_dict().items():
+            assert torch.equal(callback.teacher.model.state_dict()[name], value)
+        assert "train_distillation" in fit.callback_metrics
+        assert not any("teacher" in name for name in module.state_dict())
+        tokens = next(iter(make_loader()))[0]
+        with torch.no_grad():
+            hidden = [m.eval()(tokens, output_hidden_states=True).hidden_states[-1] for m in (module.net, dense.net)]
+        distances.append(float(nn.functional.mse_loss(*hidden)))
+    assert distances[1] < 0.8 * distances[0]
+
+
+def test_the_loss_is_the_modules_own_and_two_terms(trainer: MakeTrainer) -> None:
+    class Watched(OwnModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net.eval()
+            self.own: list[float] = []
+            self.trained: list[float] = []
+
+        def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            loss = super().loss(batch)
+            if torch.is_grad_enabled():
+                self.own.append(float(loss))
+            return loss
+
+        def on_before_backward(self, loss: Tensor) -> None:
+            self.trained.append(float(loss))
+
+    class TaughtByAnother(Distillation):
+        def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+            super().setup(trainer, pl_module, stage)
+            assert self.teacher is not None
+            self.teacher.model.load_state_dict(other.state_dict())
+
+    module, other = Watched(), OwnModule(seed=1).net.eval()
+    fit = trainer(TaughtByAnother(temperature=3.0, logits_weight=0.5, hidden_weight=0.25), limit_train_batches=1)
+    fit.fit(module, make_loader())
+    [own], [trained] = module.own, module.trained
+    tokens = next(iter(make_loader()))[0]
+    with torch.no_grad():
+        given, wanted = (net(tokens, output_hidden_states=True) for net in (OwnModule().net.eval(), other))
+    soft = [(output.logits / 3).log_softmax(-1) for output in (given, wanted)]
+    scores = 9 * nn.functional.kl_div(*soft, reduction="batchmean", log_target=True)
+    pairs = list(zip(given.hidden_states, wanted.hidden_states, strict=True))[1:]
+    hidden = sum((one - other).square().sum() / other.square().sum() for one, other in pairs) / len(pairs)
+    assert trained - own == pytest.approx(float(0.5 * scores + 0.25 * hidden), rel=1e-4)
+    assert fit.callback_metrics["train_distillation"] == pytest.approx(trained - own, rel=1e-4)
+
+
+def test_checkpoints_are_no_larger_and_resuming_finds_the_teacher_again(trainer: MakeTrainer, tmp_path: Path) -> None:
+    sizes = {}
+    for name, callbacks in {"without": [], "with": [Distillation()]}.items():
+        saver = ModelCheckpoint(tmp_path / name, filename="end")
+        trainer(PGBCallback(0.5), *callbacks, saver, enable_checkpointing=True).fit(OwnModule(), make_loader())
+        sizes[name] = (tmp_path / name / "end.ckpt").stat().st_size
+    assert abs(sizes["with"] - sizes["without"]) < 2000
+    end = tmp_path / "with" / "end.ckpt"
+    dense = tmp_path / "dense.ckpt"
+    torch.save({"state_dict": OwnModule().state_dict()}, dense)
+
+    def resume(module: L.LightningModule, callback: Distillation) -> None:
+        trainer(PGBCallback(0.5), callback, max_epochs=2).fit(module, make_loader(), ckpt_path=end)
+
+    resume(OwnModule(), Distillation())
+    resume(OwnModule(seed=1), Distillation(teacher=dense))
+    with pytest.raises(MisconfigurationException, match=r"learned from another model .*teacher='fine_tuned.ckpt'"):
+        resume(OwnModule(seed=1), Distillation())
+
+
+def test_a_second_fit_goes_on_with_the_same_teacher(trainer: MakeTrainer, tmp_path: Path) -> None:
+    module, callback, pgb = OwnModule(), Distillation(), PGBCallback(0.5)
+    trainer(pgb, callback).fit(module, make_loader())
+    first = callback.teacher
+    trainer(pgb, callback).fit(module, make_loader())
+    assert callback.teacher is first
+    with pytest.raises(MisconfigurationException, match="pruned already, so there is no dense model to copy"):
+        trainer(Distillation()).fit(module, make_loader())
+    torch.save({"state_dict": OwnModule().state_dict()}, tmp_path / "dense.ckpt")
+    again = Distillation(teacher=tmp_path / "dense.ckpt")
+    trainer(again).fit(module, make_loader())
+    assert again.teacher is not None
+    assert first is not None
+    assert again.teacher.fingerprint == first.fingerprint
+
+
+def test_a_module_with_a_head_of_its_own_learns_from_hidden_states(trainer: MakeTrainer) -> None:
+    class OwnHead(OwnModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = self.net.bert
+            self.head = nn.Linear(24, 2)
+
+        def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            tokens, labels = batch
+            return nn.functional.cross_entropy(self.head(self.net(tokens).pooler_output), labels)
+
+    fit = trainer(PGBCallback(0.5), Distillation(logits_weight=0))
+    fit.fit(OwnHead(), make_loader())
+    assert fit.callback_metrics["train_distillation"] > 0
+    module = OwnHead()
+    with pytest.raises(MisconfigurationException, match=r"BertModel returns no logits by name.* Set logits_weight=0"):
+        trainer(PGBCallback(0.5), Distillation()).fit(module, make_loader())
+    assert "training_step" not in vars(module)
+
+
+@pytest.mark.parametrize("kind", ["regression", "answers"])
+def test_numbers_and_answers_are_learned_too(kind: str, trainer: MakeTrainer) -> None:
+    class Other(OwnModule):
+        def __init__(self) -> None:
+            super().__init__()
+            sizes = {"vocab_size": VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+            config = BertConfig(**sizes, intermediate_size=96, num_labels=1, problem_type="regression")
+            numbers = kind == "regression"
+            self.net = (BertForSequenceClassification if numbers else BertForQuestionAnswering)(config)
+            if not numbers:
+                self.net.qa_outputs = nn.Linear(24, 2)
+
+        def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            tokens, labels = batch
+            if kind == "regression":
+                return self.net(input_ids=tokens, labels=labels.float()).loss
+            return self.net(input_ids=tokens, start_positions=labels, end_positions=labels + 1).loss
+
+    callback = Distillation(hidden_weight=0)
+    fit = trainer(PGBCallback(0.5), callback)
+    fit.fit(Other(), make_loader())
+    assert 0 < fit.callback_metrics["train_distillation"] < 1
+
+
+def test_what_cannot_be_distilled_is_refused(
+    trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Manual(OwnModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+    class NoCall(OwnModule):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # type: ignore[override]
+            return self.net.classifier.weight.sum()
+
+    class Late(OwnModule):
+        def __init__(self) -> None:
+            super().__init__()
+            vars(self)["later"] = self._modules.pop("net")  # out of sight
+
+        def configure_model(self) -> None:
+            self.net = vars(self).pop("later")
+
+    with pytest.raises(MisconfigurationException, match="must have built its model in __init__ to be copied"):
+        trainer(Distillation()).fit(Late(), make_loader())
+    with pytest.raises(MisconfigurationException, match="means nothing with automatic_optimization=False"):
+        trainer(Distillation()).fit(Manual(), make_loader())
+    with pytest.raises(MisconfigurationException, match=r"NoCall.training_step did not run BertForSequenceClass"):
+        trainer(Distillation()).fit(NoCall(), make_loader())
+    monkeypatch.setattr(distillation, "shards_first", lambda trainer: True)
+    with pytest.raises(MisconfigurationException, match="cuts the model up, so that it cannot be compared"):
+        trainer(Distillation()).fit(OwnModule(), make_loader())
+    monkeypatch.undo()
+    torch.save({"state_dict": {"net.other": torch.ones(1)}}, tmp_path / "other.ckpt")
+    with pytest.raises(MisconfigurationException, match=r"other.ckpt' is no checkpoint of this module before pruning"):
+        trainer(Distillation(teacher=tmp_path / "other.ckpt")).fit(OwnModule(), make_loader())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
+        ({"logits_weight": -1.0}, "logits_weight=-1.0 must be 0 or more"),
+        ({"hidden_weight": float("nan")}, "hidden_weight=nan must be 0 or more"),
+        ({"logits_weight": 0.0, "hidden_weight": 0.0}, "leave nothing to learn"),
+        ({"teacher": "nowhere.ckpt"}, "teacher='nowhere.ckpt' is not a file"),
+    ],
+)
+def test_bad_settings_are_refused_at_once(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(MisconfigurationException, match=message):
+        Distillation(**settings)
+
+
+def test_every_process_has_a_teacher_of_its_own(tmp_path: Path) -> None:
+    run("ddp_distillation.py", tmp_path)
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+    assert first["teacher"] == second["teacher"]
+    assert not first["left"]
+    assert not second["left"]
+    assert all(torch.equal(first["state"][name], value) for name, value in second["state"].items())
