@@ -155,7 +155,7 @@ def run(
         model_name_or_path: The pretrained encoder.
         seeds: Seeds to run.
         ratios: Values of ``pruning_ratio``.
-        presets: Presets of :class:`PruningConfig`.
+        presets: Of "default", "paper" and "balanced".
         max_train_samples: Training rows to use; all if not given.
         epochs: For fine-tuning the dense model (the paper: 3).
         refinetuning_epochs: For the pruned one (the paper: 3).
@@ -268,4 +268,4 @@ def _store(path: Path, result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(run)
+    auto_cli(run, prog="python -m pgb_lightning.experiment")

@@ -187,4 +187,4 @@ def _arrow_from_the_left(axes: Axes, label: str) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    auto_cli(main, prog="python -m pgb_lightning.figures")
