@@ -63,7 +63,9 @@ class PGBCLI(LightningCLI):
         super().parse_arguments(parser, args)
         name = self.config.get("subcommand")
         if name in COMMANDS:
-            raise MisconfigurationException(f"{name} takes its settings after its name: `pgb {name} --config FILE ...`.")
+            raise MisconfigurationException(
+                f"{name} takes its settings after its name: `pgb {name} --config FILE ...`."
+            )
 
     def _parse_ckpt_path(self) -> None:
         """Merge the checkpoint's hyperparameters into the configuration, whoever wrote the checkpoint.
