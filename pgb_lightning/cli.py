@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -132,8 +131,7 @@ def run(args: list[str] | None = None) -> PGBCLI:
         >>> cli = run(["fit", "--config", "configs/demo/prune.yaml"])  # doctest: +SKIP
     """
     if find_spec("shtab"):
-        with suppress(TypeError):  # an older jsonargparse offers completion unasked, as --print_shtab
-            set_parsing_settings(add_print_completion_argument=True)
+        set_parsing_settings(add_print_completion_argument=True)
     return PGBCLI(
         save_config_kwargs={"overwrite": True},
         seed_everything_default=42,

@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 from fakes import print_config
-from jsonargparse import ArgumentParser
 
 from pgb_lightning.callbacks import PGBCallback
 from pgb_lightning.cli import COMMANDS, DESCRIPTIONS, PGBCLI, main, run
@@ -210,8 +209,6 @@ def test_a_speedup_takes_the_place_of_the_files_ratio(capsys: pytest.CaptureFixt
 
 def test_bash_completes_commands_settings_and_files(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("shtab")
-    if not hasattr(ArgumentParser, "get_completion_script"):
-        pytest.skip("this jsonargparse prints completion scripts by another name: --print_shtab")
     with pytest.raises(SystemExit) as stop:
         main(["--print_completion=shtab-bash"])
     assert not stop.value.code
