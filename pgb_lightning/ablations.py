@@ -182,11 +182,11 @@ def run(
 
     Args:
         task: A GLUE task.
-        ckpt_path: Lightning checkpoint of a dense :class:`TextClassification`, such as the experiment leaves.
+        ckpt_path: Lightning checkpoint of a dense `TextClassification`, such as the experiment leaves.
         data_dir: Local parquet folder; the Hub if not given.
         model_name_or_path: Where the tokenizer comes from.
         ratios: Values of ``pruning_ratio``.
-        methods: Names of :data:`METHODS`, and of :data:`~pgb_lightning.peers.PEERS`; without the peers by default.
+        methods: Which to run, by name, peers among them; without the peers if not given.
         max_train_samples: Training rows that the calibration rows are drawn from; all if not given.
         calibration_size: Calibration rows; 2,048 if not given.
         seed: Draws them.
@@ -243,4 +243,4 @@ def _table(task: str, dense: float, results: list[dict[str, Any]]) -> Table:
 
 
 if __name__ == "__main__":
-    auto_cli(run)
+    auto_cli(run, prog="python -m pgb_lightning.ablations")

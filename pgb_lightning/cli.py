@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
+from jsonargparse import auto_cli, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 # Imported so that the command line knows their classes by short names: `--model TextClassification`.
 from pgb_lightning import benchmark, callbacks
@@ -25,9 +27,49 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "report": run_report,
 }
 
+#: What the Trainer's commands do here.
+DESCRIPTIONS = {
+    "fit": "Train a model. With PGBCallback among the callbacks, prune it first, then re-finetune what is left.",
+    "validate": "Score a model or a checkpoint on the validation set.",
+    "test": "Score a model or a checkpoint on the test set.",
+    "predict": "Predict with a model or a checkpoint. With PredictionWriter or AnswerWriter among the callbacks, write "
+    "the benchmark's official files.",
+}
+
 
 class PGBCLI(LightningCLI):
     """Lightning's command line, made to resume and evaluate the checkpoints of pruned models."""
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        """Describe every command in one place, also those that run elsewhere (see :func:`main`).
+
+        Lightning's own takes the first line of the Trainer's docstrings, which breaks off in mid-sentence.
+        """
+        self._subcommand_parsers = {}
+        commands = parser.add_subcommands(title="commands", description="Each has a --help of its own.")
+        for name in self.subcommands():
+            usage = f"pgb {name} --config FILE [--ckpt_path FILE] [--SETTING VALUE ...]"
+            settings = {"description": DESCRIPTIONS[name], "usage": usage, **kwargs.get(name, {})}
+            self._subcommand_parsers[name] = self._prepare_subcommand_parser(self.trainer_class, name, **settings)
+            commands.add_subcommand(name, self._subcommand_parsers[name], help=DESCRIPTIONS[name])
+        for name, command in COMMANDS.items():
+            description = (inspect.getdoc(command) or "").partition("\n\n")[0]
+            command_parser = self.init_parser(description=description)
+            command_parser.add_function_arguments(command, as_group=False)
+            commands.add_subcommand(name, command_parser, help=description)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and keep out the commands that take no trainer, model or data.
+
+        Raises:
+            MisconfigurationException: One of them was not the first word.
+        """
+        super().parse_arguments(parser, args)
+        name = self.config.get("subcommand")
+        if name in COMMANDS:
+            raise MisconfigurationException(
+                f"{name} takes its settings after its name: `pgb {name} --config FILE ...`."
+            )
 
     def _parse_ckpt_path(self) -> None:
         """Merge the checkpoint's hyperparameters into the configuration, whoever wrote the checkpoint.
@@ -93,13 +135,14 @@ def run(args: list[str] | None = None) -> PGBCLI:
     Example:
         >>> cli = run(["fit", "--config", "configs/demo/prune.yaml"])  # doctest: +SKIP
     """
+    if find_spec("shtab"):
+        set_parsing_settings(add_print_completion_argument=True)
     return PGBCLI(
         save_config_kwargs={"overwrite": True},
         seed_everything_default=42,
         parser_kwargs={
-            "description": "Fine-tune BERT-like encoders, prune them in one shot, fine-tune them again. `pgb export` "
-            "writes what comes out as a Hugging Face folder, its dense twin, or ONNX; `pgb benchmark` measures how "
-            "fast pruned models are on this machine; `pgb report` makes a page of a plan. Each has a --help of its own."
+            "description": "Fine-tune BERT-like encoders, prune them in one shot, fine-tune them again, and take them "
+            "away. Settings come from YAML files and from the command line, which has the last word."
         },
         args=args,
     )

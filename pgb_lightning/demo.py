@@ -44,7 +44,7 @@ def run(
 
     Args:
         pruning_ratio: Share of the encoder to remove.
-        preset: Preset of :class:`PGBCallback`.
+        preset: "default", "paper" or "balanced".
         out_dir: Folder for the report and the checkpoints.
         learning_rate: For fine-tuning the dense model, one epoch.
         refinetuning_learning_rate: For re-finetuning the pruned model, one epoch.
@@ -140,4 +140,4 @@ def _table(report: dict[str, Any]) -> Table:
 
 
 if __name__ == "__main__":
-    auto_cli(run)
+    auto_cli(run, prog="python -m pgb_lightning.demo")

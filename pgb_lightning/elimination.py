@@ -3,7 +3,7 @@
 Let H be the covariance of a matrix's inputs and W its weights (M, N). If the outputs in a block may read only the
 inputs R, the best weights for output j are the least-squares fit of x wⱼ on x_R, and what remains of it is
 
-    eⱼ = wⱼᵀ (H - H_:R H_RR⁻¹ H_R:) wⱼ,
+    `eⱼ = wⱼᵀ (H - H_:R H_RR⁻¹ H_R:) wⱼ`,
 
 a Schur complement. Means do not count: the bias absorbs them. To second order an error e at a matrix's outputs raises
 the loss by half of E[(gᵀe)²], g being the loss's gradient there. Errors of different tokens are taken as independent,
@@ -56,8 +56,8 @@ def eliminate(
     """Take away units of inputs, the least harmful first, refitting the rest each time (optimal brain surgeon).
 
     With V = H⁻¹ over the inputs that are left and W their refitted weights, taking the inputs B away raises the
-    error's covariance by W_Bᵀ V_BB⁻¹ W_B; then W_: -= V_:B V_BB⁻¹ W_B, and V likewise. The sum of the rises is exactly
-    the Schur complement of what is left.
+    error's covariance by `W_Bᵀ V_BB⁻¹ W_B`; then `W_: -= V_:B V_BB⁻¹ W_B`, and V likewise. The sum of the rises is
+    exactly the Schur complement of what is left.
 
     Args:
         covariance: H, damped, (M, M).

@@ -162,7 +162,7 @@ def run(
         model_name_or_path: The pretrained encoder.
         seeds: Seeds to run.
         ratios: Values of ``pruning_ratio``.
-        presets: Presets of :class:`PruningConfig`, and :data:`~pgb_lightning.peers.PEERS`.
+        presets: Of "default", "paper" and "balanced", and of the peers' names.
         max_train_samples: Training rows to use; all if not given.
         epochs: For fine-tuning the dense model (the paper: 3).
         refinetuning_epochs: For the pruned one (the paper: 3).
@@ -294,4 +294,4 @@ def _store(path: Path, result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(run)
+    auto_cli(run, prog="python -m pgb_lightning.experiment")

@@ -1,16 +1,17 @@
-"""Draw what PGB does to one matrix.
+"""Draw what PGB does to one matrix, and the shapes that a sublayer can take.
 
 Example:
     ::
 
         python -m pgb_lightning.figures docs/img/pgb.svg
+        python -m pgb_lightning.figures docs/img/shapes.svg --drawing shapes
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jsonargparse import auto_cli
@@ -26,6 +27,16 @@ HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """One for each group; Okabe and Ito's, which people tell apart whatever their colour vision."""
 
 NEUTRAL = "#5A5A5A"
+
+WIDTH, NEURONS = 12, 24
+SHAPES = {
+    "whole": (NEURONS, 1, 1),
+    "fewer neurons": (NEURONS // 2, 1, 1),
+    "groups": (NEURONS, 3, 2),
+    "both": (NEURONS // 2, 2, 2),
+    "dropped": (0, 0, 0),
+}
+"""Neurons that are left, and the group numbers of W1 and W2."""
 
 
 def example_importance(rows: int = 24, columns: int = 36, num_groups: int = 3, seed: int = 0) -> Tensor:
@@ -129,6 +140,39 @@ def draw(importance: Tensor, groups: Groups) -> Figure:
     return figure
 
 
+def draw_shapes() -> Figure:
+    """Draw W1 and W2 of a small feed-forward sublayer in the shapes that the search tries, all in even order.
+
+    Returns:
+        A matplotlib figure with two panels a shape, W1 (inputs x neurons) above W2 (neurons x outputs).
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    figure = Figure(figsize=(10.2, 4.4), facecolor="white")
+    figure.subplots_adjust(left=0.06, right=0.99, top=0.9, bottom=0.08, hspace=0.12)
+    panels = figure.subplots(2, len(SHAPES), height_ratios=(1, 2))
+    for column, (title, (neurons, *groups)) in enumerate(SHAPES.items()):
+        left = 0
+        for axes, number, turned in zip(panels[:, column], groups, (False, True), strict=True):
+            width, height = (WIDTH, NEURONS) if turned else (NEURONS, WIDTH)
+            left += neurons * WIDTH // number if number else 0
+            for g in range(number):
+                across, along = WIDTH / number, neurons / number
+                corner, size = (g * across, g * along), (across, along)
+                box = (corner, *size) if turned else (corner[::-1], *size[::-1])
+                axes.add_patch(Rectangle(*box, facecolor=HUES[g], edgecolor="white", linewidth=1))
+            axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xticks=[], yticks=[])
+            for spine in axes.spines.values():
+                spine.set_color("#B0B0B0")
+        panels[0, column].set_title(title, fontsize=9)
+        share = left / (2 * WIDTH * NEURONS)
+        panels[1, column].set_xlabel(f"{share:.0%} of the weights", color=NEUTRAL, fontsize=9)
+    for axes, label in zip(panels[:, 0], ("W1: inputs x neurons", "W2: neurons x outputs"), strict=True):
+        axes.set_ylabel(label, color=NEUTRAL, fontsize=9)
+    return figure
+
+
 def save(figure: Figure, path: Path) -> None:
     """Save a figure; the same figure becomes the same file, to the byte.
 
@@ -143,16 +187,27 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path, dpi=200, metadata={"Date": None, "Creator": None})
 
 
-def main(path: str, rows: int = 24, columns: int = 36, num_groups: int = 3, seed: int = 0) -> None:
-    """Draw what PGB does to one small made-up matrix, and write it to a file.
+def main(
+    path: str,
+    drawing: Literal["matrix", "shapes"] = "matrix",
+    rows: int = 24,
+    columns: int = 36,
+    num_groups: int = 3,
+    seed: int = 0,
+) -> None:
+    """Draw what PGB does to one small made-up matrix, or the shapes of a sublayer, and write it to a file.
 
     Args:
         path: The file to write, such as docs/img/pgb.svg; .svg, .png or .pdf.
+        drawing: "matrix": one matrix, permuted and pruned; "shapes": the shapes that a feed-forward sublayer can take.
         rows: Rows of the matrix.
         columns: Columns of the matrix.
         num_groups: Groups hidden in it, and found again; divides rows and columns.
         seed: Draws the matrix.
     """
+    if drawing == "shapes":
+        save(draw_shapes(), Path(path))
+        return
     importance = example_importance(rows, columns, num_groups, seed)
     save(draw(importance, group(importance, num_groups, "balanced", num_permutations=6)), Path(path))
 
@@ -187,4 +242,4 @@ def _arrow_from_the_left(axes: Axes, label: str) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    auto_cli(main, prog="python -m pgb_lightning.figures")

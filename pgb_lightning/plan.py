@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -197,9 +197,10 @@ class PruningPlan:
             ValueError: An entry is missing, unknown or does not make sense, or a newer release wrote the plan.
         """
         try:
-            _check_version(plain.get("schema_version", SCHEMA_VERSION))
-            matrices = tuple(map(_matrix_from_dict, plain["matrices"]))
-            return cls(**{name: plain[name] for name in plain if name != "summary"} | {"matrices": matrices})
+            entries = plain["matrices"]
+            _check_version(plain["schema_version"])
+            values = _known(cls, plain, "the plan", derived=("summary",))
+            return cls(**values | {"matrices": tuple(map(_matrix_from_dict, entries))})
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"not a pruning plan: {error}.") from error
 
@@ -252,8 +253,20 @@ def _check_version(version: Any) -> None:
         )
 
 
+def _known(record: type, entry: Mapping[str, Any], what: str, derived: tuple[str, ...]) -> dict[str, Any]:
+    """Return a stored record's fields without what is derived from them.
+
+    Raises:
+        ValueError: There is a field that this release does not know, such as a misspelt one.
+    """
+    known = [field.name for field in fields(record)]
+    if unknown := sorted(set(entry) - {*known, *derived}):
+        raise ValueError(f"{what} has the unknown field {unknown[0]!r}; known are {', '.join(known)}.")
+    return {name: value for name, value in entry.items() if name not in derived}
+
+
 def _matrix_from_dict(entry: Mapping[str, Any]) -> MatrixPlan:
-    values = {name: value for name, value in entry.items() if name not in ("num_groups", "kept_share")}
+    values = _known(MatrixPlan, entry, "a matrix", derived=("num_groups", "kept_share"))
     index = {name: _frozen(entry[name]) for name in ("input_index", "output_index")}
     matrix = MatrixPlan(**{**values, **index})
     if entry.get("num_groups", matrix.num_groups) != matrix.num_groups:

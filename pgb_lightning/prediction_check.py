@@ -47,7 +47,7 @@ def run(
 
     Args:
         task: A GLUE task.
-        ckpt_path: Lightning checkpoint of a dense :class:`TextClassification`, such as the experiment leaves.
+        ckpt_path: Lightning checkpoint of a dense `TextClassification`, such as the experiment leaves.
         data_dir: Local parquet folder; the Hub if not given.
         model_name_or_path: Where the tokenizer comes from.
         candidates: Shapes drawn for each sublayer, evenly over its list in the order of predicted loss, half of them
@@ -136,4 +136,4 @@ def _spearman(a: Tensor, b: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    auto_cli(run)
+    auto_cli(run, prog="python -m pgb_lightning.prediction_check")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 from fakes import print_config
 
 from pgb_lightning.callbacks import PGBCallback
-from pgb_lightning.cli import PGBCLI, main, run
+from pgb_lightning.cli import COMMANDS, DESCRIPTIONS, PGBCLI, main, run
 from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.modules import TextClassification
 
@@ -182,12 +183,55 @@ def test_short_names_are_enough(capsys: pytest.CaptureFixture[str]) -> None:
     assert config["trainer"]["callbacks"][0]["class_path"] == "pgb_lightning.callbacks.PGBCallback"
 
 
-@pytest.mark.parametrize("command", [[], ["fit"], ["validate"], ["test"], ["predict"]])
+@pytest.mark.parametrize("command", [[], ["fit"], ["validate"], ["test"], ["predict"], *([name] for name in COMMANDS)])
 def test_help_is_there(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
     assert not stop.value.code
-    assert "--config" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "--config" in printed
+    if not command:
+        assert all(f"    {name} " in printed for name in (*DESCRIPTIONS, *COMMANDS))
+        assert "Score a model or a checkpoint on the test set." in " ".join(printed.split())
+    elif command[0] in DESCRIPTIONS:
+        assert printed.startswith(f"usage: pgb {command[0]} --config FILE [--ckpt_path FILE] [--SETTING VALUE ...]")
+
+
+def test_a_speedup_takes_the_place_of_the_files_ratio(capsys: pytest.CaptureFixture[str], overrides: list[str]) -> None:
+    words = ["fit", "--config", PRUNE, *overrides, "--model.fine_tuned_ckpt", "null"]
+    faster = ["--trainer.callbacks.target_speedup", "2.0"]
+    with pytest.raises(SystemExit, match=r"are two targets; give one of them, and None for the other .*: null"):
+        main([*words, *faster])
+    config = print_config(capsys, *words, "--trainer.callbacks.pruning_ratio", "null", *faster)
+    settings = config["trainer"]["callbacks"][-1]["init_args"]
+    assert (settings["pruning_ratio"], settings["target_speedup"]) == (None, 2.0)
+
+
+def test_bash_completes_commands_settings_and_files(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit) as stop:
+        main(["--print_completion=shtab-bash"])
+    assert not stop.value.code
+    Path("completion.bash").write_text(capsys.readouterr().out)
+    Path("own.yaml").touch()
+    assert complete("pgb", "ex") == ["export"]
+    assert complete("pgb", "fit", "--trainer.max_e") == ["--trainer.max_epochs"]
+    assert "--trainer.callbacks.target_speedup" in complete("pgb", "fit", "--trainer.callbacks.target")
+    assert "--model.fine_tuned_ckpt" in complete("pgb", "fit", "--model.fine")
+    assert complete("pgb", "fit", "--config", "ow") == ["own.yaml"]
+    assert complete("pgb", "export", "--format", "hug") == ["huggingface"]
+
+
+def complete(*words: str) -> list[str]:
+    """Press Tab in bash after some words."""
+    script = """
+    source completion.bash
+    COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}
+    _shtab_pgb "$1" "${@: -1}" "${@: -2:1}"
+    printf '%s\\n' "${COMPREPLY[@]}"
+    """
+    done = subprocess.run(["bash", "-c", script, "bash", *words], capture_output=True, text=True, check=True)
+    return sorted(set(done.stdout.split()))
 
 
 def test_a_users_own_classes_are_named_in_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,6 +302,24 @@ def test_the_parsers_own_complaints_stay(overrides: list[str], capsys: pytest.Ca
         main(["fit", "--config", FINETUNE, *overrides, "--data.no_such_setting", "1"])
     assert stop.value.code == 2
     assert "no_such_setting" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--trainer.callbacks.pruning_ration", "0.3"], ["PGBCallback", "'pruning_ration' is not accepted"]),
+        (["--trainer.callbacks.pruning_ratio", "lots"], ["pruning_ratio", "Expected a <class 'float'>", "lots"]),
+        (["--config", "no/such.yaml"], ["File does not exist: ", "no/such.yaml"]),
+        (["--model", "NoSuchModule"], ["NoSuchModule"]),
+    ],
+)
+def test_a_wrong_setting_is_named(words: list[str], expected: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", PRUNE, *words])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("usage: pgb fit --config FILE")
+    assert all(part in said for part in expected), said
 
 
 def test_benchmark_is_a_command_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from pgb_lightning.figures import draw, example_importance, kept_mask, main
+from pgb_lightning.figures import NEURONS, SHAPES, WIDTH, draw, draw_shapes, example_importance, kept_mask, main
 from pgb_lightning.grouping import group
 
 IMPORTANCE = example_importance()
@@ -107,3 +107,20 @@ def test_the_picture_in_the_documentation_is_there() -> None:
     picture = Path(__file__).parents[1] / "docs" / "img" / "pgb.svg"
     assert picture.is_file()
     assert picture.stat().st_size < 200_000
+
+
+def test_shapes_are_drawn_to_scale(tmp_path: Path) -> None:
+    panels = draw_shapes().axes
+    assert [axes.get_title() for axes in panels[: len(SHAPES)]] == list(SHAPES)
+    for column, (neurons, *numbers) in enumerate(SHAPES.values()):
+        drawn = [panels[row * len(SHAPES) + column] for row in (0, 1)]
+        for axes, number in zip(drawn, numbers, strict=True):
+            boxes = [box for box in axes.patches if isinstance(box, Rectangle)]
+            assert len(boxes) == number
+            assert sum(box.get_width() * box.get_height() for box in boxes) == pytest.approx(
+                neurons * WIDTH / number if number else 0
+            )
+        left = sum(neurons * WIDTH / number for number in numbers if number)
+        assert drawn[1].get_xlabel() == f"{left / (2 * WIDTH * NEURONS):.0%} of the weights"
+    main(str(tmp_path / "shapes.svg"), drawing="shapes")
+    assert (tmp_path / "shapes.svg").read_text() == (Path(__file__).parents[1] / "docs/img/shapes.svg").read_text()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pgb_lightning import MatrixPlan, PruningPlan
 from pgb_lightning.architectures import MATRICES
+from pgb_lightning.plan import SCHEMA_VERSION
 
 
 def blocks(size: int, groups: int) -> st.SearchStrategy[tuple[tuple[int, ...], ...]]:
@@ -106,3 +107,41 @@ def test_missing_layers_and_foreign_files_are_refused() -> None:
     newer["schema_version"] = 99
     with pytest.raises(ValueError, match="schema_version=99: this release"):
         PruningPlan.from_dict(newer)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 0}, "schema_version=0: this release of pgb-lightning reads plans of version 1"),
+        ({"schema_version": 2, "novelty": 1}, "schema_version=2: this release"),
+        ({"fingerprnt": ""}, "the plan has the unknown field 'fingerprnt'; known are model_type, matrices, "),
+        ({"matrices": [{"layer": 0, "kind": "Q", "groups": 2}]}, "a matrix has the unknown field 'groups'; known are"),
+    ],
+)
+def test_other_versions_and_unknown_fields_are_named(change: dict[str, object], message: str) -> None:
+    plain = PruningPlan("bert", tuple(whole())).to_dict()
+    with pytest.raises(ValueError, match=message):
+        PruningPlan.from_dict({**plain, **change})
+
+
+def test_the_schema_in_the_docs_has_the_fields_that_are_written() -> None:
+    schema = json.loads((Path(__file__).parents[1] / "docs" / "plan.schema.json").read_text())
+    matrix = schema["$defs"]["matrix"]
+    plain = PruningPlan("bert", tuple(whole())).to_dict()
+    assert schema["properties"].keys() == plain.keys()
+    assert matrix["properties"].keys() == plain["matrices"][0].keys()
+    assert schema["properties"]["schema_version"]["const"] == SCHEMA_VERSION
+    assert matrix["properties"]["kind"]["enum"] == list(MATRICES)
+    for record, required in {PruningPlan: schema["required"], MatrixPlan: matrix["required"]}.items():
+        needed = {field.name for field in fields(record) if field.default is field.default_factory is MISSING}
+        assert set(required) - {"schema_version"} == needed
+    table = (Path(__file__).parents[1] / "docs" / "plan.md").read_text()
+    assert all(f"`{name}`" in table for name in (*schema["properties"], *matrix["properties"]))
+
+
+@pytest.mark.parametrize("keep", ["schema_version", "kind", "layer"])
+def test_what_the_schema_requires_is_required(keep: str) -> None:
+    plain = PruningPlan("bert", tuple(whole())).to_dict()
+    (plain if keep in plain else plain["matrices"][0]).pop(keep)
+    with pytest.raises(ValueError, match=f"not a pruning plan: .*'{keep}'"):
+        PruningPlan.from_dict(plain)

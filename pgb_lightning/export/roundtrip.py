@@ -228,4 +228,4 @@ def _shown(column: str, value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    auto_cli(run, as_positional=False)
+    auto_cli(run, as_positional=False, prog="python -m pgb_lightning.export.roundtrip")

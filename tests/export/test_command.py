@@ -107,7 +107,10 @@ def test_an_unknown_format_is_the_parsers_business(capsys: pytest.CaptureFixture
 
 
 def test_help_mentions_it(capsys: pytest.CaptureFixture[str]) -> None:
-    for words, expected in ((["--help"], "pgb export"), (["export", "--help"], "--ckpt_path CKPT_PATH")):
+    for words, expected in (
+        (["--help"], "export Write a pruned checkpoint as a folder"),
+        (["export", "--help"], "--ckpt_path CKPT_PATH"),
+    ):
         with pytest.raises(SystemExit) as stop:
             main(words)
         assert not stop.value.code

@@ -1,0 +1,152 @@
+"""The guides say nothing that is not so: their links, their code and their commands."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import lightning as L
+import pytest
+from guides import GUIDES, ROOT, anchors, blocks, commands, links
+
+from pgb_lightning.cli import PGBCLI
+from pgb_lightning.datamodules import GLUEDataModule
+from pgb_lightning.modules import TextClassification
+
+PAGES = [pytest.param(path, id=path.name) for path in GUIDES]
+CONSTRAINTS = ("constraints-oldest.txt", "constraints.txt")
+SHELL = sorted({line for path in GUIDES for line in commands(path)})
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_links_lead_somewhere(path: Path) -> None:
+    for link in links(path):
+        target = urlparse(link)
+        if target.scheme:  # not fetched: tests run offline
+            assert target.scheme == "https", link
+            assert re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", target.netloc), link
+        elif target.path.startswith("api/"):  # written when the site is built
+            assert target.path == "api/index.rst" or importlib.import_module(Path(target.path).stem), link
+        else:
+            file = path.parent / target.path if target.path else path
+            assert file.is_file(), link
+            assert not target.fragment or target.fragment in anchors(file), link
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_python_compiles_and_what_it_imports_is_there(path: Path) -> None:
+    for code in blocks(path, "python"):
+        tree = ast.parse(code)
+        imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+        exec(compile(ast.Module(imports, type_ignores=[]), str(path), "exec"), {})
+
+
+@pytest.mark.parametrize("name", ["index.md", "callback.md", "data.md", "plan.md"])
+def test_python_runs(
+    name: str,
+    tiny_model_folder: Callable[..., Path],
+    glue_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Run a guide's blocks one after the other, with what they take for granted."""
+    monkeypatch.chdir(tmp_path)
+    model, folder = str(tiny_model_folder("bert")), str(glue_folder("sst2"))
+    data = GLUEDataModule("sst2", model, folder, max_length=32, calibration_size=64)
+    given = {"module": TextClassification(model, task="sst2"), "datamodule": data, "folder": folder}
+    data.prepare_data()
+    data.setup("fit")
+    given |= {"model": TextClassification(model, task="sst2").model, "batches": list(data.calibration_dataloader())}
+    usual = L.Trainer.__init__
+    quiet = {"max_steps": 1, "accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+
+    def trainer(self: L.Trainer, **settings: Any) -> None:
+        usual(self, **{**settings, **quiet, "logger": False})
+
+    monkeypatch.setattr(L.Trainer, "__init__", trainer)
+    if name == "plan.md":
+        run("callback.md", dict(given))  # leaves a plan
+    run(name, dict(given))
+
+
+def run(name: str, names: dict[str, Any]) -> None:
+    path = ROOT / "docs" / name
+    for code in blocks(path, "python"):
+        exec(compile(code, str(path), "exec"), names)
+
+
+# ---- commands -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def parser() -> Any:
+    """Make the parser of `pgb` without running anything."""
+    made: list[Any] = []
+
+    class Parsed(Exception):
+        pass
+
+    class OnlyParser(PGBCLI):
+        def parse_arguments(self, parser: Any, args: Any) -> None:
+            made.append(parser)
+            raise Parsed
+
+    with pytest.raises(Parsed):
+        OnlyParser(args=[])
+    return made[0]
+
+
+@pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("pgb ") and "--print_" not in line])
+def test_pgb_takes_the_commands(line: str, parser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    parser.exit_on_error = False
+    words = shlex.split(line)[1:]
+    assert parser.parse_args(words)["subcommand"] == words[0]
+
+
+@pytest.mark.parametrize("line", [line for line in SHELL if "python -m pgb_lightning" in line])
+def test_the_modules_take_the_commands(line: str) -> None:
+    _, _, call = line.partition("python -m ")
+    name, *words = shlex.split(call)
+    module = importlib.import_module(name)
+    function = next(getattr(module, function) for function in ("run", "main") if hasattr(module, function))
+    parameters = inspect.signature(function).parameters
+    assert {word[2:] for word in words if word.startswith("--")} <= parameters.keys()
+
+
+def test_make_has_the_targets() -> None:
+    targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {line.split()[-1] for line in SHELL if line.startswith("make")} <= set(targets)
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert {line.split()[1] for line in lines if line.startswith("make ")} <= set(targets)
+
+
+def test_no_other_commands_are_missed() -> None:
+    known = ("pgb ", "make", "pip install ", "python -m pgb_lightning", "OMP_NUM_THREADS=1 ")
+    assert [line for line in SHELL if line and not line.startswith(known)] == []
+
+
+# ---- versions -------------------------------------------------------------------------------------------------
+
+
+def test_the_versions_are_those_that_are_tested() -> None:
+    table = (ROOT / "docs" / "versions.md").read_text()
+    rows = dict(re.findall(r"^\| (\w+) \| ([\d.]+ \| [\d.]+) \|$", table, re.MULTILINE))
+    pins = [dict(re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / name).read_text(), re.MULTILINE)) for name in CONSTRAINTS]
+    project = (ROOT / "pyproject.toml").read_text()
+    assert len(rows) == 7
+    for name, versions in rows.items():
+        if name == "Python":
+            assert f'requires-python = ">={versions.split()[0]}"' in project
+            continue
+        assert versions == " | ".join(pin[name] for pin in pins)
+        floor = re.search(rf'"{name}(?:\[\w+\])?>=([\d.]+)', project)
+        assert floor is not None
+        assert versions.split()[0].startswith(floor[1])

@@ -1,0 +1,31 @@
+"""The tutorial runs as it stands, from its first block to its last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from guides import ROOT, blocks
+
+from pgb_lightning.datamodules import reviews
+
+PRINTED = "ROWS = 3000  # of 8,572"
+
+
+def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reviews, "HOLDOUT", 48)  # a faster validation
+    program = "\n".join(blocks(ROOT / "docs" / "tutorial.md", "python"))
+    assert PRINTED in program
+    names: dict[str, Any] = {"__name__": "tutorial"}
+    exec(compile(program.replace(PRINTED, "ROWS = 96"), "docs/tutorial.md", "exec"), names)
+
+    assert names["same"]
+    assert names["pgb"].plan.pruning_ratio == pytest.approx(0.5, abs=0.01)
+    assert names["cost"].parameters < 6_000_000 < sum(weight.numel() for weight in names["before"].parameters())
+    assert (tmp_path / "runs" / "tutorial" / "exported" / "model.safetensors").stat().st_size < 75e6
+    assert (tmp_path / "runs" / "tutorial" / "plan.json").is_file()
+    printed = capsys.readouterr().out
+    assert "the checkpoint is the model in memory: True" in printed
+    assert printed.count("'score'") == 2
