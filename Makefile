@@ -5,6 +5,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DOCS := .venv/.docs
 OLDEST := .venv-oldest
+# A test a core at a time, each on one thread: threads of several tests would mostly wait for one another.
+WORKERS := -n auto --maxprocesses 4
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -19,10 +21,10 @@ demo: $(STAMP) ## fine-tune, prune and re-fine-tune a small real BERT; leaves ru
 	$(BIN)/python -m pgb_lightning.demo
 
 test: $(STAMP) ## run the whole test suite, doctests included, offline
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS)
 
 test-oldest: $(OLDEST)/.installed ## the same with the oldest supported packages, in .venv-oldest (gigabytes)
-	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest $(WORKERS)
 
 # mypy cannot follow an editable install to the top-level folders callbacks/ and datamodules/, hence the copy.
 # It looks into the current folder first: run it beside the copy, not beside the sources.
