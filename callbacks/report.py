@@ -145,7 +145,9 @@ class PGBReport(pl.Callback):
         earlier = self.facts
         if earlier is not None and earlier.plan == digest(self._plan) and not (notes and notes.maps):
             facts = earlier
-        dense = self.dense_scores or (read_dense_scores(self.dense_ckpt) if self.dense_ckpt else {})
+        dense = self.dense_scores
+        if self.dense_ckpt and "dense" not in facts.scores:  # a resumed fit knows, and the file may be gone
+            dense = read_dense_scores(self.dense_ckpt)
         return replace(facts, scores={**facts.scores, "dense": dense}) if dense else facts
 
     def _measure(self, encoder: Encoder) -> None:

@@ -99,12 +99,7 @@ class Facts:
 
 
 def digest(plan: PruningPlan) -> str:
-    """Tell plans apart in a word.
-
-    Example:
-        >>> len(digest(PruningPlan("bert", ())))
-        16
-    """
+    """Tell plans apart in a word of 16 hexadecimal digits."""
     return hashlib.sha256(plan.to_json().encode()).hexdigest()[:16]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from pgb_lightning.architectures import Encoder, find_encoder
 from pgb_lightning.cost import encoder_cost
@@ -30,9 +31,8 @@ def compare_with_dense(
     """
     model = encoder.model
     with torch.random.fork_rng(devices=[]):
-        plain = make_plain(model).eval()
-    plain.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]
-    dense = find_encoder(plain)
+        plain: nn.Module = make_plain(model)
+    dense = find_encoder(plain.to(device=model.device, dtype=model.dtype).eval())
     length = min(length, encoder.max_length)
     with eval_mode(model), torch.inference_mode():
         runs = {name: layers_run(each, batch_size, length) for name, each in (("dense", dense), ("pruned", encoder))}

@@ -99,16 +99,18 @@ def test_training_is_as_it_would_be_without_a_report(trainer: MakeTrainer) -> No
 
 
 def test_a_resumed_fit_reports_what_was_measured_before(
-    ran: tuple[Any, ...], trainer: MakeTrainer, tmp_path: Path
+    ran: tuple[Any, ...], trainer: MakeTrainer, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     folder, pgb, before, _, _ = ran
-    report = PGBReport(latency=False, output_dir=str(tmp_path / "out"))
+    report = PGBReport(latency=False, output_dir=str(tmp_path / "out"), dense_ckpt="gone.ckpt")
     resumed = trainer(report, PGBCallback(), max_epochs=3)
     resumed.fit(OwnModule(), make_loader(), make_loader(16), ckpt_path=folder / "last.ckpt")
     assert report.facts is not None
     for name in ("maps", "matrix_errors", "sublayer_errors", "latency", "plan"):
         assert getattr(report.facts, name) == getattr(before.facts, name)
+    assert not any("not known" in str(warning.message) for warning in recwarn)
     scores = read(tmp_path / "out")["scores"]
+    assert scores["dense"] == before.facts.scores["dense"]
     assert scores["pruned"] == before.facts.scores["pruned"]
     assert scores["re-finetuned"]["val_loss"] == float(resumed.callback_metrics["val_loss"])
     page = run_report(str(folder / "last.ckpt"), str(tmp_path / "of the checkpoint"))
