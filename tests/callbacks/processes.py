@@ -22,7 +22,7 @@ def run(script: str, *words: object) -> str:
     """Run a script to its end and return what it printed."""
     process = start(script, *words)
     try:
-        out, error = process.communicate(timeout=200)
+        out, error = process.communicate(timeout=400)
     finally:
         process.kill()
     assert process.returncode == 0, error[-3000:]

@@ -150,7 +150,7 @@ def test_two_processes_write_what_one_does(
     paths = os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(SCRIPT), data.model_name_or_path, str(data.data_dir), str(tmp_path / "out"), "2"]
-    done = subprocess.run([*command, *flags], env=environment, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run([*command, *flags], env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     _, *rows = read(tmp_path / "out")["STS-B-validation.tsv"]
     expected = [[str(row), f"{min(count / 10, 5):.3f}"] for row, count in enumerate(lengths(data, "validation"))]
