@@ -141,9 +141,27 @@ class GroupedLinear(nn.Module):
                 self._known = _Places.of(self)
         return self._known
 
+    def settle(self) -> None:
+        """Work out now what a forward pass has to move.
+
+        The small tensors that this makes, if made between the large ones of a first pass, would keep the heap from
+        shrinking behind them: several times the activations, over a whole encoder.
+        """
+        self._places()
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies what was worked out for these very tensors."""
         return {**self.__dict__, "_known": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Settle a copy."""
+        super().__setstate__(state)
+        self.settle()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Settle after new indices came in."""
+        super()._load_from_state_dict(*args, **kwargs)
+        self.settle()
 
     @torch.no_grad()
     def dense_weight(self) -> Tensor:

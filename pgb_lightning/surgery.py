@@ -241,6 +241,8 @@ def drop_sublayer(encoder: Encoder, layer: int, sublayer: Sublayer) -> None:
 def put(encoder: Encoder, layer: int, kind: str, module: nn.Module) -> None:
     """Put a module at the place of one matrix."""
     set_submodule(encoder.layers[layer], encoder.architecture.paths[kind], module)
+    if isinstance(module, GroupedLinear):
+        module.settle()
 
 
 def set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:

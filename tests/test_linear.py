@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import batches, classifier
 from torch import nn
 
-from pgb_lightning import ConstantLinear, GroupedLinear
+from pgb_lightning import ConstantLinear, GroupedLinear, PruningConfig, prune
 from pgb_lightning.linear import DroppedCore
 
 
@@ -165,3 +169,19 @@ def test_dropped_core_hands_on_what_its_place_returned() -> None:
 def test_repr_says_what_is_there() -> None:
     assert "in_features=8, out_features=4, groups=2, block=4x2, bias=True" in repr(GroupedLinear(8, 4, 2))
     assert "in_features=8, out_features=4" in repr(ConstantLinear(8, 4))
+
+
+def test_what_must_be_moved_is_known_before_the_first_pass(tmp_path: Path) -> None:
+    """Else small tensors, made between a first pass's large ones, keep the heap from shrinking."""
+    model = classifier(layers=1)
+    prune(model, batches(2), PruningConfig.from_preset("paper"))
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    restored = copy.deepcopy(model)
+    restored.load_state_dict(model.state_dict())
+    for each in (model, loaded, restored):
+        layers = [module for module in each.modules() if isinstance(module, GroupedLinear)]
+        assert layers
+        for layer in layers:
+            assert layer._known is not None
+            assert layer._known.hold_for(layer.input_index, layer.output_index)
