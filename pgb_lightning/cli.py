@@ -45,6 +45,7 @@ class PGBCLI(LightningCLI):
 
         Lightning's own takes the first line of the Trainer's docstrings, which breaks off in mid-sentence.
         """
+        assert isinstance(self.trainer_class, type)  # Lightning's Trainer
         self._subcommand_parsers = {}
         commands = parser.add_subcommands(title="commands", description="Each has a --help of its own.")
         for name in self.subcommands():

@@ -209,15 +209,10 @@ def test_a_speedup_takes_the_place_of_the_files_ratio(capsys: pytest.CaptureFixt
 
 def test_bash_completes_commands_settings_and_files() -> None:
     pytest.importorskip("shtab")
-    # In a process of its own: jsonargparse looks at every class that other tests have imported.
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; sys.argv[0] = 'pgb'; from pgb_lightning.cli import main; main()",
-        "--print_completion=shtab-bash",
-    ]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True)
-    Path("completion.bash").write_text(printed.stdout)
+    # In a process of its own: what is completed grows with all the subclasses that tests have made here.
+    program = "import sys; sys.argv[0] = 'pgb'; from pgb_lightning.cli import main; main()"
+    words = [sys.executable, "-c", program, "--print_completion=shtab-bash"]
+    Path("completion.bash").write_text(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
     Path("own.yaml").touch()
     assert complete("pgb", "ex") == ["export"]
     assert complete("pgb", "fit", "--trainer.max_e") == ["--trainer.max_epochs"]
