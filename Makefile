@@ -72,7 +72,7 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt requirements-demo.tx
 	@echo "test-oldest: installing the oldest supported packages into .venv-oldest (minutes the first time)"
 	@$(PYTHON) -m venv .venv-oldest
 	@$(OLDEST)/bin/python -m pip -qq --disable-pip-version-check install \
-		--constraint constraints-oldest.txt --editable ".[test,figures,onnx]"
+		--constraint constraints-oldest.txt --editable ".[test,figures,completion]"
 	@$(OLDEST)/bin/python -m pip -qq --disable-pip-version-check install \
 		--no-deps --requirement requirements-demo.txt
 	@touch $@

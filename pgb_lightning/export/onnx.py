@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 #: File names as optimum and transformers.js know them.
 MODEL_FILE, QUANTIZED_FILE = "model.onnx", "model_quantized.onnx"
 
+#: Before it, torch.export refused these models or fixed the length of their inputs.
+OLDEST_TORCH = (2, 13)
+
 #: What comes out, by the end of the model class's name.
 OUTPUTS = {"ForQuestionAnswering": ("start_logits", "end_logits"), "Model": ("last_hidden_state",)}
 
@@ -104,8 +107,13 @@ def require_onnx() -> None:
     """Require the packages of the extra "onnx".
 
     Raises:
-        ModuleNotFoundError: Some are missing; the message names them and the remedy.
+        ModuleNotFoundError: Some are missing, or PyTorch is too old; the message names them and the remedy.
     """
+    if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
+        raise ModuleNotFoundError(
+            f"ONNX export needs torch {'.'.join(map(str, OLDEST_TORCH))} or newer, but this is {torch.__version__}; "
+            "update it with `pip install 'pgb-lightning[onnx]'`."
+        )
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise ModuleNotFoundError(

@@ -139,3 +139,10 @@ def test_unknown_quantization_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="quantize='int4' is unknown; give 'int8'"):
         export_onnx(pruned("bert"), tmp_path / "out", quantize="int4")  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+def test_an_old_torch_is_named_before_anything_is_traced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    with pytest.raises(ModuleNotFoundError, match=r"needs torch 2\.13 or newer, but this is 2\.9\.1\+cpu"):
+        export_onnx(pruned("bert"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
