@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from guides import ROOT, blocks
 
+from pgb_lightning import candidates
 from pgb_lightning.datamodules import reviews
 
 PRINTED = "ROWS = 3000  # of 8,572"
@@ -16,6 +17,7 @@ PRINTED = "ROWS = 3000  # of 8,572"
 def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(reviews, "HOLDOUT", 48)  # a faster validation
+    monkeypatch.setattr(candidates, "GROUPED_SHARES", ())  # a faster search
     program = "\n".join(blocks(ROOT / "docs" / "tutorial.md", "python"))
     assert PRINTED in program
     names: dict[str, Any] = {"__name__": "tutorial"}
