@@ -155,7 +155,7 @@ class GroupedLinear(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Settle a copy."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.settle()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

@@ -30,7 +30,8 @@ def random_model(model_type: str, num_layers: int | None) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
         AutoConfig.for_model(model_type, **layers)
     )
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def pruned_models(
