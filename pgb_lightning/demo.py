@@ -90,8 +90,8 @@ def run(
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     pgb.plan.save(folder / "plan.json")
     console.print(_table(report))
-    console.print(f"Page: {folder / 'report' / 'index.html'}; the table's numbers: {folder / 'report.json'}; plan and ")
-    console.print("checkpoints beside them.")
+    console.print(f"Page: {folder / 'report' / 'index.html'}")
+    console.print(f"Numbers: {folder / 'report.json'}; plan and checkpoints beside them.")
     return report
 
 
