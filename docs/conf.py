@@ -21,7 +21,6 @@ release = version = pgb_lightning.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["**/_*"]
-myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3  # a link to a heading that does not exist is a warning, and so an error
 default_role = "literal"  # single backticks in docstrings are code, as in Markdown
 napoleon_custom_sections = ["Shape"]
