@@ -63,7 +63,7 @@ class PGBCallback(pl.Callback):
         permutation: ``"greedy"`` (the paper's) or ``"balanced"``.
         compensation: Whether to refit the kept weights (Eq. 4); by default yes, but not with a given plan.
         compensation_tokens: Tokens on which they are refitted, at most.
-        ridge: Pull towards the original weights in Eq. 4.
+        ridge: Pull towards the original weights in Eq. 4, or ``"auto"`` to choose it by held-out samples.
         tolerance: Largest accepted distance from ``pruning_ratio`` under ``importance_threshold="auto"``.
         plan: A ``plan.json`` to carry out as it is. Nothing is decided then, and nothing calibrated unless
             ``compensation=True``, so any strategy will do.
@@ -96,7 +96,7 @@ class PGBCallback(pl.Callback):
         permutation: Literal["greedy", "balanced"] | None = None,
         compensation: bool | None = None,
         compensation_tokens: int | None = None,
-        ridge: float | None = None,
+        ridge: float | Literal["auto"] | None = None,
         tolerance: float | None = None,
         plan: str | Path | None = None,
     ) -> None:

@@ -16,6 +16,7 @@ from pgb_lightning.elimination import block_errors, damped, eliminate, positions
 from pgb_lightning.grouping import allowed_groups, group
 from pgb_lightning.importance import second_order_importance
 from pgb_lightning.plan import MatrixPlan
+from pgb_lightning.ridge import usual
 
 #: Widths of a feed-forward sublayer that are tried, from none of the neurons to all.
 WIDTHS = 48
@@ -99,7 +100,7 @@ class _Matrix:
         gradient = statistics.moments.gradients[layer, kind]
         weight = linear.weight.detach().T.double()
         fisher = statistics.fisher[layer, kind]
-        return cls(layer, kind, weight, fisher, damped(covariance, config.ridge), gradient, config)
+        return cls(layer, kind, weight, fisher, damped(covariance, usual(config.ridge)), gradient, config)
 
     def plan(self, rows: Tensor | None, columns: Tensor | None, loss: float) -> MatrixPlan:
         """Keep blocks of rows (G, m) and columns (G, n), or everything."""

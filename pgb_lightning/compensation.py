@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from pgb_lightning.architectures import SUBLAYERS, Encoder, Sublayer
 from pgb_lightning.calibration import LayerInput
+from pgb_lightning.config import Ridge
 from pgb_lightning.fit_errors import FitErrors, relative_error
 from pgb_lightning.folding import Hidden
 from pgb_lightning.linear import ConstantLinear, GroupedLinear
 from pgb_lightning.modes import eval_mode
-from pgb_lightning.moments import AllReduce, Covariance, Moments, solve
+from pgb_lightning.moments import AllReduce, Covariance, LeastSquares, Moments
 from pgb_lightning.plan import PruningPlan
+from pgb_lightning.ridge import SplitMoments, choose_ridge, held_out
 from pgb_lightning.surgery import check_plan, prune_layer, select
 
 
@@ -25,7 +29,7 @@ def compensate(
     encoder: Encoder,
     plan: PruningPlan,
     inputs: list[LayerInput],
-    ridge: float,
+    ridge: Ridge,
     all_reduce: AllReduce = lambda tensor: tensor,
     track: Callable[[range], Iterable[int]] = lambda layers: layers,
     errors: FitErrors | None = None,
@@ -40,7 +44,8 @@ def compensate(
         encoder: A dense encoder; it is grouped afterwards, or as it was if anything goes wrong.
         plan: What becomes of its matrices.
         inputs: The first layer's inputs on the calibration samples.
-        ridge: Pull towards the original weights, as a share of the mean input power.
+        ridge: Pull towards the original weights, as a share of the mean input power; "auto" chooses it for each matrix
+            by samples that were held out, and then fits the weights to all.
         all_reduce: Sums a tensor over the processes that share the calibration.
         track: Goes over the layers, to show progress.
         errors: Where to note what is left as error, if anybody wants to know.
@@ -52,6 +57,8 @@ def compensate(
     stack = encoder.model.get_submodule(encoder.architecture.layers)
     assert isinstance(stack, nn.ModuleList)
     streams = [Stream(given, encoder.model.device) for given in inputs]
+    if ridge == "auto":
+        hold_out(streams)
     originals: list[nn.Module] = []
     exact = True  # nothing pruned so far, so both streams are the same and there is nothing to refit
     with eval_mode(encoder.model), torch.no_grad():
@@ -86,6 +93,7 @@ class Stream:
         self.mask = given.attention_mask
         self.tokens = given.tokens
         self.device = device
+        self.held: Tensor | None = None  # which real tokens are of held-out samples, (T,)
 
     def inputs(self) -> tuple[Tensor, Tensor]:
         """Return the real tokens' states in the pruned and in the dense model, (T, d) each."""
@@ -100,6 +108,14 @@ class Stream:
         return encoder.run(layer, sublayer, hidden.to(self.device), self.mask).cpu()
 
 
+def hold_out(streams: list[Stream]) -> None:
+    """Hold some samples out, to choose the ridge by."""
+    samples = 0
+    for stream in streams:
+        stream.held = held_out(stream.tokens, samples).to(stream.device)
+        samples += len(stream.tokens)
+
+
 @dataclass(frozen=True)
 class SublayerFit:
     """One sublayer under compensation: as it was, and as it is becoming.
@@ -109,7 +125,7 @@ class SublayerFit:
         original: The layer as it was, on its own.
         layer: Its number.
         name: Which of its sublayers.
-        ridge: Pull towards the original weights, as a share of the mean input power.
+        ridge: Pull towards the original weights.
         all_reduce: Sums a tensor over the processes that share the calibration.
         errors: Where to note what is left as error, if anybody wants to know.
     """
@@ -119,7 +135,7 @@ class SublayerFit:
     layer: int
     name: Sublayer
     hidden: Hidden
-    ridge: float
+    ridge: Ridge
     all_reduce: AllReduce
     errors: FitErrors | None = None
 
@@ -164,11 +180,11 @@ class SublayerFit:
         """
         width = self.dense(kinds[0]).in_features
         everything = torch.arange(width, device=self.encoder.model.device).view(1, -1)
-        moments = Moments(everything, everything, width, width)
+        moments = SplitMoments(everything, everything, width, width)
         dense_inputs = None if self.errors is None else Covariance(width, everything.device)
         for stream in streams:
             inputs, targets = stream.inputs()
-            moments.add(inputs, targets)
+            moments.add(inputs, targets, stream.held)
             if dense_inputs is not None:
                 dense_inputs.add(targets)
         moments.finish(self.all_reduce)
@@ -176,29 +192,29 @@ class SublayerFit:
         for kind in kinds:
             dense, pruned = select(self.dense(kind), self.hidden, of_inputs=False), self.pruned(kind)
             weight = dense.weight.T.double()
-            mean_y = moments.mean_y @ weight + (0 if dense.bias is None else dense.bias)
-            rows, columns = _blocks(pruned)
-            power = moments.power[0][rows.unsqueeze(2), rows.unsqueeze(1)]
-            cross = torch.bmm(moments.cross[0][rows], weight[:, columns].transpose(0, 1))
-            explained = _refit(pruned, power, cross, moments.mean_x, mean_y, self.ridge)
+            mean_y = moments.all.mean_y @ weight + (0 if dense.bias is None else dense.bias)
+            explained = self._refit(pruned, moments, partial(_of_states, weight, *_blocks(pruned)), mean_y)
             if self.errors is not None and covariance is not None:
-                total = float(moments.count * (weight * (covariance @ weight)).sum())
+                total = float(moments.all.count * (weight * (covariance @ weight)).sum())
                 self.errors.add_matrix((self.layer, kind), total, explained)
 
     def _refit_closing(self, kind: str, streams: list[Stream]) -> None:
         """Refit O or W2, whose input depends on the matrices just refitted."""
         dense, pruned = self.dense(kind), self.pruned(kind)
         assert isinstance(pruned, (nn.Linear, GroupedLinear))
-        moments = Moments(*_blocks(pruned), pruned.in_features, dense.out_features)
+        moments = SplitMoments(*_blocks(pruned), pruned.in_features, dense.out_features)
         for stream in streams:
+            lost = stream.dense
             targets = self._run_dense(stream, dense)
+            if os.environ.get("RES"):
+                targets = targets + stream.real((lost - stream.pruned).to(stream.device))
             with _captured(pruned) as calls:
                 stream.run(self.encoder, self.encoder.layers[self.layer], self.name, stream.pruned)
-            moments.add(stream.real(calls[0][0]), targets)
+            moments.add(stream.real(calls[0][0]), targets, stream.held)
         moments.finish(self.all_reduce)
-        explained = _refit(pruned, moments.power, moments.cross, moments.mean_x, moments.mean_y, self.ridge)
+        explained = self._refit(pruned, moments, _of_blocks, moments.all.mean_y)
         if self.errors is not None:
-            self.errors.add_matrix((self.layer, kind), float(moments.spread), explained)
+            self.errors.add_matrix((self.layer, kind), float(moments.all.spread), explained)
 
     def _refit_constant(self, kind: str, streams: list[Stream]) -> None:
         """Let a dropped sublayer add the mean of what the dense one added."""
@@ -211,6 +227,27 @@ class SublayerFit:
         _set_bias(self.pruned(kind), moments.mean_y)
         if self.errors is not None:
             self.errors.add_matrix((self.layer, kind), float(moments.spread), 0.0)
+
+    def _refit(
+        self, module: nn.Module, moments: SplitMoments, problem: Callable[[Moments], LeastSquares], mean_y: Tensor
+    ) -> float:
+        """Set a layer's weights by Eq. 4, and its bias so that the mean output is right.
+
+        Returns:
+            How much of the targets' squared deviations from their mean the layer explains.
+        """
+        bias, explained = mean_y.clone(), 0.0
+        if isinstance(module, (GroupedLinear, nn.Linear)):
+            whole = isinstance(module, nn.Linear)
+            start = module.weight.T.unsqueeze(0) if whole else module.weight
+            everything = problem(moments.all)
+            weight = everything.solve(start, choose_ridge(self.ridge, moments, problem, start))
+            rows, columns = _blocks(module)
+            bias[columns] -= torch.einsum("gm,gmn->gn", moments.all.mean_x[rows], weight)
+            module.weight.copy_(weight[0].T if whole else weight)
+            explained = everything.explained(weight)
+        _set_bias(module, bias)
+        return explained
 
     def _run_dense(self, stream: Stream, closing: nn.Linear) -> Tensor:
         """Move the dense stream past the sublayer; return the closing matrix's outputs, (T, N)."""
@@ -234,23 +271,15 @@ def _blocks(module: nn.Module) -> tuple[Tensor, Tensor]:
     return nothing, nothing
 
 
-def _refit(module: nn.Module, power: Tensor, cross: Tensor, mean_x: Tensor, mean_y: Tensor, ridge: float) -> float:
-    """Set a layer's weights by Eq. 4, and its bias so that the mean output is right.
+def _of_blocks(moments: Moments) -> LeastSquares:
+    """State Eq. 4 where the moments are those of a matrix's blocks."""
+    return LeastSquares(moments.power, moments.cross)
 
-    Returns:
-        How much of the targets' squared deviations from their mean the layer explains.
-    """
-    bias, explained = mean_y.clone(), 0.0
-    if isinstance(module, (GroupedLinear, nn.Linear)):
-        whole = isinstance(module, nn.Linear)
-        start = module.weight.T.unsqueeze(0) if whole else module.weight
-        weight = solve(power, cross, start, ridge)
-        rows, columns = _blocks(module)
-        bias[columns] -= torch.einsum("gm,gmn->gn", mean_x[rows], weight)
-        module.weight.copy_(weight[0].T if whole else weight)
-        explained = float((weight * (2 * cross - torch.bmm(power, weight))).sum())
-    _set_bias(module, bias)
-    return explained
+
+def _of_states(weight: Tensor, rows: Tensor, columns: Tensor, moments: Moments) -> LeastSquares:
+    """State Eq. 4 where the moments are those of hidden states, and the targets are what dense weights make of them."""
+    power = moments.power[0][rows.unsqueeze(2), rows.unsqueeze(1)]
+    return LeastSquares(power, torch.bmm(moments.cross[0][rows], weight[:, columns].transpose(0, 1)))
 
 
 def _set_bias(module: nn.Module, bias: Tensor) -> None:

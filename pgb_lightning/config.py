@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 Permutation = Literal["greedy", "balanced"]
 Search = Literal["groups", "shapes"]
 Budget = Literal["parameters", "flops", "latency"]
+Ridge = float | Literal["auto"]
 
 #: The paper's "2K samples from the training data".
 CALIBRATION_SIZE = 2048
@@ -47,7 +48,8 @@ class PruningConfig:
         compensation: Whether the kept weights are refitted by least squares (Eq. 4).
         compensation_tokens: Tokens of the calibration samples, counted without padding, on which the weights are
             refitted; batches beyond them still count for importance. Bounds time and memory.
-        ridge: Weight of the pull towards the original weights in Eq. 4, as a share of the mean input power.
+        ridge: Weight of the pull towards the original weights in Eq. 4, as a share of the mean input power; or
+            ``"auto"`` to choose it for each matrix by the error on a fifth of the calibration samples, held out.
         tolerance: Largest accepted distance from ``pruning_ratio`` under ``importance_threshold="auto"``.
 
     Raises:
@@ -71,7 +73,7 @@ class PruningConfig:
     permutation: Permutation = "balanced"
     compensation: bool = True
     compensation_tokens: int = 32768
-    ridge: float = 1e-2
+    ridge: Ridge = "auto"
     tolerance: float = 0.005
 
     def __post_init__(self) -> None:
@@ -103,7 +105,8 @@ class PruningConfig:
         if not isinstance(self.compensation, bool):
             raise TypeError(f"compensation={self.compensation!r} must be True or False.")
         _check_count("compensation_tokens", self.compensation_tokens, "give many times the encoder's width")
-        _check_float("ridge", self.ridge, 0, None, "a small share of the input power, such as 0.01")
+        if self.ridge != "auto":
+            _check_float("ridge", self.ridge, 0, None, 'a small share of the input power, such as 0.01, or "auto"')
         _check_float("tolerance", self.tolerance, 0, 1, "a distance between ratios, such as 0.005")
 
     @property

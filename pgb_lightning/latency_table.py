@@ -95,7 +95,7 @@ def encoder_seconds(encoder: Encoder, batch_size: int, length: int) -> float:
         Seconds a batch.
     """
     with eval_mode(encoder.model):
-        return _fastest(layers_run(encoder, batch_size, length))
+        return fastest(layers_run(encoder, batch_size, length))[0]
 
 
 def layers_run(encoder: Encoder, batch_size: int, length: int) -> Callable[[], Tensor]:
@@ -157,24 +157,30 @@ def _time_candidate(encoder: Encoder, candidate: Candidate, hidden: Tensor) -> f
     try:
         stack[candidate.layer] = copy.deepcopy(original)
         prune_sublayer(encoder, candidate.layer, candidate.sublayer, candidate.matrices)
-        return _fastest(partial(encoder.run, stack[candidate.layer], candidate.sublayer, hidden))
+        return fastest(partial(encoder.run, stack[candidate.layer], candidate.sublayer, hidden))[0]
     finally:
         stack[candidate.layer] = original
 
 
 @torch.inference_mode()
-def _fastest(run: Callable[[], Tensor]) -> float:
-    on_gpu = run().device.type == "cuda"  # which warms up, too
-    times = []
+def fastest(*runs: Callable[[], Tensor]) -> list[float]:
+    """Measure functions in turn; return of each the seconds that its fastest call took.
+
+    Args:
+        runs: The functions; each is warmed up first.
+    """
+    on_gpu = [run().device.type == "cuda" for run in runs]  # which warms up, too
+    times: list[list[float]] = [[] for _ in runs]
     for _ in range(CALLS):
-        if on_gpu:
-            torch.cuda.synchronize()
-        begin = time.perf_counter()
-        run()
-        if on_gpu:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
-    return min(times)
+        for run, asynchronous, measured in zip(runs, on_gpu, times, strict=True):
+            if asynchronous:
+                torch.cuda.synchronize()
+            begin = time.perf_counter()
+            run()
+            if asynchronous:
+                torch.cuda.synchronize()
+            measured.append(time.perf_counter() - begin)
+    return [min(measured) for measured in times]
 
 
 def _hidden(encoder: Encoder, batch_size: int, length: int) -> Tensor:

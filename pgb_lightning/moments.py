@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -97,7 +99,7 @@ class Moments:
         """Add a batch of tokens."""
         # Products are made in single precision and summed up in double. Measured from the first batch's mean,
         # which drops out of all centred moments, they lose no digits to inputs far from zero.
-        if self.count == 0:
+        if self.count == 0 and len(x):
             self.origin = x.mean(0, dtype=torch.float64)
         x = x.float() - self.origin.float()
         y = y.float()
@@ -115,12 +117,26 @@ class Moments:
         self._measure_from_zero()  # processes have origins of their own
         for name in ("power", "cross", "mean_x", "mean_y", "spread", "count"):
             setattr(self, name, all_reduce(getattr(self, name)))
-        self.mean_x /= self.count
-        self.mean_y /= self.count
+        self.mean_x /= self.count.clamp_min(1)
+        self.mean_y /= self.count.clamp_min(1)
         x, y = self.mean_x[self.rows], self.mean_y[self.columns]
         self.power -= self.count * x.unsqueeze(2) * x.unsqueeze(1)
         self.cross -= self.count * x.unsqueeze(2) * y.unsqueeze(1)
         self.spread -= self.count * self.mean_y.square().sum()
+
+    def merged(self, other: Moments) -> Moments:
+        """Return the moments of these tokens and others; both are finished."""
+        merged = copy.copy(self)
+        merged.count = self.count + other.count
+        weight = self.count * other.count / merged.count.clamp_min(1)
+        x, y = self.mean_x - other.mean_x, self.mean_y - other.mean_y
+        rows, columns = x[self.rows], y[self.columns]
+        merged.power = self.power + other.power + weight * rows.unsqueeze(2) * rows.unsqueeze(1)
+        merged.cross = self.cross + other.cross + weight * rows.unsqueeze(2) * columns.unsqueeze(1)
+        merged.spread = self.spread + other.spread + weight * y.square().sum()
+        share = other.count / merged.count.clamp_min(1)
+        merged.mean_x, merged.mean_y = self.mean_x - share * x, self.mean_y - share * y
+        return merged
 
     def _measure_from_zero(self) -> None:
         """Turn sums over x - origin into sums over x."""
@@ -132,26 +148,37 @@ class Moments:
         self.mean_x += self.count * origin
 
 
-def solve(power: Tensor, cross: Tensor, start: Tensor, ridge: float) -> Tensor:
-    """Solve Eq. 4 for the weights of blocks: all outputs of a block share its inputs, so one factor serves all.
-
-    Minimises the squared error of each block's outputs plus λ times the squared distance from ``start``. The
-    error is therefore never above that of ``start``.
+@dataclass(frozen=True)
+class LeastSquares:
+    """Eq. 4 for the blocks of a matrix, whose outputs all share their block's inputs.
 
     Args:
         power: Centred X̂ᵀX̂ of each block's inputs, (G, m, m).
         cross: Centred X̂ᵀY of each block's inputs and outputs, (G, m, n).
-        start: The weights before, (G, m, n).
-        ridge: λ as a share of the mean diagonal of ``power``.
-
-    Returns:
-        The weights of the blocks, (G, m, n), in float64.
     """
-    power, cross, start = power.double(), cross.double(), start.double()
-    eye = torch.eye(power.shape[1], dtype=power.dtype, device=power.device)
-    damping = (ridge * power.diagonal(dim1=1, dim2=2).mean(1)).clamp_min(1e-30).view(-1, 1, 1)
-    while True:
-        factor, failed = torch.linalg.cholesky_ex(power + damping * eye)
-        if not failed.any() or not torch.isfinite(power).all():
-            return torch.cholesky_solve(cross + damping * start, factor)
-        damping = damping * torch.where(failed > 0, 10.0, 1.0).view(-1, 1, 1)  # rounding made it indefinite
+
+    power: Tensor
+    cross: Tensor
+
+    def solve(self, start: Tensor, ridge: float) -> Tensor:
+        """Return the blocks' weights, (G, m, n), in float64; one factor serves all outputs of a block.
+
+        They minimise the squared error of each block's outputs plus λ times the squared distance from ``start``. The
+        error is therefore never above that of ``start``.
+
+        Args:
+            start: The weights before, (G, m, n).
+            ridge: λ as a share of the mean diagonal of ``power``.
+        """
+        power, cross, start = self.power.double(), self.cross.double(), start.double()
+        eye = torch.eye(power.shape[1], dtype=power.dtype, device=power.device)
+        damping = (ridge * power.diagonal(dim1=1, dim2=2).mean(1)).clamp_min(1e-30).view(-1, 1, 1)
+        while True:
+            factor, failed = torch.linalg.cholesky_ex(power + damping * eye)
+            if not failed.any() or not torch.isfinite(power).all():
+                return torch.cholesky_solve(cross + damping * start, factor)
+            damping = damping * torch.where(failed > 0, 10.0, 1.0).view(-1, 1, 1)  # rounding made it indefinite
+
+    def explained(self, weight: Tensor) -> float:
+        """Return how much of the targets' squared deviations from their mean some weights explain."""
+        return float((weight * (2 * self.cross - torch.bmm(self.power, weight))).sum())

@@ -25,6 +25,7 @@ from pgb_lightning.importance import second_order_importance
 from pgb_lightning.modes import eval_mode
 from pgb_lightning.moments import AllReduce
 from pgb_lightning.plan import MatrixPlan, PruningPlan
+from pgb_lightning.speedup import meet_speedup
 from pgb_lightning.surgery import apply_plan, check_dense
 
 
@@ -115,26 +116,35 @@ def make_plan(
     importances = {
         key: second_order_importance(linear.weight.T, statistics.fisher[key]) for key, linear in encoder.linears()
     }
-    record = config.to_dict()
-    if config.search == "shapes":
-        options = candidates or list_candidates(encoder, statistics, config)
-        cost = cost or candidate_cost(encoder, options, config)
-        chosen = choose_shapes(options, config.cut, config.tolerance, cost)
-        matrices = [
-            replace(matrix, importance_kept=_share_kept(matrix, importances[matrix.layer, matrix.kind]))
-            for candidate in chosen
-            for matrix in candidate.matrices
-        ]
-        achieved = 1 - sum(map(cost, chosen)) / sum(cost(shapes[0]) for shapes in options)
-        record["shapes"] = [candidate.shape for candidate in chosen]
-    else:
+
+    def finished(matrices: Iterable[MatrixPlan], **record: Any) -> PruningPlan:
+        settings = {**config.to_dict(), **record}
+        return PruningPlan(encoder.model_type, tuple(matrices), settings, statistics.num_samples, fingerprint(encoder))
+
+    if config.search == "groups":
         demands = {key: Demand.of(importance, config.max_groups) for key, importance in importances.items()}
         numbers, threshold = allocate(demands, config)
         matrices = [plan_matrix(key, importances[key], numbers[key], config) for key in importances]
-        achieved = 1 - sum(m.kept_parameters for m in matrices) / sum(m.total_parameters for m in matrices)
-        record["importance_threshold_used"] = threshold
+        plan = finished(matrices, importance_threshold_used=threshold)
+        _report_shortfall(plan.pruning_ratio, config)
+        return plan
+
+    options = candidates or list_candidates(encoder, statistics, config)
+    cost = cost or candidate_cost(encoder, options, config)
+
+    def plan_at(cut: float) -> tuple[PruningPlan, float]:
+        chosen = choose_shapes(options, cut, config.tolerance, cost)
+        matrices = (
+            replace(matrix, importance_kept=_share_kept(matrix, importances[matrix.layer, matrix.kind]))
+            for candidate in chosen
+            for matrix in candidate.matrices
+        )
+        achieved = 1 - sum(map(cost, chosen)) / sum(cost(shapes[0]) for shapes in options)
+        return finished(matrices, shapes=[candidate.shape for candidate in chosen]), achieved
+
+    plan, achieved = plan_at(config.cut) if config.budget != "latency" else meet_speedup(encoder, config, plan_at)
     _report_shortfall(achieved, config)
-    return PruningPlan(encoder.model_type, tuple(matrices), record, statistics.num_samples, fingerprint(encoder))
+    return plan
 
 
 def carry_out(
@@ -213,11 +223,11 @@ def _report_shortfall(achieved: float, config: PruningConfig) -> None:
         ratio, speedup = config.pruning_ratio, config.target_speedup
         asked = f"pruning_ratio={ratio}" if speedup is None else f"target_speedup={speedup}"
         unit = {"parameters": "weights", "flops": "FLOPs", "latency": "time"}[config.budget]
-        remedy = (
-            'use importance_threshold="auto" to meet the target'
-            if config.importance_threshold != "auto"
-            else "that is the nearest this model's importances allow"
-        )
+        remedy = "that is the nearest this model's importances allow"
+        if config.importance_threshold != "auto":
+            remedy = 'use importance_threshold="auto" to meet the target'
+        elif config.budget == "latency":
+            remedy = "that is the nearest of what was measured, and the rest of a layer costs time whatever is pruned"
         warnings.warn(
             f"{asked} was asked for, but the plan removes {achieved:.4f} of the encoder's {unit}; {remedy}.",
             stacklevel=3,

@@ -4,55 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from fakes import quiet_trainer
 from torch.utils.data import DataLoader
 
 from pgb_lightning import ablations, prediction_check
 from pgb_lightning.bench import Bench
-from pgb_lightning.modules import TextClassification
 
-pytestmark = pytest.mark.filterwarnings("ignore:Calibrating on all")
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """The commands set the number of threads: put it back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.filterwarnings("ignore:Calibrating on all"), pytest.mark.usefixtures("own_threads")]
 
 
-#: Weights large enough that pruning shows, and room for the usual 128 tokens.
-TINY = {"max_position_embeddings": 128, "initializer_range": 0.2}
 Given = tuple[str, str, str, str]
 
 
-@pytest.fixture
-def subject(
-    tmp_path: Path, tiny_model_folder: Callable[..., Path], glue_folder: Callable[..., Path]
-) -> Callable[[str], Given]:
-    """Save a dense checkpoint of a task; give what the commands need to know of it."""
-
-    def make(task: str) -> Given:
-        torch.manual_seed(0)
-        model, data = tiny_model_folder("bert", **TINY), glue_folder(task, train=64, validation=40)
-        trainer, path = quiet_trainer(), tmp_path / f"{task}.ckpt"
-        trainer.strategy.connect(TextClassification(str(model), task=task))
-        trainer.save_checkpoint(path)
-        return task, str(path), str(data), str(model)
-
-    return make
-
-
 def test_every_method_is_measured_at_every_ratio(
-    subject: Callable[[str], Given], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bench_files: Callable[[str], Given], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = subject("sst2")
+    given = bench_files("sst2")
     methods = (*ablations.METHODS, "magnitude", "kwon", "top-layers")
     results = ablations.run(*given, ratios=(0.5,), methods=methods, out=str(tmp_path / "out.json"))
     assert [result["method"] for result in results] == list(methods)
@@ -73,9 +44,9 @@ def test_every_method_is_measured_at_every_ratio(
 
 
 def test_plans_of_the_ablations_are_what_they_are_called(
-    subject: Callable[[str], Given],
+    bench_files: Callable[[str], Given],
 ) -> None:
-    given = subject("sst2")
+    given = bench_files("sst2")
     bench = Bench.load(*given, max_train_samples=None, calibration_size=None, seed=0)
     config = ablations.PruningConfig.from_preset("paper", pruning_ratio=0.8)
     numbers = {m.num_groups for m in ablations.fixed_groups(bench, config, [], number=6).matrices}
@@ -89,8 +60,8 @@ def test_plans_of_the_ablations_are_what_they_are_called(
     assert all(index == tuple(range(len(index))) for index in flat)
 
 
-def test_unstructured_keeps_the_most_important_weights_at_the_plans_rates(subject: Callable[[str], Given]) -> None:
-    bench = Bench.load(*subject("sst2"), max_train_samples=None, calibration_size=None, seed=0)
+def test_unstructured_keeps_the_most_important_weights_at_the_plans_rates(bench_files: Callable[[str], Given]) -> None:
+    bench = Bench.load(*bench_files("sst2"), max_train_samples=None, calibration_size=None, seed=0)
     config = ablations.PruningConfig.from_preset("paper", pruning_ratio=0.5)
     plan = ablations.as_set(bench, config, [])
     pruned = ablations.prune(bench, "paper, unstructured", 0.5, [])
@@ -104,10 +75,10 @@ def test_unstructured_keeps_the_most_important_weights_at_the_plans_rates(subjec
 
 
 def test_a_dense_model_diverges_from_itself_by_nothing(
-    subject: Callable[[str], Given],
+    bench_files: Callable[[str], Given],
 ) -> None:
     for task in ("cola", "stsb"):
-        given = subject(task)
+        given = bench_files(task)
         bench = Bench.load(*given, max_train_samples=None, calibration_size=None, seed=0)
         measured = bench.measure(bench.module)
         assert measured.divergence == pytest.approx(0, abs=1e-9)
@@ -119,9 +90,9 @@ def test_a_dense_model_diverges_from_itself_by_nothing(
 
 
 def test_predictions_rank_what_is_measured(
-    subject: Callable[[str], Given], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bench_files: Callable[[str], Given], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = subject("sst2")
+    given = bench_files("sst2")
     found = prediction_check.run(*given, candidates=5, out=str(tmp_path / "out.csv"))
     rows = list(csv.DictReader((tmp_path / "out.csv").open()))
     assert len(rows) == 4 * 5

@@ -15,13 +15,7 @@ from pgb_lightning.architectures import find_encoder
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.surgery import is_grouped
 
-
-@pytest.fixture(autouse=True)
-def threads() -> object:
-    """The experiment sets the number of threads: put it back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("own_threads")
 
 
 def test_scores_are_measured_kept_and_tabulated(

@@ -10,7 +10,7 @@ import torch
 from test_candidates import candidates_of, statistics_of
 from tiny import MODEL_TYPES, batches, classifier
 
-from pgb_lightning import PruningConfig, latency_table
+from pgb_lightning import PruningConfig, latency_table, speedup
 from pgb_lightning.architectures import find_encoder
 from pgb_lightning.candidates import Candidate
 from pgb_lightning.cost import encoder_cost
@@ -66,6 +66,7 @@ def test_a_plan_meets_its_budget(budget: str, monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     # A clock that counts weights, so that the test does not depend on the machine's.
     monkeypatch.setattr(latency_table, "_time_candidate", lambda _, candidate, __: 1e-9 * (candidate.parameters + 50))
+    monkeypatch.setattr(speedup, "kept_time", lambda _, plan, *__: 1 - plan.pruning_ratio)
     model = classifier(layers=3)
     encoder, data = find_encoder(model), batches(6)
     config = PruningConfig(pruning_ratio=0.5, budget=budget, latency_length=9)  # type: ignore[arg-type]
@@ -99,6 +100,7 @@ def test_a_shape_that_is_not_faster_than_the_dense_one_is_never_chosen(
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(latency_table, "_time_candidate", clock)
+    monkeypatch.setattr(speedup, "kept_time", lambda *_: 1 / 1.5)
     model = classifier(layers=3)
     config = PruningConfig(target_speedup=1.5)
     plan = make_plan(find_encoder(model), statistics_of(model, batches(6)), config)

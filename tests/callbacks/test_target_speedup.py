@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from own import OwnModule, make_loader
 
+from pgb_lightning import speedup
 from pgb_lightning.callbacks import PGBCallback, pgb
 from pgb_lightning.latency_table import LatencyTable
 
@@ -44,6 +45,7 @@ def test_the_speed_up_is_measured_said_and_logged(
 def test_time_is_what_is_budgeted(trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a table in which attention takes no time, no attention is pruned."""
     monkeypatch.setattr(LatencyTable, "__call__", lambda _, c: 0.0 if c.sublayer == "attention" else c.parameters)
+    monkeypatch.setattr(speedup, "kept_time", lambda *_: 0.5)
     callback = PGBCallback(target_speedup=2.0, latency_batch_size=1, latency_length=4)
     trainer(callback).fit(OwnModule(), make_loader())
     plan = callback.plan
