@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -204,10 +203,7 @@ class SublayerFit:
         assert isinstance(pruned, (nn.Linear, GroupedLinear))
         moments = SplitMoments(*_blocks(pruned), pruned.in_features, dense.out_features)
         for stream in streams:
-            lost = stream.dense
             targets = self._run_dense(stream, dense)
-            if os.environ.get("RES"):
-                targets = targets + stream.real((lost - stream.pruned).to(stream.device))
             with _captured(pruned) as calls:
                 stream.run(self.encoder, self.encoder.layers[self.layer], self.name, stream.pruned)
             moments.add(stream.real(calls[0][0]), targets, stream.held)

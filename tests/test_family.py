@@ -16,9 +16,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore:Calibrating on all"), pytest.ma
 
 def plan_of(**indices: tuple[tuple[tuple[int, ...], ...], ...] | None) -> PruningPlan:
     """Make a plan of one layer 4 wide, in which the matrices named have such inputs and outputs."""
-    matrices = [
-        MatrixPlan(0, kind, 4, 4, *indices.get(kind, (None, None))) for kind in ("Q", "K", "V", "O", "W1", "W2")
-    ]
+    matrices = [MatrixPlan(0, kind, 4, 4, *indices.get(kind, (None, None))) for kind in MATRICES]
     return PruningPlan("bert", tuple(matrices), {}, 8, "0" * 16)
 
 
