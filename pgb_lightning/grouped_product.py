@@ -136,6 +136,11 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _functional(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Say the same in operations that compilers know how to fuse."""
+    if x.device.type == "cpu" and not torch.compiler.is_exporting():
+        # Compilers let each product write into its part of the whole; a batched one they surround by copies.
+        biases = [None] * len(weight) if bias is None else bias.view(len(weight), -1)
+        parts = zip(x.chunk(len(weight), 1), weight, biases, strict=True)
+        return torch.cat([x @ block if own is None else torch.addmm(own, x, block) for x, block, own in parts], 1)
     blocks = _by_group(x, len(weight))
     if bias is None:
         product = torch.bmm(blocks, weight)
