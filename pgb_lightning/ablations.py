@@ -112,6 +112,7 @@ METHODS: dict[str, Method] = {
     "default": Method("default"),
     "balanced": Method("balanced"),
     "paper": Method("paper"),
+    "default, ridge 0.01": Method("default", {"ridge": 0.01}),
     "default, no compensation": Method("default", {"compensation": False}),
     "default, unstructured": Method("default", masked=True),
     "paper, no compensation": Method("paper", {"compensation": False}),
