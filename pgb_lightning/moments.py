@@ -34,45 +34,6 @@ def mirrored(power: Tensor) -> Tensor:
     return power.tril() + power.tril(-1).transpose(-1, -2)
 
 
-class Covariance:
-    """Mean and covariance of vectors, in float64, from batches that are read once.
-
-    Args:
-        size: Entries of a vector, M.
-        device: Where the sums live.
-
-    Example:
-        >>> summed = Covariance(2)
-        >>> summed.add(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
-        >>> summed.finish().tolist()
-        [[1.0, 0.0], [0.0, 0.0]]
-    """
-
-    def __init__(self, size: int, device: torch.device | str | None = None) -> None:
-        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
-        self.power, self.total, self.origin = zeros(size, size), zeros(size), zeros(size)
-        self.count = zeros(1)
-
-    def add(self, x: Tensor) -> None:
-        """Add vectors, (T, M)."""
-        if self.count == 0 and len(x):  # see Moments.add
-            self.origin = x.mean(0, dtype=torch.float64).float().double()
-        x = x.float() - self.origin.float()
-        add_gram(self.power, x)
-        self.total += x.sum(0)
-        self.count += len(x)
-
-    def finish(self, all_reduce: AllReduce = lambda tensor: tensor) -> Tensor:
-        """Sum over processes; return the covariance, (M, M)."""
-        # Processes have origins of their own: measure all from zero.
-        cross = torch.outer(self.origin, self.total)
-        power = mirrored(self.power) + cross + cross.T + self.count * torch.outer(self.origin, self.origin)
-        total = self.total + self.count * self.origin
-        count = all_reduce(self.count.clone()).clamp_min(1)
-        mean = all_reduce(total) / count
-        return all_reduce(power) / count - torch.outer(mean, mean)
-
-
 class Moments:
     """Centred second moments of inputs x (T, M) and targets y (T, N), block by block, in float64.
 
@@ -146,6 +107,39 @@ class Moments:
         self.power += self.count * shift.unsqueeze(2) * shift.unsqueeze(1)
         self.cross += shift.unsqueeze(2) * self.mean_y[self.columns].unsqueeze(1)
         self.mean_x += self.count * origin
+
+
+class Covariance:
+    """Covariance of vectors, in float64, from batches that are read once.
+
+    Args:
+        size: Entries of a vector, M.
+        device: Where the sums live.
+
+    Example:
+        >>> summed = Covariance(2)
+        >>> summed.add(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
+        >>> summed.finish().tolist()
+        [[1.0, 0.0], [0.0, 0.0]]
+    """
+
+    def __init__(self, size: int, device: torch.device | str | None = None) -> None:
+        everything = torch.arange(size, device=device).view(1, -1)
+        self._moments = Moments(everything, everything[:, :0], size, 0)  # one block, and no targets
+
+    @property
+    def count(self) -> Tensor:
+        """Vectors so far, (1,)."""
+        return self._moments.count
+
+    def add(self, x: Tensor) -> None:
+        """Add vectors, (T, M)."""
+        self._moments.add(x, x[:, :0])
+
+    def finish(self, all_reduce: AllReduce = lambda tensor: tensor) -> Tensor:
+        """Sum over processes; return the covariance, (M, M). To be called once."""
+        self._moments.finish(all_reduce)
+        return self._moments.power[0] / self._moments.count.clamp_min(1)
 
 
 @dataclass(frozen=True)
