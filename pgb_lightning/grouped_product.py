@@ -28,7 +28,7 @@ def grouped_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
         [[2.0, 2.0, 2.0, 2.0, 2.0, 2.0]]
     """
     if _is_traced():
-        return _functional(x, weight, bias)
+        return (_apart if x.device.type == "cpu" else _batched)(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         product: Tensor = _GroupedProduct.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return product
@@ -134,13 +134,17 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-def _functional(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Say the same in operations that compilers know how to fuse."""
-    if x.device.type == "cpu" and not torch.compiler.is_exporting():
-        # Compilers let each product write into its part of the whole; a batched one they surround by copies.
-        biases = [None] * len(weight) if bias is None else bias.view(len(weight), -1)
-        parts = zip(x.chunk(len(weight), 1), weight, biases, strict=True)
-        return torch.cat([x @ block if own is None else torch.addmm(own, x, block) for x, block, own in parts], 1)
+def _apart(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Say the same in operations that compilers for CPUs let write where they belong, without copies around them."""
+    biases = [None] * len(weight) if bias is None else bias.view(len(weight), -1)
+    parts = zip(x.chunk(len(weight), 1), weight, biases, strict=True)
+    return torch.cat(
+        [own @ block if begin is None else torch.addmm(begin, own, block) for own, block, begin in parts], 1
+    )
+
+
+def _batched(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Say the same in one product, as GPUs like it, whose copies compilers know how to fuse."""
     blocks = _by_group(x, len(weight))
     if bias is None:
         product = torch.bmm(blocks, weight)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pgb_lightning.grouped_product import _functional, grouped_product, inverse_order, put_columns, take_columns
+from pgb_lightning.grouped_product import _apart, _batched, grouped_product, inverse_order, put_columns, take_columns
 from pgb_lightning.linear import GroupedLinear
 
 
@@ -33,7 +33,7 @@ def test_values_and_gradients(groups: int, sizes: tuple[int, int, int], with_bia
     given_bias = bias if with_bias else None
     expected = plainly(x, weight, given_bias)
     above = torch.randn_like(expected)
-    for product in (grouped_product, _functional):
+    for product in (grouped_product, _apart, _batched):
         output = product(x, weight, given_bias)
         torch.testing.assert_close(output, expected)
         for own, other in zip(
