@@ -104,7 +104,7 @@ def draw(plans: Sequence[PruningPlan], title: str) -> Figure:
     try:
         from matplotlib.colors import to_rgb
         from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
+        from matplotlib.patches import Patch, Rectangle
     except ImportError as error:
         raise ImportError('Figures need matplotlib: pip install "pgb-lightning[figures]".') from error
     sublayers = [(layer, sublayer) for layer in range(plans[0].num_layers) for sublayer in SUBLAYERS]
@@ -116,11 +116,13 @@ def draw(plans: Sequence[PruningPlan], title: str) -> Figure:
             share, in_groups = kept(plan, layer, sublayer), grouped(plan, layer, sublayer)
             hue = to_rgb(HUES[1] if in_groups else HUES[0])
             cells[y][x] = [1 - share * (1 - part) for part in hue]
+            if in_groups:  # seen where next to nothing is kept, too
+                axes.add_patch(Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, fill=False, edgecolor=hue, linewidth=1.5))
             axes.text(x, y, f"{share:.0%}", ha="center", va="center", fontsize=7, color="w" if share > 0.5 else "k")
     axes.imshow(cells, aspect="auto")
-    axes.set_xticks(range(len(plans)), [f"{plan.pruning_ratio:.0%}" for plan in plans])
+    axes.set_xticks(range(len(plans)), [f"{plan.pruning_ratio:.0%}" for plan in plans], fontsize=8)
     axes.set_yticks(range(len(sublayers)), [f"{layer} {sublayer}" for layer, sublayer in sublayers], fontsize=8)
-    axes.set_xlabel("share of the encoder's weights removed")
+    axes.set_xlabel("share of the encoder's weights removed", fontsize=9)
     axes.set_title(f"{title}: share kept of each sublayer", fontsize=10)
     axes.tick_params(length=0, labelcolor=NEUTRAL)
     names = {"fewer heads or neurons": HUES[0], "groups (G > 1)": HUES[1]}
