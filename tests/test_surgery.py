@@ -106,11 +106,12 @@ def test_a_dropped_sublayer_is_a_layernorm_of_its_input_and_a_constant(
     layer = encoder.layers[0]
     constant = encoder.matrix(0, dropped[-1]).bias
     if dropped[-1] == "O":
-        norm = layer.sa_layer_norm if model_type == "distilbert" else layer.attention.output.LayerNorm
-        output = encoder.architecture.attend(layer, hidden, None)
+        path = {"distilbert": "sa_layer_norm", "mpnet": "attention.LayerNorm"}.get(model_type, "attention.output.LayerNorm")
+        norm = layer.get_submodule(path)
+        output = encoder.run(layer, "attention", hidden)
     else:
         norm = layer.output_layer_norm if model_type == "distilbert" else layer.output.LayerNorm
-        output = encoder.architecture.feed(layer, hidden)
+        output = encoder.run(layer, "ffn", hidden)
     torch.testing.assert_close(output, norm(hidden + constant))
     assert any(isinstance(module, DroppedCore) for module in layer.modules())
     torch.testing.assert_close(logits(dense_twin(model)), logits(model))
