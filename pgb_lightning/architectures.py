@@ -184,9 +184,8 @@ class Encoder:
     @property
     def max_length(self) -> int:
         """Tokens that the encoder takes at most; where positions begin behind the padding's, they are fewer."""
-        config = self.model.config
-        starts_late = "roberta" in self.model_type or self.model_type in ("camembert", "mpnet")
-        return int(config.max_position_embeddings) - (int(config.pad_token_id) + 1 if starts_late else 0)
+        padding = self.model.get_submodule("embeddings.position_embeddings").padding_idx
+        return int(self.model.config.max_position_embeddings) - (0 if padding is None else int(padding) + 1)  # type: ignore[arg-type]
 
     def run(self, layer: nn.Module, sublayer: Sublayer, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Run one sublayer of a layer, residual and LayerNorm included.

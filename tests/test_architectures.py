@@ -79,3 +79,12 @@ def test_a_head_without_layers_is_no_second_encoder() -> None:
     model = classifier()
     assert [encoder.name for encoder in find_encoders(model)] == ["bert"]
     assert model(**batches(1)[0]).loss.isfinite()
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_an_input_of_the_longest_length_runs_and_a_longer_one_does_not(model_type: str) -> None:
+    encoder = find_encoder(classifier(model_type))
+    tokens = torch.full((1, encoder.max_length + 1), 3)
+    assert encoder.model(tokens[:, 1:]).last_hidden_state.isfinite().all()
+    with pytest.raises((IndexError, RuntimeError)):
+        encoder.model(tokens)
