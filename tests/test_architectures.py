@@ -38,7 +38,7 @@ def test_running_the_sublayers_one_by_one_is_running_the_layer(model_type: str) 
     hidden = torch.randn(2, 5, 24)
     seen: list[Tensor] = []
     for layer in encoder.layers:
-        layer.register_forward_hook(lambda _, args, output: seen.append(output if torch.is_tensor(output) else output[0]))
+        layer.register_forward_hook(lambda _, args, out: seen.append(out[0] if isinstance(out, tuple) else out))
     encoder.layers[0].register_forward_pre_hook(lambda _, args: (hidden, *args[1:]))
     encoder.model(input_ids=torch.full((2, 5), 3))
     for layer, expected in zip(encoder.layers, seen, strict=True):

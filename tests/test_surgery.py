@@ -106,8 +106,8 @@ def test_a_dropped_sublayer_is_a_layernorm_of_its_input_and_a_constant(
     layer = encoder.layers[0]
     constant = encoder.matrix(0, dropped[-1]).bias
     if dropped[-1] == "O":
-        path = {"distilbert": "sa_layer_norm", "mpnet": "attention.LayerNorm"}.get(model_type, "attention.output.LayerNorm")
-        norm = layer.get_submodule(path)
+        norms = {"distilbert": "sa_layer_norm", "mpnet": "attention.LayerNorm"}
+        norm = layer.get_submodule(norms.get(model_type, "attention.output.LayerNorm"))
         output = encoder.run(layer, "attention", hidden)
     else:
         norm = layer.output_layer_norm if model_type == "distilbert" else layer.output.LayerNorm

@@ -80,7 +80,7 @@ def test_heads_and_neurons_are_cut_out(model_type: str) -> None:
     assert logits(model).isfinite().all()
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", ["bert", "mpnet"])  # heads cut out, and heads in a block
 def test_tuning_brings_the_model_nearer_to_the_dense_one(model_type: str) -> None:
     dense = logits(classifier(model_type))
     errors = []
