@@ -73,7 +73,7 @@ def _distilbert_feed(layer: nn.Module, hidden: Tensor) -> Tensor:
 
 def _mpnet_attend(model: PreTrainedModel, layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
     # All layers share the bias, which depends on the places alone: one sequence's does for all.
-    bias = model.encoder.compute_position_bias(hidden[:1])
+    bias = model.encoder.compute_position_bias(hidden[:1])  # type: ignore[operator, union-attr]
     return layer.attention(hidden, mask, bias)[0]  # type: ignore[no-any-return, operator]
 
 
@@ -118,12 +118,8 @@ _DISTILBERT = Architecture(
 _MPNET = Architecture(
     layers="encoder.layer",
     paths={
-        "Q": "attention.attn.q",
-        "K": "attention.attn.k",
-        "V": "attention.attn.v",
-        "O": "attention.attn.o",
-        "W1": "intermediate.dense",
-        "W2": "output.dense",
+        **{kind: f"attention.attn.{kind.lower()}" for kind in "QKVO"},
+        **{"W1": "intermediate.dense", "W2": "output.dense"},
     },
     cores={"attention": "attention.attn", "ffn": "intermediate"},
     attend=_mpnet_attend,
