@@ -175,7 +175,7 @@ class SQuADDataModule(TextDataModule):
         if not self.tokenizer.is_fast or first != self.tokenizer.cls_token_id:
             raise MisconfigurationException(
                 f"model_name_or_path={self.model_name_or_path!r} has a tokenizer that is not fast or does not begin "
-                "with a CLS token; SQuAD windows need both, as those of BERT, RoBERTa and DistilBERT have."
+                "with a CLS token; SQuAD windows need both, as those of BERT, RoBERTa, DistilBERT and MPNet have."
             )
         return self.tokenizer
 

@@ -35,23 +35,26 @@ class Architecture:
         paths: For each matrix kind, the path of its linear layer inside a layer.
         cores: For each sublayer, the path of the module that is replaced when the sublayer is dropped.
         attend: Runs the attention sublayer of a layer, residual and LayerNorm included:
-            (layer, hidden states (B, S, d), attention mask) -> (B, S, d).
+            (model, layer, hidden states (B, S, d), attention mask) -> (B, S, d). The model is there for what its
+            layers share.
         feed: The same for the feed-forward sublayer: (layer, hidden states (B, S, d)) -> (B, S, d).
         tokenwise: Path of a module in a layer, and its method that runs the feed-forward sublayer (or the part of
-            it that is in the module) token by token.
+            it that is in the module) token by token; ``None`` if there is no such method.
         num_neurons: The configuration's name for the neurons of a feed-forward network.
+        needs_all_heads: Whether attention is computed for all heads, also for those of which no weight is left.
     """
 
     layers: str
     paths: dict[str, str]
     cores: dict[Sublayer, str]
-    attend: Callable[[nn.Module, Tensor, Tensor | None], Tensor]
+    attend: Callable[[PreTrainedModel, nn.Module, Tensor, Tensor | None], Tensor]
     feed: Callable[[nn.Module, Tensor], Tensor]
-    tokenwise: tuple[str, str]
+    tokenwise: tuple[str, str] | None
     num_neurons: str
+    needs_all_heads: bool = False
 
 
-def _bert_attend(layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
+def _bert_attend(_: PreTrainedModel, layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
     return layer.attention(hidden, attention_mask=mask)[0]  # type: ignore[no-any-return, operator]
 
 
@@ -59,13 +62,23 @@ def _bert_feed(layer: nn.Module, hidden: Tensor) -> Tensor:
     return layer.feed_forward_chunk(hidden)  # type: ignore[no-any-return, operator]
 
 
-def _distilbert_attend(layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
+def _distilbert_attend(_: PreTrainedModel, layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
     context = layer.attention(hidden, attention_mask=mask)[0]  # type: ignore[operator]
     return layer.sa_layer_norm(context + hidden)  # type: ignore[no-any-return, operator]
 
 
 def _distilbert_feed(layer: nn.Module, hidden: Tensor) -> Tensor:
     return layer.output_layer_norm(layer.ffn(hidden) + hidden)  # type: ignore[no-any-return, operator]
+
+
+def _mpnet_attend(model: PreTrainedModel, layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    # All layers share the bias, which depends on the places alone: one sequence's does for all.
+    bias = model.encoder.compute_position_bias(hidden[:1])  # type: ignore[operator, union-attr]
+    return layer.attention(hidden, mask, bias)[0]  # type: ignore[no-any-return, operator]
+
+
+def _mpnet_feed(layer: nn.Module, hidden: Tensor) -> Tensor:
+    return layer.output(layer.intermediate(hidden), hidden)  # type: ignore[no-any-return, operator]
 
 
 _BERT = Architecture(
@@ -102,6 +115,20 @@ _DISTILBERT = Architecture(
     num_neurons="hidden_dim",
 )
 
+_MPNET = Architecture(
+    layers="encoder.layer",
+    paths={
+        **{kind: f"attention.attn.{kind.lower()}" for kind in "QKVO"},
+        **{"W1": "intermediate.dense", "W2": "output.dense"},
+    },
+    cores={"attention": "attention.attn", "ffn": "intermediate"},
+    attend=_mpnet_attend,
+    feed=_mpnet_feed,
+    tokenwise=None,
+    num_neurons="intermediate_size",
+    needs_all_heads=True,  # the position bias has a plane for each
+)
+
 ARCHITECTURES: dict[str, Architecture] = {
     "bert": _BERT,
     "roberta": _BERT,
@@ -109,6 +136,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "camembert": _BERT,
     "electra": _BERT,
     "distilbert": _DISTILBERT,
+    "mpnet": _MPNET,
 }
 
 #: What the model types of exported models begin with; the rest names the family (:mod:`pgb_lightning.export.models`).
@@ -139,6 +167,11 @@ class Encoder:
         """Features of an attention head."""
         return int(self.model.config.hidden_size // self.model.config.num_attention_heads)
 
+    @property
+    def attention_unit(self) -> int:
+        """Features inside attention that are left out together: a head's, or all where the model needs all heads."""
+        return self.inside("attention") if self.architecture.needs_all_heads else self.head_size
+
     def inside(self, sublayer: Sublayer) -> int:
         """Return how many features lie between the ends of a dense sublayer: those of all heads, or the neurons."""
         config = self.model.config
@@ -147,9 +180,8 @@ class Encoder:
     @property
     def max_length(self) -> int:
         """Tokens that the encoder takes at most; where positions begin behind the padding's, they are fewer."""
-        config = self.model.config
-        starts_late = "roberta" in self.model_type or self.model_type == "camembert"
-        return int(config.max_position_embeddings) - (int(config.pad_token_id) + 1 if starts_late else 0)
+        padding = self.model.get_submodule("embeddings.position_embeddings").padding_idx
+        return int(self.model.config.max_position_embeddings) - (0 if padding is None else int(padding) + 1)  # type: ignore[arg-type]
 
     def run(self, layer: nn.Module, sublayer: Sublayer, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Run one sublayer of a layer, residual and LayerNorm included.
@@ -164,7 +196,7 @@ class Encoder:
             Hidden states, (B, S, d).
         """
         if sublayer == "attention":
-            return self.architecture.attend(layer, hidden, mask)
+            return self.architecture.attend(self.model, layer, hidden, mask)
         return self.architecture.feed(layer, hidden)
 
     @property

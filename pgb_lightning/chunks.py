@@ -57,7 +57,9 @@ class TokenChunks:
 
 
 def feed_in_chunks(encoder: Encoder, layer: int) -> None:
-    """Let a layer's feed-forward sublayer take its tokens in chunks, unless it was dropped."""
+    """Let a layer's feed-forward sublayer take its tokens in chunks, if it can and was not dropped."""
+    if encoder.architecture.tokenwise is None:
+        return
     path, method = encoder.architecture.tokenwise
     owner = encoder.layers[layer].get_submodule(path)
     vars(owner).pop(method, None)

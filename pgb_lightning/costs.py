@@ -22,20 +22,20 @@ def candidate_cost(encoder: Encoder, candidates: Sequence[Sequence[Candidate]], 
     if config.budget == "latency":
         return measure_table(encoder, candidates, config.latency_batch_size, config.latency_length)
     if config.budget == "flops":
-        return lambda candidate: candidate_flops(candidate, encoder.head_size, config.latency_length)
+        return lambda candidate: candidate_flops(candidate, encoder.attention_unit, config.latency_length)
     return lambda candidate: candidate.parameters
 
 
-def candidate_flops(candidate: Candidate, head_size: int, length: int) -> int:
+def candidate_flops(candidate: Candidate, attention_unit: int, length: int) -> int:
     """Return the FLOPs of one sequence, a multiply-add counted as two.
 
     Args:
         candidate: The candidate.
-        head_size: Features of an attention head.
+        attention_unit: How many features of attention are left out together.
         length: Tokens of the sequence.
     """
     flops = 2 * length * candidate.parameters
-    last = fold(candidate.matrices, candidate.sublayer, head_size).matrices.get("O")
+    last = fold(candidate.matrices, candidate.sublayer, attention_unit).matrices.get("O")
     if last is not None and last.num_groups:
         flops += 2 * 2 * length**2 * last.rows  # scores Q Kᵀ and their product with V
     return flops

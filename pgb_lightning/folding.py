@@ -33,17 +33,18 @@ class Folded:
     matrices: Mapping[str, MatrixPlan]
 
 
-def fold(matrices: Iterable[MatrixPlan], sublayer: Sublayer, head_size: int) -> Folded:
+def fold(matrices: Iterable[MatrixPlan], sublayer: Sublayer, attention_unit: int) -> Folded:
     """Fold a sublayer's permutations as far as they go.
 
     The neurons are put in the order of the groups of W1, so that its outputs need not be moved; nor need W2's inputs
     where its groups are those of W1, or lie within or around them. Neurons, and whole heads, that no group of the
-    closing matrix reads are left out.
+    closing matrix reads are left out, where the model can do without them.
 
     Args:
         matrices: The plans of the sublayer's matrices, in terms of the dense model.
         sublayer: Which sublayer they are of.
-        head_size: Features of a head.
+        attention_unit: As in :class:`~pgb_lightning.architectures.Encoder`: how many features of attention are left
+            out together.
 
     Returns:
         What to build.
@@ -54,7 +55,7 @@ def fold(matrices: Iterable[MatrixPlan], sublayer: Sublayer, head_size: int) -> 
     if last.num_groups == 0:
         return Folded(None, by_kind)
     everything = range(last.rows)
-    unit = head_size if sublayer == "attention" else 1
+    unit = attention_unit if sublayer == "attention" else 1
     units = {feature // unit for feature in _flat(last.input_index, last.rows)}
     hidden = tuple(feature for feature in everything if feature // unit in units)
     if not all(_stays_regular(by_kind[kind].output_index, set(hidden)) for kind in opening):

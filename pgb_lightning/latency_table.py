@@ -35,15 +35,15 @@ class LatencyTable:
 
     Args:
         seconds: Seconds of each shape, by :func:`shape_of`.
-        head_size: Features of an attention head.
+        attention_unit: How many features of attention are left out together.
     """
 
     seconds: dict[str, float]
-    head_size: int
+    attention_unit: int
 
     def __call__(self, candidate: Candidate) -> float:
         """Return what a candidate takes."""
-        return self.seconds[shape_of(candidate, self.head_size)]
+        return self.seconds[shape_of(candidate, self.attention_unit)]
 
 
 def measure_table(
@@ -69,7 +69,7 @@ def measure_table(
     seconds: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
     missing: dict[str, Candidate] = {}
     for candidate in (candidate for options in candidates for candidate in options):
-        shape = shape_of(candidate, encoder.head_size)
+        shape = shape_of(candidate, encoder.attention_unit)
         if shape not in seconds:
             missing.setdefault(shape, candidate)
     if missing:
@@ -80,7 +80,7 @@ def measure_table(
         unfinished = path.with_suffix(f".{os.getpid()}.tmp")
         unfinished.write_text(json.dumps(seconds, indent=1) + "\n")
         unfinished.replace(path)
-    return LatencyTable(seconds, encoder.head_size)
+    return LatencyTable(seconds, encoder.attention_unit)
 
 
 def encoder_seconds(encoder: Encoder, batch_size: int, length: int) -> float:
@@ -118,14 +118,14 @@ def layers_run(encoder: Encoder, batch_size: int, length: int) -> Callable[[], T
     return run
 
 
-def shape_of(candidate: Candidate, head_size: int) -> str:
+def shape_of(candidate: Candidate, attention_unit: int) -> str:
     """Say in a line what a candidate's speed depends on: its blocks, and what must be moved.
 
     Args:
         candidate: The candidate.
-        head_size: Features of an attention head.
+        attention_unit: How many features of attention are left out together.
     """
-    folded = fold(candidate.matrices, candidate.sublayer, head_size)
+    folded = fold(candidate.matrices, candidate.sublayer, attention_unit)
     return f"{candidate.sublayer}: {', '.join(_describe(matrix) for matrix in folded.matrices.values())}"
 
 

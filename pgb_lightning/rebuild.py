@@ -129,7 +129,7 @@ def inside_of(
     """Read off a state dict how many neurons, or features of heads, were left in a sublayer."""
     full = encoder.inside(sublayer)
     bias = state_dict.get(f"{prefix}{encoder.path(layer, SUBLAYERS[sublayer][-2])}.bias")
-    unit = encoder.head_size if sublayer == "attention" else 1
+    unit = encoder.attention_unit if sublayer == "attention" else 1
     return full if bias is None or not 0 < len(bias) <= full or len(bias) % unit else len(bias)
 
 

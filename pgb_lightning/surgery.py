@@ -59,7 +59,7 @@ def prune_sublayer(encoder: Encoder, layer: int, sublayer: Sublayer, matrices: S
     Returns:
         Which of the dense sublayer's neurons, or features of heads, are left, in their new order.
     """
-    folded = fold(matrices, sublayer, encoder.head_size)
+    folded = fold(matrices, sublayer, encoder.attention_unit)
     closing = SUBLAYERS[sublayer][-1]
     for kind, matrix in folded.matrices.items():
         module = encoder.matrix(layer, kind)
@@ -137,7 +137,7 @@ def matches(encoder: Encoder, plan: PruningPlan) -> bool:
         matrix
         for layer in range(plan.num_layers)
         for sublayer, kinds in SUBLAYERS.items()
-        for matrix in fold([plan.matrix(layer, k) for k in kinds], sublayer, encoder.head_size).matrices.values()
+        for matrix in fold([plan.matrix(layer, k) for k in kinds], sublayer, encoder.attention_unit).matrices.values()
     ]
     return any(
         all(_is_as_planned(encoder.find_matrix(m.layer, m.kind), m) for m in ms) for ms in (folded, plan.matrices)

@@ -38,7 +38,7 @@ def private_dataset_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Make (once a session) a folder with a tiny random encoder and its WordPiece tokenizer.
 
-    `tiny_model_folder("bert")`, "roberta" or "distilbert"; further keywords change the model's configuration.
+    `tiny_model_folder("bert")`, "roberta", "distilbert" or "mpnet"; further keywords change the model's configuration.
     """
     made: dict[str, Path] = {}
 

@@ -38,6 +38,13 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
         "bos_token_id": 2,
         "eos_token_id": 3,
     },
+    "mpnet": {
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+        "max_position_embeddings": 66,
+    },
     "distilbert": {"dim": 48, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "max_position_embeddings": 64},
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny import MODEL_TYPES, batches, classifier
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, GPT2Config, GPT2Model
 
 from pgb_lightning.architectures import ARCHITECTURES, MATRICES, find_encoder, find_encoders
@@ -35,9 +35,15 @@ def test_every_mapped_architecture_has_all_its_matrices(model_type: str) -> None
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_running_the_sublayers_one_by_one_is_running_the_layer(model_type: str) -> None:
     encoder = find_encoder(classifier(model_type))
-    layer, hidden = encoder.layers[0], torch.randn(2, 5, 24)
-    attended = encoder.architecture.attend(layer, hidden, None)
-    torch.testing.assert_close(encoder.architecture.feed(layer, attended), layer(hidden, None), rtol=0, atol=0)
+    hidden = torch.randn(2, 5, 24)
+    seen: list[Tensor] = []
+    for layer in encoder.layers:
+        layer.register_forward_hook(lambda _, args, out: seen.append(out[0] if isinstance(out, tuple) else out))
+    encoder.layers[0].register_forward_pre_hook(lambda _, args: (hidden, *args[1:]))
+    encoder.model(input_ids=torch.full((2, 5), 3))
+    for layer, expected in zip(encoder.layers, seen, strict=True):
+        hidden = encoder.run(layer, "ffn", encoder.run(layer, "attention", hidden))
+        torch.testing.assert_close(hidden, expected, rtol=0, atol=0)
 
 
 def test_the_encoder_is_found_wherever_it_is() -> None:
@@ -73,3 +79,12 @@ def test_a_head_without_layers_is_no_second_encoder() -> None:
     model = classifier()
     assert [encoder.name for encoder in find_encoders(model)] == ["bert"]
     assert model(**batches(1)[0]).loss.isfinite()
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_an_input_of_the_longest_length_runs_and_a_longer_one_does_not(model_type: str) -> None:
+    encoder = find_encoder(classifier(model_type))
+    tokens = torch.full((1, encoder.max_length + 1), 3)
+    assert encoder.model(tokens[:, 1:]).last_hidden_state.isfinite().all()
+    with pytest.raises((IndexError, RuntimeError)):
+        encoder.model(tokens)

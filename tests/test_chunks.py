@@ -10,11 +10,14 @@ import torch
 from tiny import MODEL_TYPES, logits, pruned
 from torch import nn
 
-from pgb_lightning.architectures import Encoder, find_encoder
+from pgb_lightning.architectures import ARCHITECTURES, Encoder, find_encoder
 from pgb_lightning.chunks import TokenChunks
+
+CHUNKED = [model_type for model_type in MODEL_TYPES if ARCHITECTURES[model_type].tokenwise]
 
 
 def chunks_of(encoder: Encoder, layer: int = 0) -> TokenChunks:
+    assert encoder.architecture.tokenwise is not None
     path, method = encoder.architecture.tokenwise
     chunks = getattr(encoder.layers[layer].get_submodule(path), method)
     assert isinstance(chunks, TokenChunks)
@@ -26,12 +29,12 @@ def calls_of_w1(encoder: Encoder, hidden: torch.Tensor) -> list[tuple[int, ...]]
     w1, seen = encoder.matrix(0, "W1"), []
     original = type(w1).forward
     w1.forward = lambda x: (seen.append(tuple(x.shape)), original(w1, x))[1]
-    encoder.architecture.feed(encoder.layers[0], hidden)
+    encoder.run(encoder.layers[0], "ffn", hidden)
     del w1.forward
     return seen
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", CHUNKED)
 def test_chunks_change_nothing_but_how_many_tokens_go_at_once(model_type: str) -> None:
     model = pruned(model_type)
     whole = logits(model)
@@ -65,13 +68,13 @@ def test_tokens_stay_together_in_training() -> None:
 def test_hooks_see_all_tokens_at_once() -> None:
     encoder, seen = small(), []
     handle = encoder.matrix(0, "W2").register_forward_hook(lambda m, args, out: seen.append(tuple(out.shape)))
-    encoder.architecture.feed(encoder.layers[0], torch.randn(2, 5, 24))
+    encoder.run(encoder.layers[0], "ffn", torch.randn(2, 5, 24))
     assert seen == [(2, 5, 24)]
     handle.remove()
     assert len(calls_of_w1(encoder, torch.randn(2, 5, 24))) > 1
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", CHUNKED)
 def test_copies_and_pickles_run_their_own_weights(model_type: str) -> None:
     model = pruned(model_type)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -83,3 +86,10 @@ def test_copies_and_pickles_run_their_own_weights(model_type: str) -> None:
             w2.weight.add_(1.0)
         assert not torch.equal(logits(other), before)
         torch.testing.assert_close(logits(model), before)
+
+
+def test_a_family_without_such_a_method_is_left_alone() -> None:
+    encoder = find_encoder(pruned("mpnet"))
+    assert not any(isinstance(value, TokenChunks) for m in encoder.model.modules() for value in vars(m).values())
+    with torch.no_grad():
+        assert calls_of_w1(encoder, torch.randn(2, 5, 24)) == [(2, 5, 24)]

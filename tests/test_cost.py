@@ -23,7 +23,7 @@ def test_flops_are_those_that_torch_counts(model_type: str, ratio: float | None)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         hidden = torch.randn(1, 7, 24)
         for layer in encoder.layers:
-            hidden = layer(hidden, None)
+            hidden = encoder.run(layer, "ffn", encoder.run(layer, "attention", hidden))
     assert cost.flops == counter.get_total_flops()
 
 

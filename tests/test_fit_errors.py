@@ -36,7 +36,9 @@ def refitted(model_type: str, preset: str, ratio: float) -> tuple[Encoder, Encod
 def outputs(encoder: Encoder, module: nn.Module) -> Tensor:
     """Collect what a module makes of the real tokens."""
     found: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _, args, output: found.append(output))
+    handle = module.register_forward_hook(
+        lambda _, args, output: found.append(output[0] if isinstance(output, tuple) else output)
+    )
     for batch in BATCHES:
         encoder.model(batch["input_ids"], attention_mask=batch["attention_mask"])
     handle.remove()
@@ -58,7 +60,7 @@ def test_errors_are_what_both_models_differ_by(model_type: str, preset: str, rat
         sublayer = next(name for name, kinds in SUBLAYERS.items() if kind in kinds)
         should = outputs(dense, dense.matrix(layer, kind))
         kinds = SUBLAYERS[sublayer]
-        hidden = fold([plan.matrix(layer, k) for k in kinds], sublayer, dense.head_size).hidden
+        hidden = fold([plan.matrix(layer, k) for k in kinds], sublayer, dense.attention_unit).hidden
         if kind != kinds[-1] and hidden is not None:
             should = should[:, list(hidden)]
         expected = compared(outputs(pruned, pruned.matrix(layer, kind)), should)

@@ -146,6 +146,23 @@ def test_a_constant_q_is_as_wide_as_the_heads_left() -> None:
     assert module.out_features == find_encoder(model).matrix(0, "V").out_features == 12
 
 
+def test_heads_stay_where_the_model_needs_all() -> None:
+    model = classifier("mpnet", layers=1)
+    encoder = find_encoder(model)
+    before = encoder_cost(encoder, 9)
+    plan = plan_of("mpnet", **PLANS["one head"])
+    apply_plan(encoder, plan)
+    for kind in "QKVO":
+        module = encoder.matrix(0, kind)
+        assert isinstance(module, GroupedLinear)
+        assert (module.in_features, module.out_features) == (24, 24)
+        assert module.weight.shape == ((1, 12, 24) if kind == "O" else (1, 24, 12))
+    cost = encoder_cost(encoder, 9)
+    assert cost.parameters == plan.kept_parameters
+    # Weights are gone, scores are not.
+    assert before.flops - cost.flops == 2 * 9 * (before.parameters - cost.parameters)
+
+
 @settings(max_examples=30, deadline=None)
 @given(g1=st.sampled_from([1, 2, 3, 4, 6]), g2=st.sampled_from([1, 2, 3, 4, 6]), seed=st.integers(0, 99))
 def test_a_folded_plan_is_a_plan_of_the_same_blocks(g1: int, g2: int, seed: int) -> None:
@@ -153,7 +170,7 @@ def test_a_folded_plan_is_a_plan_of_the_same_blocks(g1: int, g2: int, seed: int)
         W1=(blocks(24, g1, seed=seed), blocks(96, g1, seed=seed + 1)),
         W2=(blocks(96, g2, seed=seed + 2), blocks(24, g2, seed=seed + 3)),
     )
-    folded = fold([plan.matrix(0, "W1"), plan.matrix(0, "W2")], "ffn", head_size=12)
+    folded = fold([plan.matrix(0, "W1"), plan.matrix(0, "W2")], "ffn", attention_unit=12)
     hidden = folded.hidden or tuple(range(96))
     assert sorted(hidden) == list(range(96))
     for kind, side in (("W1", "output_index"), ("W2", "input_index")):

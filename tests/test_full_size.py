@@ -9,6 +9,8 @@ from transformers import (
     BertForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    MPNetConfig,
+    MPNetForSequenceClassification,
     PreTrainedModel,
     RobertaConfig,
     RobertaForSequenceClassification,
@@ -22,6 +24,7 @@ from pgb_lightning.cost import encoder_cost
 MODELS = {
     "bert": lambda: BertForSequenceClassification(BertConfig(vocab_size=100)),
     "roberta": lambda: RobertaForSequenceClassification(RobertaConfig(vocab_size=100)),
+    "mpnet": lambda: MPNetForSequenceClassification(MPNetConfig(vocab_size=100)),
     "distilbert": lambda: DistilBertForSequenceClassification(DistilBertConfig(vocab_size=100)),
 }
 

@@ -23,10 +23,10 @@ def operations(name: str | None) -> Counter[str]:
     encoder = find_encoder(model)
     if name is not None:
         apply_plan(encoder, plan_of(**PLANS[name]))
-    hidden, layer, map_ = torch.randn(2, 5, 24), encoder.layers[0], encoder.architecture
+    hidden, layer = torch.randn(2, 5, 24), encoder.layers[0]
 
     def run() -> None:
-        map_.feed(layer, map_.attend(layer, hidden, None))
+        encoder.run(layer, "ffn", encoder.run(layer, "attention", hidden))
 
     with torch.inference_mode():
         run()

@@ -9,6 +9,8 @@ from transformers import (
     BertForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    MPNetConfig,
+    MPNetForSequenceClassification,
     PreTrainedModel,
     RobertaConfig,
     RobertaForSequenceClassification,
@@ -16,7 +18,7 @@ from transformers import (
 
 from pgb_lightning import PruningConfig, prune
 
-MODEL_TYPES = ("bert", "roberta", "distilbert")
+MODEL_TYPES = ("bert", "roberta", "distilbert", "mpnet")
 RATIOS = (0.3, 0.5, 0.88)
 VOCABULARY = 60
 PADDING = 1
@@ -39,6 +41,8 @@ def classifier(model_type: str = "bert", layers: int = 3, seed: int = 0, **setti
         }
         if model_type == "roberta":
             return RobertaForSequenceClassification(RobertaConfig(**{**sizes, **common})).eval()
+        if model_type == "mpnet":
+            return MPNetForSequenceClassification(MPNetConfig(**{**sizes, **common})).eval()
         return BertForSequenceClassification(BertConfig(**{**sizes, **common})).eval()
 
 

@@ -96,7 +96,7 @@ def _check(encoder: Encoder, record: Mapping[str, Any]) -> list[Mapping[str, str
     for number, shapes in enumerate(layers):
         for sublayer in SUBLAYERS:
             left = str(shapes.get(sublayer, encoder.inside(sublayer)))
-            unit = encoder.head_size if sublayer == "attention" else 1
+            unit = encoder.attention_unit if sublayer == "attention" else 1
             if not left.isdecimal() or not 0 < int(left) <= encoder.inside(sublayer) or int(left) % unit:
                 raise ValueError(
                     f"config.json's pgb record has {sublayer!r}: {left!r} for layer {number}; it must be a multiple of "

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pgb_lightning.architectures import SUBLAYERS, Encoder, Sublayer
 from pgb_lightning.calibration import LayerInput
 from pgb_lightning.compensation import Stream
+from pgb_lightning.linear import GroupedLinear
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery import prune_sublayer
 
@@ -45,6 +46,7 @@ def _tune(encoder: Encoder, original: nn.Module, layer: int, sublayer: Sublayer,
     """Move the dense stream past a sublayer, and tune the pruned one to it."""
     closing = encoder.matrix(layer, SUBLAYERS[sublayer][-1])
     dense = original.get_submodule(encoder.architecture.paths[SUBLAYERS[sublayer][-1]])
+    rows, weight = _weights_left(closing)
     power: Tensor | float = 0.0
     cross: Tensor | float = 0.0
     for stream in streams:
@@ -52,17 +54,28 @@ def _tune(encoder: Encoder, original: nn.Module, layer: int, sublayer: Sublayer,
         calls = _Calls(dense)
         stream.dense = stream.run(encoder, original, sublayer, before)
         target = stream.real(calls.finish()[1] + before.to(stream.device) - stream.pruned.to(stream.device))
-        if isinstance(closing, nn.Linear):
+        if weight is not None:
             calls = _Calls(closing)
             stream.run(encoder, encoder.layers[layer], sublayer, stream.pruned)
             read, given = (stream.real(part) for part in calls.finish())
+            read = read if rows is None else read[:, rows]
             power = power + (read.T @ read).double()
             cross = cross + (read.T @ (target - given)).double()
-    if isinstance(power, Tensor) and isinstance(cross, Tensor) and isinstance(closing, nn.Linear):
+    if isinstance(power, Tensor) and isinstance(cross, Tensor) and weight is not None:
         unit = encoder.head_size if sublayer == "attention" else 1
-        masks = solve_masks(power, cross, closing.weight.T.double(), unit)
+        masks = solve_masks(power, cross, weight.double(), unit)
         if masks.abs().max() <= LARGEST:
-            closing.weight.mul_(masks.repeat_interleave(unit).to(closing.weight))
+            weight.mul_(masks.repeat_interleave(unit).unsqueeze(1).to(weight))
+
+
+def _weights_left(closing: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """Return which inputs a closing matrix reads, ``None`` for all, and its weights (M, N) as a view, if any are left.
+
+    Where the model needs all heads, those left are the one block of a grouped layer.
+    """
+    if isinstance(closing, GroupedLinear):
+        return closing.input_index[0].long(), closing.weight[0]
+    return None, closing.weight.T if isinstance(closing, nn.Linear) else None
 
 
 def solve_masks(power: Tensor, missing: Tensor, weight: Tensor, unit: int, ridge: float = RIDGE) -> Tensor:

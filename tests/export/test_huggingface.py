@@ -31,7 +31,7 @@ from pgb_lightning.surgery import is_grouped, matches
 def reader(model_type: str) -> PreTrainedModel:
     """Make a pruned model for questions."""
     settings = classifier(model_type).config
-    name = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}[model_type]
+    name = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert", "mpnet": "MPNet"}[model_type]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: PreTrainedModel = getattr(transformers, f"{name}ForQuestionAnswering")(settings).eval()

@@ -21,7 +21,7 @@ from pgb_lightning.modules.squad_metrics import best_answers, squad_scores
 from pgb_lightning.surgery import is_grouped
 
 Folder = Callable[..., Path]
-MODELS = ("bert", "roberta", "distilbert")
+MODELS = ("bert", "roberta", "distilbert", "mpnet")
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ def test_training_without_an_end_is_refused(tiny: str, data: Callable[..., GLUED
 # ---- training and scores --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "mpnet"])
 def test_it_learns(model_type: str, tiny_model_folder: Folder, glue_folder: Folder) -> None:
     L.seed_everything(0)
     folder = str(tiny_model_folder(model_type))

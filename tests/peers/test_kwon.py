@@ -80,11 +80,12 @@ def test_heads_and_neurons_are_cut_out(model_type: str) -> None:
     assert logits(model).isfinite().all()
 
 
-def test_tuning_brings_the_model_nearer_to_the_dense_one() -> None:
-    dense = logits(classifier())
+@pytest.mark.parametrize("model_type", ["bert", "mpnet"])  # heads cut out, and heads in a block
+def test_tuning_brings_the_model_nearer_to_the_dense_one(model_type: str) -> None:
+    dense = logits(classifier(model_type))
     errors = []
     for tune in (True, False):
-        model = classifier()
+        model = classifier(model_type)
         prune_heads_and_neurons(model, collect_mask_gradients(model, batches()), 0.5, tune=tune)
         errors.append(float(nn.functional.mse_loss(logits(model), dense)))
     assert errors[0] < 0.8 * errors[1]
