@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.pytorch.loggers import CometLogger, Logger, MLFlowLogger
+from lightning.pytorch.utilities import rank_zero_warn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,6 +17,23 @@ if TYPE_CHECKING:
 def takes_images(logger: Logger) -> bool:
     """Tell whether a logger takes images: TensorBoard, Comet, MLflow, and any with ``log_image`` as W&B's has it."""
     return isinstance(logger, (TensorBoardLogger, CometLogger, MLFlowLogger)) or hasattr(logger, "log_image")
+
+
+def log_figures(logger: Logger, figures: Mapping[str, Figure], step: int) -> None:
+    """Give a logger figures as images; if it refuses one, warn and leave it alone, for the fit matters more.
+
+    A service may be away, and a logger of the user's own may mean something else by ``log_image``.
+
+    Args:
+        logger: The logger.
+        figures: The figures by what the images are called.
+        step: The step at which they are shown.
+    """
+    try:
+        for name, figure in figures.items():
+            log_figure(logger, name, figure, step)
+    except Exception as error:  # whatever a service raises
+        rank_zero_warn(f"PGBReport: {type(logger).__name__} did not take the figures: {type(error).__name__}: {error}")
 
 
 def log_figure(logger: Logger, name: str, figure: Figure, step: int) -> None:

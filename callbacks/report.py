@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from pgb_lightning.architectures import Encoder, find_encoder
 from pgb_lightning.callbacks.dense_scores import dense_scores as read_dense_scores
-from pgb_lightning.callbacks.images import log_figure, takes_images
+from pgb_lightning.callbacks.images import log_figures, takes_images
 from pgb_lightning.callbacks.outcome import run_folder
 from pgb_lightning.callbacks.pgb import PGBCallback
 from pgb_lightning.callbacks.strategy import shards_first
@@ -175,9 +175,9 @@ class PGBReport(pl.Callback):
         if loggers and not has_matplotlib():
             rank_zero_warn('PGBReport: figures for loggers need matplotlib: pip install "pgb-lightning[figures]".')
         elif loggers and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            for name, figure in draw_all(self._plan, self.facts).items():
-                for logger in loggers:
-                    log_figure(logger, f"pgb/{name}", figure, trainer.global_step)
+            figures = {f"pgb/{name}": figure for name, figure in draw_all(self._plan, self.facts).items()}
+            for logger in loggers:
+                log_figures(logger, figures, trainer.global_step)
 
     def _folder(self, trainer: pl.Trainer) -> Path | None:
         """Find the report's folder, on every rank."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 from entries import Entering, Whole, make_trainer, train_loader
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from own import OwnModule, make_loader, shapes
 from tiny import classifier
@@ -64,6 +64,24 @@ def test_the_file_lies_in_the_logger_s_folder(trainer: MakeTrainer, tmp_path: Pa
     pgb = PGBCallback()
     trainer(pgb, logger=logger).fit(OwnModule(), make_loader())
     assert PruningPlan.load(Path(logger.log_dir) / "plan.json") == pgb.plan
+
+
+def test_where_a_logger_has_no_folder_for_each_run_the_plan_lies_with_the_checkpoints(
+    trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    class OneFolder(Logger):  # as W&B's, MLflow's and Comet's are
+        name, version, save_dir = "all", "1", str(tmp_path / "all")
+
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+            """Keep nothing."""
+
+        def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+            """Keep nothing."""
+
+    pgb, saved = PGBCallback(), ModelCheckpoint(tmp_path / "run")
+    trainer(pgb, saved, logger=OneFolder(), enable_checkpointing=True).fit(OwnModule(), make_loader())
+    assert PruningPlan.load(tmp_path / "run" / "plan.json") == pgb.plan
+    assert not (tmp_path / "all").exists()
 
 
 def test_the_plan_is_carried_out_again_without_calibration(path: Path, trainer: MakeTrainer) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CometLogger, CSVLogger, MLFlowLogger, Tens
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pgb_lightning.callbacks.images import log_figure, takes_images, to_pixels
+from pgb_lightning.callbacks.images import log_figure, log_figures, takes_images, to_pixels
 
 
 class Recorder:
@@ -107,3 +107,26 @@ def test_other_loggers_are_left_alone(figure: Figure, tmp_path: Path) -> None:
     assert not takes_images(logger)
     log_figure(logger, "pgb/groups", figure, step=0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_logger_that_refuses_costs_a_warning_and_not_the_fit(figure: Figure, tmp_path: Path) -> None:
+    class Away(WithLogImage):
+        tried = 0
+
+        def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
+            self.tried += 1
+            raise ConnectionError("the service is away")
+
+    logger = Away(str(tmp_path))
+    with pytest.warns(UserWarning, match="Away did not take the figures: ConnectionError: the service is away"):
+        log_figures(logger, {"pgb/groups": figure, "pgb/kept": figure}, step=0)
+    assert logger.tried == 1
+
+
+def test_a_log_image_that_means_something_else_is_left_alone(figure: Figure, tmp_path: Path) -> None:
+    class Other(CSVLogger):
+        def log_image(self, path: str) -> None:
+            raise AssertionError
+
+    with pytest.warns(UserWarning, match="Other did not take the figures: TypeError"):
+        log_figures(Other(str(tmp_path)), {"pgb/groups": figure}, step=0)
