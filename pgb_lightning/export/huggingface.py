@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,12 +120,17 @@ def empty_folder(folder: str | Path) -> Path:
 
 
 def check_folder(folder: str | Path) -> None:
-    """Require a name at which nothing is, or an empty folder.
+    """Require a name at which nothing is and a folder can be made, or an empty folder.
 
     Raises:
-        ValueError: There is a file, or something in the folder.
+        ValueError: There is a file, or something in the folder, or nothing may be written there.
     """
     path = Path(folder)
+    nearest = next((parent for parent in (path, *path.absolute().parents) if parent.exists()), path)
+    if nearest != path and not nearest.is_dir():
+        raise ValueError(f"{str(folder)!r} lies under {str(nearest)!r}, which is a file; name another folder.")
+    if nearest.is_dir() and not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"{str(folder)!r} cannot be written: {str(nearest)!r} does not allow it; name another folder.")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         what = "a folder with files in it" if path.is_dir() else "a file"
         raise ValueError(f"{str(folder)!r} is {what}; name a new or an empty folder.")

@@ -24,9 +24,15 @@ def run_report(path: str, output_dir: str = "report") -> Path:
 
     Returns:
         The page.
+
+    Raises:
+        MisconfigurationException: ``path`` holds no plan, or the folder cannot be written.
     """
     plan, facts = _read(Path(path))
-    page = write_report(output_dir, plan, facts)
+    try:
+        page = write_report(output_dir, plan, facts)
+    except OSError as error:
+        raise MisconfigurationException(f"output_dir={output_dir!r} cannot be written: {error}.") from None
     console = Console()
     console.print(plan_table(plan))
     console.print(f"Report: {page}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -25,6 +26,7 @@ from pgb_lightning import PruningConfig, dense_twin, prune
 from pgb_lightning.architectures import find_encoder
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.export import export_dense, export_huggingface, to_exported
+from pgb_lightning.export.huggingface import check_folder
 from pgb_lightning.surgery import is_grouped, matches
 
 
@@ -209,6 +211,16 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="is a file"):
             write(pruned("bert"), tmp_path / "mine.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"out' lies under '.*mine\.txt', which is a file; name another folder"):
+        check_folder(tmp_path / "mine.txt" / "deep" / "out")
+    check_folder(tmp_path / "new" / "out")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(ValueError, match=r"out' cannot be written: '.*' does not allow it; name another folder"):
+        check_folder(tmp_path / "new" / "out")
 
 
 def test_what_is_no_transformers_model_is_named(tmp_path: Path) -> None:

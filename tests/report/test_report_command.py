@@ -63,6 +63,13 @@ def test_what_holds_no_plan_is_refused_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_made_is_refused_in_one_line(made: Make, tmp_path: Path) -> None:
+    plan, _ = made()
+    plan.save(tmp_path / "plan.json")
+    with pytest.raises(SystemExit, match=r"^pgb: output_dir='.*plan\.json/out' cannot be written: .*Not a directory"):
+        main(["report", "--path", str(tmp_path / "plan.json"), "--output_dir", str(tmp_path / "plan.json" / "out")])
+
+
 def test_the_module_runs_as_a_program(made: Make, tmp_path: Path) -> None:
     made()[0].save(tmp_path / "plan.json")
     words = ["--path", str(tmp_path / "plan.json"), "--output_dir", str(tmp_path / "out")]
