@@ -125,6 +125,8 @@ def check_folder(folder: str | Path) -> None:
     Raises:
         ValueError: There is a file, or something in the folder, or nothing may be written there.
     """
+    if not str(folder):
+        raise ValueError("'' names no folder; name a new or an empty one.")
     path = Path(folder)
     nearest = next((parent for parent in (path, *path.absolute().parents) if parent.exists()), path)
     if nearest != path and not nearest.is_dir():

@@ -217,6 +217,8 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"out' lies under '.*mine\.txt', which is a file; name another folder"):
         check_folder(tmp_path / "mine.txt" / "deep" / "out")
+    with pytest.raises(ValueError, match="'' names no folder"):
+        check_folder("")
     check_folder(tmp_path / "new" / "out")
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(ValueError, match=r"out' cannot be written: '.*' does not allow it; name another folder"):
