@@ -55,9 +55,7 @@ def compensate(
     check_plan(encoder, plan)
     stack = encoder.model.get_submodule(encoder.architecture.layers)
     assert isinstance(stack, nn.ModuleList)
-    streams = [Stream(given, encoder.model.device) for given in inputs]
-    if ridge == "auto":
-        hold_out(streams)
+    streams = [Stream(given, encoder.model.device, hold_out=ridge == "auto") for given in inputs]
     originals: list[nn.Module] = []
     exact = True  # nothing pruned so far, so both streams are the same and there is nothing to refit
     with eval_mode(encoder.model), torch.no_grad():
@@ -85,14 +83,15 @@ class Stream:
     Args:
         given: The first layer's input; both models start from it.
         device: Where the layers run. The states wait in main memory.
+        hold_out: Whether some samples are held out, to choose the ridge by.
     """
 
-    def __init__(self, given: LayerInput, device: torch.device) -> None:
+    def __init__(self, given: LayerInput, device: torch.device, hold_out: bool = False) -> None:
         self.dense = self.pruned = given.hidden
         self.mask = given.attention_mask
         self.tokens = given.tokens
         self.device = device
-        self.held: Tensor | None = None  # which real tokens are of held-out samples, (T,)
+        self.held = held_out(given.tokens).to(device) if hold_out else None
 
     def inputs(self) -> tuple[Tensor, Tensor]:
         """Return the real tokens' states in the pruned and in the dense model, (T, d) each."""
@@ -105,14 +104,6 @@ class Stream:
     def run(self, encoder: Encoder, layer: nn.Module, sublayer: Sublayer, hidden: Tensor) -> Tensor:
         """Run one sublayer on (B, S, d) hidden states."""
         return encoder.run(layer, sublayer, hidden.to(self.device), self.mask).cpu()
-
-
-def hold_out(streams: list[Stream]) -> None:
-    """Hold some samples out, to choose the ridge by."""
-    samples = 0
-    for stream in streams:
-        stream.held = held_out(stream.tokens, samples).to(stream.device)
-        samples += len(stream.tokens)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 #: What "auto" means where there is nothing to choose by: in predictions, and with too few samples.
 USUAL_RIDGE = 1e-2
 
-#: One calibration sample in so many is held out.
+#: One calibration sample of a batch in so many is held out.
 HELD_OUT = 5
 
 
@@ -79,19 +79,22 @@ def choose_ridge(
     return max(RIDGES, key=lambda choice: held.explained(fitted.solve(start, choice)))
 
 
-def held_out(tokens: Tensor, first: int) -> Tensor:
+def held_out(tokens: Tensor) -> Tensor:
     """Say which real tokens of a batch are of held-out samples.
+
+    That depends on nothing but the place in the batch, so that it is the same however many processes share the batches:
+    each fifth sample, or the last of a smaller batch; none of a batch of one.
 
     Args:
         tokens: Which positions are real tokens, (B, S), bool.
-        first: How many samples came before.
 
     Returns:
         For each real token, in order, whether its sample is held out, (T,), bool.
 
     Example:
-        >>> held_out(torch.ones(5, 2, dtype=torch.bool), first=1).tolist()
-        [False, False, False, False, False, False, True, True, False, False]
+        >>> held_out(torch.ones(3, 2, dtype=torch.bool)).tolist()
+        [False, False, False, False, True, True]
     """
-    numbers = torch.arange(first, first + len(tokens), device=tokens.device)
-    return (numbers % HELD_OUT == HELD_OUT - 1).repeat_interleave(tokens.sum(1))
+    step = min(HELD_OUT, len(tokens))
+    samples = torch.arange(1, len(tokens) + 1, device=tokens.device)
+    return ((samples % max(step, 1) == 0) & (step > 1)).repeat_interleave(tokens.sum(1))

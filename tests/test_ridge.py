@@ -85,7 +85,11 @@ def test_a_number_is_taken_as_it_is_and_too_few_samples_give_the_usual_one() -> 
 
 def test_whole_samples_are_held_out_and_padding_is_not_counted() -> None:
     tokens = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1]], dtype=torch.bool)
-    assert held_out(tokens, first=HELD_OUT - 2).tolist() == [False, False, True, False, False, False]
+    assert held_out(tokens).tolist() == [False, False, False, True, True, True]
+    full = torch.ones(2 * HELD_OUT + 1, 1, dtype=torch.bool)
+    assert held_out(full).nonzero().flatten().tolist() == [HELD_OUT - 1, 2 * HELD_OUT - 1]
+    assert not held_out(full[:1]).any()
+    assert held_out(full[:0]).tolist() == []
 
 
 @pytest.mark.parametrize("preset", ["balanced", "default"])
