@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,12 @@ def private_dataset_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     datasets.disable_progress_bars()
     yield cache
     datasets.config.HF_DATASETS_CACHE = usual
+
+
+@pytest.fixture(autouse=True)
+def heard_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `caplog` hear Lightning, which keeps its messages to itself where nobody listened when it was imported."""
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
 
 
 @pytest.fixture(scope="session")

@@ -93,11 +93,7 @@ def test_a_checkpoint_callback_keeps_the_pruned_model(trainer: MakeTrainer, tmp_
         assert shapes(Entering.load_from_checkpoint(tmp_path / f"{name}.ckpt")) == shapes(module)
 
 
-def test_the_summary_counts_the_pruned_model(
-    trainer: MakeTrainer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Where no root handler is there when Lightning is imported, its logger keeps messages to itself.
-    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
+def test_the_summary_counts_the_pruned_model(trainer: MakeTrainer, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         _, module = orders(trainer, ModelSummary, Entering, enable_model_summary=True)
     printed = caplog.text
