@@ -170,7 +170,7 @@ class SublayerFit:
         """
         width = self.dense(kinds[0]).in_features
         everything = torch.arange(width, device=self.encoder.model.device).view(1, -1)
-        moments = SplitMoments(everything, everything, width, width)
+        moments = SplitMoments(everything, everything, width, width, self.ridge == "auto")
         dense_inputs = None if self.errors is None else Covariance(width, everything.device)
         for stream in streams:
             inputs, targets = stream.inputs()
@@ -192,7 +192,7 @@ class SublayerFit:
         """Refit O or W2, whose input depends on the matrices just refitted."""
         dense, pruned = self.dense(kind), self.pruned(kind)
         assert isinstance(pruned, (nn.Linear, GroupedLinear))
-        moments = SplitMoments(*_blocks(pruned), pruned.in_features, dense.out_features)
+        moments = SplitMoments(*_blocks(pruned), pruned.in_features, dense.out_features, self.ridge == "auto")
         for stream in streams:
             targets = self._run_dense(stream, dense)
             with _captured(pruned) as calls:

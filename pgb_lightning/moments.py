@@ -48,6 +48,7 @@ class Moments:
         (groups, m), (_, n) = rows.shape, columns.shape
         zeros = partial(torch.zeros, dtype=torch.float64, device=rows.device)
         self.rows, self.columns = rows, columns
+        self.whole = torch.equal(rows, torch.arange(num_inputs, device=rows.device).view(1, -1))
         self.power = zeros(groups, m, m)
         self.cross = zeros(groups, m, n)
         self.mean_x = zeros(num_inputs)
@@ -64,7 +65,7 @@ class Moments:
             self.origin = x.mean(0, dtype=torch.float64)
         x = x.float() - self.origin.float()
         y = y.float()
-        blocks = x[:, self.rows].transpose(0, 1)
+        blocks = x.unsqueeze(0) if self.whole else x[:, self.rows].transpose(0, 1)
         add_gram(self.power, blocks)
         self.cross += torch.bmm(blocks.transpose(1, 2), y[:, self.columns].transpose(0, 1))
         self.mean_x += x.sum(0, dtype=torch.float64)

@@ -117,9 +117,11 @@ def make_plan(
         key: second_order_importance(linear.weight.T, statistics.fisher[key]) for key, linear in encoder.linears()
     }
 
+    identity = fingerprint(encoder)
+
     def finished(matrices: Iterable[MatrixPlan], **record: Any) -> PruningPlan:
         settings = {**config.to_dict(), **record}
-        return PruningPlan(encoder.model_type, tuple(matrices), settings, statistics.num_samples, fingerprint(encoder))
+        return PruningPlan(encoder.model_type, tuple(matrices), settings, statistics.num_samples, identity)
 
     if config.search == "groups":
         demands = {key: Demand.of(importance, config.max_groups) for key, importance in importances.items()}

@@ -29,12 +29,13 @@ class SplitMoments:
         columns: Targets of each block, (G, n).
         num_inputs: M.
         num_targets: N.
+        split: Whether any samples are held out, on any process; else nothing is summed up for them.
     """
 
-    def __init__(self, rows: Tensor, columns: Tensor, num_inputs: int, num_targets: int) -> None:
+    def __init__(self, rows: Tensor, columns: Tensor, num_inputs: int, num_targets: int, split: bool = True) -> None:
         make = partial(Moments, rows, columns, num_inputs, num_targets)
-        self.fitted, self.held = make(), make()
-        self.all = self.fitted
+        self.fitted = self.all = make()
+        self.held = make() if split else None
 
     def add(self, x: Tensor, y: Tensor, held: Tensor | None) -> None:
         """Add a batch of tokens.
@@ -44,7 +45,7 @@ class SplitMoments:
             y: Targets, (T, N).
             held: Which tokens are of held-out samples, (T,), bool; ``None`` if none is.
         """
-        if held is None:
+        if held is None or self.held is None:
             self.fitted.add(x, y)
         else:
             self.fitted.add(x[~held], y[~held])
@@ -53,8 +54,9 @@ class SplitMoments:
     def finish(self, all_reduce: AllReduce) -> None:
         """Sum over processes and take out the means."""
         self.fitted.finish(all_reduce)
-        self.held.finish(all_reduce)
-        self.all = self.fitted.merged(self.held) if self.held.count else self.fitted
+        if self.held is not None:
+            self.held.finish(all_reduce)
+            self.all = self.fitted.merged(self.held) if self.held.count else self.fitted
 
 
 def usual(ridge: Ridge) -> float:
@@ -73,7 +75,7 @@ def choose_ridge(
         problem: Makes Eq. 4 of moments.
         start: The weights before, (G, m, n).
     """
-    if ridge != "auto" or not moments.held.count or not moments.fitted.count:
+    if ridge != "auto" or moments.held is None or not moments.held.count or not moments.fitted.count:
         return usual(ridge)
     fitted, held = problem(moments.fitted), problem(moments.held)
     return max(RIDGES, key=lambda choice: held.explained(fitted.solve(start, choice)))
