@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from datasets import Dataset, Value
+from datasets import ClassLabel, Dataset, Value
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
@@ -159,6 +159,12 @@ class TextDataModule(L.LightningDataModule):
         if name not in self._splits:
             self._splits[name] = self._tokenized(name)
         return self._splits[name]
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """What the training rows call their classes, in the order of the labels; none where they only number them."""
+        feature = self.split("train").features.get("labels")
+        return tuple(feature.names) if isinstance(feature, ClassLabel) else ()
 
     def prepare_data(self) -> None:
         """Download and tokenize into the cache of `datasets`; Lightning calls this on one rank only."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, load_dataset
+from datasets import ClassLabel, Dataset, load_dataset
 
 from pgb_lightning.datamodules.base import TextDataModule
 from pgb_lightning.packaged import MINILM_ALIAS, package_folder
@@ -66,7 +66,8 @@ class FilmReviewsDataModule(TextDataModule):
         ratings = np.asarray(rows.with_format("numpy")["sentiment"][:])
         clear = np.random.default_rng(HOLDOUT_SEED).permutation(np.flatnonzero(np.abs(ratings) >= NEUTRAL))
         chosen = clear[:HOLDOUT] if split == "validation" else clear[HOLDOUT:]
-        return rows.select(chosen).map(to_label, batched=True, desc=f"Labelling {split}")
+        labelled = rows.select(chosen).map(to_label, batched=True, desc=f"Labelling {split}")
+        return labelled.cast_column("label", ClassLabel(names=["negative", "positive"]))
 
     def describe(self, split: str) -> str:
         """Say where the rows come from, for messages."""

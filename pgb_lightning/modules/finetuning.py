@@ -64,9 +64,8 @@ class FineTuning(L.LightningModule):
         read_weights = fine_tuned_ckpt is None and hf_config is None
         self.model = self._build(str(model_name_or_path), hf_config, read_weights)
         follow_state_dict(self)
-        # Checkpoints are read with `weights_only=True`: plain values only, hence the trip through JSON.
         self.hparams["model_name_or_path"] = str(model_name_or_path)
-        self.hparams["hf_config"] = json.loads(self.model.config.to_json_string(use_diff=False))
+        self._remember_config()
         if fine_tuned_ckpt is not None:
             self._load_fine_tuned(fine_tuned_ckpt)
 
@@ -98,6 +97,11 @@ class FineTuning(L.LightningModule):
         # `from_pretrained` returns evaluation mode, which Lightning would keep: no dropout in training.
         model.train()
         return model
+
+    def _remember_config(self) -> None:
+        """Keep the configuration for checkpoints."""
+        # They are read with `weights_only=True`: plain values only, hence the trip through JSON.
+        self.hparams["hf_config"] = json.loads(self.model.config.to_json_string(use_diff=False))
 
     def _load_fine_tuned(self, path: str) -> None:
         try:

@@ -88,13 +88,19 @@ class TextClassification(FineTuning):
     # ---- steps --------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Check that the data has as many labels as the head."""
-        served = getattr(getattr(self.trainer, "datamodule", None), "num_labels", self.num_labels)
+        """Check that the data has as many labels as the head; call the classes what the training data calls them."""
+        data = getattr(self.trainer, "datamodule", None)
+        served = getattr(data, "num_labels", self.num_labels)
         if served != self.num_labels:
             raise MisconfigurationException(
                 f"The data has num_labels={served}, the model has {self.num_labels}; set the model's task or "
                 "num_labels to match the data (1 means regression)."
             )
+        names = getattr(data, "label_names", ()) if stage == "fit" else ()
+        if len(names) == self.num_labels and _are_numbers(self.model.config.id2label):
+            self.model.config.id2label = dict(enumerate(names))
+            self.model.config.label2id = {name: number for number, name in enumerate(names)}
+            self._remember_config()
 
     def forward(self, **inputs: torch.Tensor) -> SequenceClassifierOutput:
         """Run the transformers model."""
@@ -173,6 +179,11 @@ def _find_task(name: str | None) -> GLUETask | None:
         return None if name is None else get_task(name)
     except ValueError as error:
         raise MisconfigurationException(str(error)) from None
+
+
+def _are_numbers(names: dict[int, str]) -> bool:
+    """Tell the names that transformers makes up from given ones."""
+    return all(name == f"LABEL_{number}" for number, name in names.items())
 
 
 def _count_labels(task: GLUETask | None, num_labels: int | None) -> int:

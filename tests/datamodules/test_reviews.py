@@ -35,6 +35,7 @@ def test_labels_follow_the_ratings(reviews: FilmReviewsDataModule) -> None:
     assert [int(rating > 0) for rating in rows["sentiment"]] == rows["label"][:]
     assert all(isinstance(text, str) and text for text in rows["text"])
     assert 600 < sum(rows["label"]) < 900
+    assert reviews.label_names == ("negative", "positive")
 
 
 @needs_reviews

@@ -81,6 +81,37 @@ def test_it_learns(model_type: str, tiny_model_folder: Folder, glue_folder: Fold
     assert trainer.callback_metrics["train_loss"] < 0.4
 
 
+def test_classes_are_called_what_the_data_calls_them(
+    tiny: str, data: Callable[..., GLUEDataModule], tmp_path: Path
+) -> None:
+    module = TextClassification(tiny, task="mnli")
+    assert module.model.config.id2label[2] == "LABEL_2"
+    trainer = quiet_trainer(max_steps=1, limit_val_batches=0)
+    trainer.fit(module, data("mnli"))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    names = {0: "class_0", 1: "class_1", 2: "class_2"}
+    for named in (module, TextClassification.load_from_checkpoint(tmp_path / "last.ckpt")):
+        assert named.model.config.id2label == names
+        assert named.model.config.label2id == {name: number for number, name in names.items()}
+
+
+def test_classes_keep_names_that_the_model_came_with(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
+    module = TextClassification(tiny, task="sst2")
+    module.model.config.id2label = {0: "bad", 1: "good"}
+    quiet_trainer(max_steps=1, limit_val_batches=0).fit(module, data())
+    assert module.model.config.id2label == {0: "bad", 1: "good"}
+
+
+def test_data_that_does_not_name_its_classes_leaves_them_numbered(
+    tiny: str, data: Callable[..., GLUEDataModule]
+) -> None:
+    module = TextClassification(tiny, task="sst2")
+    served = data()
+    loaders = served.train_dataloader(), served.val_dataloader()
+    quiet_trainer(max_steps=1, limit_val_batches=0).fit(module, *loaders)
+    assert module.model.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+
+
 def test_dropout_is_on_in_training(tiny: str) -> None:
     module = TextClassification(tiny)
     assert all(part.training for part in module.modules())
