@@ -20,6 +20,7 @@ Example:
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 from collections.abc import Sequence
@@ -116,6 +117,7 @@ def train(
     Returns:
         Validation metrics before and after training; before, none without callbacks.
     """
+    gc.collect()  # a Trainer and its module hold each other: the last model goes before the next one comes
     before = ScoreBeforeTraining()
     trainer = L.Trainer(
         max_epochs=epochs,
