@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -97,7 +98,7 @@ class TextClassification(FineTuning):
                 "num_labels to match the data (1 means regression)."
             )
         names = getattr(data, "label_names", ()) if stage == "fit" else ()
-        if len(names) == self.num_labels and _are_numbers(self.model.config.id2label):
+        if len(names) == self.num_labels and _are_numbers((self.model.config.id2label or {}).values()):
             self.model.config.id2label = dict(enumerate(names))
             self.model.config.label2id = {name: number for number, name in enumerate(names)}
             self._remember_config()
@@ -181,9 +182,9 @@ def _find_task(name: str | None) -> GLUETask | None:
         raise MisconfigurationException(str(error)) from None
 
 
-def _are_numbers(names: dict[int, str]) -> bool:
+def _are_numbers(names: Iterable[str]) -> bool:
     """Tell the names that transformers makes up from given ones."""
-    return all(name == f"LABEL_{number}" for number, name in names.items())
+    return all(name == f"LABEL_{number}" for number, name in enumerate(names))
 
 
 def _count_labels(task: GLUETask | None, num_labels: int | None) -> int:
