@@ -43,11 +43,6 @@ def reader(model_type: str) -> PreTrainedModel:
     return model
 
 
-def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Compare outputs of the same weights: products may round otherwise where these lie elsewhere in memory."""
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-
-
 # ---- what loads -----------------------------------------------------------------------------------------------
 
 
@@ -57,7 +52,7 @@ def test_a_classifier_loads_bit_for_bit(model_type: str, ratio: float, tmp_path:
     model = pruned(model_type, ratio)
     loaded = AutoModelForSequenceClassification.from_pretrained(export_huggingface(model, tmp_path / "out"))
     assert loaded.config.model_type == f"pgb-lightning-{model_type}"
-    assert_same(logits(loaded), logits(model))
+    assert torch.equal(logits(loaded), logits(model))
     stored = model.state_dict()
     assert loaded.state_dict().keys() == stored.keys()
     assert all(torch.equal(value, stored[name]) for name, value in loaded.state_dict().items())
@@ -69,8 +64,8 @@ def test_a_model_for_questions_loads_bit_for_bit(model_type: str, tmp_path: Path
     loaded = AutoModelForQuestionAnswering.from_pretrained(export_huggingface(model, tmp_path / "out"))
     inputs = {name: value for name, value in batches(1)[0].items() if name != "labels"}
     with torch.no_grad():
-        assert_same(loaded(**inputs).start_logits, model(**inputs).start_logits)
-        assert_same(loaded(**inputs).end_logits, model(**inputs).end_logits)
+        assert torch.equal(loaded(**inputs).start_logits, model(**inputs).start_logits)
+        assert torch.equal(loaded(**inputs).end_logits, model(**inputs).end_logits)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +90,7 @@ def test_settings_of_from_pretrained(settings: dict[str, Any], tmp_path: Path) -
     if settings.get("attn_implementation") == "eager":
         torch.testing.assert_close(logits(loaded), logits(model))
     else:
-        assert_same(logits(loaded), logits(model))
+        assert torch.equal(logits(loaded), logits(model))
 
 
 def test_half_precision(tmp_path: Path) -> None:
@@ -111,7 +106,7 @@ def test_half_precision(tmp_path: Path) -> None:
     export_huggingface(halved, tmp_path / "half")
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "half")
     assert again.dtype == torch.float16
-    torch.testing.assert_close(logits(again), logits(halved), rtol=0, atol=1e-3)
+    assert torch.equal(logits(again), logits(halved))
 
 
 def test_loaded_info_is_returned_when_asked_for(tmp_path: Path) -> None:
@@ -144,7 +139,7 @@ def test_a_loaded_model_is_saved_counted_made_dense_and_exported_again(model_typ
     export_huggingface(loaded, tmp_path / "exported")
     for folder in ("saved", "exported"):
         again = AutoModelForSequenceClassification.from_pretrained(tmp_path / folder)
-        assert_same(logits(again), logits(model))
+        assert torch.equal(logits(again), logits(model))
     assert encoder_cost(find_encoder(loaded)) == encoder_cost(find_encoder(model))
     assert find_encoder(loaded).model_type == model_type
     twin = dense_twin(loaded)
