@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import BasePredictionWriter
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import distributed
 
+from pgb_lightning.callbacks.folder_writer import FolderWriter
 from pgb_lightning.datamodules.squad import SQuADDataModule
 from pgb_lightning.modules.question_answering import QuestionAnswering
 from pgb_lightning.modules.squad_metrics import best_answers
 
 
-class AnswerWriter(BasePredictionWriter):
+class AnswerWriter(FolderWriter):
     """Write `trainer.predict`'s results as `predictions.json`: the answer to each question, by its id.
 
     For SQuAD 2.0 a question gets "" where "no answer" scores better than the best span by more than the module's
     `null_threshold`, which validation sets; `null_odds.json` holds by how much it does. Under `ddp` the processes'
-    windows are put together, each once.
+    windows are put together, each once. Nothing is written unless all windows were predicted.
 
     Args:
         output_dir: Folder for the files; made if it is not there.
@@ -39,11 +38,6 @@ class AnswerWriter(BasePredictionWriter):
         >>> # Trainer(callbacks=[writer]).predict(module, datamodule=SQuADDataModule(...))
     """
 
-    def __init__(self, output_dir: str, overwrite: bool = False) -> None:
-        super().__init__(write_interval="epoch")
-        self.output_dir = Path(output_dir).expanduser()
-        self.overwrite = overwrite
-
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what cannot be written before anything is computed."""
         super().setup(trainer, pl_module, stage)
@@ -55,11 +49,8 @@ class AnswerWriter(BasePredictionWriter):
                 "AnswerWriter needs a QuestionAnswering module and the data of a SQuADDataModule, not "
                 f"{type(pl_module).__name__} and {type(data).__name__}; give both, or leave the callback out."
             )
-        path = self.output_dir / "predictions.json"
-        if path.exists() and not self.overwrite:
-            raise MisconfigurationException(
-                f"AnswerWriter: {path} is there already; remove it, give another output_dir, or set overwrite: true."
-            )
+        names = ["predictions.json", *(["null_odds.json"] if pl_module.version == "2.0" else [])]
+        self.check_free(self.output_dir / name for name in names)
 
     def write_on_epoch_end(
         self,
@@ -75,9 +66,18 @@ class AnswerWriter(BasePredictionWriter):
             distributed.all_gather_object(shares, own)
         if not trainer.is_global_zero:
             return
-        examples = trainer.datamodule.examples("validation")  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        windows, count = np.concatenate(shares), len(data.split("validation"))
+        seen = len(np.unique(windows[:, :2], axis=0))
+        if seen < count:
+            rank_zero_warn(
+                f"{self.output_dir / 'predictions.json'} is not written: only {seen} of the {count} windows of the "
+                "questions' contexts were predicted."
+            )
+            return
+        examples = data.examples("validation")
         ids = list(examples["id"])
-        answers = best_answers(np.concatenate(shares), list(examples["context"]))
+        answers = best_answers(windows, list(examples["context"]))
         assert isinstance(pl_module, QuestionAnswering)
         threshold = float(pl_module.null_threshold) if pl_module.version == "2.0" else np.inf
         texts = {ids[a.question]: "" if a.no_answer > threshold else a.text for a in answers}

@@ -97,6 +97,12 @@ class Distillation(pl.Callback):
                 "compared layer by layer; use one device or strategy='ddp'."
             )
         name, model = self._find(pl_module)
+        if self.logits_weight and _is_bare(model):
+            raise MisconfigurationException(
+                f"Distillation: logits_weight={self.logits_weight} asks for scores, but {type(model).__name__} has "
+                "none: the module's head is outside of the transformers model. Set logits_weight=0 to learn from "
+                "hidden states alone, or hold a transformers model with a head."
+            )
         if is_grouped(find_encoder(pl_module, self.encoder)) and self.teacher_path is None:
             if self.teacher is None:
                 raise MisconfigurationException(
@@ -154,9 +160,9 @@ class Distillation(pl.Callback):
         if self.logits_weight:
             if not call.scores():
                 raise MisconfigurationException(
-                    f"Distillation: {type(self.teacher.model).__name__} returns no logits by name: its head is not in "
-                    "the transformers model, or it was told return_dict=False. Set logits_weight=0 to learn from "
-                    "hidden states alone."
+                    f"Distillation: {type(self.teacher.model).__name__} returns no logits by name: it was told "
+                    "return_dict=False, or is a class without any. Set logits_weight=0 to learn from hidden states "
+                    "alone."
                 )
             kind = getattr(self.teacher.model.config, "problem_type", None)
             exclusive = kind in (None, "single_label_classification")
@@ -247,3 +253,8 @@ class Distillation(pl.Callback):
         if self._undo is not None:
             self._undo()
             self._undo = None
+
+
+def _is_bare(model: PreTrainedModel) -> bool:
+    """Tell a model of transformers itself that has no head. What a class of the user's returns, a run shows."""
+    return model.base_model is model and type(model).__module__.startswith("transformers.")

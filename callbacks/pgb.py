@@ -239,8 +239,13 @@ class PGBCallback(pl.Callback):
                 self.plan = PruningPlan.from_dict(state["plan"]) if state["plan"] else None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse optimizers that hold parameters from before the pruning."""
+        """Refuse optimizers that hold parameters from before the pruning; mention an encoder without dropout."""
         check_optimizers(trainer, pl_module)
+        if pl_module.training and not find_encoder(pl_module, self.encoder).model.training:
+            rank_zero_warn(
+                "PGB: the encoder is in eval mode, as from_pretrained returns it and Lightning leaves it, so it is "
+                "re-finetuned without dropout; call .train() on it in __init__ unless that is what you want."
+            )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the strategy as it was if the fit fails before the pruning."""

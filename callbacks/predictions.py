@@ -10,17 +10,17 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from pgb_lightning.callbacks.folder_writer import FolderWriter
 from pgb_lightning.datamodules.glue import GLUEDataModule
 
 HIGHEST_SCORE = 5.0
 """STS-B's scores go from 0 to this."""
 
 
-class PredictionWriter(BasePredictionWriter):
+class PredictionWriter(FolderWriter):
     """Write `trainer.predict`'s results as the GLUE leaderboard takes them: a TSV file a test split.
 
     A file has the columns `index` (the row's number in its split) and `prediction`: a class name for MNLI, QNLI and
@@ -42,23 +42,13 @@ class PredictionWriter(BasePredictionWriter):
         >>> # Trainer(callbacks=[writer]).predict(module, datamodule=GLUEDataModule("sst2", ...))
     """
 
-    def __init__(self, output_dir: str, overwrite: bool = False) -> None:
-        super().__init__(write_interval="epoch")
-        self.output_dir = Path(output_dir).expanduser()
-        self.overwrite = overwrite
-
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what cannot be written before anything is computed."""
         super().setup(trainer, pl_module, stage)
         if stage != "predict":
             return
         data = _data(trainer)
-        present = [str(path) for path in self._paths(data) if path.exists()]
-        if present and not self.overwrite:
-            raise MisconfigurationException(
-                f"PredictionWriter: {', '.join(present)} is there already; remove it, give another output_dir, or set "
-                "overwrite: true."
-            )
+        self.check_free(self._paths(data))
         if not data.test_splits():
             rank_zero_warn(
                 f"{data.task.name} has no test split here: predicting the rows of "

@@ -97,7 +97,7 @@ def _named_loader(trainer: pl.Trainer, module: pl.LightningModule, source: str |
     if source is not None:
         names = " and ".join(type(holder).__name__ for holder in holders)
         raise MisconfigurationException(
-            f"calibration={source!r}: {names} has no attribute of that name; give the name of a loader or of a "
+            f"calibration={source!r}: there is no attribute of that name on {names}; give the name of a loader or of a "
             "method that returns one, or leave calibration out to use the training set."
         )
     return None

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedToken
 from pgb_lightning.config import CALIBRATION_SIZE
 from pgb_lightning.datamodules.checks import check_labels, check_texts
 from pgb_lightning.datamodules.sampling import LengthGroupedSampler, calibration_rows, shuffle_batches
-from pgb_lightning.packaged import resolve_model
+from pgb_lightning.packaged import naming_model, resolve_model
 
 SECRET_LABEL = -1
 """What the Hub writes for every label of a test split whose labels are not public."""
@@ -135,7 +135,8 @@ class TextDataModule(L.LightningDataModule):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's fast tokenizer."""
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve_model(self.model_name_or_path))
+        with naming_model(self.model_name_or_path):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve_model(self.model_name_or_path))
         if self.max_length > tokenizer.model_max_length:
             raise MisconfigurationException(
                 f"max_length={self.max_length} is more than model {self.model_name_or_path!r} takes; "
@@ -162,8 +163,9 @@ class TextDataModule(L.LightningDataModule):
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """What the training rows call their classes, in the order of the labels; none where they only number them."""
-        feature = self.split("train").features.get("labels")
+        """What the rows call their classes, in the order of the labels; none where they only number them."""
+        read = self._splits.get("train") or next(iter(self._splits.values()), None)
+        feature = (read or self.split("train")).features.get("labels")
         return tuple(feature.names) if isinstance(feature, ClassLabel) else ()
 
     def prepare_data(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import re
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -19,6 +21,7 @@ from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.export.command import run_export
 from pgb_lightning.rebuild import StructureError
 from pgb_lightning.report.command import run_report
+from pgb_lightning.suggestions import SuggestingParser
 
 #: Commands that take no trainer, model or data, which LightningCLI would ask for.
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -26,6 +29,12 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "benchmark": benchmark.run,
     "report": run_report,
 }
+
+#: What may stand for a checkpoint's path beside a file: Lightning's own words, and places that are not on a disk here.
+CHECKPOINT_WORDS = r"best|last|hpc|registry(:.*)?|\w+://.*"
+
+#: A word of the command line that sets something of the model.
+MODEL_SETTING = r"--model\.(?:init_args\.)?(\w+)"
 
 #: What the Trainer's commands do here.
 DESCRIPTIONS = {
@@ -71,8 +80,26 @@ class PGBCLI(LightningCLI):
             raise MisconfigurationException(
                 f"{name} takes its settings after its name: `pgb {name} --config FILE ...`."
             )
+        self._words = sys.argv[1:] if args is None else args
+        path = self.config[name].get("ckpt_path") if name else None
+        if path and not Path(path).exists() and not re.fullmatch(CHECKPOINT_WORDS, str(path)):
+            raise MisconfigurationException(
+                f"ckpt_path={path!r} is not there; give a checkpoint that a fit left (best.ckpt or last.ckpt in its "
+                "folder), or leave ckpt_path out to start from the model as it is."
+            )
 
     def _parse_ckpt_path(self) -> None:
+        """Let the checkpoint's hyperparameters replace those of the files, and the command line those of both."""
+        before = self.config.get(self.config.get("subcommand") or "", {}).get("model")
+        self._merge_checkpoint()
+        if not before or not self._checkpoint_file():
+            return
+        after = self.config[self.config.subcommand].model
+        given = {match[1] for word in self._words if (match := re.match(MODEL_SETTING, str(word)))}
+        for name in given.intersection(before.init_args.keys()):
+            after.init_args[name] = before.init_args[name]
+
+    def _merge_checkpoint(self) -> None:
         """Merge the checkpoint's hyperparameters into the configuration, whoever wrote the checkpoint.
 
         Lightning does it for checkpoints that the command line wrote, which say what class they belong to.
@@ -139,6 +166,7 @@ def run(args: list[str] | None = None) -> PGBCLI:
     if find_spec("shtab"):
         set_parsing_settings(add_print_completion_argument=True)
     return PGBCLI(
+        parser_class=SuggestingParser,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=42,
         parser_kwargs={
@@ -156,6 +184,8 @@ def main(args: list[str] | None = None) -> None:
         args: The command line's words; None takes them from the process.
     """
     words = sys.argv[1:] if args is None else args
+    if os.getcwd() not in sys.path:  # classes of one's own lie where one works; at the end, to hide no package
+        sys.path.append(os.getcwd())
     try:
         if words and words[0] in COMMANDS:
             auto_cli(COMMANDS[words[0]], args=words[1:], as_positional=False, prog=f"pgb {words[0]}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import shorten
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -62,3 +65,23 @@ def resolve_model(model_name_or_path: str) -> str:
         'bert-base-uncased'
     """
     return str(packaged_minilm()) if model_name_or_path == MINILM_ALIAS else model_name_or_path
+
+
+@contextmanager
+def naming_model(model_name_or_path: str) -> Iterator[None]:
+    """Say which setting is at fault where transformers cannot read a model, its configuration or its tokenizer.
+
+    Args:
+        model_name_or_path: What the user gave.
+
+    Raises:
+        MisconfigurationException: There is no such model, it cannot be fetched, or it is none.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise MisconfigurationException(
+            f"model_name_or_path={model_name_or_path!r} cannot be read; give a name on the Hub, a local folder that "
+            f"save_pretrained wrote, or {MINILM_ALIAS!r} for the packaged model. Transformers says: "
+            f"{shorten(str(error), 300)}"
+        ) from error

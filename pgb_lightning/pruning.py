@@ -51,6 +51,7 @@ def prune(
         The plan that was carried out.
 
     Raises:
+        TypeError: A batch is no mapping, and there is no ``loss`` that would understand it.
         ValueError: There is no such encoder, it is grouped already, the target cannot be reached, or
             calibration found no usable gradients. The model is as it was then.
 
@@ -240,7 +241,12 @@ def _report_shortfall(achieved: float, config: PruningConfig) -> None:
 def _model_loss(model: nn.Module) -> Loss:
     """Read the loss off a transformers model's output."""
 
-    def loss(batch: Mapping[str, Any]) -> Tensor:
+    def loss(batch: Any) -> Tensor:
+        if not isinstance(batch, Mapping):
+            raise TypeError(
+                f"a batch is a {type(batch).__name__}, not a mapping of the model's arguments: give batches such as "
+                "{'input_ids': ..., 'attention_mask': ..., 'labels': ...}, or loss=, a function of a batch."
+            )
         output = model(**batch)
         if getattr(output, "loss", None) is None:
             raise ValueError(

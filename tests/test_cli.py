@@ -114,6 +114,15 @@ def test_the_folder_of_the_first_weights_is_not_needed_again(finetuned: PGBCLI, 
     assert cli.trainer.callback_metrics["val_loss"] > 0
 
 
+def test_the_command_line_has_the_last_word_over_a_checkpoint(finetuned: PGBCLI, overrides: list[str]) -> None:
+    from_file = run(["validate", "--config", FINETUNE, *overrides, "--ckpt_path", LAST])
+    assert from_file.model.learning_rate == 0.001  # the checkpoint's, not the file's 2e-5
+    for given in (["--model.learning_rate", "0.5"], ["--model.init_args.learning_rate=0.5"]):
+        assert (
+            run(["validate", "--config", FINETUNE, *overrides, *given, "--ckpt_path", LAST]).model.learning_rate == 0.5
+        )
+
+
 def test_a_python_programs_checkpoint_is_evaluated(overrides: list[str]) -> None:
     model, folder = overrides[1], overrides[5]
     trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_progress_bar=False)
@@ -259,7 +268,7 @@ class OwnData(L.LightningDataModule):
         return DataLoader(TensorDataset(torch.ones(4, self.width)), batch_size=2)
 """
     )
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(tmp_path)])
     trainer = {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
     config = {
         "model": {"class_path": "own_classes.OwnModule", "init_args": {"width": 3}},
@@ -267,6 +276,7 @@ class OwnData(L.LightningDataModule):
         "trainer": {**trainer, "default_root_dir": str(tmp_path)},
     }
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", "--config", "own.yaml"])  # finds classes in the folder one is in
     cli = run(["fit", "--config", "own.yaml"])
     assert cli.trainer.global_step == 2
     cli.trainer.save_checkpoint("own.ckpt")
@@ -284,6 +294,12 @@ class OwnData(L.LightningDataModule):
         (FINETUNE, ["--data.batch_size", "0"], r"^pgb: batch_size=0 is out of range"),
         (FINETUNE, ["--data.task", "mnli"], r"train\.parquet has no column 'premise', 'hypothesis'"),
         (PRUNE, [], r"^pgb: fine_tuned_ckpt='runs/sst2/finetune/best\.ckpt' is not a file"),
+        (FINETUNE, ["--ckpt_path", "nobody.ckpt"], r"^pgb: ckpt_path='nobody\.ckpt' is not there; give a checkpoint"),
+        (
+            FINETUNE,
+            ["--model.model_name_or_path", "no/bo/dy"],
+            r"^pgb: model_name_or_path='no/bo/dy' cannot be read; give",
+        ),
         (
             PRUNE,
             ["--model.fine_tuned_ckpt", "null", "--trainer.callbacks.pruning_ratio", "1.5"],
@@ -307,7 +323,14 @@ def test_the_parsers_own_complaints_stay(overrides: list[str], capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--trainer.callbacks.pruning_ration", "0.3"], ["PGBCallback", "'pruning_ration' is not accepted"]),
+        (
+            ["--trainer.callbacks.pruning_ration", "0.3"],
+            [
+                "'pruning_ration' is not accepted",
+                "Did you mean 'pruning_ratio'?",
+                "--trainer.callbacks.help PGBCallback",
+            ],
+        ),
         (["--trainer.callbacks.pruning_ratio", "lots"], ["pruning_ratio", "Expected a <class 'float'>", "lots"]),
         (["--config", "no/such.yaml"], ["File does not exist: ", "no/such.yaml"]),
         (["--model", "NoSuchModule"], ["NoSuchModule"]),
@@ -325,5 +348,5 @@ def test_a_wrong_setting_is_named(words: list[str], expected: list[str], capsys:
 def test_benchmark_is_a_command_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match=r"pgb: batch_sizes=\[0\] is out of range"):
         main(["benchmark", "--batch_sizes", "[0]", "--out_dir", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"pgb: no plan can be read from 'nowhere.json'"):
+    with pytest.raises(SystemExit, match=r"pgb: plan='nowhere.json': no plan can be read"):
         main(["benchmark", "--plan", "nowhere.json"])

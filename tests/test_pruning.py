@@ -138,6 +138,10 @@ def test_bad_calls_leave_the_model_as_it_was() -> None:
     unlabelled = [{name: batch[name] for name in ("input_ids", "attention_mask")} for batch in batches(1)]
     with pytest.raises(ValueError, match="BertForSequenceClassification returned no loss: give batches with labels"):
         prune(model, unlabelled)
+    with pytest.raises(
+        TypeError, match=r"^a batch is a tuple, not a mapping of the model's arguments: give batches such"
+    ):
+        prune(model, [tuple(batch.values()) for batch in batches(1)])
     with pytest.raises(ValueError, match="the calibration loader is empty"):
         prune(model, [])
 

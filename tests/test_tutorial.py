@@ -10,6 +10,7 @@ from guides import ROOT, blocks
 
 from pgb_lightning import candidates
 from pgb_lightning.datamodules import reviews
+from pgb_lightning.packaged import packaged_minilm
 
 PRINTED = "ROWS = 3000  # of 8,572"
 
@@ -24,6 +25,7 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     exec(compile(program.replace(PRINTED, "ROWS = 96"), "docs/tutorial.md", "exec"), names)
 
     assert names["same"]
+    assert names["Reviews"](str(packaged_minilm())).bert.training
     assert names["pgb"].plan.pruning_ratio == pytest.approx(0.5, abs=0.01)
     assert names["cost"].parameters < 6_000_000 < sum(weight.numel() for weight in names["before"].parameters())
     assert (tmp_path / "runs" / "tutorial" / "exported" / "model.safetensors").stat().st_size < 75e6
@@ -31,3 +33,4 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     printed = capsys.readouterr().out
     assert "the checkpoint is the model in memory: True" in printed
     assert printed.count("'score'") == 2
+    assert "LABEL_" not in printed

@@ -81,10 +81,11 @@ def run(
     Raises:
         ValueError: A setting is out of range, or the plan belongs to another encoder.
     """
-    _check(pruning_ratios, batch_sizes, lengths, repeats)
+    _check(pruning_ratios, batch_sizes, lengths, repeats=repeats, num_layers=num_layers, num_threads=num_threads)
+    _check_device(device)
+    given = None if plan is None else _read_plan(plan)
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    given = None if plan is None else PruningPlan.load(plan)
     own = None if ckpt_path is None else read_source(ckpt_path).model
     dense = random_model(architecture, num_layers) if own is None else dense_twin(own)
     models = pruned_models(dense, pruning_ratios, num_groups, given)
@@ -128,12 +129,29 @@ def _write(results: dict[str, Any], folder: Path) -> None:
     (folder / "benchmark.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
-def _check(ratios: Sequence[float], batch_sizes: Sequence[int], lengths: Sequence[int], repeats: int) -> None:
-    for name, values in {"batch_sizes": batch_sizes, "lengths": lengths, "repeats": [repeats]}.items():
+def _check(ratios: Sequence[float], batch_sizes: Sequence[int], lengths: Sequence[int], **counts: int | None) -> None:
+    given = {name: [value] for name, value in counts.items() if value is not None}
+    for name, values in {"batch_sizes": batch_sizes, "lengths": lengths, **given}.items():
         if not values or min(values) < 1:
-            raise ValueError(f"{name}={list(values)} is out of range: give whole numbers of at least 1.")
+            value = values[0] if name in given else list(values)
+            raise ValueError(f"{name}={value} is out of range: give whole numbers of at least 1.")
     if not all(0 < ratio < 1 for ratio in ratios):
         raise ValueError(f"pruning_ratios={list(ratios)} is out of range: give shares strictly between 0 and 1.")
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"device={device!r} cannot be used here ({reason}); give 'cpu' or another.") from None
+
+
+def _read_plan(path: str) -> PruningPlan:
+    try:
+        return PruningPlan.load(path)
+    except ValueError as error:
+        raise ValueError(f"plan={path!r}: {error}") from None
 
 
 def _batch(model: PreTrainedModel, batch_size: int, length: int) -> dict[str, torch.Tensor]:

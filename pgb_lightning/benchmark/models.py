@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from pgb_lightning.architectures import MATRICES, Encoder, find_encoder
+from pgb_lightning.architectures import ARCHITECTURES, MATRICES, Encoder, find_encoder
 from pgb_lightning.calibration import Calibration
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.grouping import allowed_groups
@@ -24,7 +24,12 @@ def random_model(model_type: str, num_layers: int | None) -> PreTrainedModel:
     Args:
         model_type: The transformers ``model_type``; its configuration's defaults are the base size.
         num_layers: Layers; as many as the base size has if not given.
+
+    Raises:
+        ValueError: There is no map of such a model.
     """
+    if model_type not in ARCHITECTURES:
+        raise ValueError(f"architecture={model_type!r} has no map; choose one of {', '.join(sorted(ARCHITECTURES))}.")
     torch.manual_seed(0)
     layers = {} if num_layers is None else {_layers_name(model_type): num_layers}
     model: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]

@@ -118,7 +118,13 @@ def _usage(kind: str, pipeline: str, name: str) -> str:
     """Show the lines that load what lies in the folder."""
     if kind.endswith(".onnx"):
         lines = ["from onnxruntime import InferenceSession", f'session = InferenceSession("{kind}")']
-        return f"It takes what the tokenizer in this folder makes.\n\n{_code(lines)}"
+        dtype = "q8" if "quantized" in kind else "fp32"
+        script = [
+            "import { pipeline } from '@huggingface/transformers';",
+            f"const model = await pipeline('{pipeline}', 'THIS FOLDER', {{ dtype: '{dtype}' }});",
+        ]
+        own = "It takes what the tokenizer in this folder makes. In Python:"
+        return "\n\n".join([own, _code(lines), "With transformers.js:", _code(script, "js")])
     lines = ["import pgb_lightning  # pip install pgb-lightning: registers the model type"] if kind != "dense" else []
     head = next((end for end in PIPELINES if name.endswith(end)), "")
     if head == "ForSequenceClassification":
@@ -131,8 +137,8 @@ def _usage(kind: str, pipeline: str, name: str) -> str:
     return _code(lines)
 
 
-def _code(lines: list[str]) -> str:
-    return "\n".join(["```python", *lines, "```"])
+def _code(lines: list[str], language: str = "python") -> str:
+    return "\n".join([f"```{language}", *lines, "```"])
 
 
 def _hub_name(name: str | None) -> str | None:

@@ -53,5 +53,6 @@ def run_export(
 
 def _listing(folder: Path) -> list[str]:
     """Name the files of a folder with their sizes, the largest first."""
-    sizes = sorted(((path.stat().st_size, path.name) for path in folder.iterdir()), reverse=True)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    sizes = sorted(((path.stat().st_size, path.relative_to(folder).as_posix()) for path in files), reverse=True)
     return [f"{name} ({size / 1e6:.1f} MB)" if size >= 1e5 else name for size, name in sizes]

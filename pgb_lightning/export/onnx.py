@@ -24,8 +24,8 @@ from pgb_lightning.surgery import make_plain
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: File names as optimum and transformers.js know them.
-MODEL_FILE, QUANTIZED_FILE = "model.onnx", "model_quantized.onnx"
+#: Places as transformers.js takes them for granted, and optimum finds them.
+MODEL_FILE, QUANTIZED_FILE = "onnx/model.onnx", "onnx/model_quantized.onnx"
 
 #: Before it, torch.export refused these models or fixed the length of their inputs.
 OLDEST_TORCH = (2, 13)
@@ -43,8 +43,9 @@ def export_onnx(
 ) -> Path:
     """Write a pruned model for onnxruntime: any batch size, any length that the model takes.
 
-    The folder is laid out as optimum does it: ``model.onnx`` (``model_quantized.onnx`` if quantized), the plain
-    transformers model's ``config.json``, and the tokenizer. Nothing of this package is needed to run it.
+    The folder is laid out as transformers.js wants it, and optimum reads it: ``onnx/model.onnx``
+    (``onnx/model_quantized.onnx`` if quantized), the plain transformers model's ``config.json``, and the tokenizer.
+    Nothing of this package is needed to run it.
 
     Args:
         model: A transformers model of a mapped family, dense or grouped, such as ``module.model``.
@@ -69,16 +70,16 @@ def export_onnx(
         raise ValueError(f"quantize={quantize!r} is unknown; give 'int8', or None for single precision.")
     runner = _Runner(model, weights_right=quantize is not None)
     target = empty_folder(folder)
-    file = MODEL_FILE
+    (target / MODEL_FILE).parent.mkdir()
     _write_graph(runner, target / MODEL_FILE)
     if quantize is not None:
-        file = quantize_onnx(target / MODEL_FILE, target / QUANTIZED_FILE).name
+        quantize_onnx(target / MODEL_FILE, target / QUANTIZED_FILE)
         (target / MODEL_FILE).unlink()
     with torch.device("meta"):
         plain = make_plain(runner.model)
     plain.config.architectures = [type(plain).__name__]
     plain.config.save_pretrained(target)
-    write_beside(model, target, file, tokenizer, card)
+    write_beside(model, target, MODEL_FILE if quantize is None else QUANTIZED_FILE, tokenizer, card)
     return target
 
 

@@ -126,7 +126,7 @@ def _export_all(source: Source, folder: Path, compiled: bool) -> tuple[dict[str,
         for kind, quantize in (("ONNX", None), ("ONNX int8", "int8")):
             name = f"{kind}, {what}"
             target = export_onnx(exported, folder / name, quantize=quantize)  # type: ignore[arg-type]
-            [files[name]] = target.glob("*.onnx")
+            [files[name]] = target.glob("onnx/*.onnx")
             runs[name] = onnx_run(files[name])
     return runs, {name: {"megabytes": files[name].stat().st_size / 1e6} for name in runs}
 

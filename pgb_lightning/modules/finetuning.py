@@ -11,12 +11,13 @@ from typing import Any, ClassVar
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, get_linear_schedule_with_warmup
 
 from pgb_lightning.checkpoints import load_checkpoint
-from pgb_lightning.packaged import resolve_model
+from pgb_lightning.packaged import naming_model, resolve_model
 from pgb_lightning.rebuild import StructureError, follow_state_dict
 
 
@@ -77,6 +78,36 @@ class FineTuning(L.LightningModule):
     def _check_head(self, weights: dict[str, Tensor], path: str) -> None:
         """Refuse the weights of another head."""
 
+    def setup(self, stage: str) -> None:
+        """Check that the data's tokenizer is the model's, as far as one can tell.
+
+        Raises:
+            MisconfigurationException: It makes numbers for which the model has no embedding.
+        """
+        data, own = getattr(self.trainer, "datamodule", None), self.hparams["model_name_or_path"]
+        name, tokenizer = getattr(data, "model_name_or_path", own), getattr(data, "tokenizer", None)
+        if name == own or tokenizer is None:
+            return
+        both = f"The data's tokenizer is of model_name_or_path={name!r}, the model of {own!r}"
+        remedy = "set data.model_name_or_path to the model that was fine-tuned"
+        if len(tokenizer) > self.model.config.vocab_size:
+            raise MisconfigurationException(
+                f"{both}, which has {self.model.config.vocab_size} tokens and not {len(tokenizer)}; {remedy}."
+            )
+        rank_zero_warn(f"{both}: unless both have the same vocabulary, the model reads other words; {remedy}.")
+
+    def on_train_start(self) -> None:
+        """Say which settings a resumed optimizer does not take up."""
+        if not self.trainer.ckpt_path:
+            return
+        group = self.trainer.optimizers[0].param_groups[0]
+        for name, going_on in {"learning_rate": group.get("initial_lr"), "weight_decay": group["weight_decay"]}.items():
+            if going_on not in (None, getattr(self, name)):
+                rank_zero_warn(
+                    f"{name}={getattr(self, name)} changes nothing: the optimizer that ckpt_path brings along goes on "
+                    f"with {going_on}. For another, start a new fit from the weights alone (fine_tuned_ckpt)."
+                )
+
     # ---- the model ----------------------------------------------------------------------------------------
 
     def _build(self, name: str, hf_config: dict[str, Any] | None, read_weights: bool) -> PreTrainedModel:
@@ -84,16 +115,19 @@ class FineTuning(L.LightningModule):
             raise MisconfigurationException(
                 f"hf_config has no 'model_type', only {', '.join(hf_config)}; add one, for example bert."
             )
-        config = (
-            AutoConfig.from_pretrained(resolve_model(name)) if hf_config is None else AutoConfig.for_model(**hf_config)
-        )
+        if hf_config is None:
+            with naming_model(name):
+                config = AutoConfig.from_pretrained(resolve_model(name))
+        else:
+            config = AutoConfig.for_model(**hf_config)
         self._adapt(config, name, read_weights)
         # Weights stored in half precision are trained in single, as everything else is.
-        model: PreTrainedModel = (
-            self.auto_model.from_pretrained(resolve_model(name), config=config, dtype=torch.float32)
-            if read_weights
-            else self.auto_model.from_config(config, dtype=torch.float32)
-        )
+        model: PreTrainedModel
+        if read_weights:
+            with naming_model(name):
+                model = self.auto_model.from_pretrained(resolve_model(name), config=config, dtype=torch.float32)
+        else:
+            model = self.auto_model.from_config(config, dtype=torch.float32)
         # `from_pretrained` returns evaluation mode, which Lightning would keep: no dropout in training.
         model.train()
         return model

@@ -89,7 +89,8 @@ class QuestionAnswering(FineTuning):
     # ---- steps --------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Check that the data are of the same version."""
+        """Check that the data are of the same version, and the tokenizer the model's."""
+        super().setup(stage)
         served = getattr(getattr(self.trainer, "datamodule", None), "version", self.version)
         if served != self.version:
             raise MisconfigurationException(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
 from torchmetrics import MetricCollection
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -89,7 +90,8 @@ class TextClassification(FineTuning):
     # ---- steps --------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Check that the data has as many labels as the head; call the classes what the training data calls them."""
+        """Check that the data are of the model's task; call the classes what the training data calls them."""
+        super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
         served = getattr(data, "num_labels", self.num_labels)
         if served != self.num_labels:
@@ -97,8 +99,26 @@ class TextClassification(FineTuning):
                 f"The data has num_labels={served}, the model has {self.num_labels}; set the model's task or "
                 "num_labels to match the data (1 means regression)."
             )
-        names = getattr(data, "label_names", ()) if stage == "fit" else ()
-        if len(names) == self.num_labels and _are_numbers((self.model.config.id2label or {}).values()):
+        task = getattr(data, "task", None)
+        if self.task is not None and isinstance(task, GLUETask) and task.name != self.task.name:
+            raise MisconfigurationException(
+                f"The data are of task={task.name!r}, the model is for {self.task.name!r}; give a model (or ckpt_path) "
+                "and data of the same task."
+            )
+        self._compare_names(getattr(data, "label_names", ()), stage)
+
+    def _compare_names(self, names: Sequence[str], stage: str) -> None:
+        """Name classes that have no names yet when training; say where the model's names are not the data's."""
+        own = list((self.model.config.id2label or {}).values())
+        if len(names) != self.num_labels:
+            return
+        if not _are_numbers(own):
+            if [name.casefold() for name in own] != [name.casefold() for name in names]:
+                rank_zero_warn(
+                    f"The model calls its classes {', '.join(own)}, the data {', '.join(names)}; if these are not the "
+                    "same in this order, give a model (or ckpt_path) that was fine-tuned on such data."
+                )
+        elif stage == "fit":
             self.model.config.id2label = dict(enumerate(names))
             self.model.config.label2id = {name: number for number, name in enumerate(names)}
             self._remember_config()
@@ -182,7 +202,7 @@ def _find_task(name: str | None) -> GLUETask | None:
         raise MisconfigurationException(str(error)) from None
 
 
-def _are_numbers(names: Iterable[str]) -> bool:
+def _are_numbers(names: Sequence[str]) -> bool:
     """Tell the names that transformers makes up from given ones."""
     return all(name == f"LABEL_{number}" for number, name in enumerate(names))
 

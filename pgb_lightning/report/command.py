@@ -20,7 +20,7 @@ def run_report(path: str, output_dir: str = "report") -> Path:
     Args:
         path: A plan.json, or a Lightning checkpoint of a fit with PGBCallback. With PGBReport beside it, the checkpoint
             holds what was measured too.
-        output_dir: Folder for the report; one that is there is replaced.
+        output_dir: Folder for the report; files of an earlier report in it are replaced, others stay.
 
     Returns:
         The page.
@@ -40,13 +40,13 @@ def run_report(path: str, output_dir: str = "report") -> Path:
 
 
 def _read(path: Path) -> tuple[PruningPlan, Facts | None]:
+    if not path.is_file():
+        raise MisconfigurationException(f"path={str(path)!r} is not a file; give a plan.json or a checkpoint.")
     if path.suffix == ".json":
         try:
             return PruningPlan.load(path), None
         except ValueError as error:
-            raise MisconfigurationException(f"path: {error}") from None
-    if not path.is_file():
-        raise MisconfigurationException(f"path={str(path)!r} is not a file; give a plan.json or a checkpoint.")
+            raise MisconfigurationException(f"path={error}") from None
     try:
         states = load_checkpoint(path).get("callbacks", {})
     except ValueError as error:

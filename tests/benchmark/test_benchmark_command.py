@@ -101,9 +101,12 @@ def test_share_of_flops_that_became_time() -> None:
         ({"batch_sizes": (0,)}, r"batch_sizes=\[0\] is out of range"),
         ({"lengths": ()}, r"lengths=\[\] is out of range"),
         ({"lengths": (4000,)}, "lengths=4000 is out of range: 'bert' takes up to"),
-        ({"repeats": 0}, r"repeats=\[0\] is out of range"),
+        ({"repeats": 0}, "repeats=0 is out of range"),
+        ({"num_layers": 0}, "num_layers=0 is out of range: give whole numbers of at least 1"),
+        ({"num_threads": 0}, "num_threads=0 is out of range"),
+        ({"device": "abacus"}, r"device='abacus' cannot be used here \(.*\); give 'cpu'"),
         ({"pruning_ratios": (1.0,)}, r"pruning_ratios=\[1.0\] is out of range"),
-        ({"plan": "nowhere.json"}, "no plan can be read from 'nowhere.json'"),
+        ({"plan": "nowhere.json"}, "plan='nowhere.json': no plan can be read from"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:

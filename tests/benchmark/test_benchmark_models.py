@@ -46,3 +46,8 @@ def test_groups_of_one_number_leave_nothing_in_order() -> None:
         assert matrix.input_index[0] != tuple(range(matrix.rows // 2))
     with pytest.raises(ValueError, match="num_groups=5 does not divide both sides of a 24 x 24 matrix"):
         plan_of_one_number(encoder, 5)
+
+
+def test_a_model_without_a_map_is_refused() -> None:
+    with pytest.raises(ValueError, match="architecture='bort' has no map; choose one of bert, camembert, "):
+        random_model("bort", 1)

@@ -67,3 +67,18 @@ def test_what_cannot_be_written_is_refused_first(model: str, tmp_path: Path) -> 
     assert len(json.loads((tmp_path / "predictions.json").read_text())) == 20
     with pytest.raises(MisconfigurationException, match=r"needs a QuestionAnswering .* not OwnModule and NoneType"):
         quiet_trainer(callbacks=[AnswerWriter(str(tmp_path))]).predict(OwnModule(), make_loader(8))
+
+
+def test_answers_to_some_questions_replace_no_file(model: str, tmp_path: Path) -> None:
+    data = data_of(model, squad_folder(tmp_path / "rows", "2.0"), "2.0")
+    module = QuestionAnswering(model, version="2.0")
+    quiet_trainer(callbacks=[AnswerWriter(str(tmp_path))]).predict(module, datamodule=data)
+    whole = (tmp_path / "predictions.json").read_text()
+    data.eval_batch_size = 4
+    some = quiet_trainer(limit_predict_batches=2, callbacks=[AnswerWriter(str(tmp_path), overwrite=True)])
+    with pytest.warns(UserWarning, match=r"predictions.json is not written: only 8 of the \d+ windows"):
+        some.predict(module, datamodule=data)
+    assert (tmp_path / "predictions.json").read_text() == whole
+    (tmp_path / "predictions.json").unlink()
+    with pytest.raises(MisconfigurationException, match=r"null_odds.json is there already"):
+        quiet_trainer(callbacks=[AnswerWriter(str(tmp_path))]).predict(module, datamodule=data)

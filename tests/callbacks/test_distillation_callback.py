@@ -136,7 +136,21 @@ def test_a_module_with_a_head_of_its_own_learns_from_hidden_states(trainer: Make
     fit.fit(OwnHead(), make_loader())
     assert fit.callback_metrics["train_distillation"] > 0
     module = OwnHead()
-    with pytest.raises(MisconfigurationException, match=r"BertModel returns no logits by name.* Set logits_weight=0"):
+    with pytest.raises(
+        MisconfigurationException, match=r"logits_weight=1.0 .* BertModel has none.* Set logits_weight=0"
+    ):
+        trainer(PGBCallback(0.5), Distillation()).fit(module, make_loader())
+    assert not is_grouped(find_encoder(module)), "it is refused before anything is pruned"
+    assert "training_step" not in vars(module)
+
+
+def test_scores_that_only_a_run_shows_to_be_absent_are_refused_then(trainer: MakeTrainer) -> None:
+    class Tuples(OwnModule):
+        def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            return self.net(input_ids=batch[0], labels=batch[1], return_dict=False)[0]  # type: ignore[no-any-return]
+
+    module = Tuples()
+    with pytest.raises(MisconfigurationException, match=r"returns no logits by name.* Set logits_weight=0"):
         trainer(PGBCallback(0.5), Distillation()).fit(module, make_loader())
     assert "training_step" not in vars(module)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -311,3 +312,16 @@ def test_an_optimizer_from_before_the_pruning_is_refused(trainer: MakeTrainer) -
 
     with pytest.raises(MisconfigurationException, match=r"optimizers with \d+ parameters that are not the"):
         trainer(PGBCallback()).fit(Early(), make_loader())
+
+
+def test_an_encoder_without_dropout_is_mentioned(trainer: MakeTrainer) -> None:
+    class AsLoaded(OwnModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net.eval()  # as from_pretrained returns it
+
+    with pytest.warns(UserWarning, match=r"the encoder is in eval mode, .* without dropout; call \.train\(\) on it"):
+        trainer(PGBCallback(0.5)).fit(AsLoaded(), make_loader())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*without dropout")
+        trainer(PGBCallback(0.5)).fit(OwnModule(), make_loader())

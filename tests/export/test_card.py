@@ -41,8 +41,10 @@ def test_a_card_without_facts_says_what_the_model_shows() -> None:
 
 
 def test_an_onnx_card_names_its_file() -> None:
-    card = make_card(pruned("bert"), "model_quantized.onnx")
-    assert 'InferenceSession("model_quantized.onnx")' in card.text
+    card = make_card(pruned("bert"), "onnx/model_quantized.onnx")
+    assert 'InferenceSession("onnx/model_quantized.onnx")' in card.text
+    assert "pipeline('text-classification', 'THIS FOLDER', { dtype: 'q8' })" in card.text
+    assert "{ dtype: 'fp32' }" in make_card(pruned("bert"), "onnx/model.onnx").text
     assert "onnx" in card.data.tags
 
 

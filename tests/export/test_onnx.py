@@ -14,12 +14,17 @@ from transformers import AutoConfig, PreTrainedModel
 
 from pgb_lightning.architectures import find_encoder
 from pgb_lightning.export import export_huggingface, export_onnx, onnx
+from pgb_lightning.export.onnx import MODEL_FILE, QUANTIZED_FILE
 
 pytest.importorskip("onnxruntime")
 
 SHAPES = [(1, 3), (1, 11), (2, 8), (8, 3), (5, 40)]
 
 Export = Callable[..., tuple[PreTrainedModel, Path]]
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +67,7 @@ def test_logits_are_equal(model_type: str, size: int, length: int, export: Expor
     batch = padded(size, length)
     with torch.no_grad():
         expected = model(**batch).logits
-    torch.testing.assert_close(outputs(folder / "model.onnx", batch)["logits"], expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(outputs(folder / MODEL_FILE, batch)["logits"], expected, rtol=0, atol=1e-4)
 
 
 def test_spans_are_equal(export: Export) -> None:
@@ -70,7 +75,7 @@ def test_spans_are_equal(export: Export) -> None:
     batch = padded(3, 9)
     with torch.no_grad():
         expected = model(**batch)
-    found = outputs(folder / "model.onnx", batch)
+    found = outputs(folder / MODEL_FILE, batch)
     assert set(found) == {"start_logits", "end_logits"}
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-4)
@@ -81,28 +86,28 @@ def test_no_dense_matrix_hides_in_the_file(model_type: str, export: Export) -> N
     import onnx as library
 
     model, folder = export(model_type)
-    held = sum(len(value.raw_data) for value in library.load(folder / "model.onnx").graph.initializer)
+    held = sum(len(value.raw_data) for value in library.load(folder / MODEL_FILE).graph.initializer)
     # Of the model's own: float weights and, twice as wide as here, the places.
     own = sum(tensor.numel() * max(tensor.element_size(), 4) for tensor in model.state_dict().values())
     places = sum(buffer.numel() for name, buffer in model.named_buffers() if name.endswith("_index"))
     assert held < own + 4 * places + 4096
-    largest = max(max(value.dims, default=0) for value in library.load(folder / "model.onnx").graph.initializer)
+    largest = max(max(value.dims, default=0) for value in library.load(folder / MODEL_FILE).graph.initializer)
     assert largest <= 96
 
 
 @pytest.mark.parametrize("size", [1, 8])
 def test_int8_is_near_and_small(size: int, export: Export) -> None:
     model, folder = export("bert", quantize="int8")
-    assert {path.name for path in folder.iterdir()} == {"model_quantized.onnx", "config.json", "README.md"}
+    assert files(folder) == {"onnx/model_quantized.onnx", "config.json", "README.md"}
     batch = padded(size, 11)
     with torch.no_grad():
         expected = model(**batch).logits
-    found = outputs(folder / "model_quantized.onnx", batch)["logits"]
+    found = outputs(folder / QUANTIZED_FILE, batch)["logits"]
     assert not torch.equal(found, expected)
     torch.testing.assert_close(found, expected, rtol=0, atol=0.3)
     import onnx as library
 
-    graph = library.load(folder / "model_quantized.onnx").graph
+    graph = library.load(folder / QUANTIZED_FILE).graph
     weights = [value for value in graph.initializer if value.data_type == library.TensorProto.INT8]
     encoder = sum(p.numel() for n, p in find_encoder(model).model.named_parameters() if "LayerNorm" not in n)
     assert sum(len(value.raw_data) for value in weights) > 0.7 * encoder
@@ -110,10 +115,10 @@ def test_int8_is_near_and_small(size: int, export: Export) -> None:
 
 def test_the_folder_is_a_plain_model_s(export: Export) -> None:
     _, folder = export("bert")
-    assert {path.name for path in folder.iterdir()} == {"model.onnx", "config.json", "README.md"}
+    assert files(folder) == {"onnx/model.onnx", "config.json", "README.md"}
     config = AutoConfig.from_pretrained(folder)
     assert (config.model_type, config.architectures) == ("bert", ["BertForSequenceClassification"])
-    assert 'InferenceSession("model.onnx")' in (folder / "README.md").read_text()
+    assert 'InferenceSession("onnx/model.onnx")' in (folder / "README.md").read_text()
 
 
 def test_a_loaded_model_gives_the_same_graph(export: Export, tmp_path: Path) -> None:
@@ -123,8 +128,8 @@ def test_a_loaded_model_gives_the_same_graph(export: Export, tmp_path: Path) -> 
     loaded = AutoModelForSequenceClassification.from_pretrained(export_huggingface(model, tmp_path / "hf"))
     export_onnx(loaded, tmp_path / "onnx")
     batch = padded(4, 9)
-    again = outputs(tmp_path / "onnx" / "model.onnx", batch)["logits"]
-    assert torch.equal(again, outputs(folder / "model.onnx", batch)["logits"])
+    again = outputs(tmp_path / "onnx" / MODEL_FILE, batch)["logits"]
+    assert torch.equal(again, outputs(folder / MODEL_FILE, batch)["logits"])
     assert loaded.config._attn_implementation == model.config._attn_implementation  # was traced as a copy
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,65 @@ def test_a_pretrained_head_with_another_number_of_labels_names_both(tiny: str, t
 def test_data_with_another_number_of_labels_is_refused(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
     with pytest.raises(MisconfigurationException, match=r"num_labels=3, the model has 2"):
         quiet_trainer().fit(TextClassification(tiny, task="sst2"), data("mnli"))
+
+
+def test_data_of_another_task_is_refused(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
+    with pytest.raises(MisconfigurationException, match=r"data are of task='mrpc', the model is for 'sst2'; give a"):
+        quiet_trainer().validate(TextClassification(tiny, task="sst2"), data("mrpc"), verbose=False)
+
+
+def test_classes_of_other_names_are_mentioned(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
+    module = TextClassification(tiny, task="sst2")
+    module.model.config.id2label = {0: "class_1", 1: "class_0"}
+    with pytest.warns(
+        UserWarning, match=r"The model calls its classes class_1, class_0, the data class_0, class_1; if"
+    ):
+        quiet_trainer().validate(module, data(), verbose=False)
+    module.model.config.id2label = {0: "CLASS_0", 1: "CLASS_1"}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The model calls its classes")
+        quiet_trainer().validate(module, data(), verbose=False)
+
+
+def test_a_tokenizer_of_another_model_is_mentioned_or_refused(
+    tiny: str, data: Callable[..., GLUEDataModule], tiny_model_folder: Folder
+) -> None:
+    module, served = TextClassification(tiny, task="sst2"), data()
+    served.model_name_or_path = str(tiny_model_folder("distilbert"))
+    with pytest.warns(
+        UserWarning, match=r"tokenizer is of model_name_or_path='.*distilbert.*', the model of .*: unless"
+    ):
+        quiet_trainer().validate(module, served, verbose=False)
+    small = str(tiny_model_folder("bert", vocab_size=5))
+    with pytest.raises(
+        MisconfigurationException, match=r"which has 5 tokens and not \d+; set data.model_name_or_path to"
+    ):
+        quiet_trainer().validate(TextClassification(small, task="sst2"), data(), verbose=False)
+
+
+def test_settings_that_a_resumed_optimizer_ignores_are_mentioned(
+    tiny: str, data: Callable[..., GLUEDataModule], tmp_path: Path
+) -> None:
+    first = quiet_trainer(max_epochs=1, limit_val_batches=0)
+    first.fit(TextClassification(tiny, task="sst2", learning_rate=1e-3), data())
+    path = tmp_path / "last.ckpt"
+    first.save_checkpoint(path)
+    more = quiet_trainer(max_epochs=2, limit_val_batches=0)
+    with pytest.warns(UserWarning, match=r"^learning_rate=0\.01 changes nothing: the optimizer .* goes on with 0\.001"):
+        more.fit(TextClassification(tiny, task="sst2", learning_rate=1e-2), data(), ckpt_path=path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*changes nothing")
+        quiet_trainer(max_epochs=2, limit_val_batches=0).fit(
+            TextClassification(tiny, task="sst2", learning_rate=1e-3), data(), ckpt_path=path
+        )
+
+
+def test_a_model_that_cannot_be_read_is_named(glue_folder: Folder, tmp_path: Path) -> None:
+    with pytest.raises(
+        MisconfigurationException, match=r"^model_name_or_path='.*nobody' cannot be read; give a name on"
+    ):
+        TextClassification(str(tmp_path / "nobody"))
+    with pytest.raises(
+        MisconfigurationException, match=r"^model_name_or_path='.*nobody' cannot be read; give a name on"
+    ):
+        GLUEDataModule("sst2", str(tmp_path / "nobody"), str(glue_folder("sst2"))).setup("fit")

@@ -51,7 +51,7 @@ def test_what_holds_no_plan_is_refused_in_one_line(tmp_path: Path) -> None:
     cut_off.write_bytes(b"PK\x03\x04")
     other.write_text("{}")
     for path, message in {
-        "nowhere.json": "no plan can be read from 'nowhere.json'",
+        "nowhere.json": "path='nowhere.json' is not a file",
         "nowhere.ckpt": "path='nowhere.ckpt' is not a file",
         str(other): "holds no plan that can be carried out",
         str(cut_off): "cannot be read as a checkpoint",

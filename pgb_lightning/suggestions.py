@@ -1,0 +1,51 @@
+"""Say what was probably meant where the command line knows no such setting."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any, NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+#: How jsonargparse puts it.
+UNKNOWN = re.compile(
+    r"""Parser key "(?P<key>[\w.]+)"|class_path '(?P<path>[\w.]+)':\s+Option '(?P<option>\w+)' is not accepted"""
+)
+
+
+class SuggestingParser(LightningArgumentParser):
+    """Lightning's parser; after its message about an unknown setting of a class it names the one that comes near."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with the message, and what was probably meant."""
+        super().error(message + suggestion(message), ex)
+
+
+def suggestion(message: str) -> str:
+    """Return a line to add to a message of jsonargparse: the setting that comes near, and where all of them stand.
+
+    Args:
+        message: The message; of its unknown settings the first counts.
+
+    Returns:
+        Empty if it is about something else.
+
+    Example:
+        >>> print(suggestion("class_path 'pgb_lightning.callbacks.PGBCallback': Option 'max_group' is not accepted"))
+        <BLANKLINE>
+        'max_group' is no setting of PGBCallback. Did you mean 'max_groups'?
+    """
+    found = list(UNKNOWN.finditer(message))
+    unknown = next((match for match in found if match["path"]), None)
+    if unknown is None:
+        return ""
+    package, _, name = unknown["path"].rpartition(".")
+    cls: Any = getattr(import_module(package), name)
+    near = get_close_matches(unknown["option"], inspect.signature(cls).parameters, n=1)
+    hints = [f"Did you mean {near[0]!r}?"] if near else []
+    key = next((match["key"] for match in found if match["key"]), None)
+    hints += [f"All settings: --{key}.help {name}"] if key else []
+    return "\n" + " ".join([f"{unknown['option']!r} is no setting of {name}.", *hints])
