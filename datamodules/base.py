@@ -260,7 +260,7 @@ class TextDataModule(L.LightningDataModule):
         if self.calibration_size is not None and self.calibration_size > count:
             raise MisconfigurationException(
                 f"calibration_size={self.calibration_size} is more than the {count} training rows there "
-                f"are; give 1 to {count}, or leave it out."
+                f"are; give 1 to {count}, or leave it out (null in YAML and on the command line)."
             )
         size = self.calibration_size or CALIBRATION_SIZE
         if size > count:
