@@ -90,14 +90,17 @@ class PGBCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Let the checkpoint's hyperparameters replace those of the files, and the command line those of both."""
-        before = self.config.get(self.config.get("subcommand") or "", {}).get("model")
+        before = self._model_settings()
         self._merge_checkpoint()
-        if not before or not self._checkpoint_file():
-            return
-        after = self.config[self.config.subcommand].model
+        after = self._model_settings()
         given = {match[1] for word in self._words if (match := re.match(MODEL_SETTING, str(word)))}
-        for name in given.intersection(before.init_args.keys()):
-            after.init_args[name] = before.init_args[name]
+        for name in given:
+            if name in before and name in after:
+                after[name] = before[name]
+
+    def _model_settings(self) -> Any:
+        command = self.config.get(self.config.get("subcommand") or "") or {}
+        return (command.get("model") or {}).get("init_args") or {}
 
     def _merge_checkpoint(self) -> None:
         """Merge the checkpoint's hyperparameters into the configuration, whoever wrote the checkpoint.

@@ -260,6 +260,10 @@ class OwnModule(L.LightningModule):
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
+class Bare(OwnModule):
+    def __init__(self):
+        super().__init__(3)
+
 class OwnData(L.LightningDataModule):
     def __init__(self, width: int = 2):
         super().__init__()
@@ -282,6 +286,11 @@ class OwnData(L.LightningDataModule):
     cli.trainer.save_checkpoint("own.ckpt")
     more = run(["fit", "--config", "own.yaml", "--trainer.max_epochs", "2", "--ckpt_path", "own.ckpt"])
     assert more.trainer.global_step == 4
+    bare = {"class_path": "own_classes.Bare"}
+    (tmp_path / "bare.yaml").write_text(yaml.safe_dump({**config, "model": bare}))
+    run(["fit", "--config", "bare.yaml"]).trainer.save_checkpoint("bare.ckpt")
+    again = run(["fit", "--config", "bare.yaml", "--trainer.max_epochs", "2", "--ckpt_path", "bare.ckpt"])
+    assert again.trainer.global_step == 4
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------
