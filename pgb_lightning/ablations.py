@@ -1,11 +1,15 @@
 r"""One-shot scores of the presets, of what is left of them without their parts, and of peers: no re-finetuning.
 
-All from one calibration.
+All from one calibration of each dense model.
 
 Example:
     ::
 
         python -m pgb_lightning.ablations sst2 runs/sst2/seed0/dense.ckpt --data_dir DIR
+
+    Over dense models of several seeds, with mean and spread::
+
+        python -m pgb_lightning.ablations sst2 '[runs/sst2/seed0/dense.ckpt, runs/sst2/seed1/dense.ckpt]' --data_dir DIR
 
     Beside other people's methods, which are named in :data:`pgb_lightning.peers.PEERS`::
 
@@ -40,6 +44,7 @@ from pgb_lightning.peers import PEERS
 from pgb_lightning.peers.masks import mask_matrices
 from pgb_lightning.plan import Index, PruningPlan
 from pgb_lightning.pruning import make_plan, plan_matrix
+from pgb_lightning.spread import spread
 from pgb_lightning.tasks import get_task
 
 Candidates = list[list[Candidate]]
@@ -168,7 +173,7 @@ def prune(bench: Bench, name: str, ratio: float, candidates: Candidates) -> Prun
 
 def run(
     task: str,
-    ckpt_path: str,
+    ckpt_path: tuple[str, ...] | str,
     data_dir: str | None = None,
     model_name_or_path: str = "minilm-l6",
     ratios: tuple[float, ...] = (0.3, 0.5, 0.7, 0.88),
@@ -183,7 +188,8 @@ def run(
 
     Args:
         task: A GLUE task.
-        ckpt_path: Lightning checkpoint of a dense `TextClassification`, such as the experiment leaves.
+        ckpt_path: Lightning checkpoint of a dense `TextClassification`, such as the experiment leaves; or a list of
+            them, such as those of several seeds.
         data_dir: Local parquet folder; the Hub if not given.
         model_name_or_path: Where the tokenizer comes from.
         ratios: Values of ``pruning_ratio``.
@@ -195,7 +201,7 @@ def run(
         out: A JSON file for the results and the shapes that were chosen.
 
     Returns:
-        The results.
+        The results, one a checkpoint, ratio and method.
 
     Raises:
         ValueError: A method is unknown, or needs a package that is not installed.
@@ -207,20 +213,22 @@ def run(
         if name in PEERS:
             PEERS[name].check()
     torch.set_num_threads(num_threads)
-    bench = Bench.load(task, ckpt_path, data_dir, model_name_or_path, max_train_samples, calibration_size, seed)
-    dense = bench.measure(bench.module)
     searched = any(name in METHODS and METHODS[name].config(0.5).search == "shapes" for name in methods)
-    candidates = list_candidates(bench.encoder, bench.statistics, PruningConfig()) if searched else []
+    dense: dict[str, Any] = {}
     results: list[dict[str, Any]] = []
-    for ratio in ratios:
-        for name in methods:
-            pruned = prune(bench, name, ratio, candidates)
-            measured = bench.measure(pruned.module)
-            found = {"ratio": ratio, "method": name, "kind": pruned.kind, "removed": pruned.removed, **asdict(measured)}
-            results.append({**found, "shapes": pruned.shapes} if pruned.shapes else found)
-            if out:
-                Path(out).write_text(json.dumps({"task": task, "dense": asdict(dense), "results": results}, indent=1))
-    Console(width=100).print(_table(task, dense.score, results))
+    for path in [ckpt_path] if isinstance(ckpt_path, str) else ckpt_path:
+        bench = Bench.load(task, path, data_dir, model_name_or_path, max_train_samples, calibration_size, seed)
+        dense[path] = asdict(bench.measure(bench.module))
+        candidates = list_candidates(bench.encoder, bench.statistics, PruningConfig()) if searched else []
+        for ratio in ratios:
+            for name in methods:
+                pruned = prune(bench, name, ratio, candidates)
+                found: dict[str, Any] = {"checkpoint": path, "ratio": ratio, "method": name, "kind": pruned.kind}
+                found |= {"removed": pruned.removed, **asdict(bench.measure(pruned.module))}
+                results.append({**found, "shapes": pruned.shapes} if pruned.shapes else found)
+                if out:
+                    Path(out).write_text(json.dumps({"task": task, "dense": dense, "results": results}, indent=1))
+    Console(width=120).print(_table(task, dense, results))
     return results
 
 
@@ -231,15 +239,21 @@ def _in_order(index: Index) -> Index:
     return tuple(tuple(range(g * size, (g + 1) * size)) for g in range(len(index)))
 
 
-def _table(task: str, dense: float, results: list[dict[str, Any]]) -> Table:
+def _table(task: str, dense: dict[str, Any], results: list[dict[str, Any]]) -> Table:
+    """Tabulate results: mean and standard deviation over dense models, where there are several."""
     metric = get_task(task).metrics[0]
-    table = Table(title=f"{task}, one-shot, before re-finetuning; {metric} x 100 (dense {dense:.1f})")
+    scores = spread([measured["score"] for measured in dense.values()])
+    table = Table(title=f"{task}, one-shot, before re-finetuning; {metric} x 100 (dense {scores})")
     for column in ("ratio", "method", "what is left", "removed", metric, "KL from dense", "loss"):
         table.add_column(column, justify="right")
-    for result in results:
-        numbers = [f"{100 * result['removed']:.1f}", f"{result['score']:.1f}"]
-        numbers += [f"{result['divergence']:.4f}", f"{result['loss']:.3f}"]
-        table.add_row(str(result["ratio"]), result["method"], result["kind"], *numbers)
+    for ratio, method in dict.fromkeys((result["ratio"], result["method"]) for result in results):
+        rows = [result for result in results if (result["ratio"], result["method"]) == (ratio, method)]
+        numbers = [spread([100 * row["removed"] for row in rows])]
+        numbers += [
+            spread([row[name] for row in rows], digits)
+            for name, digits in {"score": 1, "divergence": 4, "loss": 3}.items()
+        ]
+        table.add_row(str(ratio), method, rows[0]["kind"], *numbers)
     return table
 
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import gc
 import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ from pgb_lightning.config import PRESETS
 from pgb_lightning.datamodules import GLUEDataModule, SQuADDataModule
 from pgb_lightning.modules import QuestionAnswering, TextClassification
 from pgb_lightning.peers import PEERS, PeerCallback
+from pgb_lightning.spread import spread
 from pgb_lightning.tasks import get_task
 
 SQUAD_VERSIONS = {"squad": "1.1", "squad_v2": "2.0"}
@@ -264,16 +264,16 @@ def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
 def _table(results: list[dict[str, Any]], metric: str, scale: float) -> Table:
     """Tabulate results: mean and standard deviation over seeds, in points."""
     dense = _scores(results, "dense", metric, scale)
-    title = f"{metric}, mean ± standard deviation over {len(dense)} seeds; dense {_spread(dense)}"
+    title = f"{metric}, mean ± standard deviation over {len(dense)} seeds; dense {spread(dense)}"
     table = Table(title=title)
     for column in ("ratio", "preset", "removed", "pruned", "re-finetuned", "seeds"):
         table.add_column(column, justify="right")
     settings = sorted({(r["ratio"], r["preset"]) for r in results if "ratio" in r})
     for ratio, preset in settings:
         rows = [r for r in results if (r.get("ratio"), r.get("preset")) == (ratio, preset)]
-        columns = [_spread([100 * row["removed"] for row in rows])]
+        columns = [spread([100 * row["removed"] for row in rows])]
         after = _scores(rows, "after", metric, scale)
-        columns += [_spread(_scores(rows, "before", metric, scale)), _spread(after)]
+        columns += [spread(_scores(rows, "before", metric, scale)), spread(after)]
         table.add_row(str(ratio), preset, *columns, str(len(after)))
     return table
 
@@ -282,13 +282,6 @@ def _scores(results: list[dict[str, Any]], stage: str, metric: str, scale: float
     """Pick a metric out of the results that have it."""
     found = [result["scores"].get(stage, {}).get(metric) for result in results]
     return [scale * value for value in found if value is not None]
-
-
-def _spread(values: list[float]) -> str:
-    if not values:
-        return "-"
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
 
 
 def _store(path: Path, result: dict[str, Any]) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from fakes import quiet_trainer
 from torch.utils.data import DataLoader
 
 from pgb_lightning import ablations, prediction_check
 from pgb_lightning.bench import Bench
+from pgb_lightning.modules import TextClassification
 
 pytestmark = [pytest.mark.filterwarnings("ignore:Calibrating on all"), pytest.mark.usefixtures("own_threads")]
 
@@ -41,6 +44,28 @@ def test_every_method_is_measured_at_every_ratio(
     assert all(name in shown for name in methods)
     with pytest.raises(ValueError, match="methods names 'best', which is none of 'default'"):
         ablations.run(*given, methods=("best",))
+
+
+def test_several_dense_models_are_averaged(
+    bench_files: Callable[[str], Given], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task, first, data, model = bench_files("sst2")
+    torch.manual_seed(1)
+    module = TextClassification.load_from_checkpoint(first)
+    torch.nn.init.normal_(module.model.classifier.weight, std=0.5)
+    second = str(tmp_path / "second.ckpt")
+    trainer = quiet_trainer()
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(second)
+    options = {"ratios": (0.5,), "methods": ("default", "top-layers")}
+    together = ablations.run(task, (first, second), data, model, **options, out=str(tmp_path / "out.json"))
+    shown = capsys.readouterr().out
+    alone = [result for path in (first, second) for result in ablations.run(task, path, data, model, **options)]
+    assert together == alone
+    assert json.loads((tmp_path / "out.json").read_text())["dense"].keys() == {first, second}
+    for name in options["methods"]:
+        scores = [result["score"] for result in together if result["method"] == name]
+        assert f"{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f}" in shown
 
 
 def test_plans_of_the_ablations_are_what_they_are_called(
