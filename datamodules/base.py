@@ -135,7 +135,7 @@ class TextDataModule(L.LightningDataModule):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's fast tokenizer."""
-        with naming_model(self.model_name_or_path):
+        with naming_model(self.model_name_or_path, "tokenizer"):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve_model(self.model_name_or_path))
         if self.max_length > tokenizer.model_max_length:
             raise MisconfigurationException(

@@ -68,11 +68,12 @@ def resolve_model(model_name_or_path: str) -> str:
 
 
 @contextmanager
-def naming_model(model_name_or_path: str) -> Iterator[None]:
-    """Say which setting is at fault where transformers cannot read a model, its configuration or its tokenizer.
+def naming_model(model_name_or_path: str, part: str) -> Iterator[None]:
+    """Say which setting is at fault where transformers cannot read a model or a part of it.
 
     Args:
         model_name_or_path: What the user gave.
+        part: What is read, such as "tokenizer".
 
     Raises:
         MisconfigurationException: There is no such model, it cannot be fetched, or it is none.
@@ -81,7 +82,7 @@ def naming_model(model_name_or_path: str) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         raise MisconfigurationException(
-            f"model_name_or_path={model_name_or_path!r} cannot be read; give a name on the Hub, a local folder that "
-            f"save_pretrained wrote, or {MINILM_ALIAS!r} for the packaged model. Transformers says: "
+            f"model_name_or_path={model_name_or_path!r}: its {part} cannot be read; give a name on the Hub, a local "
+            f"folder that save_pretrained wrote, or {MINILM_ALIAS!r} for the packaged model. Transformers says: "
             f"{shorten(str(error), 300)}"
         ) from error

@@ -307,7 +307,7 @@ class OwnData(L.LightningDataModule):
         (
             FINETUNE,
             ["--model.model_name_or_path", "no/bo/dy"],
-            r"^pgb: model_name_or_path='no/bo/dy' cannot be read; give",
+            r"^pgb: model_name_or_path='no/bo/dy': its configuration cannot be read; give",
         ),
         (
             PRUNE,

@@ -116,7 +116,7 @@ class FineTuning(L.LightningModule):
                 f"hf_config has no 'model_type', only {', '.join(hf_config)}; add one, for example bert."
             )
         if hf_config is None:
-            with naming_model(name):
+            with naming_model(name, "configuration"):
                 config = AutoConfig.from_pretrained(resolve_model(name))
         else:
             config = AutoConfig.for_model(**hf_config)
@@ -124,7 +124,7 @@ class FineTuning(L.LightningModule):
         # Weights stored in half precision are trained in single, as everything else is.
         model: PreTrainedModel
         if read_weights:
-            with naming_model(name):
+            with naming_model(name, "weights"):
                 model = self.auto_model.from_pretrained(resolve_model(name), config=config, dtype=torch.float32)
         else:
             model = self.auto_model.from_config(config, dtype=torch.float32)

@@ -183,10 +183,11 @@ def test_settings_that_a_resumed_optimizer_ignores_are_mentioned(
 
 def test_a_model_that_cannot_be_read_is_named(glue_folder: Folder, tmp_path: Path) -> None:
     with pytest.raises(
-        MisconfigurationException, match=r"^model_name_or_path='.*nobody' cannot be read; give a name on"
+        MisconfigurationException,
+        match=r"^model_name_or_path='.*nobody': its configuration cannot be read; give a name on",
     ):
         TextClassification(str(tmp_path / "nobody"))
     with pytest.raises(
-        MisconfigurationException, match=r"^model_name_or_path='.*nobody' cannot be read; give a name on"
+        MisconfigurationException, match=r"^model_name_or_path='.*nobody': its tokenizer cannot be read; give a name on"
     ):
         GLUEDataModule("sst2", str(tmp_path / "nobody"), str(glue_folder("sst2"))).setup("fit")
