@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
 
 from pgb_lightning.architectures import Encoder, find_encoder, find_encoders
 from pgb_lightning.callbacks.company import check_no_averaging, check_optimizers
@@ -139,6 +140,7 @@ class PGBCallback(pl.Callback):
         self.calibration_size = calibration_size
         self.calibrates = plan is None or bool(compensation)
         self.plan: PruningPlan | None = None
+        self._looked_for_dropout = False
         #: Where to note what a report wants to know of the pruning; whoever wants to puts it here before the fit.
         self.notes: PruningNotes | None = None
 
@@ -239,12 +241,23 @@ class PGBCallback(pl.Callback):
                 self.plan = PruningPlan.from_dict(state["plan"]) if state["plan"] else None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse optimizers that hold parameters from before the pruning; mention an encoder without dropout."""
+        """Refuse optimizers that hold parameters from before the pruning."""
         check_optimizers(trainer, pl_module)
-        if pl_module.training and not find_encoder(pl_module, self.encoder).model.training:
+        self._looked_for_dropout = False
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Mention, once a fit, an encoder whose dropout is switched off."""
+        if self._looked_for_dropout:
+            return
+        self._looked_for_dropout = True
+        modules = find_encoder(pl_module, self.encoder).model.modules()
+        modes = [module.training for module in modules if isinstance(module, nn.Dropout) and module.p > 0]
+        if modes and not any(modes):
             rank_zero_warn(
                 "PGB: the encoder is in eval mode, as from_pretrained returns it and Lightning leaves it, so it is "
-                "re-finetuned without dropout; call .train() on it in __init__ unless that is what you want."
+                "re-finetuned without dropout; call .train() on it where it is built, unless that is what you want."
             )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

@@ -137,6 +137,12 @@ class TextDataModule(L.LightningDataModule):
         """The model's fast tokenizer."""
         with naming_model(self.model_name_or_path, "tokenizer"):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve_model(self.model_name_or_path))
+        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+            raise MisconfigurationException(
+                f"model_name_or_path={self.model_name_or_path!r}: its tokenizer knows nothing but special tokens, as "
+                "where a model was saved without one: save it there too (tokenizer.save_pretrained), or name the model "
+                "that it is of."
+            )
         if self.max_length > tokenizer.model_max_length:
             raise MisconfigurationException(
                 f"max_length={self.max_length} is more than model {self.model_name_or_path!r} takes; "

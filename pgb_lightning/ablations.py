@@ -204,7 +204,7 @@ def run(
         The results, one a checkpoint, ratio and method.
 
     Raises:
-        ValueError: A method is unknown, or needs a package that is not installed.
+        ValueError: A checkpoint is not there, a method is unknown, or needs a package that is not installed.
     """
     known = (*METHODS, *PEERS)
     if unknown := [name for name in methods if name not in known]:
@@ -212,11 +212,14 @@ def run(
     for name in methods:
         if name in PEERS:
             PEERS[name].check()
+    paths = [ckpt_path] if isinstance(ckpt_path, str) else list(dict.fromkeys(ckpt_path))
+    if not paths or not all(Path(path).is_file() for path in paths):
+        raise ValueError(f"ckpt_path={paths} must be a checkpoint's file, or a list of some.")
     torch.set_num_threads(num_threads)
     searched = any(name in METHODS and METHODS[name].config(0.5).search == "shapes" for name in methods)
     dense: dict[str, Any] = {}
     results: list[dict[str, Any]] = []
-    for path in [ckpt_path] if isinstance(ckpt_path, str) else ckpt_path:
+    for path in paths:
         bench = Bench.load(task, path, data_dir, model_name_or_path, max_train_samples, calibration_size, seed)
         dense[path] = asdict(bench.measure(bench.module))
         candidates = list_candidates(bench.encoder, bench.statistics, PruningConfig()) if searched else []

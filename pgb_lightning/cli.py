@@ -33,8 +33,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 #: What may stand for a checkpoint's path beside a file: Lightning's own words, and places that are not on a disk here.
 CHECKPOINT_WORDS = r"best|last|hpc|registry(:.*)?|\w+://.*"
 
-#: A word of the command line that sets something of the model.
-MODEL_SETTING = r"--model\.(?:init_args\.)?(\w+)"
+#: A word of the command line that sets something of the model, or (second group) a part of something.
+MODEL_SETTING = r"--model\.(?:init_args\.)?(\w+)([.+][^=]*)?"
 
 #: What the Trainer's commands do here.
 DESCRIPTIONS = {
@@ -82,21 +82,35 @@ class PGBCLI(LightningCLI):
             )
         self._words = sys.argv[1:] if args is None else args
         path = self.config[name].get("ckpt_path") if name else None
-        if path and not Path(path).exists() and not re.fullmatch(CHECKPOINT_WORDS, str(path)):
+        if not path or re.fullmatch(CHECKPOINT_WORDS, str(path)):
+            return
+        self.config[name].ckpt_path = str(Path(path).expanduser())
+        if not Path(path).expanduser().exists():
             raise MisconfigurationException(
                 f"ckpt_path={path!r} is not there; give a checkpoint that a fit left (best.ckpt or last.ckpt in its "
                 "folder), or leave ckpt_path out to start from the model as it is."
             )
 
     def _parse_ckpt_path(self) -> None:
-        """Let the checkpoint's hyperparameters replace those of the files, and the command line those of both."""
+        """Let the checkpoint's hyperparameters replace those of the files, and the command line those of both.
+
+        Raises:
+            MisconfigurationException: A word would change a part of a setting, of which the rest is the checkpoint's.
+        """
         before = self._model_settings()
         self._merge_checkpoint()
+        if not self._checkpoint_file():
+            return
         after = self._model_settings()
-        given = {match[1] for word in self._words if (match := re.match(MODEL_SETTING, str(word)))}
-        for name in given:
-            if name in before and name in after:
-                after[name] = before[name]
+        for name, part in (match.groups() for word in self._words if (match := re.match(MODEL_SETTING, str(word)))):
+            if name not in before or name not in after:
+                continue
+            if part:
+                raise MisconfigurationException(
+                    f"--model.{name}{part} would change a part of what ckpt_path brings along; give all of "
+                    f"--model.{name}, or leave it out."
+                )
+            after[name] = before[name]
 
     def _model_settings(self) -> Any:
         command = self.config.get(self.config.get("subcommand") or "") or {}
@@ -117,7 +131,7 @@ class PGBCLI(LightningCLI):
                 raise MisconfigurationException(f"ckpt_path={error}") from error
             hparams = checkpoint.get("hyper_parameters", {})
             if "_class_path" not in hparams:
-                known = {name: value for name, value in hparams.items() if name in model.init_args}
+                known = {name: value for name, value in hparams.items() if name in self._model_settings()}
                 merged = {"class_path": model.class_path, "init_args": known}
                 self.config = self.parser.parse_object({self.config.subcommand: {"model": merged}}, self.config)
                 return
@@ -194,7 +208,7 @@ def main(args: list[str] | None = None) -> None:
             auto_cli(COMMANDS[words[0]], args=words[1:], as_positional=False, prog=f"pgb {words[0]}")
         else:
             run(args)
-    except (MisconfigurationException, FileNotFoundError, StructureError) as error:
+    except (MisconfigurationException, FileNotFoundError, IsADirectoryError, StructureError) as error:
         sys.exit(f"pgb: {error}")
     except ValueError as error:  # of a pure function; in a fit it may be anybody's
         if words and words[0] in COMMANDS:

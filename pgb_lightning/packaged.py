@@ -80,9 +80,11 @@ def naming_model(model_name_or_path: str, part: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (MisconfigurationException, MemoryError):
+        raise
+    except Exception as error:  # readers that are fed a damaged file raise anything
         raise MisconfigurationException(
             f"model_name_or_path={model_name_or_path!r}: its {part} cannot be read; give a name on the Hub, a local "
             f"folder that save_pretrained wrote, or {MINILM_ALIAS!r} for the packaged model. Transformers says: "
-            f"{shorten(str(error), 300)}"
+            f"{shorten(f'{type(error).__name__}: {error}', 300)}"
         ) from error

@@ -240,7 +240,7 @@ class PruningPlan:
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise ValueError(f"no plan can be read from {str(path)!r}: {error.strerror}.") from error
+            raise ValueError(f"{str(path)!r} cannot be read as a plan: {error.strerror}.") from error
         except ValueError as error:
             raise ValueError(f"{str(path)!r} holds no plan that can be carried out: {error}") from error
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 from difflib import get_close_matches
-from importlib import import_module
-from typing import Any, NoReturn
+from pydoc import locate
+from typing import NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -42,10 +42,24 @@ def suggestion(message: str) -> str:
     unknown = next((match for match in found if match["path"]), None)
     if unknown is None:
         return ""
-    package, _, name = unknown["path"].rpartition(".")
-    cls: Any = getattr(import_module(package), name)
-    near = get_close_matches(unknown["option"], inspect.signature(cls).parameters, n=1)
+    name = unknown["path"].rpartition(".")[2]
+    near = get_close_matches(unknown["option"], _settings(unknown["path"]), n=1)
     hints = [f"Did you mean {near[0]!r}?"] if near else []
     key = next((match["key"] for match in found if match["key"]), None)
     hints += [f"All settings: --{key}.help {name}"] if key else []
     return "\n" + " ".join([f"{unknown['option']!r} is no setting of {name}.", *hints])
+
+
+def _settings(path: str) -> list[str]:
+    """List what a class may be given, also through ``**kwargs`` that go to its bases; nothing if that is unknown."""
+    found = locate(path)
+    names: list[str] = []
+    for cls in getattr(found, "__mro__", [found]):
+        try:
+            parameters = inspect.signature(cls).parameters.values()
+        except (TypeError, ValueError):  # of none that is written in C
+            break
+        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            break
+    return names

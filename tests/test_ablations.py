@@ -44,6 +44,9 @@ def test_every_method_is_measured_at_every_ratio(
     assert all(name in shown for name in methods)
     with pytest.raises(ValueError, match="methods names 'best', which is none of 'default'"):
         ablations.run(*given, methods=("best",))
+    for paths in ((), (given[1], "nowhere.ckpt")):
+        with pytest.raises(ValueError, match=r"ckpt_path=\[.*\] must be a checkpoint's file"):
+            ablations.run(given[0], paths, *given[2:])
 
 
 def test_several_dense_models_are_averaged(

@@ -4,6 +4,7 @@ import csv
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import lightning as L
@@ -121,6 +122,33 @@ def test_the_command_line_has_the_last_word_over_a_checkpoint(finetuned: PGBCLI,
         assert (
             run(["validate", "--config", FINETUNE, *overrides, *given, "--ckpt_path", LAST]).model.learning_rate == 0.5
         )
+
+
+def test_a_part_of_a_setting_does_not_replace_a_checkpoints(finetuned: PGBCLI, overrides: list[str]) -> None:
+    part = ["--model.hf_config.hidden_size", "12", "--ckpt_path", LAST]
+    with pytest.raises(
+        SystemExit, match=r"^pgb: --model\.hf_config\.hidden_size would change a part of what ckpt_path"
+    ):
+        main(["validate", "--config", FINETUNE, *overrides, *part])
+
+
+@pytest.mark.parametrize("word", ["last", "best", "hpc", "registry", "registry:model:v1", "s3://bucket/a.ckpt"])
+def test_words_for_checkpoints_are_left_to_lightning(
+    word: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PGBCLI, "_run_subcommand", lambda *_: None)
+    cli = run(["validate", "--config", FINETUNE, *overrides, "--ckpt_path", word])
+    assert cli.config.validate.ckpt_path == word
+
+
+def test_a_home_folder_is_looked_into(
+    finetuned: PGBCLI, overrides: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cli = run(["validate", "--config", FINETUNE, *overrides, "--ckpt_path", f"~/{LAST}"])
+    assert cli.model.learning_rate == 0.001
+    with pytest.raises(SystemExit, match=r"^pgb: .*Is a directory"):
+        main(["validate", "--config", FINETUNE, *overrides, "--ckpt_path", "~/runs"])
 
 
 def test_a_python_programs_checkpoint_is_evaluated(overrides: list[str]) -> None:
@@ -263,6 +291,7 @@ class OwnModule(L.LightningModule):
 class Bare(OwnModule):
     def __init__(self):
         super().__init__(3)
+        self.save_hyperparameters({"note": 1})
 
 class OwnData(L.LightningDataModule):
     def __init__(self, width: int = 2):
@@ -288,7 +317,10 @@ class OwnData(L.LightningDataModule):
     assert more.trainer.global_step == 4
     bare = {"class_path": "own_classes.Bare"}
     (tmp_path / "bare.yaml").write_text(yaml.safe_dump({**config, "model": bare}))
-    run(["fit", "--config", "bare.yaml"]).trainer.save_checkpoint("bare.ckpt")
+    classes = import_module("own_classes")
+    program = L.Trainer(**trainer)
+    program.fit(classes.Bare(), classes.OwnData(3))
+    program.save_checkpoint("bare.ckpt")
     again = run(["fit", "--config", "bare.yaml", "--trainer.max_epochs", "2", "--ckpt_path", "bare.ckpt"])
     assert again.trainer.global_step == 4
 
@@ -357,5 +389,5 @@ def test_a_wrong_setting_is_named(words: list[str], expected: list[str], capsys:
 def test_benchmark_is_a_command_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match=r"pgb: batch_sizes=\[0\] is out of range"):
         main(["benchmark", "--batch_sizes", "[0]", "--out_dir", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"pgb: plan='nowhere.json': no plan can be read"):
+    with pytest.raises(SystemExit, match=r"pgb: plan='nowhere.json' cannot be read as a plan"):
         main(["benchmark", "--plan", "nowhere.json"])

@@ -14,6 +14,11 @@ MESSAGE = """Parser key "{key}":
         Option '{option}' is not accepted"""
 
 
+class Outer:
+    class Inner:
+        def __init__(self, width: int = 3) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("key", "path", "option", "expected"),
     [
@@ -30,6 +35,32 @@ MESSAGE = """Parser key "{key}":
             "xyzzy",
             "'xyzzy' is no setting of GLUEDataModule. All settings: --data.help GLUEDataModule",
         ),
+        (  # a setting that goes through **kwargs
+            "data",
+            "pgb_lightning.datamodules.SQuADDataModule",
+            "batch_siz",
+            "'batch_siz' is no setting of SQuADDataModule. Did you mean 'batch_size'? All settings: "
+            "--data.help SQuADDataModule",
+        ),
+        (  # **kwargs themselves are no setting
+            "data",
+            "pgb_lightning.datamodules.GLUEDataModule",
+            "loadin",
+            "'loadin' is no setting of GLUEDataModule. All settings: --data.help GLUEDataModule",
+        ),
+        (
+            "model",
+            "test_suggestions.Outer.Inner",
+            "widht",
+            "'widht' is no setting of Inner. Did you mean 'width'? All settings: --model.help Inner",
+        ),
+        (
+            "model",
+            "collections.OrderedDict",
+            "x",
+            "'x' is no setting of OrderedDict. All settings: --model.help OrderedDict",
+        ),
+        ("model", "no.such.Module", "x", "'x' is no setting of Module. All settings: --model.help Module"),
     ],
 )
 def test_the_nearest_setting_is_named(key: str, path: str, option: str, expected: str) -> None:

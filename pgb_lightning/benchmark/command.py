@@ -141,7 +141,7 @@ def _check(ratios: Sequence[float], batch_sizes: Sequence[int], lengths: Sequenc
 
 def _check_device(device: str) -> None:
     try:
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"device={device!r} cannot be used here ({reason}); give 'cpu' or another.") from None
@@ -151,7 +151,7 @@ def _read_plan(path: str) -> PruningPlan:
     try:
         return PruningPlan.load(path)
     except ValueError as error:
-        raise ValueError(f"plan={path!r}: {error}") from None
+        raise ValueError(f"plan={error}") from None
 
 
 def _batch(model: PreTrainedModel, batch_size: int, length: int) -> dict[str, torch.Tensor]:

@@ -121,6 +121,7 @@ def _usage(kind: str, pipeline: str, name: str) -> str:
         dtype = "q8" if "quantized" in kind else "fp32"
         script = [
             "import { pipeline } from '@huggingface/transformers';",
+            "// the folder on the Hub, or a path that begins with ./ or /",
             f"const model = await pipeline('{pipeline}', 'THIS FOLDER', {{ dtype: '{dtype}' }});",
         ]
         own = "It takes what the tokenizer in this folder makes. In Python:"

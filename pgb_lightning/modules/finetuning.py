@@ -12,9 +12,17 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, get_linear_schedule_with_warmup
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    get_linear_schedule_with_warmup,
+)
 
 from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.packaged import naming_model, resolve_model
@@ -84,9 +92,10 @@ class FineTuning(L.LightningModule):
         Raises:
             MisconfigurationException: It makes numbers for which the model has no embedding.
         """
-        data, own = getattr(self.trainer, "datamodule", None), self.hparams["model_name_or_path"]
-        name, tokenizer = getattr(data, "model_name_or_path", own), getattr(data, "tokenizer", None)
-        if name == own or tokenizer is None:
+        own = self.hparams["model_name_or_path"]
+        name = str(getattr(self._datamodule(), "model_name_or_path", own))
+        tokenizer = None if name == own else getattr(self._datamodule(), "tokenizer", None)
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
             return
         both = f"The data's tokenizer is of model_name_or_path={name!r}, the model of {own!r}"
         remedy = "set data.model_name_or_path to the model that was fine-tuned"
@@ -94,11 +103,12 @@ class FineTuning(L.LightningModule):
             raise MisconfigurationException(
                 f"{both}, which has {self.model.config.vocab_size} tokens and not {len(tokenizer)}; {remedy}."
             )
-        rank_zero_warn(f"{both}: unless both have the same vocabulary, the model reads other words; {remedy}.")
+        if tokenizer.get_vocab() != _vocabulary(own):
+            rank_zero_warn(f"{both}: unless both have the same vocabulary, the model reads other words; {remedy}.")
 
     def on_train_start(self) -> None:
         """Say which settings a resumed optimizer does not take up."""
-        if not self.trainer.ckpt_path:
+        if not self.trainer.ckpt_path or is_overridden("configure_optimizers", self, FineTuning):
             return
         group = self.trainer.optimizers[0].param_groups[0]
         for name, going_on in {"learning_rate": group.get("initial_lr"), "weight_decay": group["weight_decay"]}.items():
@@ -107,6 +117,11 @@ class FineTuning(L.LightningModule):
                     f"{name}={getattr(self, name)} changes nothing: the optimizer that ckpt_path brings along goes on "
                     f"with {going_on}. For another, start a new fit from the weights alone (fine_tuned_ckpt)."
                 )
+
+    def _datamodule(self) -> Any:
+        """Return the data module that serves this run; a Trainer still holds that of the run before."""
+        data, loop = getattr(self.trainer, "datamodule", None), self.trainer._active_loop
+        return data if loop is None or loop._data_source.instance is data else None
 
     # ---- the model ----------------------------------------------------------------------------------------
 
@@ -182,3 +197,14 @@ class FineTuning(L.LightningModule):
             {"params": decayed, "weight_decay": self.weight_decay},
             {"params": plain, "weight_decay": 0.0},
         ]
+
+
+def _vocabulary(name: str) -> dict[str, int] | None:
+    """Read the vocabulary of a model that is at hand; a name on the Hub need not be fetched for it."""
+    try:
+        vocabulary: dict[str, int] = AutoTokenizer.from_pretrained(
+            resolve_model(name), local_files_only=True
+        ).get_vocab()
+    except Exception:  # gone, never there, or damaged: then nothing is known of it
+        return None
+    return vocabulary

@@ -91,7 +91,7 @@ class QuestionAnswering(FineTuning):
     def setup(self, stage: str) -> None:
         """Check that the data are of the same version, and the tokenizer the model's."""
         super().setup(stage)
-        served = getattr(getattr(self.trainer, "datamodule", None), "version", self.version)
+        served = getattr(self._datamodule(), "version", self.version)
         if served != self.version:
             raise MisconfigurationException(
                 f"The data are of SQuAD version={served!r}, the model is for {self.version!r}; set both alike."

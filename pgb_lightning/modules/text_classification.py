@@ -92,7 +92,7 @@ class TextClassification(FineTuning):
     def setup(self, stage: str) -> None:
         """Check that the data are of the model's task; call the classes what the training data calls them."""
         super().setup(stage)
-        data = getattr(self.trainer, "datamodule", None)
+        data = self._datamodule()
         served = getattr(data, "num_labels", self.num_labels)
         if served != self.num_labels:
             raise MisconfigurationException(
@@ -109,13 +109,14 @@ class TextClassification(FineTuning):
 
     def _compare_names(self, names: Sequence[str], stage: str) -> None:
         """Name classes that have no names yet when training; say where the model's names are not the data's."""
-        own = list((self.model.config.id2label or {}).values())
-        if len(names) != self.num_labels:
+        if not isinstance(names, (list, tuple)) or len(names) != self.num_labels:
             return
+        own = [str(name) for _, name in sorted((self.model.config.id2label or {}).items())]
         if not _are_numbers(own):
-            if [name.casefold() for name in own] != [name.casefold() for name in names]:
+            if list(map(_plain, own)) != list(map(_plain, names)):
                 rank_zero_warn(
-                    f"The model calls its classes {', '.join(own)}, the data {', '.join(names)}; if these are not the "
+                    f"The model calls its classes {', '.join(own)}, the data "
+                    f"{', '.join(map(str, names))}; if these are not the "
                     "same in this order, give a model (or ckpt_path) that was fine-tuned on such data."
                 )
         elif stage == "fit":
@@ -205,6 +206,11 @@ def _find_task(name: str | None) -> GLUETask | None:
 def _are_numbers(names: Sequence[str]) -> bool:
     """Tell the names that transformers makes up from given ones."""
     return all(name == f"LABEL_{number}" for number, name in enumerate(names))
+
+
+def _plain(name: Any) -> str:
+    """Write a name so that spelling variants agree: small letters and digits only."""
+    return "".join(filter(str.isalnum, str(name).casefold()))
 
 
 def _count_labels(task: GLUETask | None, num_labels: int | None) -> int:

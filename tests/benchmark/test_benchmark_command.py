@@ -104,9 +104,10 @@ def test_share_of_flops_that_became_time() -> None:
         ({"repeats": 0}, "repeats=0 is out of range"),
         ({"num_layers": 0}, "num_layers=0 is out of range: give whole numbers of at least 1"),
         ({"num_threads": 0}, "num_threads=0 is out of range"),
+        ({"device": "meta"}, "device='meta' cannot be used here"),
         ({"device": "abacus"}, r"device='abacus' cannot be used here \(.*\); give 'cpu'"),
         ({"pruning_ratios": (1.0,)}, r"pruning_ratios=\[1.0\] is out of range"),
-        ({"plan": "nowhere.json"}, "plan='nowhere.json': no plan can be read from"),
+        ({"plan": "nowhere.json"}, "plan='nowhere.json' cannot be read as a plan: No such file"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:

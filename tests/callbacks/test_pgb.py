@@ -320,8 +320,23 @@ def test_an_encoder_without_dropout_is_mentioned(trainer: MakeTrainer) -> None:
             super().__init__()
             self.net.eval()  # as from_pretrained returns it
 
-    with pytest.warns(UserWarning, match=r"the encoder is in eval mode, .* without dropout; call \.train\(\) on it"):
-        trainer(PGBCallback(0.5)).fit(AsLoaded(), make_loader())
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*without dropout")
-        trainer(PGBCallback(0.5)).fit(OwnModule(), make_loader())
+    class TrainsLater(AsLoaded):
+        def on_train_start(self) -> None:
+            self.net.train()
+
+    class WithoutAny(AsLoaded):
+        def __init__(self) -> None:
+            super().__init__()
+            for module in self.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+
+    for module in (AsLoaded(), OwnModule().eval()):
+        with pytest.warns(
+            UserWarning, match=r"the encoder is in eval mode, .* without dropout; call \.train\(\) on it"
+        ):
+            trainer(PGBCallback(0.5)).fit(module, make_loader())
+    for module in (OwnModule(), TrainsLater(), WithoutAny()):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*without dropout")
+            trainer(PGBCallback(0.5)).fit(module, make_loader())

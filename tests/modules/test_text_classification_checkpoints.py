@@ -135,29 +135,42 @@ def test_data_of_another_task_is_refused(tiny: str, data: Callable[..., GLUEData
         quiet_trainer().validate(TextClassification(tiny, task="sst2"), data("mrpc"), verbose=False)
 
 
-def test_classes_of_other_names_are_mentioned(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
+def test_classes_of_other_names_are_mentioned(
+    tiny: str, data: Callable[..., GLUEDataModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = TextClassification(tiny, task="sst2")
     module.model.config.id2label = {0: "class_1", 1: "class_0"}
     with pytest.warns(
         UserWarning, match=r"The model calls its classes class_1, class_0, the data class_0, class_1; if"
     ):
         quiet_trainer().validate(module, data(), verbose=False)
-    module.model.config.id2label = {0: "CLASS_0", 1: "CLASS_1"}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="The model calls its classes")
-        quiet_trainer().validate(module, data(), verbose=False)
+    served = data()
+    for names in ({0: "CLASS_0", 1: "CLASS_1"}, {1: "class_1", 0: "class_0"}, {0: "class 0", 1: "Class-1"}):
+        module.model.config.id2label = names
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="The model calls its classes")
+            quiet_trainer().validate(module, served, verbose=False)
+    for given in (None, lambda: ["a", "b"], [0, 1]):  # of other people's data modules
+        monkeypatch.setattr(GLUEDataModule, "label_names", given)
+        quiet_trainer().validate(module, served, verbose=False)
 
 
 def test_a_tokenizer_of_another_model_is_mentioned_or_refused(
-    tiny: str, data: Callable[..., GLUEDataModule], tiny_model_folder: Folder
+    tiny: str, data: Callable[..., GLUEDataModule], tiny_model_folder: Folder, tmp_path: Path
 ) -> None:
-    module, served = TextClassification(tiny, task="sst2"), data()
-    served.model_name_or_path = str(tiny_model_folder("distilbert"))
-    with pytest.warns(
-        UserWarning, match=r"tokenizer is of model_name_or_path='.*distilbert.*', the model of .*: unless"
-    ):
+    gone = tmp_path / "gone"
+    shutil.copytree(tiny, gone)
+    module, served = TextClassification(str(gone), task="sst2"), data()
+    shutil.rmtree(gone)  # as on another machine: nobody knows what its tokenizer was
+    with pytest.warns(UserWarning, match=r"tokenizer is of model_name_or_path='.*', the model of '.*gone': unless"):
         quiet_trainer().validate(module, served, verbose=False)
     small = str(tiny_model_folder("bert", vocab_size=5))
+    shutil.copytree(tiny, tmp_path / "copy")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The data's tokenizer")
+        for same in (f"{tiny}/", Path(tiny), str(tmp_path / "copy")):
+            module = TextClassification(same, task="sst2")
+            quiet_trainer().validate(module, data(), verbose=False)
     with pytest.raises(
         MisconfigurationException, match=r"which has 5 tokens and not \d+; set data.model_name_or_path to"
     ):
@@ -191,3 +204,39 @@ def test_a_model_that_cannot_be_read_is_named(glue_folder: Folder, tmp_path: Pat
         MisconfigurationException, match=r"^model_name_or_path='.*nobody': its tokenizer cannot be read; give a name on"
     ):
         GLUEDataModule("sst2", str(tmp_path / "nobody"), str(glue_folder("sst2"))).setup("fit")
+
+
+def test_a_damaged_model_is_named_too(tiny: str, glue_folder: Folder, tmp_path: Path) -> None:
+    cut, bare = tmp_path / "cut", tmp_path / "bare"
+    shutil.copytree(tiny, cut)
+    (cut / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(MisconfigurationException, match=r"^model_name_or_path='.*cut': its weights cannot be read"):
+        TextClassification(str(cut))
+    AutoModelForSequenceClassification.from_pretrained(tiny).save_pretrained(bare)  # without its tokenizer
+    with pytest.raises(MisconfigurationException, match=r"bare': its tokenizer knows nothing but special tokens"):
+        GLUEDataModule("sst2", str(bare), str(glue_folder("sst2"))).setup("fit")
+
+
+def test_a_subclass_with_its_own_optimizer_resumes_in_peace(
+    tiny: str, data: Callable[..., GLUEDataModule], tmp_path: Path
+) -> None:
+    class Own(TextClassification):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Rprop(self.parameters(), lr=1e-4)
+
+    first = quiet_trainer(max_epochs=1, limit_val_batches=0)
+    first.fit(Own(tiny, task="sst2"), data())
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*changes nothing")
+        second = quiet_trainer(max_epochs=2, limit_val_batches=0)
+        second.fit(Own(tiny, task="sst2"), data(), ckpt_path=tmp_path / "last.ckpt")
+    assert second.global_step == 2 * first.global_step
+
+
+def test_the_data_of_a_run_before_are_not_held_against_it(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
+    trainer, served = quiet_trainer(), data()
+    trainer.validate(TextClassification(tiny, task="mrpc"), data("mrpc"), verbose=False)
+    served.setup("validate")
+    trainer.validate(TextClassification(tiny, task="sst2"), served.val_dataloader(), verbose=False)
+    assert "val_accuracy" in trainer.callback_metrics
