@@ -86,6 +86,8 @@ class FineTuning(L.LightningModule):
     def _check_head(self, weights: dict[str, Tensor], path: str) -> None:
         """Refuse the weights of another head."""
 
+    # ---- what does not go together ------------------------------------------------------------------------
+
     def setup(self, stage: str) -> None:
         """Check that the data's tokenizer is the model's, as far as one can tell.
 
