@@ -44,6 +44,18 @@ def tokenize(
     return dict(tokenizer(*(rows[name] for name in columns), truncation=True, max_length=max_length))
 
 
+def settled(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return a tokenizer in the state in which `datasets` shall hash it for its cache.
+
+    A fast tokenizer remembers how it last cut and padded, and transformers 5.0 leaves that in what is hashed, so that
+    rows tokenized by a tokenizer that had been used would not be found again.
+    """
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
 class TextDataModule(L.LightningDataModule):
     """Serve tokenized text with labels; a subclass says where the rows come from.
 
@@ -210,7 +222,7 @@ class TextDataModule(L.LightningDataModule):
             batched=True,
             remove_columns=[column for column in rows.column_names if column != "label" or not labelled],
             fn_kwargs={
-                "tokenizer": self.tokenizer,
+                "tokenizer": settled(self.tokenizer),
                 "columns": self.text_columns,
                 "max_length": self.max_length,
             },

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding
 
-from pgb_lightning.datamodules.base import Batch, TextDataModule, token_counts
+from pgb_lightning.datamodules.base import Batch, TextDataModule, settled, token_counts
 from pgb_lightning.datamodules.checks import check_texts
 from pgb_lightning.datamodules.files import Source
 from pgb_lightning.datamodules.sampling import calibration_rows
@@ -164,7 +164,11 @@ class SQuADDataModule(TextDataModule):
             batched=True,
             with_indices=True,
             remove_columns=rows.column_names,
-            fn_kwargs={"tokenizer": self._usable_tokenizer, "max_length": self.max_length, "stride": self.stride},
+            fn_kwargs={
+                "tokenizer": settled(self._usable_tokenizer),
+                "max_length": self.max_length,
+                "stride": self.stride,
+            },
             desc=f"Windows of {name}",
         )
         return self._answered(windows, len(rows), skipped) if training else windows

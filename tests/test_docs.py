@@ -43,6 +43,8 @@ def test_links_lead_somewhere(path: Path) -> None:
 @pytest.mark.parametrize("path", PAGES)
 def test_python_compiles_and_what_it_imports_is_there(path: Path) -> None:
     for code in blocks(path, "python"):
+        if "onnxruntime" in code:
+            pytest.importorskip("onnxruntime")
         tree = ast.parse(code)
         imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
         exec(compile(ast.Module(imports, type_ignores=[]), str(path), "exec"), {})

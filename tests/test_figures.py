@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -123,4 +124,8 @@ def test_shapes_are_drawn_to_scale(tmp_path: Path) -> None:
         left = sum(neurons * WIDTH / number for number in numbers if number)
         assert drawn[1].get_xlabel() == f"{left / (2 * WIDTH * NEURONS):.0%} of the weights"
     main(str(tmp_path / "shapes.svg"), drawing="shapes")
-    assert (tmp_path / "shapes.svg").read_text() == (Path(__file__).parents[1] / "docs/img/shapes.svg").read_text()
+    kept = Path(__file__).parents[1] / "docs/img/shapes.svg"
+    made, drawn_before = (
+        re.sub(r"\bp[0-9a-f]{10}\b", "", file.read_text()) for file in (tmp_path / "shapes.svg", kept)
+    )
+    assert made == drawn_before  # but for matplotlib's names of clip paths, which change with its version

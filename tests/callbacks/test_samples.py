@@ -178,7 +178,9 @@ def test_an_empty_loader_and_a_name_without_loader_are_refused(trainer: Callable
 
     with pytest.raises(MisconfigurationException, match="the calibration loader is empty"):
         trainer(PGBCallback()).fit(OwnModule(), datamodule=Empty())
-    with pytest.raises(MisconfigurationException, match="calibration='held_out': Data and OwnModule has no attribute"):
+    with pytest.raises(
+        MisconfigurationException, match="'held_out': there is no attribute of that name on Data and Own"
+    ):
         trainer(PGBCallback(calibration="held_out")).fit(OwnModule(), datamodule=Data())
 
 

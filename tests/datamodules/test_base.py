@@ -212,6 +212,9 @@ def test_tokenized_rows_come_from_the_cache(make: Make) -> None:
     second.setup("fit")
     assert {entry["filename"] for entry in second.split("train").cache_files} == {cached}
     assert Path(cached).stat().st_mtime_ns == written
+    used = make(max_length=20)
+    used.tokenizer(["a film"] * 2, truncation=True, padding=True, max_length=7)  # which it remembers
+    assert {entry["filename"] for entry in used.split("train").cache_files} == {cached}
     other = make(max_length=21).split("train")
     assert {entry["filename"] for entry in other.cache_files} != {cached}
 
