@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -124,8 +124,7 @@ def test_shapes_are_drawn_to_scale(tmp_path: Path) -> None:
         left = sum(neurons * WIDTH / number for number in numbers if number)
         assert drawn[1].get_xlabel() == f"{left / (2 * WIDTH * NEURONS):.0%} of the weights"
     main(str(tmp_path / "shapes.svg"), drawing="shapes")
-    kept = Path(__file__).parents[1] / "docs/img/shapes.svg"
-    made, drawn_before = (
-        re.sub(r"\bp[0-9a-f]{10}\b", "", file.read_text()) for file in (tmp_path / "shapes.svg", kept)
-    )
-    assert made == drawn_before  # but for matplotlib's names of clip paths, which change with its version
+    root, made = Path(__file__).parents[1], (tmp_path / "shapes.svg").read_text()
+    assert "of the weights" in made or made.count("<path") > 100  # text may be drawn as outlines
+    if f"matplotlib=={matplotlib.__version__}" in (root / "constraints.txt").read_text().splitlines():
+        assert made == (root / "docs/img/shapes.svg").read_text()  # other versions place text a little elsewhere
