@@ -125,6 +125,5 @@ def test_shapes_are_drawn_to_scale(tmp_path: Path) -> None:
         assert drawn[1].get_xlabel() == f"{left / (2 * WIDTH * NEURONS):.0%} of the weights"
     main(str(tmp_path / "shapes.svg"), drawing="shapes")
     root, made = Path(__file__).parents[1], (tmp_path / "shapes.svg").read_text()
-    assert "of the weights" in made or made.count("<path") > 100  # text may be drawn as outlines
-    if f"matplotlib=={matplotlib.__version__}" in (root / "constraints.txt").read_text().splitlines():
+    if f"\nmatplotlib=={matplotlib.__version__};" in (root / "constraints.txt").read_text():
         assert made == (root / "docs/img/shapes.svg").read_text()  # other versions place text a little elsewhere
