@@ -1,15 +1,14 @@
-r"""One-shot scores of the presets, of what is left of them without their parts, and of peers: no re-finetuning.
-
-All from one calibration of each dense model.
+r"""Scores of the presets, of what is left of them without their parts, and of peers: all from one calibration.
 
 Example:
     ::
 
         python -m pgb_lightning.ablations sst2 runs/sst2/seed0/dense.ckpt --data_dir DIR
 
-    Over dense models of several seeds, with mean and spread::
+    Over dense models of several seeds, with mean and spread, before and after an epoch of re-finetuning::
 
-        python -m pgb_lightning.ablations sst2 '[runs/sst2/seed0/dense.ckpt, runs/sst2/seed1/dense.ckpt]' --data_dir DIR
+        python -m pgb_lightning.ablations sst2 '[runs/sst2/seed0/dense.ckpt, runs/sst2/seed1/dense.ckpt]' \\
+          --seed [0,1] --data_dir DIR --refinetuning_epochs 1
 
     Beside other people's methods, which are named in :data:`pgb_lightning.peers.PEERS`::
 
@@ -19,156 +18,70 @@ Example:
 
 from __future__ import annotations
 
-import copy
 import json
-import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
-from pgb_lightning.architectures import find_encoder
 from pgb_lightning.bench import Bench
-from pgb_lightning.budget import Demand, allocate
-from pgb_lightning.candidates import Candidate, list_candidates
+from pgb_lightning.candidates import list_candidates
 from pgb_lightning.config import PruningConfig
-from pgb_lightning.importance import second_order_importance
+from pgb_lightning.methods import METHODS, Candidates, Pruned, prune
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.peers import PEERS
-from pgb_lightning.peers.masks import mask_matrices
-from pgb_lightning.plan import Index, PruningPlan
-from pgb_lightning.pruning import make_plan, plan_matrix
 from pgb_lightning.spread import spread
 from pgb_lightning.tasks import get_task
 
-Candidates = list[list[Candidate]]
+Result = dict[str, Any]
 
 
-def as_set(bench: Bench, config: PruningConfig, candidates: Candidates) -> PruningPlan:
-    """Plan as the settings say."""
-    return make_plan(bench.encoder, bench.statistics, config, candidates)
-
-
-def by_magnitude(bench: Bench, config: PruningConfig, candidates: Candidates) -> PruningPlan:
-    """Let every weight's importance be its square."""
-    ones = {key: torch.ones_like(fisher) for key, fisher in bench.statistics.fisher.items()}
-    return make_plan(bench.encoder, replace(bench.statistics, fisher=ones), config, candidates)
-
-
-def unpermuted(bench: Bench, config: PruningConfig, candidates: Candidates) -> PruningPlan:
-    """Cut each matrix into as many blocks, but along its diagonal as it comes."""
-    plan = make_plan(bench.encoder, bench.statistics, config, candidates)
-    matrices = (
-        replace(matrix, input_index=_in_order(matrix.input_index), output_index=_in_order(matrix.output_index))
-        for matrix in plan.matrices
-    )
-    return replace(plan, matrices=tuple(matrices))
-
-
-def fixed_groups(bench: Bench, config: PruningConfig, candidates: Candidates, number: int | None = None) -> PruningPlan:
-    """Allow no group number but one, beside whole and pruned whole; by default as many as there can be.
-
-    A matrix with as many groups as its shorter side keeps one diagonal.
-    """
-    plan = make_plan(bench.encoder, bench.statistics, config, candidates)
-    importances = {
-        key: second_order_importance(linear.weight.T, bench.statistics.fisher[key])
-        for key, linear in bench.encoder.linears()
-    }
-    demands = {}
-    for key, importance in importances.items():
-        groups = min(importance.shape) if number is None else number
-        demand = Demand.of(importance, groups)
-        demands[key] = replace(demand, thresholds={g: t for g, t in demand.thresholds.items() if g in (0, groups)})
-    numbers, _ = allocate(demands, config)
-    matrices = (plan_matrix(key, importances[key], numbers[key], config) for key in importances)
-    return replace(plan, matrices=tuple(matrices))
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to prune, made of the parts of ours.
+class Subject:
+    """A dense model that is calibrated, and its candidates listed, once it is first pruned.
 
     Args:
-        preset: The preset it starts from.
-        settings: What is set otherwise.
-        plan: Makes the plan.
-        masked: Whether each matrix keeps as many weights as the plan says, but the most important ones, wherever they
-            are: unstructured, and without compensation.
+        load: Reads and calibrates it.
+        epochs: Epochs of re-finetuning.
+        learning_rate: For them.
     """
 
-    preset: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    plan: Callable[[Bench, PruningConfig, Candidates], PruningPlan] = as_set
-    masked: bool = False
+    def __init__(self, load: Callable[[], Bench], epochs: int, learning_rate: float) -> None:
+        self._load = load
+        self.epochs = epochs
+        self.learning_rate = learning_rate
 
-    def config(self, ratio: float) -> PruningConfig:
-        """Return the settings at a ratio."""
-        return PruningConfig.from_preset(self.preset, pruning_ratio=ratio, **self.settings)
+    @cached_property
+    def bench(self) -> Bench:
+        """The dense model with its calibration."""
+        return self._load()
 
+    @cached_property
+    def candidates(self) -> Candidates:
+        """Shapes for the search."""
+        return list_candidates(self.bench.encoder, self.bench.statistics, PruningConfig())
 
-METHODS: dict[str, Method] = {
-    "default": Method("default"),
-    "balanced": Method("balanced"),
-    "paper": Method("paper"),
-    "default, ridge 0.01": Method("default", {"ridge": 0.01}),
-    "default, no compensation": Method("default", {"compensation": False}),
-    "default, unstructured": Method("default", masked=True),
-    "paper, no compensation": Method("paper", {"compensation": False}),
-    "paper, no permutation": Method("paper", plan=unpermuted),
-    "paper, unstructured": Method("paper", masked=True),
-    "paper, magnitude": Method("paper", plan=by_magnitude),
-    "paper, fixed G = 6": Method("paper", plan=partial(fixed_groups, number=6)),
-    "paper, full diagonal": Method("paper", plan=fixed_groups),
-}
+    def measure(self, method: str, ratio: float) -> Result:
+        """Prune, measure, and re-finetune and measure again if wanted."""
+        if method == "dense":
+            return {"kind": "shapes", "removed": 0.0, **self._score(self.bench.module)}
+        searched = method in METHODS and METHODS[method].config(ratio).search == "shapes"
+        pruned: Pruned = prune(self.bench, method, ratio, self.candidates if searched else [])
+        result = {"kind": pruned.kind, "removed": pruned.removed, **self._score(pruned.module)}
+        if pruned.shapes:
+            result["shapes"] = pruned.shapes
+        if self.epochs:
+            self.bench.refinetune(pruned.module, self.epochs, self.learning_rate)
+            result["refinetuned"] = self._score(pruned.module)
+        return result
 
-
-@dataclass(frozen=True)
-class Pruned:
-    """What a method makes of a dense model.
-
-    Args:
-        module: The pruned module.
-        removed: The share of the encoder's weights that it lacks.
-        kind: ``"shapes"`` if layers are smaller; ``"masks"`` if they have zeros.
-        shapes: What the search over shapes chose, if there was one.
-    """
-
-    module: TextClassification
-    removed: float
-    kind: Literal["shapes", "masks"] = "shapes"
-    shapes: list[str] | None = None
-
-
-def prune(bench: Bench, name: str, ratio: float, candidates: Candidates) -> Pruned:
-    """Prune a copy of the dense model by a method or a peer.
-
-    Args:
-        bench: The dense model and its calibration.
-        name: One of :data:`METHODS` or :data:`~pgb_lightning.peers.PEERS`.
-        ratio: Share of the weights to remove.
-        candidates: For the search over shapes.
-    """
-    if name in PEERS:
-        module = copy.deepcopy(bench.module)
-        return Pruned(module, bench.peers.prune(name, module.model, ratio), PEERS[name].kind)
-    method, config = METHODS[name], METHODS[name].config(ratio)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a missed target shows in the table
-        plan = method.plan(bench, config, candidates)
-    if not method.masked:
-        return Pruned(bench.pruned(plan, config), plan.pruning_ratio, shapes=plan.config.get("shapes"))
-    module = copy.deepcopy(bench.module)
-    encoder, fisher = find_encoder(module), bench.statistics.fisher
-    importances = {key: second_order_importance(linear.weight.T, fisher[key]) for key, linear in encoder.linears()}
-    mask_matrices(encoder, importances, {(m.layer, m.kind): m.kept_share for m in plan.matrices})
-    return Pruned(module, plan.pruning_ratio, "masks")
+    def _score(self, module: TextClassification) -> Result:
+        return asdict(self.bench.measure(module))
 
 
 def run(
@@ -180,11 +93,17 @@ def run(
     methods: tuple[str, ...] = tuple(METHODS),
     max_train_samples: int | None = None,
     calibration_size: int | None = None,
-    seed: int = 0,
+    seed: tuple[int, ...] | int = 0,
+    refinetuning_epochs: int = 0,
+    refinetuning_learning_rate: float = 3e-5,
+    data_options: dict[str, Any] | None = None,
     num_threads: int = 1,
     out: str | None = None,
-) -> list[dict[str, Any]]:
-    """Calibrate once, then prune by every method at every ratio and measure on the validation set.
+) -> list[Result]:
+    """Calibrate each dense model once, then prune by every method at every ratio and measure on the validation set.
+
+    What stands in ``out`` already is not measured again, so that an interrupted run goes on, and runs of other seeds,
+    ratios or methods can share a file.
 
     Args:
         task: A GLUE task.
@@ -196,15 +115,19 @@ def run(
         methods: Which to run, by name, peers among them; without the peers if not given.
         max_train_samples: Training rows that the calibration rows are drawn from; all if not given.
         calibration_size: Calibration rows; 2,048 if not given.
-        seed: Draws them.
+        seed: Draws rows, and the order of re-finetuning; one for all checkpoints, or a list of one for each.
+        refinetuning_epochs: Epochs of training after pruning, then measured again; none if 0.
+        refinetuning_learning_rate: For them.
+        data_options: Further settings of the data module, such as ``{"group_by_length": true}``.
         num_threads: CPU threads.
-        out: A JSON file for the results and the shapes that were chosen.
+        out: A file for the results and the shapes that were chosen: JSON, one result a line.
 
     Returns:
-        The results, one a checkpoint, ratio and method.
+        The results: for each checkpoint that of the dense model, and one a ratio and method.
 
     Raises:
-        ValueError: A checkpoint is not there, a method is unknown, or needs a package that is not installed.
+        ValueError: A checkpoint is not there, there are not as many seeds, a method is unknown or needs a package
+            that is not installed, or ``refinetuning_epochs`` is below 0.
     """
     known = (*METHODS, *PEERS)
     if unknown := [name for name in methods if name not in known]:
@@ -215,47 +138,60 @@ def run(
     paths = [ckpt_path] if isinstance(ckpt_path, str) else list(dict.fromkeys(ckpt_path))
     if not paths or not all(Path(path).is_file() for path in paths):
         raise ValueError(f"ckpt_path={paths} must be a checkpoint's file, or a list of some.")
+    seeds = [seed] * len(paths) if isinstance(seed, int) else list(seed)
+    if len(seeds) != len(paths):
+        raise ValueError(f"seed={seeds} must be one number, or as many as there are checkpoints: {len(paths)}.")
+    if refinetuning_epochs < 0:
+        raise ValueError(f"refinetuning_epochs={refinetuning_epochs} is out of range: give 0 or more.")
     torch.set_num_threads(num_threads)
-    searched = any(name in METHODS and METHODS[name].config(0.5).search == "shapes" for name in methods)
-    dense: dict[str, Any] = {}
-    results: list[dict[str, Any]] = []
-    for path in paths:
-        bench = Bench.load(task, path, data_dir, model_name_or_path, max_train_samples, calibration_size, seed)
-        dense[path] = asdict(bench.measure(bench.module))
-        candidates = list_candidates(bench.encoder, bench.statistics, PruningConfig()) if searched else []
-        for ratio in ratios:
-            for name in methods:
-                pruned = prune(bench, name, ratio, candidates)
-                found: dict[str, Any] = {"checkpoint": path, "ratio": ratio, "method": name, "kind": pruned.kind}
-                found |= {"removed": pruned.removed, **asdict(bench.measure(pruned.module))}
-                results.append({**found, "shapes": pruned.shapes} if pruned.shapes else found)
-                if out:
-                    Path(out).write_text(json.dumps({"task": task, "dense": dense, "results": results}, indent=1))
-    Console(width=120).print(_table(task, dense, results))
+    cells = [("dense", 0.0), *((name, ratio) for ratio in ratios for name in methods)]
+    settings: Result = {"task": task, "max_train_samples": max_train_samples, "calibration_size": calibration_size}
+    settings |= {"data_options": data_options, "refinetuning_epochs": refinetuning_epochs}
+    settings |= {"refinetuning_learning_rate": refinetuning_learning_rate}
+    results: list[Result] = []
+    for path, own_seed in zip(paths, seeds, strict=True):
+        source = (task, path, data_dir, model_name_or_path, max_train_samples, calibration_size, own_seed)
+        subject = Subject(partial(Bench.load, *source, data_options), refinetuning_epochs, refinetuning_learning_rate)
+        conditions = {**settings, "checkpoint": path, "seed": own_seed}
+        for method, ratio in cells:
+            cell = {**conditions, "method": method, "ratio": ratio}
+            result = _find(out, cell)
+            if result is None:
+                result = {**cell, **subject.measure(method, ratio)}
+                _add(out, result)
+            results.append(result)
+    Console(width=140).print(_table(task, results))
     return results
 
 
-def _in_order(index: Index) -> Index:
-    if not index:
-        return index
-    size = len(index[0])
-    return tuple(tuple(range(g * size, (g + 1) * size)) for g in range(len(index)))
+def _find(out: str | None, cell: Result) -> Result | None:
+    """Look for a result among those that were kept."""
+    lines = Path(out).read_text().splitlines() if out and Path(out).is_file() else []
+    return next((kept for kept in map(json.loads, lines) if cell.items() <= kept.items()), None)
 
 
-def _table(task: str, dense: dict[str, Any], results: list[dict[str, Any]]) -> Table:
+def _add(out: str | None, result: Result) -> None:
+    if out:
+        with Path(out).open("a") as file:
+            file.write(json.dumps(result) + "\n")
+
+
+def _table(task: str, results: Sequence[Result]) -> Table:
     """Tabulate results: mean and standard deviation over dense models, where there are several."""
     metric = get_task(task).metrics[0]
-    scores = spread([measured["score"] for measured in dense.values()])
-    table = Table(title=f"{task}, one-shot, before re-finetuning; {metric} x 100 (dense {scores})")
-    for column in ("ratio", "method", "what is left", "removed", metric, "KL from dense", "loss"):
+    measures = {"score": (f"{metric} x 100", 1), "divergence": ("KL from dense", 4), "loss": ("loss", 3)}
+    refinetuned = any("refinetuned" in result for result in results)
+    table = Table(title=f"{task}: one-shot{', and re-finetuned' if refinetuned else ', before re-finetuning'}")
+    for column in ("ratio", "method", "what is left", "removed", *(title for title, _ in measures.values())):
         table.add_column(column, justify="right")
+    if refinetuned:
+        for title, _ in measures.values():
+            table.add_column(f"{title}, re-finetuned", justify="right")
     for ratio, method in dict.fromkeys((result["ratio"], result["method"]) for result in results):
         rows = [result for result in results if (result["ratio"], result["method"]) == (ratio, method)]
         numbers = [spread([100 * row["removed"] for row in rows])]
-        numbers += [
-            spread([row[name] for row in rows], digits)
-            for name, digits in {"score": 1, "divergence": 4, "loss": 3}.items()
-        ]
+        for stage in (rows, [row["refinetuned"] for row in rows if "refinetuned" in row])[: 1 + refinetuned]:
+            numbers += [spread([row[name] for row in stage], digits) for name, (_, digits) in measures.items()]
         table.add_row(str(ratio), method, rows[0]["kind"], *numbers)
     return table
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 from dataclasses import dataclass
+from typing import Any
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -15,7 +18,7 @@ from pgb_lightning.config import PruningConfig
 from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.modules.metrics import make_metrics
-from pgb_lightning.peers import Calibrated
+from pgb_lightning.peers import Calibrated, make_permanent
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.pruning import carry_out
 from pgb_lightning.tasks import get_task
@@ -48,6 +51,7 @@ class Bench:
         module: The dense module, in eval mode.
         statistics: Of its encoder, moments included.
         peers: The model with the same calibration batches, for other people's methods.
+        data: Where all batches come from.
         batches: The validation set.
         logits: The dense model's, batch by batch.
     """
@@ -56,6 +60,7 @@ class Bench:
     module: TextClassification
     statistics: Calibration
     peers: Calibrated
+    data: GLUEDataModule
     batches: list[Batch]
     logits: list[Tensor]
 
@@ -69,6 +74,7 @@ class Bench:
         max_train_samples: int | None,
         calibration_size: int | None,
         seed: int,
+        data_options: dict[str, Any] | None = None,
     ) -> Bench:
         """Read a checkpoint and calibrate it.
 
@@ -80,6 +86,7 @@ class Bench:
             max_train_samples: Training rows that the calibration rows are drawn from; all if not given.
             calibration_size: Calibration rows; 2,048 if not given.
             seed: Draws them.
+            data_options: Further settings of the data module.
         """
         module = TextClassification.load_from_checkpoint(ckpt_path, map_location="cpu").eval()
         data = GLUEDataModule(
@@ -87,6 +94,7 @@ class Bench:
             max_train_samples=max_train_samples,
             calibration_size=calibration_size,
             seed=seed,
+            **(data_options or {}),
         )
         data.prepare_data()
         data.setup("fit")
@@ -103,7 +111,7 @@ class Bench:
         batches = list(loaders[0] if isinstance(loaders, list) else loaders)
         with torch.inference_mode():
             logits = [module.model(**batch).logits for batch in batches]
-        return cls(task, module, statistics, Calibrated(module.model, calibration), batches, logits)
+        return cls(task, module, statistics, Calibrated(module.model, calibration), data, batches, logits)
 
     @property
     def encoder(self) -> Encoder:
@@ -115,6 +123,29 @@ class Bench:
         module = copy.deepcopy(self.module)
         carry_out(find_encoder(module), plan, self.statistics, config)
         return module
+
+    def refinetune(self, module: TextClassification, epochs: int, learning_rate: float) -> None:
+        """Train a pruned module in place, as the experiment does; its masks hold, and end as zeros in the weights.
+
+        Args:
+            module: What is left of the dense module.
+            epochs: Over the training rows.
+            learning_rate: Where the warm-up ends.
+        """
+        gc.collect()  # a Trainer and its module hold each other: the last model goes before this one is trained
+        module.learning_rate = learning_rate
+        L.seed_everything(self.data.seed)
+        trainer = L.Trainer(
+            max_epochs=epochs,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            limit_val_batches=0,
+            gradient_clip_val=1.0,
+        )
+        trainer.fit(module.train(), datamodule=self.data)
+        make_permanent(module.eval())
 
     @torch.inference_mode()
     def measure(self, module: TextClassification) -> Measured:

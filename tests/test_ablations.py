@@ -13,7 +13,8 @@ import torch
 from fakes import quiet_trainer
 from torch.utils.data import DataLoader
 
-from pgb_lightning import ablations, prediction_check
+from pgb_lightning import ablations, methods, prediction_check
+from pgb_lightning.architectures import find_encoder
 from pgb_lightning.bench import Bench
 from pgb_lightning.modules import TextClassification
 
@@ -27,26 +28,31 @@ def test_every_method_is_measured_at_every_ratio(
     bench_files: Callable[[str], Given], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = bench_files("sst2")
-    methods = (*ablations.METHODS, "magnitude", "kwon", "top-layers")
-    results = ablations.run(*given, ratios=(0.5,), methods=methods, out=str(tmp_path / "out.json"))
-    assert [result["method"] for result in results] == list(methods)
-    stored = json.loads((tmp_path / "out.json").read_text())
-    assert stored["results"] == results
+    names = (*methods.METHODS, "magnitude", "kwon", "top-layers")
+    results = ablations.run(*given, ratios=(0.5,), methods=names, out=str(tmp_path / "out.jsonl"))
+    assert [result["method"] for result in results] == ["dense", *names]
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == results
     by_name = {result["method"]: result for result in results}
+    dense = by_name.pop("dense")
+    assert (dense["removed"], dense["divergence"]) == (0, pytest.approx(0, abs=1e-9))
     assert all(abs(result["removed"] - 0.5) <= 0.01 for name, result in by_name.items() if "diagonal" not in name)
     masked = {name for name, result in by_name.items() if result["kind"] == "masks"}
     assert masked == {"default, unstructured", "paper, unstructured", "magnitude"}
     assert len(by_name["default"]["shapes"]) == 4
     assert 0 < by_name["default"]["divergence"] < by_name["paper"]["divergence"]
     assert by_name["default"]["divergence"] < by_name["default, no compensation"]["divergence"]
-    assert len({result["divergence"] for name, result in by_name.items() if name != "balanced"}) == len(results) - 1
+    assert len({result["divergence"] for name, result in by_name.items() if name != "balanced"}) == len(names) - 1
     shown = capsys.readouterr().out
-    assert all(name in shown for name in methods)
+    assert all(name in shown for name in names)
     with pytest.raises(ValueError, match="methods names 'best', which is none of 'default'"):
         ablations.run(*given, methods=("best",))
     for paths in ((), (given[1], "nowhere.ckpt")):
         with pytest.raises(ValueError, match=r"ckpt_path=\[.*\] must be a checkpoint's file"):
             ablations.run(given[0], paths, *given[2:])
+    with pytest.raises(ValueError, match=r"seed=\[0, 1\] must be one number, or as many as there are checkpoints: 1"):
+        ablations.run(*given, seed=(0, 1))
+    with pytest.raises(ValueError, match=r"refinetuning_epochs=-1 is out of range: give 0 or more"):
+        ablations.run(*given, refinetuning_epochs=-1)
 
 
 def test_several_dense_models_are_averaged(
@@ -61,45 +67,73 @@ def test_several_dense_models_are_averaged(
     trainer.strategy.connect(module)
     trainer.save_checkpoint(second)
     options = {"ratios": (0.5,), "methods": ("default", "top-layers")}
-    together = ablations.run(task, (first, second), data, model, **options, out=str(tmp_path / "out.json"))
+    together = ablations.run(task, (first, second), data, model, **options, seed=(0, 1))
     shown = capsys.readouterr().out
-    alone = [result for path in (first, second) for result in ablations.run(task, path, data, model, **options)]
-    assert together == alone
-    assert json.loads((tmp_path / "out.json").read_text())["dense"].keys() == {first, second}
+    alone = [ablations.run(task, path, data, model, **options, seed=seed) for seed, path in enumerate((first, second))]
+    assert together == [*alone[0], *alone[1]]
     for name in options["methods"]:
         scores = [result["score"] for result in together if result["method"] == name]
         assert f"{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f}" in shown
 
 
-def test_plans_of_the_ablations_are_what_they_are_called(
-    bench_files: Callable[[str], Given],
+def test_what_is_pruned_is_refinetuned_where_it_stands(
+    bench_files: Callable[[str], Given], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = bench_files("sst2")
-    bench = Bench.load(*given, max_train_samples=None, calibration_size=None, seed=0)
-    config = ablations.PruningConfig.from_preset("paper", pruning_ratio=0.8)
-    numbers = {m.num_groups for m in ablations.fixed_groups(bench, config, [], number=6).matrices}
-    assert numbers <= {0, 1, 6}
-    assert 6 in numbers
-    [gone, whole, *diagonal] = sorted({m.num_groups for m in ablations.fixed_groups(bench, config, []).matrices})
-    assert (gone, whole, diagonal) in ((0, 1, []), (0, 1, [48]))
-    plan, paper = ablations.unpermuted(bench, config, []), ablations.as_set(bench, config, [])
-    assert plan.kept_parameters == paper.kept_parameters
-    flat = [sum(matrix.input_index or (), ()) for matrix in plan.matrices]
-    assert all(index == tuple(range(len(index))) for index in flat)
+    given, out = bench_files("sst2"), tmp_path / "out.jsonl"
+    names = ("default", "paper, no permutation", "magnitude", "top-layers")
+    options = {"ratios": (0.5,), "refinetuning_epochs": 1, "refinetuning_learning_rate": 1e-2}
+    first = ablations.run(*given, methods=names[:1], **options, out=str(out))
+    results = ablations.run(*given, methods=names, **options, out=str(out))
+    shown = capsys.readouterr().out
+    assert results[: len(first)] == first
+    dense, *pruned = results
+    assert "refinetuned" not in dense
+    for result in pruned:
+        assert result["refinetuned"].keys() == {"score", "loss", "divergence"}
+        assert result["refinetuned"]["loss"] != result["loss"]
+        assert f"{result['refinetuned']['divergence']:.4f}" in shown
+    alone = ablations.run(*given, methods=names[-1:], **options)
+    assert alone == [dense, pruned[-1]]  # neither what was pruned before nor the file changes a result
+    one_shot = ablations.run(*given, methods=names, ratios=(0.5,), out=str(out))
+    for result, before in zip(one_shot, results, strict=True):
+        assert {name: result[name] for name in ("score", "loss", "divergence")} == {
+            name: before[name] for name in ("score", "loss", "divergence")
+        }
+    assert len(out.read_text().splitlines()) == 2 * len(results)  # of two ways to measure, neither mixed nor twice
 
 
-def test_unstructured_keeps_the_most_important_weights_at_the_plans_rates(bench_files: Callable[[str], Given]) -> None:
+def test_what_is_measured_is_read(
+    bench_files: Callable[[str], Given],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given, out = bench_files("sst2"), str(tmp_path / "out.jsonl")
+    options = {"ratios": (0.5,), "methods": ("magnitude",), "out": out}
+    results = ablations.run(*given, **options)
+    shown = capsys.readouterr().out
+
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("everything is measured already")
+
+    monkeypatch.setattr(Bench, "load", never)
+    assert ablations.run(*given, **options) == results
+    assert capsys.readouterr().out == shown
+    with pytest.raises(AssertionError, match="measured already"):
+        ablations.run(*given, **options, calibration_size=32)
+
+
+def test_masks_hold_in_refinetuning(bench_files: Callable[[str], Given]) -> None:
     bench = Bench.load(*bench_files("sst2"), max_train_samples=None, calibration_size=None, seed=0)
-    config = ablations.PruningConfig.from_preset("paper", pruning_ratio=0.5)
-    plan = ablations.as_set(bench, config, [])
-    pruned = ablations.prune(bench, "paper, unstructured", 0.5, [])
-    assert pruned.removed == plan.pruning_ratio
-    for (layer, kind), linear in ablations.find_encoder(pruned.module).linears():
-        share = plan.matrix(layer, kind).kept_share
-        assert float(linear.weight_mask.mean()) == pytest.approx(share, abs=1e-3)
-        importance = linear.weight_orig.square() * bench.statistics.fisher[layer, kind].T
-        kept, gone = importance[linear.weight_mask == 1], importance[linear.weight_mask == 0]
-        assert not len(kept) or not len(gone) or kept.min() >= gone.max()
+    module = methods.prune(bench, "magnitude", 0.5, []).module
+    before = {key: linear.weight.detach().clone() for key, linear in find_encoder(module).linears()}
+    bench.refinetune(module, epochs=2, learning_rate=1e-3)
+    assert not module.training
+    assert module.trainer.global_step == 2 * 2
+    for key, linear in find_encoder(module).linears():
+        assert isinstance(linear.weight, torch.nn.Parameter)
+        assert torch.equal(linear.weight == 0, before[key] == 0)
+        assert not torch.equal(linear.weight, before[key])
 
 
 def test_a_dense_model_diverges_from_itself_by_nothing(

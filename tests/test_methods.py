@@ -1,0 +1,47 @@
+"""Ways to prune by name: what each is called is what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from pgb_lightning import methods
+from pgb_lightning.architectures import find_encoder
+from pgb_lightning.bench import Bench
+from pgb_lightning.config import PruningConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore:Calibrating on all")
+
+Given = tuple[str, str, str, str]
+
+
+def test_plans_of_the_ablations_are_what_they_are_called(
+    bench_files: Callable[[str], Given],
+) -> None:
+    given = bench_files("sst2")
+    bench = Bench.load(*given, max_train_samples=None, calibration_size=None, seed=0)
+    config = PruningConfig.from_preset("paper", pruning_ratio=0.8)
+    numbers = {m.num_groups for m in methods.fixed_groups(bench, config, [], number=6).matrices}
+    assert numbers <= {0, 1, 6}
+    assert 6 in numbers
+    [gone, whole, *diagonal] = sorted({m.num_groups for m in methods.fixed_groups(bench, config, []).matrices})
+    assert (gone, whole, diagonal) in ((0, 1, []), (0, 1, [48]))
+    plan, paper = methods.unpermuted(bench, config, []), methods.as_set(bench, config, [])
+    assert plan.kept_parameters == paper.kept_parameters
+    flat = [sum(matrix.input_index or (), ()) for matrix in plan.matrices]
+    assert all(index == tuple(range(len(index))) for index in flat)
+
+
+def test_unstructured_keeps_the_most_important_weights_at_the_plans_rates(bench_files: Callable[[str], Given]) -> None:
+    bench = Bench.load(*bench_files("sst2"), max_train_samples=None, calibration_size=None, seed=0)
+    config = PruningConfig.from_preset("paper", pruning_ratio=0.5)
+    plan = methods.as_set(bench, config, [])
+    pruned = methods.prune(bench, "paper, unstructured", 0.5, [])
+    assert pruned.removed == plan.pruning_ratio
+    for (layer, kind), linear in find_encoder(pruned.module).linears():
+        share = plan.matrix(layer, kind).kept_share
+        assert float(linear.weight_mask.mean()) == pytest.approx(share, abs=1e-3)
+        importance = linear.weight_orig.square() * bench.statistics.fisher[layer, kind].T
+        kept, gone = importance[linear.weight_mask == 1], importance[linear.weight_mask == 0]
+        assert not len(kept) or not len(gone) or kept.min() >= gone.max()
