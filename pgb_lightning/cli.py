@@ -33,6 +33,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 #: What may stand for a checkpoint's path beside a file: Lightning's own words, and places that are not on a disk here.
 CHECKPOINT_WORDS = r"best|last|hpc|registry(:.*)?|\w+://.*"
 
+#: What a folder holds that is a checkpoint itself, written in parts: by FSDP, by torch, by DeepSpeed.
+CHECKPOINT_PARTS = ("meta.pt", ".metadata", "checkpoint")
+
 #: A word of the command line that sets something of the model, or (second group) a part of something.
 MODEL_SETTING = r"--model\.(?:init_args\.)?(\w+)([.+][^=]*)?"
 
@@ -84,11 +87,12 @@ class PGBCLI(LightningCLI):
         path = self.config[name].get("ckpt_path") if name else None
         if not path or re.fullmatch(CHECKPOINT_WORDS, str(path)):
             return
-        self.config[name].ckpt_path = str(Path(path).expanduser())
-        if not Path(path).expanduser().exists():
+        place = Path(path).expanduser()
+        self.config[name].ckpt_path = str(place)
+        if not place.exists() or (place.is_dir() and not any((place / part).exists() for part in CHECKPOINT_PARTS)):
             raise MisconfigurationException(
-                f"ckpt_path={path!r} is not there; give a checkpoint that a fit left (best.ckpt or last.ckpt in its "
-                "folder), or leave ckpt_path out to start from the model as it is."
+                f"ckpt_path={path!r} is {'a folder' if place.exists() else 'not there'}; give a checkpoint that a fit "
+                "left (best.ckpt or last.ckpt in its folder), or leave ckpt_path out to start from the model as it is."
             )
 
     def _parse_ckpt_path(self) -> None:

@@ -336,6 +336,7 @@ class OwnData(L.LightningDataModule):
         (FINETUNE, ["--data.task", "mnli"], r"train\.parquet has no column 'premise', 'hypothesis'"),
         (PRUNE, [], r"^pgb: fine_tuned_ckpt='runs/sst2/finetune/best\.ckpt' is not a file"),
         (FINETUNE, ["--ckpt_path", "nobody.ckpt"], r"^pgb: ckpt_path='nobody\.ckpt' is not there; give a checkpoint"),
+        (FINETUNE, ["--ckpt_path", "."], r"^pgb: ckpt_path='\.' is a folder; give a checkpoint"),
         (
             FINETUNE,
             ["--model.model_name_or_path", "no/bo/dy"],

@@ -130,11 +130,12 @@ def _write(results: dict[str, Any], folder: Path) -> None:
 
 
 def _check(ratios: Sequence[float], batch_sizes: Sequence[int], lengths: Sequence[int], **counts: int | None) -> None:
-    given = {name: [value] for name, value in counts.items() if value is not None}
-    for name, values in {"batch_sizes": batch_sizes, "lengths": lengths, **given}.items():
+    for name, values in {"batch_sizes": list(batch_sizes), "lengths": list(lengths)}.items():
         if not values or min(values) < 1:
-            value = values[0] if name in given else list(values)
-            raise ValueError(f"{name}={value} is out of range: give whole numbers of at least 1.")
+            raise ValueError(f"{name}={values} is out of range: give whole numbers of at least 1.")
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} is out of range: give a whole number of at least 1.")
     if not all(0 < ratio < 1 for ratio in ratios):
         raise ValueError(f"pruning_ratios={list(ratios)} is out of range: give shares strictly between 0 and 1.")
 

@@ -94,9 +94,9 @@ class FineTuning(L.LightningModule):
         Raises:
             MisconfigurationException: It makes numbers for which the model has no embedding.
         """
-        own = self.hparams["model_name_or_path"]
-        name = str(getattr(self._datamodule(), "model_name_or_path", own))
-        tokenizer = None if name == own else getattr(self._datamodule(), "tokenizer", None)
+        own, data = self.hparams["model_name_or_path"], self._datamodule()
+        name = str(getattr(data, "model_name_or_path", own))
+        tokenizer = None if name == own else getattr(data, "tokenizer", None)
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             return
         both = f"The data's tokenizer is of model_name_or_path={name!r}, the model of {own!r}"

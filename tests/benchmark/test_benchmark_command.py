@@ -102,7 +102,7 @@ def test_share_of_flops_that_became_time() -> None:
         ({"lengths": ()}, r"lengths=\[\] is out of range"),
         ({"lengths": (4000,)}, "lengths=4000 is out of range: 'bert' takes up to"),
         ({"repeats": 0}, "repeats=0 is out of range"),
-        ({"num_layers": 0}, "num_layers=0 is out of range: give whole numbers of at least 1"),
+        ({"num_layers": 0}, "num_layers=0 is out of range: give a whole number of at least 1"),
         ({"num_threads": 0}, "num_threads=0 is out of range"),
         ({"device": "meta"}, "device='meta' cannot be used here"),
         ({"device": "abacus"}, r"device='abacus' cannot be used here \(.*\); give 'cpu'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +55,17 @@ def test_the_alias_has_a_name_on_the_hub(pruned_checkpoint: Callable[..., Path])
 def test_a_tokenizer_that_is_gone_is_a_warning(pruned_checkpoint: Callable[..., Path]) -> None:
     path = pruned_checkpoint("classifier", name="no/such/model")
     with pytest.warns(UserWarning, match=r"no tokenizer .* model_name_or_path='no/such/model' .*save_pretrained"):
+        assert read_source(path).tokenizer is None
+
+
+def test_a_damaged_tokenizer_is_a_warning(
+    pruned_checkpoint: Callable[..., Path], tmp_path: Path, tiny_model_folder: Callable[..., Path]
+) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_model_folder("bert"), folder)
+    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    path = pruned_checkpoint("classifier", name=str(folder))
+    with pytest.warns(UserWarning, match=r"no tokenizer .* model_name_or_path='.*damaged' \(.+\); the folder"):
         assert read_source(path).tokenizer is None
 
 
