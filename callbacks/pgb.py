@@ -61,7 +61,7 @@ class PGBCallback(pl.Callback):
         importance_threshold: τ, or ``"auto"`` to find the one that meets ``pruning_ratio``.
         max_groups: G_max.
         num_permutations: N_perm.
-        permutation: ``"greedy"`` (the paper's) or ``"balanced"``.
+        permutation: ``"greedy"`` (the paper's), ``"balanced"`` or ``"compensated"``.
         compensation: Whether to refit the kept weights (Eq. 4); by default yes, but not with a given plan.
         compensation_tokens: Tokens on which they are refitted, at most.
         ridge: Pull towards the original weights in Eq. 4, or ``"auto"`` to choose it by held-out samples.
@@ -94,7 +94,7 @@ class PGBCallback(pl.Callback):
         importance_threshold: float | Literal["auto"] | None = None,
         max_groups: int | None = None,
         num_permutations: int | None = None,
-        permutation: Literal["greedy", "balanced"] | None = None,
+        permutation: Literal["greedy", "balanced", "compensated"] | None = None,
         compensation: bool | None = None,
         compensation_tokens: int | None = None,
         ridge: float | Literal["auto"] | None = None,

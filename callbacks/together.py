@@ -54,8 +54,8 @@ def prune_together(
     with undisturbed(pl_module):
         loss = training_loss(trainer, pl_module)
         tracked = _track(trainer, "PGB calibration", share)
-        searched = plan is None and config.search == "shapes"
-        statistics = calibrate(encoder, tracked, loss, all_reduce, config.compensation_tokens, searched)
+        moments = plan is None and config.needs_moments
+        statistics = calibrate(encoder, tracked, loss, all_reduce, config.compensation_tokens, moments)
     plan = plan or _decide_once(trainer, encoder, statistics, config)
     errors = None if notes is None else notes.errors
     if notes is not None and trainer.is_global_zero:

@@ -32,8 +32,8 @@ from rich.table import Table
 
 from pgb_lightning.bench import Bench
 from pgb_lightning.candidates import list_candidates
-from pgb_lightning.config import PruningConfig
-from pgb_lightning.methods import METHODS, Candidates, Pruned, prune
+from pgb_lightning.config import Permutation
+from pgb_lightning.methods import METHODS, Candidates, prune
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.peers import PEERS
 from pgb_lightning.spread import spread
@@ -55,23 +55,28 @@ class Subject:
         self._load = load
         self.epochs = epochs
         self.learning_rate = learning_rate
+        self._candidates: dict[Permutation, Candidates] = {}
 
     @cached_property
     def bench(self) -> Bench:
         """The dense model with its calibration."""
         return self._load()
 
-    @cached_property
-    def candidates(self) -> Candidates:
-        """Shapes for the search."""
-        return list_candidates(self.bench.encoder, self.bench.statistics, PruningConfig())
+    def candidates(self, method: str) -> Candidates:
+        """List the shapes that a method searches; none if it does not."""
+        config = METHODS[method].config(0.5) if method in METHODS else None
+        if config is None or config.search != "shapes":
+            return []
+        if config.permutation not in self._candidates:
+            found = list_candidates(self.bench.encoder, self.bench.statistics, config)
+            self._candidates[config.permutation] = found
+        return self._candidates[config.permutation]
 
     def measure(self, method: str, ratio: float) -> Result:
         """Prune, measure, and re-finetune and measure again if wanted."""
         if method == "dense":
             return {"kind": "shapes", "removed": 0.0, **self._score(self.bench.module)}
-        searched = method in METHODS and METHODS[method].config(ratio).search == "shapes"
-        pruned: Pruned = prune(self.bench, method, ratio, self.candidates if searched else [])
+        pruned = prune(self.bench, method, ratio, self.candidates(method))
         result = {"kind": pruned.kind, "removed": pruned.removed, **self._score(pruned.module)}
         if pruned.shapes:
             result["shapes"] = pruned.shapes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
@@ -12,11 +12,12 @@ from torch import Tensor
 from pgb_lightning.architectures import EXPENDABLE, MATRICES, SUBLAYERS, Encoder, Sublayer
 from pgb_lightning.calibration import Calibration
 from pgb_lightning.config import PruningConfig
-from pgb_lightning.elimination import block_errors, damped, eliminate, positions
+from pgb_lightning.elimination import block_errors, eliminate, positions
 from pgb_lightning.grouping import allowed_groups, group
 from pgb_lightning.importance import second_order_importance
-from pgb_lightning.plan import MatrixPlan
-from pgb_lightning.ridge import usual
+from pgb_lightning.plan import Index, MatrixPlan
+from pgb_lightning.quadratic import Quadratic
+from pgb_lightning.regrouping import compensated_groups, with_columns
 
 #: Widths of a feed-forward sublayer that are tried, from none of the neurons to all.
 WIDTHS = 48
@@ -69,8 +70,6 @@ def list_candidates(encoder: Encoder, statistics: Calibration, config: PruningCo
     Raises:
         ValueError: The statistics lack moments.
     """
-    if statistics.moments is None:
-        raise ValueError('search="shapes" needs the second moments of the layers: calibrate with moments=True.')
     found: list[list[Candidate]] = []
     for layer in range(len(encoder.layers)):
         matrices = {kind: _Matrix.of(encoder, statistics, config, layer, kind) for kind in MATRICES}
@@ -79,28 +78,8 @@ def list_candidates(encoder: Encoder, statistics: Calibration, config: PruningCo
     return found
 
 
-@dataclass(frozen=True)
-class _Matrix:
-    """A dense matrix and what calibration knows of it."""
-
-    layer: int
-    kind: str
-    weight: Tensor
-    fisher: Tensor
-    covariance: Tensor
-    gradient: Tensor
-    config: PruningConfig
-
-    @classmethod
-    def of(cls, encoder: Encoder, statistics: Calibration, config: PruningConfig, layer: int, kind: str) -> _Matrix:
-        assert statistics.moments is not None
-        linear = encoder.matrix(layer, kind)
-        assert isinstance(linear.weight, Tensor)
-        covariance = statistics.moments.inputs[layer, "Q" if kind in ("K", "V") else kind]
-        gradient = statistics.moments.gradients[layer, kind]
-        weight = linear.weight.detach().T.double()
-        fisher = statistics.fisher[layer, kind]
-        return cls(layer, kind, weight, fisher, damped(covariance, usual(config.ridge)), gradient, config)
+class _Matrix(Quadratic):
+    """A dense matrix, and the plans that there are for it."""
 
     def plan(self, rows: Tensor | None, columns: Tensor | None, loss: float) -> MatrixPlan:
         """Keep blocks of rows (G, m) and columns (G, n), or everything."""
@@ -123,30 +102,42 @@ class _Matrix:
     def variance_losses(self) -> Tensor:
         """Return the rise of the loss if an output became its mean, output by output."""
         variances = (self.weight * (self.covariance @ self.weight)).sum(0)
-        return variances * self._per_output() / 2
+        return variances * self.per_output() / 2
 
     def grouped(
-        self, rows: Tensor | None = None, columns: Tensor | None = None, weight: Tensor | None = None
+        self,
+        rows: Tensor | None = None,
+        columns: Tensor | None = None,
+        weight: Tensor | None = None,
+        before: float = 0.0,
+        blocks: Mapping[int, Index] | None = None,
     ) -> Iterator[tuple[int, MatrixPlan]]:
-        """Try all group numbers above 1 on some rows and columns, with weights refitted to them."""
+        """Try all group numbers above 1 on some rows and columns.
+
+        ``weight`` is refitted to them, which has cost the loss ``before``; ``blocks`` has the rows of each block where
+        these are not to be chosen.
+        """
         rows, columns = self._sides(rows, columns)
         weight = self.weight[rows][:, columns] if weight is None else weight
         importance = second_order_importance(weight, self.fisher[rows][:, columns])
-        covariance = self.covariance[rows][:, rows]
+        covariance, outputs = self.covariance[rows][:, rows], self.per_output()[columns]
         carried = covariance @ weight
         for number in allowed_groups(len(rows), len(columns), self.config.max_groups)[1:]:
-            groups = group(importance, number, self.config.permutation, self.config.num_permutations)
+            if blocks is not None:
+                given = torch.searchsorted(rows, torch.tensor(blocks[number], device=rows.device))
+                groups = with_columns(covariance, carried, outputs, given)
+            elif self.config.permutation == "compensated":
+                groups = compensated_groups(covariance, weight, outputs, number, self.config.num_permutations)
+            else:
+                groups = group(importance, number, self.config.permutation, self.config.num_permutations)
             errors = block_errors(covariance, weight, carried, groups.rows, groups.columns)
-            loss = float((errors * self._per_output()[columns]).sum() / 2)
+            loss = before + float((errors * outputs).sum() / 2)
             yield number, self.plan(rows[groups.rows], columns[groups.columns], loss)
 
     def _sides(self, rows: Tensor | None, columns: Tensor | None) -> tuple[Tensor, Tensor]:
         """Number all rows or columns where none are given."""
         height, width = (torch.arange(size, device=self.weight.device) for size in self.weight.shape)
         return height if rows is None else rows, width if columns is None else columns
-
-    def _per_output(self) -> Tensor:
-        return self.gradient.diagonal() if self.gradient.dim() == 2 else self.gradient
 
 
 def _feed_forward(matrices: dict[str, _Matrix], layer: int) -> Iterator[Candidate]:
@@ -169,12 +160,15 @@ def _feed_forward(matrices: dict[str, _Matrix], layer: int) -> Iterator[Candidat
         yield Candidate(layer, "ffn", f"{left} neurons", ones)
         if count in found.weights:
             first = {1: ones[0], **dict(opening.grouped(columns=kept))}
-            second = {1: ones[1]}
-            for number, matrix in closing.grouped(rows=kept, weight=found.weights[count]):
-                second[number] = _with_loss(matrix, loss)
+            second = {1: ones[1], **dict(closing.grouped(rows=kept, weight=found.weights[count], before=loss))}
+            alike: dict[int, MatrixPlan] = {}
+            if closing.config.permutation == "compensated":
+                blocks = {number: matrix.output_index for number, matrix in first.items() if number > 1}
+                alike = dict(closing.grouped(rows=kept, weight=found.weights[count], before=loss, blocks=blocks))
             for (g1, w1), (g2, w2) in product(first.items(), second.items()):
                 if (g1, g2) != (1, 1):
-                    yield Candidate(layer, "ffn", f"{left} neurons in {g1} and {g2} groups", (w1, w2))
+                    closed = alike.get(g2, w2) if g1 == g2 else w2
+                    yield Candidate(layer, "ffn", f"{left} neurons in {g1} and {g2} groups", (w1, closed))
 
 
 def _attention(matrices: dict[str, _Matrix], layer: int, head: int) -> Iterator[Candidate]:
@@ -205,10 +199,3 @@ def _grouped_attention(matrices: dict[str, _Matrix], layer: int) -> Iterator[Can
         if numbers != (1, 1, 1, 1) and (numbers[0] == numbers[1] or sorted(numbers[:2]) == [0, 1]):
             chosen = tuple(options[kind][number] for kind, number in zip(options, numbers, strict=True))
             yield Candidate(layer, "attention", "groups " + ", ".join(map(str, numbers)), chosen)
-
-
-def _with_loss(matrix: MatrixPlan, more: float) -> MatrixPlan:
-    """Add to a plan's loss."""
-    index = (matrix.input_index, matrix.output_index)
-    loss = (matrix.predicted_error or 0.0) + more
-    return MatrixPlan(matrix.layer, matrix.kind, matrix.rows, matrix.columns, *index, predicted_error=loss)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-Permutation = Literal["greedy", "balanced"]
+Permutation = Literal["greedy", "balanced", "compensated"]
 Search = Literal["groups", "shapes"]
 Budget = Literal["parameters", "flops", "latency"]
 Ridge = float | Literal["auto"]
@@ -44,7 +44,8 @@ class PruningConfig:
         max_groups: G_max, the largest number of groups; a matrix that would need more is pruned whole.
         num_permutations: N_perm, how often rows and columns are sorted for each block.
         permutation: How weights are gathered into blocks: ``"greedy"`` is the paper's alternating sort,
-            ``"balanced"`` improves its result by balanced assignment.
+            ``"balanced"`` improves its result by balanced assignment, ``"compensated"`` assigns by what is lost after
+            compensation and lets W1 and W2 group the neurons alike where both have as many groups.
         compensation: Whether the kept weights are refitted by least squares (Eq. 4).
         compensation_tokens: Tokens of the calibration samples, counted without padding, on which the weights are
             refitted; batches beyond them still count for importance. Bounds time and memory.
@@ -104,6 +105,11 @@ class PruningConfig:
         _check_count("latency_length", self.latency_length, "such as 128")
         if not isinstance(self.compensation, bool):
             raise TypeError(f"compensation={self.compensation!r} must be True or False.")
+        if self.permutation == "compensated" and not self.compensation:
+            raise ValueError(
+                "permutation='compensated' groups weights by what compensation leaves, but compensation=False: set it "
+                "to True, or permutation to 'balanced'."
+            )
         _check_count("compensation_tokens", self.compensation_tokens, "give many times the encoder's width")
         if self.ridge != "auto":
             _check_float("ridge", self.ridge, 0, None, 'a small share of the input power, such as 0.01, or "auto"')
@@ -113,6 +119,11 @@ class PruningConfig:
     def cut(self) -> float:
         """The share of the budget's unit that is to be removed."""
         return self.pruning_ratio if self.target_speedup is None else 1 - 1 / self.target_speedup
+
+    @property
+    def needs_moments(self) -> bool:
+        """Whether calibration must collect second moments for these settings."""
+        return self.search == "shapes" or self.permutation == "compensated"
 
     @classmethod
     def from_preset(cls, preset: str, **overrides: Any) -> PruningConfig:

@@ -67,7 +67,7 @@ def group(importance: Tensor, num_groups: int, permutation: Permutation, num_per
     Args:
         importance: I, of shape (M, N).
         num_groups: G, a common divisor of M and N.
-        permutation: ``"greedy"`` for the paper's heuristic, ``"balanced"`` to improve on its result.
+        permutation: ``"greedy"`` for the paper's heuristic; otherwise its result is improved by balanced assignment.
         num_permutations: N_perm, the sorts of rows and columns for each block.
 
     Returns:
@@ -80,7 +80,7 @@ def group(importance: Tensor, num_groups: int, permutation: Permutation, num_per
     if num_groups not in allowed_groups(rows, columns, num_groups):
         raise ValueError(f"num_groups={num_groups} must divide both sides of a {rows} x {columns} matrix.")
     groups = greedy_groups(importance, num_groups, num_permutations)
-    return balanced_groups(importance, groups) if permutation == "balanced" else groups
+    return groups if permutation == "greedy" else balanced_groups(importance, groups)
 
 
 def greedy_groups(importance: Tensor, num_groups: int, num_permutations: int) -> Groups:
@@ -157,9 +157,9 @@ def balanced_groups(importance: Tensor, groups: Groups, max_rounds: int = 30) ->
     importance = importance.double()
     best, kept = groups, groups.kept(importance).sum()
     for _ in range(max_rounds):
-        rows = _assign(importance @ _members(best.columns))
+        rows = assign(importance @ _members(best.columns))
         score = importance.T @ _members(rows)
-        columns = _assign(score)
+        columns = assign(score)
         gained = score.T.gather(1, columns).sum() - kept
         if gained <= 1e-9 * kept:
             break
@@ -174,7 +174,7 @@ def _members(groups: Tensor) -> Tensor:
     return members
 
 
-def _assign(score: Tensor, max_sweeps: int = 200) -> Tensor:
+def assign(score: Tensor, max_sweeps: int = 200) -> Tensor:
     """Assign each of M items to one of G groups, M/G to each, with the largest total score.
 
     A transport problem: at the right price for each group, every item just takes the group that is best for

@@ -94,6 +94,8 @@ METHODS: dict[str, Method] = {
     "balanced": Method("balanced"),
     "paper": Method("paper"),
     "default, ridge 0.01": Method("default", {"ridge": 0.01}),
+    "default, compensated groups": Method("default", {"permutation": "compensated"}),
+    "balanced, compensated groups": Method("balanced", {"permutation": "compensated"}),
     "default, no compensation": Method("default", {"compensation": False}),
     "default, unstructured": Method("default", masked=True),
     "paper, no compensation": Method("paper", {"compensation": False}),

@@ -25,6 +25,7 @@ from pgb_lightning.importance import second_order_importance
 from pgb_lightning.modes import eval_mode
 from pgb_lightning.moments import AllReduce
 from pgb_lightning.plan import MatrixPlan, PruningPlan
+from pgb_lightning.regrouping import regroup
 from pgb_lightning.speedup import meet_speedup
 from pgb_lightning.surgery import apply_plan, check_dense
 
@@ -71,7 +72,7 @@ def prune(
         statistics = calibrate(
             *(found, batches, loss or _model_loss(model)),
             max_tokens=config.compensation_tokens,
-            moments=config.search == "shapes",
+            moments=config.needs_moments,
         )
     plan = make_plan(found, statistics, config)
     carry_out(found, plan, statistics, config)
@@ -127,7 +128,8 @@ def make_plan(
     if config.search == "groups":
         demands = {key: Demand.of(importance, config.max_groups) for key, importance in importances.items()}
         numbers, threshold = allocate(demands, config)
-        matrices = [plan_matrix(key, importances[key], numbers[key], config) for key in importances]
+        given = regroup(encoder, statistics, config, numbers) if config.permutation == "compensated" else {}
+        matrices = [plan_matrix(key, importances[key], numbers[key], config, given.get(key)) for key in importances]
         plan = finished(matrices, importance_threshold_used=threshold)
         _report_shortfall(plan.pruning_ratio, config)
         return plan
@@ -176,8 +178,10 @@ def carry_out(
         apply_plan(encoder, plan)
 
 
-def plan_matrix(key: Key, importance: Tensor, num_groups: int, config: PruningConfig) -> MatrixPlan:
-    """Group one matrix (Algorithm 2)."""
+def plan_matrix(
+    key: Key, importance: Tensor, num_groups: int, config: PruningConfig, groups: Groups | None = None
+) -> MatrixPlan:
+    """Group one matrix (Algorithm 2), unless its groups are given."""
     layer, kind = key
     rows, columns = importance.shape
     exact = importance.double()
@@ -186,7 +190,7 @@ def plan_matrix(key: Key, importance: Tensor, num_groups: int, config: PruningCo
         return MatrixPlan(layer, kind, rows, columns, (), (), 0.0, total / 2)
     if num_groups == 1:
         return MatrixPlan(layer, kind, rows, columns, None, None, 1.0, 0.0)
-    groups = group(importance, num_groups, config.permutation, config.num_permutations)
+    groups = groups or group(importance, num_groups, config.permutation, config.num_permutations)
     kept = float(groups.kept(exact).sum())
     return MatrixPlan(
         *(layer, kind, rows, columns),

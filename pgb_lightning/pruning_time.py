@@ -70,7 +70,7 @@ def run(
         statistics = calibrate(
             *(encoder, batches, lambda batch: model(**batch).loss),
             max_tokens=config.compensation_tokens,
-            moments=config.search == "shapes",
+            moments=config.needs_moments,
         )
     with _timed("plan", found):
         plan = make_plan(encoder, statistics, config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import MODEL_TYPES, batches, classifier
@@ -63,16 +65,26 @@ def test_fewer_neurons_never_predict_less_loss() -> None:
         assert [c.loss for c in widths] == sorted(c.loss for c in widths)
 
 
-def test_predictions_are_those_of_least_squares_on_real_tokens() -> None:
+@pytest.mark.parametrize("permutation", ["balanced", "compensated"])
+def test_predictions_are_those_of_least_squares_on_real_tokens(permutation: str) -> None:
     """Refit each block on the tokens themselves; weigh what is left by the gradients themselves."""
     model, data = classifier(layers=1), batches(30)
-    attention, ffn = list_candidates(find_encoder(model), statistics_of(model, data), CONFIG)
+    config = replace(CONFIG, permutation=permutation)
+    attention, ffn = list_candidates(find_encoder(model), statistics_of(model, data), config)
     seen, gradients, samples = record(model, data)
     chosen = [
-        c for c in ffn if c.shape in ("40 neurons", "48 neurons in 3 and 2 groups", "96 neurons in 1 and 4 groups")
+        c
+        for c in ffn
+        if c.shape
+        in (
+            "40 neurons",
+            "48 neurons in 3 and 2 groups",
+            "48 neurons in 3 and 3 groups",
+            "96 neurons in 1 and 4 groups",
+        )
     ]
     chosen += [c for c in attention if c.shape in ("1 heads", "groups 2, 2, 3, 6", "groups 1, 0, 1, 1")]
-    assert len(chosen) == 6
+    assert len(chosen) == 7
     for candidate in chosen:
         expected = 0.0
         joint = all(matrix.num_groups == 1 for matrix in candidate.matrices)
@@ -104,6 +116,22 @@ def test_predictions_are_those_of_least_squares_on_real_tokens() -> None:
                 outer = outer.diagonal().diag()
             expected += float((outer * covariance).sum()) / 2
         assert candidate.loss == pytest.approx(expected, rel=2e-3), candidate.shape
+
+
+def test_compensated_groups_are_alike_around_the_neurons_and_lose_less() -> None:
+    model, data = classifier(layers=1), batches(30)
+    statistics = statistics_of(model, data)
+    losses = {}
+    for permutation in ("balanced", "compensated"):
+        config = replace(CONFIG, permutation=permutation)
+        attention, ffn = list_candidates(find_encoder(model), statistics, config)
+        losses[permutation] = [candidate.loss for candidate in (*attention, *ffn) if "groups" in candidate.shape]
+    assert sum(losses["compensated"]) < 0.99 * sum(losses["balanced"])
+    alike = [c.matrices for c in ffn if c.shape in ("96 neurons in 3 and 3 groups", "48 neurons in 4 and 4 groups")]
+    assert len(alike) == 2
+    assert all(w1.output_index == w2.input_index for w1, w2 in alike)
+    [apart] = [c.matrices for c in ffn if c.shape == "48 neurons in 4 and 2 groups"]
+    assert sorted(sum(apart[0].output_index, ())) == sorted(sum(apart[1].input_index, ()))
 
 
 def record(model: PreTrainedModel, data: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:

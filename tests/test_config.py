@@ -39,6 +39,14 @@ def test_to_dict_is_json() -> None:
     assert PruningConfig(**json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_groups_by_compensation_want_compensation() -> None:
+    assert PruningConfig(permutation="compensated").needs_moments
+    assert PruningConfig(search="groups", permutation="compensated").needs_moments
+    assert not PruningConfig(search="groups").needs_moments
+    with pytest.raises(ValueError, match=r"permutation='compensated' .* compensation=False: set it to True, or"):
+        PruningConfig(permutation="compensated", compensation=False)
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [

@@ -60,7 +60,8 @@ def run(
         architecture: A transformers ``model_type`` with a map, in its base size.
         num_layers: Layers, if not as many as the base size has.
         pruning_ratios: Shares of the encoder's weights to remove.
-        num_groups: Group numbers, for each of which a model is measured with every matrix in so many groups.
+        num_groups: Group numbers, for each of which two models are measured with every matrix in so many groups: drawn
+            for each matrix, and the neurons alike in W1 and W2.
         plan: A ``plan.json`` to measure as well; for this architecture and number of layers.
         ckpt_path: A pruned checkpoint of this package's modules to measure as well; the dense model is then its
             dense twin, whatever the architecture and the number of layers.

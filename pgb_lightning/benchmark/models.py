@@ -47,7 +47,8 @@ def pruned_models(
     Args:
         dense: The dense model.
         ratios: Pruning ratios; at each a model in the paper's groups, and one with fewer heads and neurons.
-        numbers: Group numbers; for each a model of which every matrix is cut into so many groups.
+        numbers: Group numbers; for each a model of which every matrix is cut into so many groups, and one where W1 and
+            W2 group the neurons alike, as ``permutation="compensated"`` has it.
         plan: A plan to carry out as well.
 
     Returns:
@@ -63,6 +64,7 @@ def pruned_models(
         plans[f"narrow {ratio:g}"] = narrow_plan(encoder, ratio)
     for number in numbers:
         plans[f"G = {number}"] = plan_of_one_number(encoder, number)
+        plans[f"G = {number}, alike"] = plan_of_one_number(encoder, number, alike=True)
     models = {"dense": dense}
     for name, chosen in plans.items():
         models[name] = copy.deepcopy(dense)
@@ -80,20 +82,26 @@ def grouped_plan(encoder: Encoder, ratio: float) -> PruningPlan:
     return make_plan(encoder, Calibration(fisher, [], 0), PruningConfig.from_preset("paper", pruning_ratio=ratio))
 
 
-def plan_of_one_number(encoder: Encoder, number: int) -> PruningPlan:
+def plan_of_one_number(encoder: Encoder, number: int, alike: bool = False) -> PruningPlan:
     """Cut every matrix into so many groups of inputs and outputs that are drawn: nothing lies in order.
+
+    Args:
+        encoder: A dense encoder.
+        number: G.
+        alike: Whether the inputs of W2's groups are the outputs of W1's.
 
     Raises:
         ValueError: The number does not divide both sides of a matrix.
     """
     generator = torch.Generator().manual_seed(0)
-    matrices = []
+    matrices: list[MatrixPlan] = []
     for (layer, kind), linear in encoder.linears():
         size = (linear.in_features, linear.out_features)
         if number not in allowed_groups(*size, number):
             raise ValueError(f"num_groups={number} does not divide both sides of a {size[0]} x {size[1]} matrix.")
         rows, columns = (torch.randperm(n, generator=generator).view(number, -1).sort().values.tolist() for n in size)
-        matrices.append(MatrixPlan(layer, kind, *size, tuple(map(tuple, rows)), tuple(map(tuple, columns))))
+        inputs = matrices[-1].output_index if alike and kind == "W2" else tuple(map(tuple, rows))
+        matrices.append(MatrixPlan(layer, kind, *size, inputs, tuple(map(tuple, columns))))
     return PruningPlan(encoder.model_type, tuple(matrices))
 
 

@@ -115,8 +115,8 @@ class TextClassification(FineTuning):
         if not _are_numbers(own):
             if list(map(_plain, own)) != list(map(_plain, names)):
                 rank_zero_warn(
-                    f"The model calls its classes {', '.join(own)}, the data {', '.join(map(str, names))}; if these are "
-                    "not the same in this order, give a model (or ckpt_path) that was fine-tuned on such data."
+                    f"The model calls its classes {', '.join(own)}, the data {', '.join(map(str, names))}; if these "
+                    "are not the same in this order, give a model (or ckpt_path) that was fine-tuned on such data."
                 )
         elif stage == "fit":
             self.model.config.id2label = dict(enumerate(names))

@@ -24,7 +24,7 @@ def test_plans_meet_their_ratio(model_type: str, ratio: float) -> None:
 
 def test_models_of_base_size() -> None:
     models = pruned_models(random_model("bert", 1), [0.5], [3])
-    assert list(models) == ["dense", "groups 0.5", "narrow 0.5", "G = 3"]
+    assert list(models) == ["dense", "groups 0.5", "narrow 0.5", "G = 3", "G = 3, alike"]
     layer = {name: find_encoder(model).layers[0] for name, model in models.items()}
     assert any(isinstance(module, GroupedLinear) for module in layer["groups 0.5"].modules())
     assert not any(isinstance(module, GroupedLinear) for module in layer["narrow 0.5"].modules())
@@ -44,6 +44,9 @@ def test_groups_of_one_number_leave_nothing_in_order() -> None:
         assert matrix.kept_share == 0.5
         assert matrix.input_index is not None
         assert matrix.input_index[0] != tuple(range(matrix.rows // 2))
+    w1, w2 = plan_of_one_number(encoder, 2, alike=True).matrices[4:6]
+    assert (w1.kind, w2.kind) == ("W1", "W2")
+    assert w1.output_index == w2.input_index != tuple(map(tuple, torch.arange(96).view(2, -1).tolist()))
     with pytest.raises(ValueError, match="num_groups=5 does not divide both sides of a 24 x 24 matrix"):
         plan_of_one_number(encoder, 5)
 

@@ -1,0 +1,90 @@
+"""Groups by what compensation leaves: columns exactly, rows by what each is worth, neurons alike in W1 and W2.
+
+Given the rows of the blocks, what an output loses in each of them after compensation is a Schur complement
+(:mod:`pgb_lightning.elimination`), whatever the other outputs do: assigning all columns at once is exact. Rows are not
+independent of each other; they are grouped as ever, but by what taking a single weight away costs when the others are
+refitted (optimal brain surgeon).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pgb_lightning.architectures import Encoder
+from pgb_lightning.calibration import Calibration
+from pgb_lightning.config import PruningConfig
+from pgb_lightning.elimination import damped
+from pgb_lightning.grouping import Groups, assign, group
+from pgb_lightning.quadratic import Quadratic
+
+#: Damping for what rows are worth: behind a LayerNorm H is singular but for the ridge, which may be tiny.
+STEADY = 1e-4
+
+
+def compensated_groups(
+    covariance: Tensor, weight: Tensor, outputs: Tensor, num_groups: int, num_permutations: int
+) -> Groups:
+    """Gather weights into G blocks so that little is lost after compensation.
+
+    Args:
+        covariance: H of the inputs, damped, (M, M).
+        weight: W, (M, N).
+        outputs: What a squared error in each output costs, (N,).
+        num_groups: G, a common divisor of M and N.
+        num_permutations: N_perm, the sorts that rows start from.
+
+    Returns:
+        The groups.
+    """
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(covariance, STEADY)))
+    worth = outputs * weight.square() / inverse.diagonal().unsqueeze(1)
+    rows = group(worth, num_groups, "balanced", num_permutations).rows
+    return with_columns(covariance, covariance @ weight, outputs, rows)
+
+
+def with_columns(covariance: Tensor, carried: Tensor, outputs: Tensor, rows: Tensor) -> Groups:
+    """Give each block the outputs that its inputs explain best, all blocks equally many.
+
+    Args:
+        covariance: H, damped, (M, M).
+        carried: H W, (M, N).
+        outputs: What a squared error in each output costs, (N,).
+        rows: Inputs of each block, (G, m).
+
+    Returns:
+        The groups; no other columns lose less with these rows.
+    """
+    factors = torch.linalg.cholesky(covariance[rows.unsqueeze(2), rows.unsqueeze(1)])
+    explained = torch.linalg.solve_triangular(factors, carried[rows], upper=False).square().sum(1) * outputs
+    return Groups(rows, assign(explained.T.contiguous()))
+
+
+def regroup(
+    encoder: Encoder, statistics: Calibration, config: PruningConfig, numbers: Mapping[tuple[int, str], int]
+) -> dict[tuple[int, str], Groups]:
+    """Group all matrices that are cut into more than one block, as ``permutation="compensated"`` wants it.
+
+    Args:
+        encoder: A dense encoder.
+        statistics: What calibration found, moments included.
+        config: The settings.
+        numbers: G of each matrix.
+
+    Returns:
+        The groups of those with more than one.
+    """
+    found: dict[tuple[int, str], Groups] = {}
+    for (layer, kind), number in numbers.items():
+        if number < 2:
+            continue
+        matrix = Quadratic.of(encoder, statistics, config, layer, kind)
+        covariance, weight, outputs = matrix.covariance, matrix.weight, matrix.per_output()
+        opening = found.get((layer, "W1")) if kind == "W2" else None
+        if opening is not None and len(opening.columns) == number:
+            found[layer, kind] = with_columns(covariance, covariance @ weight, outputs, opening.columns)
+        else:
+            found[layer, kind] = compensated_groups(covariance, weight, outputs, number, config.num_permutations)
+    return found
