@@ -14,12 +14,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from pgb_lightning.config import CALIBRATION_SIZE
 from pgb_lightning.datamodules.checks import check_labels, check_texts
 from pgb_lightning.datamodules.sampling import LengthGroupedSampler, calibration_rows, shuffle_batches
-from pgb_lightning.packaged import naming_model, resolve_model
+from pgb_lightning.packaged import read_tokenizer
 
 SECRET_LABEL = -1
 """What the Hub writes for every label of a test split whose labels are not public."""
@@ -147,14 +147,7 @@ class TextDataModule(L.LightningDataModule):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's fast tokenizer."""
-        with naming_model(self.model_name_or_path, "tokenizer"):
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve_model(self.model_name_or_path))
-        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-            raise MisconfigurationException(
-                f"model_name_or_path={self.model_name_or_path!r}: its tokenizer knows nothing but special tokens, as "
-                "where a model was saved without one: save it there too (tokenizer.save_pretrained), or name the model "
-                "that it is of."
-            )
+        tokenizer = read_tokenizer(self.model_name_or_path)
         if self.max_length > tokenizer.model_max_length:
             raise MisconfigurationException(
                 f"max_length={self.max_length} is more than model {self.model_name_or_path!r} takes; "

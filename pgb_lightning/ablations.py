@@ -18,7 +18,7 @@ Example:
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -32,14 +32,13 @@ from rich.table import Table
 
 from pgb_lightning.bench import Bench
 from pgb_lightning.candidates import list_candidates
-from pgb_lightning.config import Permutation
 from pgb_lightning.methods import METHODS, Candidates, prune
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.peers import PEERS
+from pgb_lightning.result_lines import Result, ResultLines
+from pgb_lightning.ridge import usual
 from pgb_lightning.spread import spread
 from pgb_lightning.tasks import get_task
-
-Result = dict[str, Any]
 
 
 class Subject:
@@ -55,7 +54,7 @@ class Subject:
         self._load = load
         self.epochs = epochs
         self.learning_rate = learning_rate
-        self._candidates: dict[Permutation, Candidates] = {}
+        self._candidates: dict[tuple[object, ...], Candidates] = {}
 
     @cached_property
     def bench(self) -> Bench:
@@ -67,10 +66,10 @@ class Subject:
         config = METHODS[method].config(0.5) if method in METHODS else None
         if config is None or config.search != "shapes":
             return []
-        if config.permutation not in self._candidates:
-            found = list_candidates(self.bench.encoder, self.bench.statistics, config)
-            self._candidates[config.permutation] = found
-        return self._candidates[config.permutation]
+        key = config.permutation, usual(config.ridge), config.max_groups, config.num_permutations
+        if key not in self._candidates:
+            self._candidates[key] = list_candidates(self.bench.encoder, self.bench.statistics, config)
+        return self._candidates[key]
 
     def measure(self, method: str, ratio: float) -> Result:
         """Prune, measure, and re-finetune and measure again if wanted."""
@@ -108,7 +107,8 @@ def run(
     """Calibrate each dense model once, then prune by every method at every ratio and measure on the validation set.
 
     What stands in ``out`` already is not measured again, so that an interrupted run goes on, and runs of other seeds,
-    ratios or methods can share a file.
+    ratios or methods can share a file. A result is that of its task, checkpoint (the file's content), data, tokenizer,
+    seed and way of training.
 
     Args:
         task: A GLUE task.
@@ -118,7 +118,8 @@ def run(
         model_name_or_path: Where the tokenizer comes from.
         ratios: Values of ``pruning_ratio``.
         methods: Which to run, by name, peers among them; without the peers if not given.
-        max_train_samples: Training rows that the calibration rows are drawn from; all if not given.
+        max_train_samples: Training rows that the calibration rows are drawn from, and that are trained on; all if not
+            given.
         calibration_size: Calibration rows; 2,048 if not given.
         seed: Draws rows, and the order of re-finetuning; one for all checkpoints, or a list of one for each.
         refinetuning_epochs: Epochs of training after pruning, then measured again; none if 0.
@@ -132,7 +133,7 @@ def run(
 
     Raises:
         ValueError: A checkpoint is not there, there are not as many seeds, a method is unknown or needs a package
-            that is not installed, or ``refinetuning_epochs`` is below 0.
+            that is not installed, ``refinetuning_epochs`` is below 0, or ``out`` holds something else.
     """
     known = (*METHODS, *PEERS)
     if unknown := [name for name in methods if name not in known]:
@@ -140,7 +141,7 @@ def run(
     for name in methods:
         if name in PEERS:
             PEERS[name].check()
-    paths = [ckpt_path] if isinstance(ckpt_path, str) else list(dict.fromkeys(ckpt_path))
+    paths = [ckpt_path] if isinstance(ckpt_path, str) else list(ckpt_path)
     if not paths or not all(Path(path).is_file() for path in paths):
         raise ValueError(f"ckpt_path={paths} must be a checkpoint's file, or a list of some.")
     seeds = [seed] * len(paths) if isinstance(seed, int) else list(seed)
@@ -148,37 +149,29 @@ def run(
         raise ValueError(f"seed={seeds} must be one number, or as many as there are checkpoints: {len(paths)}.")
     if refinetuning_epochs < 0:
         raise ValueError(f"refinetuning_epochs={refinetuning_epochs} is out of range: give 0 or more.")
+    kept = ResultLines(out)
     torch.set_num_threads(num_threads)
-    cells = [("dense", 0.0), *((name, ratio) for ratio in ratios for name in methods)]
-    settings: Result = {"task": task, "max_train_samples": max_train_samples, "calibration_size": calibration_size}
+    settings: Result = {"task": task, "data_dir": data_dir, "model_name_or_path": model_name_or_path}
+    settings |= {"max_train_samples": max_train_samples, "calibration_size": calibration_size}
     settings |= {"data_options": data_options, "refinetuning_epochs": refinetuning_epochs}
-    settings |= {"refinetuning_learning_rate": refinetuning_learning_rate}
+    if refinetuning_epochs:
+        settings["refinetuning_learning_rate"] = refinetuning_learning_rate
+    cells = dict.fromkeys([("dense", 0.0), *((name, ratio) for ratio in ratios for name in methods)])
     results: list[Result] = []
-    for path, own_seed in zip(paths, seeds, strict=True):
+    for path, own_seed in dict.fromkeys(zip(paths, seeds, strict=True)):
         source = (task, path, data_dir, model_name_or_path, max_train_samples, calibration_size, own_seed)
         subject = Subject(partial(Bench.load, *source, data_options), refinetuning_epochs, refinetuning_learning_rate)
-        conditions = {**settings, "checkpoint": path, "seed": own_seed}
+        weights = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
         for method, ratio in cells:
-            cell = {**conditions, "method": method, "ratio": ratio}
-            result = _find(out, cell)
+            cell = {**settings, "checkpoint": path, "weights": weights, "seed": own_seed}
+            cell |= {"method": method, "ratio": ratio}
+            result = kept.find(cell)
             if result is None:
                 result = {**cell, **subject.measure(method, ratio)}
-                _add(out, result)
+                kept.add(result)
             results.append(result)
     Console(width=140).print(_table(task, results))
     return results
-
-
-def _find(out: str | None, cell: Result) -> Result | None:
-    """Look for a result among those that were kept."""
-    lines = Path(out).read_text().splitlines() if out and Path(out).is_file() else []
-    return next((kept for kept in map(json.loads, lines) if cell.items() <= kept.items()), None)
-
-
-def _add(out: str | None, result: Result) -> None:
-    if out:
-        with Path(out).open("a") as file:
-            file.write(json.dumps(result) + "\n")
 
 
 def _table(task: str, results: Sequence[Result]) -> Table:

@@ -83,7 +83,8 @@ class Bench:
             ckpt_path: Lightning checkpoint of a dense :class:`TextClassification`.
             data_dir: Local parquet folder; the Hub if not given.
             model_name_or_path: Where the tokenizer comes from.
-            max_train_samples: Training rows that the calibration rows are drawn from; all if not given.
+            max_train_samples: Training rows that the calibration rows are drawn from, and that are trained on; all if
+                not given.
             calibration_size: Calibration rows; 2,048 if not given.
             seed: Draws them.
             data_options: Further settings of the data module.
@@ -137,6 +138,8 @@ class Bench:
         L.seed_everything(self.data.seed)
         trainer = L.Trainer(
             max_epochs=epochs,
+            accelerator="cpu",
+            devices=1,  # all that is measured is measured there
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,

@@ -17,7 +17,7 @@ from pgb_lightning.grouping import allowed_groups, group
 from pgb_lightning.importance import second_order_importance
 from pgb_lightning.plan import Index, MatrixPlan
 from pgb_lightning.quadratic import Quadratic
-from pgb_lightning.regrouping import compensated_groups, with_columns
+from pgb_lightning.regrouping import compensated_groups, with_columns, worths
 
 #: Widths of a feed-forward sublayer that are tried, from none of the neurons to all.
 WIDTHS = 48
@@ -119,17 +119,21 @@ class _Matrix(Quadratic):
         """
         rows, columns = self._sides(rows, columns)
         weight = self.weight[rows][:, columns] if weight is None else weight
-        importance = second_order_importance(weight, self.fisher[rows][:, columns])
         covariance, outputs = self.covariance[rows][:, rows], self.per_output()[columns]
         carried = covariance @ weight
+        permutation, sorts = self.config.permutation, self.config.num_permutations
+        if permutation == "compensated":
+            importance = worths(covariance, weight, outputs)
+        else:
+            importance = second_order_importance(weight, self.fisher[rows][:, columns])
         for number in allowed_groups(len(rows), len(columns), self.config.max_groups)[1:]:
             if blocks is not None:
                 given = torch.searchsorted(rows, torch.tensor(blocks[number], device=rows.device))
                 groups = with_columns(covariance, carried, outputs, given)
-            elif self.config.permutation == "compensated":
-                groups = compensated_groups(covariance, weight, outputs, number, self.config.num_permutations)
+            elif permutation == "compensated":
+                groups = compensated_groups(covariance, carried, outputs, importance, number, sorts)
             else:
-                groups = group(importance, number, self.config.permutation, self.config.num_permutations)
+                groups = group(importance, number, permutation, sorts)
             errors = block_errors(covariance, weight, carried, groups.rows, groups.columns)
             loss = before + float((errors * outputs).sum() / 2)
             yield number, self.plan(rows[groups.rows], columns[groups.columns], loss)

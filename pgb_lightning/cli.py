@@ -34,7 +34,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 CHECKPOINT_WORDS = r"best|last|hpc|registry(:.*)?|\w+://.*"
 
 #: What a folder holds that is a checkpoint itself, written in parts: by FSDP, by torch, by DeepSpeed.
-CHECKPOINT_PARTS = ("meta.pt", ".metadata", "checkpoint")
+CHECKPOINT_PARTS = ("meta.pt", ".metadata", "latest")
 
 #: A word of the command line that sets something of the model, or (second group) a part of something.
 MODEL_SETTING = r"--model\.(?:init_args\.)?(\w+)([.+][^=]*)?"

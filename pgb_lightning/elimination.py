@@ -44,10 +44,19 @@ class Elimination:
         return self.order[count:].sort().values
 
 
+#: Damping, as a share of the mean diagonal, that rounding in single precision does not reach.
+STEADY = 1e-4
+
+
 def damped(covariance: Tensor, ridge: float) -> Tensor:
-    """Return H + λI, λ being a share ``ridge`` of the mean diagonal, and never below what rounding takes."""
+    """Return H + λI, λ being a share ``ridge`` of the mean diagonal, or what it takes to be positive definite."""
+    identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     damping = (max(ridge, 1e-9) * covariance.diagonal().mean()).clamp_min(1e-30)
-    return covariance + damping * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    while True:
+        steady = covariance + damping * identity
+        if ridge >= STEADY or not torch.isfinite(steady).all() or not torch.linalg.cholesky_ex(steady.double()).info:
+            return steady
+        damping = 10 * damping  # rounding made it indefinite
 
 
 def eliminate(

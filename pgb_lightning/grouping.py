@@ -67,20 +67,22 @@ def group(importance: Tensor, num_groups: int, permutation: Permutation, num_per
     Args:
         importance: I, of shape (M, N).
         num_groups: G, a common divisor of M and N.
-        permutation: ``"greedy"`` for the paper's heuristic; otherwise its result is improved by balanced assignment.
+        permutation: ``"greedy"`` for the paper's heuristic, ``"balanced"`` to improve on its result.
         num_permutations: N_perm, the sorts of rows and columns for each block.
 
     Returns:
         The groups; re-permuted by their indices, they are the block-diagonal matrix of Eq. 2.
 
     Raises:
-        ValueError: G does not divide both M and N.
+        ValueError: G does not divide both M and N, or the permutation needs more than importances.
     """
+    if permutation == "compensated":
+        raise ValueError("permutation='compensated' needs more than importances: see pgb_lightning.regrouping.")
     rows, columns = importance.shape
     if num_groups not in allowed_groups(rows, columns, num_groups):
         raise ValueError(f"num_groups={num_groups} must divide both sides of a {rows} x {columns} matrix.")
     groups = greedy_groups(importance, num_groups, num_permutations)
-    return groups if permutation == "greedy" else balanced_groups(importance, groups)
+    return balanced_groups(importance, groups) if permutation == "balanced" else groups
 
 
 def greedy_groups(importance: Tensor, num_groups: int, num_permutations: int) -> Groups:

@@ -9,6 +9,7 @@ from pathlib import Path
 from textwrap import shorten
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 MINILM_ALIAS = "minilm-l6"
 """What a configuration file writes in place of a folder on somebody's machine."""
@@ -88,3 +89,24 @@ def naming_model(model_name_or_path: str, part: str) -> Iterator[None]:
             f"folder that save_pretrained wrote, or {MINILM_ALIAS!r} for the packaged model. Transformers says: "
             f"{shorten(f'{type(error).__name__}: {error}', 300)}"
         ) from error
+
+
+def read_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerBase:
+    """Read the tokenizer of a model.
+
+    Args:
+        model_name_or_path: The alias, a name on the Hub, or a local folder.
+
+    Raises:
+        MisconfigurationException: There is none, or one that knows nothing, which transformers makes up where it finds
+            a model without its tokenizer.
+    """
+    with naming_model(model_name_or_path, "tokenizer"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve_model(model_name_or_path))
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise MisconfigurationException(
+            f"model_name_or_path={model_name_or_path!r}: its tokenizer knows nothing but special tokens, as "
+            "where a model was saved without one: save it there too (tokenizer.save_pretrained), or name the model "
+            "that it is of."
+        )
+    return tokenizer

@@ -16,33 +16,41 @@ from torch import Tensor
 from pgb_lightning.architectures import Encoder
 from pgb_lightning.calibration import Calibration
 from pgb_lightning.config import PruningConfig
-from pgb_lightning.elimination import damped
+from pgb_lightning.elimination import STEADY, damped
 from pgb_lightning.grouping import Groups, assign, group
 from pgb_lightning.quadratic import Quadratic
 
-#: Damping for what rows are worth: behind a LayerNorm H is singular but for the ridge, which may be tiny.
-STEADY = 1e-4
 
-
-def compensated_groups(
-    covariance: Tensor, weight: Tensor, outputs: Tensor, num_groups: int, num_permutations: int
-) -> Groups:
-    """Gather weights into G blocks so that little is lost after compensation.
+def worths(covariance: Tensor, weight: Tensor, outputs: Tensor) -> Tensor:
+    """Return what taking each weight away costs when the others of its output are refitted, twice, (M, N).
 
     Args:
         covariance: H of the inputs, damped, (M, M).
         weight: W, (M, N).
         outputs: What a squared error in each output costs, (N,).
+    """
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(covariance, STEADY)))
+    return outputs * weight.square() / inverse.diagonal().unsqueeze(1)
+
+
+def compensated_groups(
+    covariance: Tensor, carried: Tensor, outputs: Tensor, worth: Tensor, num_groups: int, num_permutations: int
+) -> Groups:
+    """Gather weights into G blocks so that little is lost after compensation.
+
+    Args:
+        covariance: H of the inputs, damped, (M, M).
+        carried: H W, (M, N).
+        outputs: What a squared error in each output costs, (N,).
+        worth: What :func:`worths` gives, (M, N).
         num_groups: G, a common divisor of M and N.
         num_permutations: N_perm, the sorts that rows start from.
 
     Returns:
         The groups.
     """
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(covariance, STEADY)))
-    worth = outputs * weight.square() / inverse.diagonal().unsqueeze(1)
     rows = group(worth, num_groups, "balanced", num_permutations).rows
-    return with_columns(covariance, covariance @ weight, outputs, rows)
+    return with_columns(covariance, carried, outputs, rows)
 
 
 def with_columns(covariance: Tensor, carried: Tensor, outputs: Tensor, rows: Tensor) -> Groups:
@@ -81,10 +89,12 @@ def regroup(
         if number < 2:
             continue
         matrix = Quadratic.of(encoder, statistics, config, layer, kind)
-        covariance, weight, outputs = matrix.covariance, matrix.weight, matrix.per_output()
+        covariance, outputs = matrix.covariance, matrix.per_output()
+        carried = covariance @ matrix.weight
         opening = found.get((layer, "W1")) if kind == "W2" else None
         if opening is not None and len(opening.columns) == number:
-            found[layer, kind] = with_columns(covariance, covariance @ weight, outputs, opening.columns)
+            found[layer, kind] = with_columns(covariance, carried, outputs, opening.columns)
         else:
-            found[layer, kind] = compensated_groups(covariance, weight, outputs, number, config.num_permutations)
+            worth, sorts = worths(covariance, matrix.weight, outputs), config.num_permutations
+            found[layer, kind] = compensated_groups(covariance, carried, outputs, worth, number, sorts)
     return found

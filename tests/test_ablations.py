@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -115,13 +116,61 @@ def test_what_is_measured_is_read(
     shown = capsys.readouterr().out
 
     def never(*args: object, **kwargs: object) -> None:
-        raise AssertionError("everything is measured already")
+        raise AssertionError("it is measured again")
 
     monkeypatch.setattr(Bench, "load", never)
     assert ablations.run(*given, **options) == results
-    assert capsys.readouterr().out == shown
-    with pytest.raises(AssertionError, match="measured already"):
-        ablations.run(*given, **options, calibration_size=32)
+    assert ablations.run(*given, **options, refinetuning_learning_rate=1.0) == results  # nothing is trained
+    first, second, _ = capsys.readouterr().out.partition(shown)
+    assert (first, second) == ("", shown)
+    shutil.copytree(given[2], tmp_path / "data")
+    changes: list[dict[str, object]] = [
+        *({"calibration_size": 32}, {"max_train_samples": 32}, {"seed": 1}, {"data_options": {"max_length": 32}}),
+        *({"refinetuning_epochs": 1}, {"data_dir": str(tmp_path / "data")}, {"model_name_or_path": "another"}),
+    ]
+    named = dict(zip(("task", "ckpt_path", "data_dir", "model_name_or_path"), given, strict=True))
+    for change in changes:
+        with pytest.raises(AssertionError, match="measured again"):
+            ablations.run(**{**named, **options, **change})
+    checkpoint = torch.load(given[1], weights_only=True)
+    checkpoint["state_dict"]["model.classifier.bias"] += 1
+    torch.save(checkpoint, given[1])
+    with pytest.raises(AssertionError, match="measured again"):
+        ablations.run(*given, **options)
+
+
+def test_training_again_depends_on_its_learning_rate(bench_files: Callable[[str], Given], tmp_path: Path) -> None:
+    given, out = bench_files("sst2"), tmp_path / "out.jsonl"
+    options = {"ratios": (0.5,), "methods": ("top-layers",), "refinetuning_epochs": 1, "out": str(out)}
+    slow, fast = (ablations.run(*given, **options, refinetuning_learning_rate=rate)[-1] for rate in (1e-6, 1e-2))
+    assert slow["score"] == fast["score"]
+    assert abs(slow["refinetuned"]["loss"] - slow["loss"]) < abs(fast["refinetuned"]["loss"] - fast["loss"])
+    assert len(out.read_text().splitlines()) == 4
+
+
+def test_options_reach_the_data(bench_files: Callable[[str], Given]) -> None:
+    given = bench_files("sst2")
+    bench = Bench.load(*given, None, None, 3, {"eval_batch_size": 5, "max_length": 16})
+    assert len(bench.batches[0]["labels"]) == 5
+    assert (bench.data.max_length, bench.data.seed) == (16, 3)
+
+
+def test_candidates_are_those_of_the_method(bench_files: Callable[[str], Given]) -> None:
+    bench = Bench.load(*bench_files("sst2"), None, None, 0)
+    subject = ablations.Subject(lambda: bench, 0, 1e-5)
+    usual, groups = subject.candidates("default"), subject.candidates("default, compensated groups")
+    assert subject.candidates("default, no compensation") is usual
+    assert sum(c.loss for options in groups for c in options) < sum(c.loss for options in usual for c in options)
+    assert subject.candidates("paper") == subject.candidates("magnitude") == []
+
+
+def test_nothing_is_run_twice(bench_files: Callable[[str], Given]) -> None:
+    task, path, *rest = bench_files("sst2")
+    twice = {"ratios": (0.5, 0.5), "methods": ("magnitude", "magnitude")}
+    results = ablations.run(task, (path, path, path), *rest, **twice, seed=(0, 1, 1))
+    assert [(r["seed"], r["method"]) for r in results] == [
+        (seed, method) for seed in (0, 1) for method in ("dense", "magnitude")
+    ]
 
 
 def test_masks_hold_in_refinetuning(bench_files: Callable[[str], Given]) -> None:

@@ -10,14 +10,14 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pgb_lightning import modules
 from pgb_lightning.architectures import find_encoder
 from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.export.card import CardFacts
 from pgb_lightning.modules.finetuning import FineTuning
-from pgb_lightning.packaged import MINILM_ALIAS, naming_model, resolve_model
+from pgb_lightning.packaged import MINILM_ALIAS, read_tokenizer
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery import is_grouped, matches
 
@@ -116,13 +116,12 @@ def _hub_name(name: str) -> str:
 def _read_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
     """Read the tokenizer of the model that was fine-tuned, or warn that it is missing."""
     try:
-        with naming_model(name, "tokenizer"):
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve_model(name))
+        return read_tokenizer(name)
     except MisconfigurationException as error:
-        first = str(error.__cause__ or error).strip().partition("\n")[0]
+        cause = error.__cause__
+        first = (f"{type(cause).__name__}: {cause}" if cause else str(error)).strip().partition("\n")[0]
         rank_zero_warn(
             f"no tokenizer could be read from model_name_or_path={name!r} ({first}); the folder is written without "
             "one. Save the tokenizer that the model was trained with into it: tokenizer.save_pretrained(folder)."
         )
         return None
-    return tokenizer

@@ -192,6 +192,15 @@ def test_progress_is_shown_where_the_trainer_shows_progress(
     assert "PGB" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("preset", ["default", "balanced"])
+def test_groups_by_compensation(trainer: MakeTrainer, preset: str) -> None:
+    module, pgb = OwnModule(), PGBCallback(preset=preset, permutation="compensated")
+    trainer(pgb).fit(module, make_loader())
+    assert pgb.plan is not None
+    assert pgb.plan.config["permutation"] == "compensated"
+    assert pgb.plan.pruning_ratio == pytest.approx(0.5, abs=0.01)
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
 def test_mixed_precision_trains_the_grouped_layers(trainer: MakeTrainer, precision: Any) -> None:
     module = OwnModule()

@@ -65,7 +65,13 @@ def test_a_damaged_tokenizer_is_a_warning(
     shutil.copytree(tiny_model_folder("bert"), folder)
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
     path = pruned_checkpoint("classifier", name=str(folder))
-    with pytest.warns(UserWarning, match=r"no tokenizer .* model_name_or_path='.*damaged' \(.+\); the folder"):
+    with pytest.warns(
+        UserWarning, match=r"no tokenizer .* model_name_or_path='.*damaged' \(KeyError: .+\); the folder"
+    ):
+        assert read_source(path).tokenizer is None
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.warns(UserWarning, match=r"no tokenizer .*damaged' \(.*nothing but special tokens"):
         assert read_source(path).tokenizer is None
 
 
