@@ -121,6 +121,7 @@ def train(
     before = ScoreBeforeTraining()
     trainer = L.Trainer(
         max_epochs=epochs,
+        devices=1,  # several would change the batch, and run this whole command each
         callbacks=[*callbacks, before],
         logger=False,
         enable_checkpointing=False,
