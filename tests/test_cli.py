@@ -147,7 +147,7 @@ def test_a_home_folder_is_looked_into(
     monkeypatch.setenv("HOME", str(tmp_path))
     cli = run(["validate", "--config", FINETUNE, *overrides, "--ckpt_path", f"~/{LAST}"])
     assert cli.model.learning_rate == 0.001
-    with pytest.raises(SystemExit, match=r"^pgb: .*Is a directory"):
+    with pytest.raises(SystemExit, match=r"^pgb: ckpt_path='~/runs' is a folder; give a checkpoint"):
         main(["validate", "--config", FINETUNE, *overrides, "--ckpt_path", "~/runs"])
 
 
