@@ -122,7 +122,7 @@ class _Matrix(Quadratic):
         covariance, outputs = self.covariance[rows][:, rows], self.per_output()[columns]
         carried = covariance @ weight
         permutation, sorts = self.config.permutation, self.config.num_permutations
-        if permutation == "compensated":
+        if permutation == "compensated" and blocks is None:
             importance = worths(covariance, weight, outputs)
         else:
             importance = second_order_importance(weight, self.fisher[rows][:, columns])
