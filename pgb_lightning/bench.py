@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from pgb_lightning.peers import Calibrated, make_permanent
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.pruning import carry_out
 from pgb_lightning.tasks import get_task
+from pgb_lightning.training import make_trainer
 
 Batch = dict[str, Tensor]
 
@@ -133,20 +133,10 @@ class Bench:
             epochs: Over the training rows.
             learning_rate: Where the warm-up ends.
         """
-        gc.collect()  # a Trainer and its module hold each other: the last model goes before this one is trained
         module.learning_rate = learning_rate
         L.seed_everything(self.data.seed)
-        trainer = L.Trainer(
-            max_epochs=epochs,
-            accelerator="cpu",
-            devices=1,  # all that is measured is measured there
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            limit_val_batches=0,
-            gradient_clip_val=1.0,
-        )
+        # on the CPU, where all that is measured is measured
+        trainer = make_trainer(epochs, accelerator="cpu", enable_progress_bar=False, limit_val_batches=0)
         trainer.fit(module.train(), datamodule=self.data)
         make_permanent(module.eval())
 

@@ -20,7 +20,6 @@ Example:
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from pgb_lightning.modules import QuestionAnswering, TextClassification
 from pgb_lightning.peers import PEERS, PeerCallback
 from pgb_lightning.spread import spread
 from pgb_lightning.tasks import get_task
+from pgb_lightning.training import make_trainer
 
 SQUAD_VERSIONS = {"squad": "1.1", "squad_v2": "2.0"}
 
@@ -117,18 +117,12 @@ def train(
     Returns:
         Validation metrics before and after training; before, none without callbacks.
     """
-    gc.collect()  # a Trainer and its module hold each other: the last model goes before the next one comes
     before = ScoreBeforeTraining()
-    trainer = L.Trainer(
-        max_epochs=epochs,
-        devices=1,  # several would change the batch, and run this whole command each
+    trainer = make_trainer(
+        epochs,
         callbacks=[*callbacks, before],
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
         num_sanity_val_steps=-1 if callbacks else 0,
         check_val_every_n_epoch=epochs,  # only the last one counts
-        gradient_clip_val=1.0,
     )
     trainer.fit(module, datamodule=datamodule)
     trainer.save_checkpoint(checkpoint, weights_only=True)
