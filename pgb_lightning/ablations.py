@@ -19,7 +19,7 @@ Example:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,7 +28,6 @@ from typing import Any
 import torch
 from jsonargparse import auto_cli
 from rich.console import Console
-from rich.table import Table
 
 from pgb_lightning.bench import Bench
 from pgb_lightning.candidates import list_candidates
@@ -36,9 +35,8 @@ from pgb_lightning.methods import METHODS, Candidates, prune
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.peers import PEERS
 from pgb_lightning.result_lines import Result, ResultLines
+from pgb_lightning.results import tabulate
 from pgb_lightning.ridge import usual
-from pgb_lightning.spread import spread
-from pgb_lightning.tasks import get_task
 
 
 class Subject:
@@ -170,28 +168,8 @@ def run(
                 result = {**cell, **subject.measure(method, ratio)}
                 kept.add(result)
             results.append(result)
-    Console(width=140).print(_table(task, results))
+    Console(width=200).print(tabulate(results))
     return results
-
-
-def _table(task: str, results: Sequence[Result]) -> Table:
-    """Tabulate results: mean and standard deviation over dense models, where there are several."""
-    metric = get_task(task).metrics[0]
-    measures = {"score": (f"{metric} x 100", 1), "divergence": ("KL from dense", 4), "loss": ("loss", 3)}
-    refinetuned = any("refinetuned" in result for result in results)
-    table = Table(title=f"{task}: one-shot{', and re-finetuned' if refinetuned else ', before re-finetuning'}")
-    for column in ("ratio", "method", "what is left", "removed", *(title for title, _ in measures.values())):
-        table.add_column(column, justify="right")
-    if refinetuned:
-        for title, _ in measures.values():
-            table.add_column(f"{title}, re-finetuned", justify="right")
-    for ratio, method in dict.fromkeys((result["ratio"], result["method"]) for result in results):
-        rows = [result for result in results if (result["ratio"], result["method"]) == (ratio, method)]
-        numbers = [spread([100 * row["removed"] for row in rows])]
-        for stage in (rows, [row["refinetuned"] for row in rows if "refinetuned" in row])[: 1 + refinetuned]:
-            numbers += [spread([row[name] for row in stage], digits) for name, (_, digits) in measures.items()]
-        table.add_row(str(ratio), method, rows[0]["kind"], *numbers)
-    return table
 
 
 if __name__ == "__main__":

@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 Result = dict[str, Any]
+
+
+def read_results(name: str, path: str | Path, needed: Collection[str] = ()) -> list[Result]:
+    """Read the results of a file, which may be in use: a line that is not finished does not count.
+
+    Args:
+        name: What the file is called in an error: the setting that names it.
+        path: The file.
+        needed: Entries that every result must have.
+
+    Raises:
+        ValueError: It holds something else.
+    """
+    try:
+        results = [dict(json.loads(line)) for line in _whole(Path(path).read_text()).splitlines()]
+        if any(entry not in result for result in results for entry in needed):
+            raise ValueError
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"{name}={str(path)!r} holds something else than one result a line: name another file, or move it away."
+        ) from None
+    return results
 
 
 class ResultLines:
@@ -29,16 +52,11 @@ class ResultLines:
         if self.path.is_dir():
             raise ValueError(f"out={path!r} is a folder: name a file, such as results.jsonl in it.")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = self.path.read_text() if self.path.is_file() else ""
-        whole = text[: text.rfind("\n") + 1]
-        try:
-            self._results = [dict(json.loads(line)) for line in whole.splitlines()]
-        except (ValueError, TypeError):
-            raise ValueError(
-                f"out={path!r} holds something else than one result a line: name another file, or move it away."
-            ) from None
-        if whole != text:
-            self.path.write_text(whole)
+        if self.path.is_file():
+            self._results = read_results("out", self.path)
+            text = self.path.read_text()
+            if (whole := _whole(text)) != text:
+                self.path.write_text(whole)
 
     def find(self, known: Result) -> Result | None:
         """Look for a result of which some entries are known."""
@@ -50,3 +68,8 @@ class ResultLines:
         if self.path is not None:
             with self.path.open("a") as file:
                 file.write(json.dumps(result) + "\n")
+
+
+def _whole(text: str) -> str:
+    """Cut off a line that is not finished."""
+    return text[: text.rfind("\n") + 1]

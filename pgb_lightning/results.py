@@ -1,0 +1,189 @@
+"""What :mod:`pgb_lightning.ablations` measured, of one task or many, as one table and one figure.
+
+Example:
+    ::
+
+        python -m pgb_lightning.results '[sst2.jsonl, cola.jsonl]' --out scores.svg
+
+    As Markdown, and of some methods alone::
+
+        python -m pgb_lightning.results '[sst2.jsonl, cola.jsonl]' --methods [default,kwon] --markdown true
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import auto_cli
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from pgb_lightning.figures import HUES, NEUTRAL, save
+from pgb_lightning.result_lines import Result, read_results
+from pgb_lightning.spread import spread
+from pgb_lightning.tasks import get_task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DIGITS = {"score": 1, "divergence": 4, "loss": 3}
+OF_ITS_OWN = ("task", "weights", "seed", "method", "ratio")
+NO_SETTINGS = {*OF_ITS_OWN, "checkpoint", "kind", "removed", "shapes", "refinetuned", *DIGITS}
+
+
+def run(
+    files: tuple[str, ...],
+    methods: tuple[str, ...] | None = None,
+    markdown: bool = False,
+    out: str | None = None,
+) -> list[Result]:
+    """Print the mean and spread of every task, ratio and method; draw scores against what was removed.
+
+    Args:
+        files: What ``--out`` of the ablations left.
+        methods: Which to show, beside the dense model; all if not given.
+        markdown: Whether the table is Markdown.
+        out: Where the figure goes, such as an SVG file; none is drawn if not given.
+
+    Returns:
+        The results that are shown.
+
+    Raises:
+        ValueError: A file is not there or holds something else, a method is in none of them, or results of one task
+            were trained in different ways.
+        ImportError: A figure is wanted and matplotlib is not installed.
+    """
+    if missing := [path for path in files if not Path(path).is_file()]:
+        raise ValueError(f"files names {missing[0]!r}, which is not there: give what --out of the ablations left.")
+    needed = (*OF_ITS_OWN, "kind", "removed", *DIGITS)
+    found = [result for path in files for result in read_results("files", path, needed)]
+    unique: dict[tuple[object, ...], Result] = {}
+    for result in found:  # what two runs measured at the same time counts once
+        unique.setdefault(tuple(result[name] for name in OF_ITS_OWN), result)
+    results = list(unique.values())
+    known = dict.fromkeys(result["method"] for result in results)
+    if unknown := [name for name in methods or () if name not in known]:
+        raise ValueError(f"methods names {unknown[0]!r}, which is none of {', '.join(map(repr, known))}.")
+    for task in dict.fromkeys(result["task"] for result in results):
+        _check_alike(task, [result for result in results if result["task"] == task])
+    if methods:
+        order = ("dense", *methods)
+        results = [result for result in results if result["method"] in order]
+        results.sort(key=lambda result: order.index(result["method"]))
+    Console(width=200).print(tabulate(results, box.MARKDOWN if markdown else box.HEAVY_HEAD))
+    if out:
+        save(draw(results), Path(out))
+    return results
+
+
+def tabulate(results: Sequence[Result], style: box.Box = box.HEAVY_HEAD) -> Table:
+    """Tabulate results: mean and standard deviation over dense models, where there are several.
+
+    Args:
+        results: Of one task or more, in any order of seeds; ratios come in rising order.
+        style: How the table is drawn.
+    """
+    refinetuned = any("refinetuned" in result for result in results)
+    table = Table(title="One-shot, and re-finetuned" if refinetuned else "One-shot, before re-finetuning", box=style)
+    stages = [("score x 100", "KL from dense", "loss"), ("re-finetuned", "KL", "loss")][: 1 + refinetuned]
+    for column in ("task", "ratio", "method", "left", "removed", *itertools.chain(*stages), "seeds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    tasks = dict.fromkeys(result["task"] for result in results)
+    cells = dict.fromkeys((result["task"], result["ratio"], result["method"]) for result in results)
+    for task, ratio, method in sorted(cells, key=lambda cell: (list(tasks).index(cell[0]), cell[1])):
+        rows = _of(results, task, method, ratio)
+        numbers = [spread([100 * row["removed"] for row in rows])]
+        for stage in (rows, [row["refinetuned"] for row in rows if "refinetuned" in row])[: 1 + refinetuned]:
+            numbers += [spread([row[name] for row in stage], digits) for name, digits in DIGITS.items()]
+        label = f"{task} {get_task(task).metrics[0]}"
+        table.add_row(label, str(ratio), method, rows[0]["kind"], *numbers, str(len(rows)))
+    return table
+
+
+def draw(results: Sequence[Result]) -> Figure:
+    """Draw the scores of each method against the share of weights removed: a column of panels a task.
+
+    Bars are standard deviations over dense models; the grey line, and the band around it, are the dense models.
+
+    Args:
+        results: Of one task or more.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('Figures need matplotlib: pip install "pgb-lightning[figures]".') from error
+    tasks = list(dict.fromkeys(result["task"] for result in results))
+    stages = ["one-shot", *(["re-finetuned"] if any("refinetuned" in result for result in results) else [])]
+    methods = [name for name in dict.fromkeys(result["method"] for result in results) if name != "dense"]
+    size = (0.6 + 2.6 * len(tasks), 0.7 + 2.3 * len(stages))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(stages), len(tasks), squeeze=False, sharex=True, sharey="col")
+    for column, task in enumerate(tasks):
+        for axes, stage in zip(panels[:, column], stages, strict=True):
+            _draw_panel(axes, [result for result in results if result["task"] == task], stage, methods)
+        panels[0, column].set_title(f"{task}, {get_task(task).metrics[0]}", fontsize=10)
+        panels[-1, column].set_xlabel("share removed", fontsize=9, color=NEUTRAL)
+    for axes, stage in zip(panels[:, 0], stages, strict=True):
+        axes.set_ylabel(f"{stage}, x 100", fontsize=9, color=NEUTRAL)
+    shown = [pair for axes in panels.flat for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    handles = {label: handle for handle, label in shown}
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+def _draw_panel(axes: Axes, results: Sequence[Result], stage: str, methods: Sequence[str]) -> None:
+    """Draw one task before re-finetuning, or after it."""
+    task = results[0]["task"]
+    dense = [row["score"] for row in _of(results, task, "dense", 0.0)]
+    if dense:
+        middle, deviation = statistics.mean(dense), _deviation(dense)
+        axes.axhline(middle, color=NEUTRAL, linewidth=1, label="dense")
+        axes.axhspan(middle - deviation, middle + deviation, color=NEUTRAL, alpha=0.15, linewidth=0)
+    for place, method in enumerate(methods):
+        points = []
+        for ratio in sorted({result["ratio"] for result in results if result["method"] == method}):
+            rows = _of(results, task, method, ratio)
+            found = rows if stage == "one-shot" else [row["refinetuned"] for row in rows if "refinetuned" in row]
+            if found:
+                scores = [row["score"] for row in found]
+                removed = statistics.mean(row["removed"] for row in rows)
+                points.append((removed, statistics.mean(scores), _deviation(scores)))
+        if points:
+            places, middles, bars = (list(values) for values in zip(*points, strict=True))
+            hue, marker = HUES[place % len(HUES)], "osv^Dx"[place // len(HUES) % 6]
+            axes.errorbar(places, middles, bars, color=hue, marker=marker, markersize=4, capsize=2, label=method)
+    axes.tick_params(labelsize=8, labelcolor=NEUTRAL)
+
+
+def _of(results: Sequence[Result], *cell: object) -> list[Result]:
+    """Pick the results of a task, method and ratio."""
+    return [result for result in results if (result["task"], result["method"], result["ratio"]) == cell]
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _check_alike(task: str, results: Sequence[Result]) -> None:
+    """Refuse results that may not be averaged, as they were trained in different ways."""
+    for name in dict.fromkeys(name for result in results for name in result if name not in NO_SETTINGS):
+        values = dict.fromkeys(json.dumps(result.get(name)) for result in results)
+        if len(values) > 1:
+            raise ValueError(
+                f"files hold results of {task} with {name} of {' and '.join(values)}, which are not to be averaged: "
+                "keep one of them in a file of its own."
+            )
+
+
+if __name__ == "__main__":
+    auto_cli(run, prog="python -m pgb_lightning.results")
