@@ -31,12 +31,17 @@ from rich.console import Console
 
 from pgb_lightning.bench import Bench
 from pgb_lightning.candidates import list_candidates
+from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.methods import METHODS, Candidates, prune
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.peers import PEERS
 from pgb_lightning.result_lines import Result, ResultLines
 from pgb_lightning.results import tabulate
 from pgb_lightning.ridge import usual
+from pgb_lightning.suggestions import check_options
+
+#: What the data module is given by settings of the command.
+TAKEN = ("task", "model_name_or_path", "data_dir", "max_train_samples", "calibration_size", "seed")
 
 
 class Subject:
@@ -131,7 +136,8 @@ def run(
 
     Raises:
         ValueError: A checkpoint is not there, there are not as many seeds, a method is unknown or needs a package
-            that is not installed, ``refinetuning_epochs`` is below 0, or ``out`` holds something else.
+            that is not installed, ``refinetuning_epochs`` is below 0, one of ``data_options`` is unknown, or ``out``
+            holds something else.
     """
     known = (*METHODS, *PEERS)
     if unknown := [name for name in methods if name not in known]:
@@ -147,6 +153,7 @@ def run(
         raise ValueError(f"seed={seeds} must be one number, or as many as there are checkpoints: {len(paths)}.")
     if refinetuning_epochs < 0:
         raise ValueError(f"refinetuning_epochs={refinetuning_epochs} is out of range: give 0 or more.")
+    check_options("data_options", data_options or {}, GLUEDataModule, taken=TAKEN)
     kept = ResultLines(out)
     torch.set_num_threads(num_threads)
     settings: Result = {"task": task, "data_dir": data_dir, "model_name_or_path": model_name_or_path}

@@ -38,6 +38,7 @@ from pgb_lightning.datamodules import GLUEDataModule, SQuADDataModule
 from pgb_lightning.modules import QuestionAnswering, TextClassification
 from pgb_lightning.peers import PEERS, PeerCallback
 from pgb_lightning.spread import spread
+from pgb_lightning.suggestions import check_options
 from pgb_lightning.tasks import get_task
 from pgb_lightning.training import make_trainer
 
@@ -171,8 +172,8 @@ def run(
         num_threads: CPU threads; one where several runs share a machine.
 
     Raises:
-        ValueError: ``task`` is none, a number of epochs is below 1, a preset is unknown, or ``out_dir`` holds results
-            of other settings.
+        ValueError: ``task`` is none, a number of epochs is below 1, a preset or one of ``data_options`` is unknown, or
+            ``out_dir`` holds results of other settings.
     """
     for name, value in {"epochs": epochs, "refinetuning_epochs": refinetuning_epochs}.items():
         if value < 1:
@@ -184,6 +185,8 @@ def run(
             known = ", ".join(map(repr, (*PRESETS, *PEERS)))
             raise ValueError(f"presets names {preset!r}, which is none of {known}.")
     subject = Subject.of(task)
+    taken = ("task", "version", "model_name_or_path", "data_dir", "max_train_samples", "seed")
+    check_options("data_options", data_options or {}, subject.datamodule, taken)
     data_options = {"max_length": max_length or subject.max_length, **(data_options or {})}
     settings = {
         **{"task": task, "model_name_or_path": model_name_or_path, "max_train_samples": max_train_samples},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Collection
 from difflib import get_close_matches
 from pydoc import locate
 from typing import NoReturn
@@ -43,16 +44,46 @@ def suggestion(message: str) -> str:
     if unknown is None:
         return ""
     name = unknown["path"].rpartition(".")[2]
-    near = get_close_matches(unknown["option"], _settings(unknown["path"]), n=1)
-    hints = [f"Did you mean {near[0]!r}?"] if near else []
+    hints = _near(unknown["option"], _settings(locate(unknown["path"])))
     key = next((match["key"] for match in found if match["key"]), None)
     hints += [f"All settings: --{key}.help {name}"] if key else []
     return "\n" + " ".join([f"{unknown['option']!r} is no setting of {name}.", *hints])
 
 
-def _settings(path: str) -> list[str]:
+def check_options(name: str, options: Collection[str], cls: type, taken: Collection[str] = ()) -> None:
+    """Refuse options that a class does not take.
+
+    Args:
+        name: The setting that holds them.
+        options: Their names.
+        cls: The class that they are for.
+        taken: What it is given by other settings.
+
+    Raises:
+        ValueError: One is no setting of the class, or is given already.
+
+    Example:
+        >>> from pgb_lightning.datamodules import SQuADDataModule
+        >>> check_options("data_options", {"strides": 64}, SQuADDataModule)
+        Traceback (most recent call last):
+        ValueError: data_options names 'strides', which is no setting of SQuADDataModule. Did you mean 'stride'?
+    """
+    known = _settings(cls)
+    for option in options:
+        if option in taken:
+            raise ValueError(f"{name} names {option!r}, which is set without it: leave it out.")
+        if option not in known:
+            hints = _near(option, known)
+            raise ValueError(" ".join([f"{name} names {option!r}, which is no setting of {cls.__name__}.", *hints]))
+
+
+def _near(name: str, known: Collection[str]) -> list[str]:
+    near = get_close_matches(name, known, n=1)
+    return [f"Did you mean {near[0]!r}?"] if near else []
+
+
+def _settings(found: object) -> list[str]:
     """List what a class may be given, also through ``**kwargs`` that go to its bases; nothing if that is unknown."""
-    found = locate(path)
     names: list[str] = []
     for cls in getattr(found, "__mro__", [found]):
         try:

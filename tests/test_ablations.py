@@ -55,6 +55,11 @@ def test_every_method_is_measured_at_every_ratio(
         ablations.run(*given, seed=(0, 1))
     with pytest.raises(ValueError, match=r"refinetuning_epochs=-1 is out of range: give 0 or more"):
         ablations.run(*given, refinetuning_epochs=-1)
+    out = tmp_path / "never" / "out.jsonl"
+    for options, message in (({"batch_siz": 8}, "no setting of GLUE.*'batch_size'"), ({"seed": 1}, "set without it")):
+        with pytest.raises(ValueError, match=rf"data_options names '{next(iter(options))}', which is .*{message}"):
+            ablations.run(*given, data_options=options, out=str(out))
+    assert not out.parent.exists()
 
 
 def test_several_dense_models_are_averaged(

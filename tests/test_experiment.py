@@ -128,6 +128,13 @@ def test_an_unknown_preset_is_refused_first(tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
+def test_unknown_options_of_the_data_claim_no_folder(tmp_path: Path) -> None:
+    for options in ({"group_by_lenght": True}, {"seed": 1}, {"version": "2.0"}):
+        with pytest.raises(ValueError, match=rf"data_options names '{next(iter(options))}', which is "):
+            experiment.run("squad", str(tmp_path / "made"), data_options=options)
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.mark.parametrize(("task", "version"), [("squad", "1.1"), ("squad_v2", "2.0")])
 def test_squad_is_measured_in_percent(
     task: str, version: str, tmp_path: Path, tiny_model_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from pgb_lightning.suggestions import suggestion
+from pgb_lightning.datamodules import GLUEDataModule
+from pgb_lightning.suggestions import check_options, suggestion
 
 MESSAGE = """Parser key "{key}":
   Errors:
@@ -69,3 +72,16 @@ def test_the_nearest_setting_is_named(key: str, path: str, option: str, expected
 
 def test_other_messages_stay_as_they_are() -> None:
     assert suggestion("Parser key \"trainer\": Expected a <class 'float'>") == ""
+
+
+def test_options_that_a_class_does_not_take_are_refused() -> None:
+    check_options("data_options", {"group_by_length": True, "batch_size": 8}, GLUEDataModule, taken=("seed",))
+    for option, message in {
+        "group_by_lenght": "is no setting of GLUEDataModule. Did you mean 'group_by_length'?",
+        "xyzzy": "is no setting of GLUEDataModule.",
+        "loading": "is no setting of GLUEDataModule.",  # its **kwargs
+        "seed": "is set without it: leave it out.",
+    }.items():
+        expected = re.escape(f"data_options names {option!r}, which {message}")
+        with pytest.raises(ValueError, match=rf"^{expected}$"):
+            check_options("data_options", {"batch_size": 8, option: 1}, GLUEDataModule, taken=("seed",))
