@@ -40,7 +40,7 @@ from pgb_lightning.results import tabulate
 from pgb_lightning.ridge import usual
 from pgb_lightning.suggestions import check_options
 
-#: What the data module is given by settings of the command.
+#: Settings of the data module that the command has itself.
 TAKEN = ("task", "model_name_or_path", "data_dir", "max_train_samples", "calibration_size", "seed")
 
 

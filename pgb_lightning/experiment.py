@@ -185,7 +185,8 @@ def run(
             known = ", ".join(map(repr, (*PRESETS, *PEERS)))
             raise ValueError(f"presets names {preset!r}, which is none of {known}.")
     subject = Subject.of(task)
-    taken = ("task", "version", "model_name_or_path", "data_dir", "max_train_samples", "seed")
+    given = {"model_name_or_path": model_name_or_path, **subject.options}
+    taken = [*given, "data_dir", "max_train_samples", "seed", *(["max_length"] if max_length else [])]
     check_options("data_options", data_options or {}, subject.datamodule, taken)
     data_options = {"max_length": max_length or subject.max_length, **(data_options or {})}
     settings = {
@@ -201,7 +202,6 @@ def run(
     for seed in seeds:
         folder = Path(out_dir) / f"seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
-        given = {"model_name_or_path": model_name_or_path, **subject.options}
         data = subject.datamodule(
             **given, data_dir=data_dir, max_train_samples=max_train_samples, seed=seed, **data_options
         )

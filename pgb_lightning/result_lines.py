@@ -19,16 +19,16 @@ def read_results(name: str, path: str | Path, needed: Collection[str] = ()) -> l
         needed: Entries that every result must have.
 
     Raises:
-        ValueError: It holds something else.
+        ValueError: It holds something else, or a result lacks an entry.
     """
     try:
         results = [dict(json.loads(line)) for line in _whole(Path(path).read_text()).splitlines()]
-        if any(entry not in result for result in results for entry in needed):
-            raise ValueError
     except (ValueError, TypeError):
         raise ValueError(
             f"{name}={str(path)!r} holds something else than one result a line: name another file, or move it away."
         ) from None
+    if lacking := [entry for result in results for entry in needed if entry not in result]:
+        raise ValueError(f"{name}={str(path)!r} holds a result without {lacking[0]!r}: measure it again.")
     return results
 
 

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from pgb_lightning.figures import HUES, NEUTRAL, save
 from pgb_lightning.result_lines import Result, read_results
-from pgb_lightning.spread import spread
+from pgb_lightning.spread import deviation, spread
 from pgb_lightning.tasks import get_task
 
 if TYPE_CHECKING:
@@ -35,11 +35,14 @@ if TYPE_CHECKING:
 
 DIGITS = {"score": 1, "divergence": 4, "loss": 3}
 OF_ITS_OWN = ("task", "weights", "seed", "method", "ratio")
-NO_SETTINGS = {*OF_ITS_OWN, "checkpoint", "kind", "removed", "shapes", "refinetuned", *DIGITS}
+NEEDED = (*OF_ITS_OWN, "kind", "removed", *DIGITS)
+NO_SETTINGS = {*NEEDED, "checkpoint", "data_dir", "shapes", "refinetuned"}
+"""What may differ between results of one task that are shown together; where their data lay is no matter."""
+ENDINGS = (".svg", ".png", ".pdf")
 
 
 def run(
-    files: tuple[str, ...],
+    files: tuple[str, ...] | str,
     methods: tuple[str, ...] | None = None,
     markdown: bool = False,
     out: str | None = None,
@@ -47,8 +50,8 @@ def run(
     """Print the mean and spread of every task, ratio and method; draw scores against what was removed.
 
     Args:
-        files: What ``--out`` of the ablations left.
-        methods: Which to show, beside the dense model; all if not given.
+        files: What ``--out`` of the ablations left: one file or several.
+        methods: Which to show, beside the dense model, in this order; all if not given.
         markdown: Whether the table is Markdown.
         out: Where the figure goes, such as an SVG file; none is drawn if not given.
 
@@ -56,44 +59,51 @@ def run(
         The results that are shown.
 
     Raises:
-        ValueError: A file is not there or holds something else, a method is in none of them, or results of one task
-            were trained in different ways.
+        ValueError: A file is not there or holds something else, there is no result, a method is in none of them,
+            results of one task were trained in different ways, or ``out`` is no figure's file.
         ImportError: A figure is wanted and matplotlib is not installed.
     """
-    if missing := [path for path in files if not Path(path).is_file()]:
+    paths = [files] if isinstance(files, str) else list(files)
+    if missing := [path for path in paths if not Path(path).is_file()]:
         raise ValueError(f"files names {missing[0]!r}, which is not there: give what --out of the ablations left.")
-    needed = (*OF_ITS_OWN, "kind", "removed", *DIGITS)
-    found = [result for path in files for result in read_results("files", path, needed)]
+    if out is not None and Path(out).suffix not in ENDINGS:
+        raise ValueError(f"out={out!r} is no figure's file: let it end in one of {', '.join(ENDINGS)}.")
+    found = [result for path in paths for result in read_results("files", path, NEEDED)]
+    if not found:
+        raise ValueError(f"files={paths} hold no result yet: give what --out of the ablations left, once one is there.")
+    known = dict.fromkeys(result["method"] for result in found)
+    if unknown := [name for name in methods or () if name not in known]:
+        raise ValueError(f"methods names {unknown[0]!r}, which is none of {', '.join(map(repr, known))}.")
+    if methods:
+        order = ("dense", *methods)
+        found = sorted((one for one in found if one["method"] in order), key=lambda one: order.index(one["method"]))
+    for task in dict.fromkeys(result["task"] for result in found):
+        _check_alike(task, [result for result in found if result["task"] == task])
     unique: dict[tuple[object, ...], Result] = {}
     for result in found:  # what two runs measured at the same time counts once
         unique.setdefault(tuple(result[name] for name in OF_ITS_OWN), result)
     results = list(unique.values())
-    known = dict.fromkeys(result["method"] for result in results)
-    if unknown := [name for name in methods or () if name not in known]:
-        raise ValueError(f"methods names {unknown[0]!r}, which is none of {', '.join(map(repr, known))}.")
-    for task in dict.fromkeys(result["task"] for result in results):
-        _check_alike(task, [result for result in results if result["task"] == task])
-    if methods:
-        order = ("dense", *methods)
-        results = [result for result in results if result["method"] in order]
-        results.sort(key=lambda result: order.index(result["method"]))
-    Console(width=200).print(tabulate(results, box.MARKDOWN if markdown else box.HEAVY_HEAD))
+    Console(width=200).print(tabulate(results, markdown))
     if out:
         save(draw(results), Path(out))
     return results
 
 
-def tabulate(results: Sequence[Result], style: box.Box = box.HEAVY_HEAD) -> Table:
-    """Tabulate results: mean and standard deviation over dense models, where there are several.
+def tabulate(results: Sequence[Result], markdown: bool = False) -> Table:
+    """Tabulate results: mean and standard deviation over dense models and seeds, where there are several.
+
+    The divergence is that from the dense model: of the predicted classes (Kullback-Leibler), or for regression half the
+    mean squared difference.
 
     Args:
         results: Of one task or more, in any order of seeds; ratios come in rising order.
-        style: How the table is drawn.
+        markdown: Whether the table is Markdown, which has no title.
     """
     refinetuned = any("refinetuned" in result for result in results)
-    table = Table(title="One-shot, and re-finetuned" if refinetuned else "One-shot, before re-finetuning", box=style)
-    stages = [("score x 100", "KL from dense", "loss"), ("re-finetuned", "KL", "loss")][: 1 + refinetuned]
-    for column in ("task", "ratio", "method", "left", "removed", *itertools.chain(*stages), "seeds"):
+    title = "One-shot, and re-finetuned" if refinetuned else "One-shot, before re-finetuning"
+    table = Table(title=None if markdown else title, box=box.MARKDOWN if markdown else box.HEAVY_HEAD)
+    stages = [("score x 100", "divergence", "loss"), ("re-finetuned", "divergence", "loss")][: 1 + refinetuned]
+    for column in ("task", "ratio", "method", "left", "removed, %", *itertools.chain(*stages), "seeds"):
         table.add_column(column, justify="right", no_wrap=True)
     tasks = dict.fromkeys(result["task"] for result in results)
     cells = dict.fromkeys((result["task"], result["ratio"], result["method"]) for result in results)
@@ -125,7 +135,8 @@ def draw(results: Sequence[Result]) -> Figure:
     tasks = list(dict.fromkeys(result["task"] for result in results))
     stages = ["one-shot", *(["re-finetuned"] if any("refinetuned" in result for result in results) else [])]
     methods = [name for name in dict.fromkeys(result["method"] for result in results) if name != "dense"]
-    size = (0.6 + 2.6 * len(tasks), 0.7 + 2.3 * len(stages))
+    wide = max(2, len(tasks))  # a legend's column for each, that it may not be cut off
+    size = (0.6 + 2.6 * wide, 0.5 + 2.3 * len(stages) + 0.2 * (1 + len(methods)) / wide)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(stages), len(tasks), squeeze=False, sharex=True, sharey="col")
     for column, task in enumerate(tasks):
@@ -137,7 +148,7 @@ def draw(results: Sequence[Result]) -> Figure:
         axes.set_ylabel(f"{stage}, x 100", fontsize=9, color=NEUTRAL)
     shown = [pair for axes in panels.flat for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
     handles = {label: handle for handle, label in shown}
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=wide, fontsize=8)
     return figure
 
 
@@ -146,9 +157,9 @@ def _draw_panel(axes: Axes, results: Sequence[Result], stage: str, methods: Sequ
     task = results[0]["task"]
     dense = [row["score"] for row in _of(results, task, "dense", 0.0)]
     if dense:
-        middle, deviation = statistics.mean(dense), _deviation(dense)
+        middle, half = statistics.fmean(dense), deviation(dense)
         axes.axhline(middle, color=NEUTRAL, linewidth=1, label="dense")
-        axes.axhspan(middle - deviation, middle + deviation, color=NEUTRAL, alpha=0.15, linewidth=0)
+        axes.axhspan(middle - half, middle + half, color=NEUTRAL, alpha=0.15, linewidth=0)
     for place, method in enumerate(methods):
         points = []
         for ratio in sorted({result["ratio"] for result in results if result["method"] == method}):
@@ -156,8 +167,8 @@ def _draw_panel(axes: Axes, results: Sequence[Result], stage: str, methods: Sequ
             found = rows if stage == "one-shot" else [row["refinetuned"] for row in rows if "refinetuned" in row]
             if found:
                 scores = [row["score"] for row in found]
-                removed = statistics.mean(row["removed"] for row in rows)
-                points.append((removed, statistics.mean(scores), _deviation(scores)))
+                removed = statistics.fmean(row["removed"] for row in rows)
+                points.append((removed, statistics.fmean(scores), deviation(scores)))
         if points:
             places, middles, bars = (list(values) for values in zip(*points, strict=True))
             hue, marker = HUES[place % len(HUES)], "osv^Dx"[place // len(HUES) % 6]
@@ -170,18 +181,14 @@ def _of(results: Sequence[Result], *cell: object) -> list[Result]:
     return [result for result in results if (result["task"], result["method"], result["ratio"]) == cell]
 
 
-def _deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
 def _check_alike(task: str, results: Sequence[Result]) -> None:
     """Refuse results that may not be averaged, as they were trained in different ways."""
     for name in dict.fromkeys(name for result in results for name in result if name not in NO_SETTINGS):
         values = dict.fromkeys(json.dumps(result.get(name)) for result in results)
         if len(values) > 1:
             raise ValueError(
-                f"files hold results of {task} with {name} of {' and '.join(values)}, which are not to be averaged: "
-                "keep one of them in a file of its own."
+                f"files hold results of {task} with {name} of {' and '.join(values)}, which do not belong in one "
+                "table: give files, or lines of a file, of one of them."
             )
 
 

@@ -57,10 +57,10 @@ def check_options(name: str, options: Collection[str], cls: type, taken: Collect
         name: The setting that holds them.
         options: Their names.
         cls: The class that they are for.
-        taken: What it is given by other settings.
+        taken: Which of its settings the command has itself.
 
     Raises:
-        ValueError: One is no setting of the class, or is given already.
+        ValueError: One is no setting of the class, or one that the command has itself.
 
     Example:
         >>> from pgb_lightning.datamodules import SQuADDataModule
@@ -70,11 +70,11 @@ def check_options(name: str, options: Collection[str], cls: type, taken: Collect
     """
     known = _settings(cls)
     for option in options:
-        if option in taken:
-            raise ValueError(f"{name} names {option!r}, which is set without it: leave it out.")
         if option not in known:
             hints = _near(option, known)
             raise ValueError(" ".join([f"{name} names {option!r}, which is no setting of {cls.__name__}.", *hints]))
+        if option in taken:
+            raise ValueError(f"{name} names {option!r}, which is a setting of its own: give it beside {name}.")
 
 
 def _near(name: str, known: Collection[str]) -> list[str]:

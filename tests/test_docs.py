@@ -15,7 +15,9 @@ from urllib.parse import urlparse
 import lightning as L
 import pytest
 from guides import GUIDES, ROOT, anchors, blocks, commands, links
+from jsonargparse import auto_cli
 
+from pgb_lightning import results
 from pgb_lightning.cli import PGBCLI
 from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.modules import TextClassification
@@ -121,6 +123,25 @@ def test_the_modules_take_the_commands(line: str) -> None:
     function = next(getattr(module, function) for function in ("run", "main") if hasattr(module, function))
     parameters = inspect.signature(function).parameters
     assert {word[2:] for word in words if word.startswith("--")} <= parameters.keys()
+
+
+TABLES = [line for line in SHELL if "pgb_lightning.results" in line and "--markdown" in line]
+
+
+@pytest.mark.parametrize("line", TABLES)
+def test_tables_are_what_their_command_makes_of_the_measurements(
+    line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    _, _, call = line.partition("python -m pgb_lightning.results ")
+    auto_cli(results.run, args=shlex.split(call))
+    rows = [row.rstrip() for row in capsys.readouterr().out.splitlines() if row.startswith("|")]
+    assert len(rows) > 4
+    assert "\n".join(rows) in (ROOT / "docs" / "results.md").read_text()
+
+
+def test_there_are_tables_that_are_checked() -> None:
+    assert len(TABLES) == 2
 
 
 def test_make_has_the_targets() -> None:

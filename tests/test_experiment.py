@@ -129,9 +129,11 @@ def test_an_unknown_preset_is_refused_first(tmp_path: Path) -> None:
 
 
 def test_unknown_options_of_the_data_claim_no_folder(tmp_path: Path) -> None:
-    for options in ({"group_by_lenght": True}, {"seed": 1}, {"version": "2.0"}):
+    for options in ({"group_by_lenght": True}, {"seed": 1}, {"task": "cola"}, {"version": "2.0"}):
         with pytest.raises(ValueError, match=rf"data_options names '{next(iter(options))}', which is "):
             experiment.run("squad", str(tmp_path / "made"), data_options=options)
+    with pytest.raises(ValueError, match="data_options names 'max_length', which is a setting of its own"):
+        experiment.run("squad", str(tmp_path / "made"), max_length=64, data_options={"max_length": 32})
     assert not (tmp_path / "made").exists()
 
 
