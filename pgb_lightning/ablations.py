@@ -18,6 +18,7 @@ Example:
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
@@ -32,7 +33,7 @@ from rich.console import Console
 from pgb_lightning.bench import Bench
 from pgb_lightning.candidates import list_candidates
 from pgb_lightning.datamodules import GLUEDataModule
-from pgb_lightning.methods import METHODS, Candidates, prune
+from pgb_lightning.methods import METHODS, Candidates, Pruned, prune
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.peers import PEERS
 from pgb_lightning.result_lines import Result, ResultLines
@@ -75,10 +76,11 @@ class Subject:
         return self._candidates[key]
 
     def measure(self, method: str, ratio: float) -> Result:
-        """Prune, measure, and re-finetune and measure again if wanted."""
+        """Prune, measure, and re-finetune and measure again if wanted; the dense model, too, trains as long."""
         if method == "dense":
-            return {"kind": "shapes", "removed": 0.0, **self._score(self.bench.module)}
-        pruned = prune(self.bench, method, ratio, self.candidates(method))
+            pruned = Pruned(copy.deepcopy(self.bench.module), 0.0)
+        else:
+            pruned = prune(self.bench, method, ratio, self.candidates(method))
         result = {"kind": pruned.kind, "removed": pruned.removed, **self._score(pruned.module)}
         if pruned.shapes:
             result["shapes"] = pruned.shapes
@@ -125,7 +127,8 @@ def run(
             given.
         calibration_size: Calibration rows; 2,048 if not given.
         seed: Draws rows, and the order of re-finetuning; one for all checkpoints, or a list of one for each.
-        refinetuning_epochs: Epochs of training after pruning, then measured again; none if 0.
+        refinetuning_epochs: Epochs of training after pruning, then measured again; none if 0. The dense model trains as
+            long.
         refinetuning_learning_rate: For them.
         data_options: Further settings of the data module, such as ``{"group_by_length": true}``.
         num_threads: CPU threads.

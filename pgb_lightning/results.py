@@ -109,18 +109,21 @@ def tabulate(results: Sequence[Result], markdown: bool = False) -> Table:
     cells = dict.fromkeys((result["task"], result["ratio"], result["method"]) for result in results)
     for task, ratio, method in sorted(cells, key=lambda cell: (list(tasks).index(cell[0]), cell[1])):
         rows = _of(results, task, method, ratio)
+        after = [row["refinetuned"] for row in rows if "refinetuned" in row]
         numbers = [spread([100 * row["removed"] for row in rows])]
-        for stage in (rows, [row["refinetuned"] for row in rows if "refinetuned" in row])[: 1 + refinetuned]:
+        for stage in (rows, after)[: 1 + refinetuned]:
             numbers += [spread([row[name] for row in stage], digits) for name, digits in DIGITS.items()]
         label = f"{task} {get_task(task).metrics[0]}"
-        table.add_row(label, str(ratio), method, rows[0]["kind"], *numbers, str(len(rows)))
+        seeds = f"{len(rows)} ({len(after)})" if 0 < len(after) < len(rows) else str(len(rows))
+        table.add_row(label, str(ratio), method, rows[0]["kind"], *numbers, seeds)
     return table
 
 
 def draw(results: Sequence[Result]) -> Figure:
     """Draw the scores of each method against the share of weights removed: a column of panels a task.
 
-    Bars are standard deviations over dense models; the grey line, and the band around it, are the dense models.
+    Bars are standard deviations over dense models; the grey line, and the band around it, are the dense models, which
+    trained as long where they were re-finetuned.
 
     Args:
         results: Of one task or more.
@@ -155,7 +158,7 @@ def draw(results: Sequence[Result]) -> Figure:
 def _draw_panel(axes: Axes, results: Sequence[Result], stage: str, methods: Sequence[str]) -> None:
     """Draw one task before re-finetuning, or after it."""
     task = results[0]["task"]
-    dense = [row["score"] for row in _of(results, task, "dense", 0.0)]
+    dense = _scores(_of(results, task, "dense", 0.0), stage) or _scores(_of(results, task, "dense", 0.0), "one-shot")
     if dense:
         middle, half = statistics.fmean(dense), deviation(dense)
         axes.axhline(middle, color=NEUTRAL, linewidth=1, label="dense")
@@ -164,9 +167,7 @@ def _draw_panel(axes: Axes, results: Sequence[Result], stage: str, methods: Sequ
         points = []
         for ratio in sorted({result["ratio"] for result in results if result["method"] == method}):
             rows = _of(results, task, method, ratio)
-            found = rows if stage == "one-shot" else [row["refinetuned"] for row in rows if "refinetuned" in row]
-            if found:
-                scores = [row["score"] for row in found]
+            if scores := _scores(rows, stage):
                 removed = statistics.fmean(row["removed"] for row in rows)
                 points.append((removed, statistics.fmean(scores), deviation(scores)))
         if points:
@@ -179,6 +180,13 @@ def _draw_panel(axes: Axes, results: Sequence[Result], stage: str, methods: Sequ
 def _of(results: Sequence[Result], *cell: object) -> list[Result]:
     """Pick the results of a task, method and ratio."""
     return [result for result in results if (result["task"], result["method"], result["ratio"]) == cell]
+
+
+def _scores(rows: Sequence[Result], stage: str) -> list[float]:
+    """Return the scores before re-finetuning, or after it where it was done."""
+    if stage == "one-shot":
+        return [row["score"] for row in rows]
+    return [row["refinetuned"]["score"] for row in rows if "refinetuned" in row]
 
 
 def _check_alike(task: str, results: Sequence[Result]) -> None:

@@ -94,8 +94,7 @@ def test_what_is_pruned_is_refinetuned_where_it_stands(
     shown = capsys.readouterr().out
     assert results[: len(first)] == first
     dense, *pruned = results
-    assert "refinetuned" not in dense
-    for result in pruned:
+    for result in results:  # the dense model trains as long
         assert result["refinetuned"].keys() == {"score", "loss", "divergence"}
         assert result["refinetuned"]["loss"] != result["loss"]
         assert f"{result['refinetuned']['divergence']:.4f}" in shown

@@ -75,6 +75,13 @@ def test_methods_are_picked_and_ordered(tmp_path: Path, capsys: pytest.CaptureFi
     assert {tuple(row[5:]) for row in rows} == {("80.0", "0.0125", "0.250", "1")}
 
 
+def test_not_all_that_was_pruned_need_be_refinetuned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    not_yet = {name: value for name, value in result(seed=1).items() if name != "refinetuned"}
+    results.run(write(tmp_path / "out.jsonl", result(), not_yet), markdown=True)
+    _, row = rows_of(capsys.readouterr().out)
+    assert row[5:] == ["80.0 ± 0.0", "0.0125 ± 0.0000", "0.250 ± 0.000", "81.0", "0.0625", "0.500", "2 (1)"]
+
+
 def test_a_result_counts_once(tmp_path: Path) -> None:
     path = write(tmp_path / "out.jsonl", result(), result(score=81.0), result(seed=1), result(weights="f" * 16))
     assert [one["score"] for one in results.run((path, path))] == [80.0, 80.0, 80.0]
@@ -195,3 +202,6 @@ def test_scores_are_drawn_against_what_was_removed(tmp_path: Path) -> None:
                 assert [low, high] == pytest.approx([middle - 0.5**0.5, middle + 0.5**0.5])
     one_shot = [{name: value for name, value in one.items() if name != "refinetuned"} for one in shown]
     assert len(results.draw(one_shot).axes) == 2
+    longer = result("dense", 0.0, score=70.0, refinetuned={"score": 75.0, "loss": 0.5, "divergence": 0.25})
+    before, after = results.draw([longer, result()]).axes
+    assert [set(axes.lines[0].get_ydata()) for axes in (before, after)] == [{70.0}, {75.0}]
