@@ -22,7 +22,7 @@ from pgb_lightning.architectures import SUBLAYERS, Sublayer
 from pgb_lightning.bench import Bench, Measured
 from pgb_lightning.candidates import list_candidates
 from pgb_lightning.config import PruningConfig
-from pgb_lightning.figures import HUES, NEUTRAL
+from pgb_lightning.figures import HUES, NEUTRAL, save
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.pruning import make_plan
 
@@ -76,7 +76,7 @@ def run(
     ]
     Console(width=100).print(_table(plans, found))
     if out:
-        draw(plans, task).savefig(Path(out))
+        save(draw(plans, task), Path(out))
     return plans
 
 

@@ -6,6 +6,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from pgb_lightning.figures import save
+
 SERIES = {
     "groups": ("#D55E00", "the paper's groups"),
     "narrow": ("#0072B2", "fewer heads and neurons"),
@@ -51,4 +53,4 @@ def draw(results: dict[str, Any], path: Path) -> None:
         axes.set_ylim(0, None)
     figure.axes[0].set_ylabel("latency, of the dense model's")
     figure.axes[0].legend(fontsize=8)
-    figure.savefig(path)
+    save(figure, path)
