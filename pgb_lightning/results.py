@@ -75,8 +75,9 @@ def run(
     if unknown := [name for name in methods or () if name not in known]:
         raise ValueError(f"methods names {unknown[0]!r}, which is none of {', '.join(map(repr, known))}.")
     if methods:
-        order = ("dense", *methods)
-        found = sorted((one for one in found if one["method"] in order), key=lambda one: order.index(one["method"]))
+        order, tasks = ("dense", *methods), list(dict.fromkeys(one["task"] for one in found))
+        found = [one for one in found if one["method"] in order]
+        found.sort(key=lambda one: (tasks.index(one["task"]), order.index(one["method"])))
     for task in dict.fromkeys(result["task"] for result in found):
         _check_alike(task, [result for result in found if result["task"] == task])
     unique: dict[tuple[object, ...], Result] = {}

@@ -65,6 +65,9 @@ def test_methods_are_picked_and_ordered(tmp_path: Path, capsys: pytest.CaptureFi
     path = write(tmp_path / "out.jsonl", *(result(name) for name in ("default", "paper", "kwon", "dense")))
     shown = results.run((path,), methods=("kwon", "default"))
     assert [one["method"] for one in shown] == ["dense", "kwon", "default"]
+    second = write(tmp_path / "cola.jsonl", *(result(name, task="cola") for name in ("default", "dense")))
+    shown = results.run((str(tmp_path / "out.jsonl"), second), methods=("kwon", "default"))
+    assert [one["task"] for one in shown] == ["sst2"] * 3 + ["cola"] * 2
     table = capsys.readouterr().out
     assert "One-shot, and re-finetuned" in table
     assert "paper" not in table
