@@ -22,7 +22,7 @@ from pgb_lightning.architectures import SUBLAYERS, Sublayer
 from pgb_lightning.bench import Bench, Measured
 from pgb_lightning.candidates import list_candidates
 from pgb_lightning.config import PruningConfig
-from pgb_lightning.figures import HUES, NEUTRAL, save
+from pgb_lightning.figures import HUES, NEUTRAL, need_matplotlib, save
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.pruning import make_plan
 
@@ -101,12 +101,11 @@ def draw(plans: Sequence[PruningPlan], title: str) -> Figure:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.colors import to_rgb
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch, Rectangle
-    except ImportError as error:
-        raise ImportError('Figures need matplotlib: pip install "pgb-lightning[figures]".') from error
+    need_matplotlib()
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch, Rectangle
+
     sublayers = [(layer, sublayer) for layer in range(plans[0].num_layers) for sublayer in SUBLAYERS]
     figure = Figure(figsize=(1.6 + 0.55 * len(plans), 1.3 + 0.28 * len(sublayers)), layout="constrained")
     axes = figure.subplots()

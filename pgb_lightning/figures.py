@@ -28,6 +28,9 @@ HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 NEUTRAL = "#5A5A5A"
 
+ENDINGS = (".svg", ".png", ".pdf")
+"""Formats of figures whose date and maker can be left out."""
+
 WIDTH, NEURONS = 12, 24
 SHAPES = {
     "whole": (NEURONS, 1, 1),
@@ -96,14 +99,12 @@ def draw(importance: Tensor, groups: Groups) -> Figure:
     Raises:
         ImportError: matplotlib is not installed; the message has the command that does it.
     """
-    try:
-        import matplotlib
-        from matplotlib.colors import LinearSegmentedColormap
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Rectangle
-    except ImportError as error:
-        raise ImportError('Figures need matplotlib: pip install "pgb-lightning[figures]".') from error
+    need_matplotlib()
+    import matplotlib
     import numpy as np
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     (num_groups, height), width = groups.rows.shape, groups.columns.shape[1]
     shape = importance.shape
@@ -145,7 +146,11 @@ def draw_shapes() -> Figure:
 
     Returns:
         A matplotlib figure with two panels a shape, W1 (inputs x neurons) above W2 (neurons x outputs).
+
+    Raises:
+        ImportError: matplotlib is not installed; the message has the command that does it.
     """
+    need_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -173,8 +178,20 @@ def draw_shapes() -> Figure:
     return figure
 
 
+def need_matplotlib() -> None:
+    """Refuse to draw without matplotlib.
+
+    Raises:
+        ImportError: It is not installed; the message has the command that does it.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ImportError('Figures need matplotlib: pip install "pgb-lightning[figures]".') from error
+
+
 def save(figure: Figure, path: Path) -> None:
-    """Save a figure; the same figure becomes the same file, to the byte.
+    """Save a figure; the same figure becomes the same file, to the byte, in the formats of :data:`ENDINGS`.
 
     Args:
         figure: The figure.
@@ -184,7 +201,8 @@ def save(figure: Figure, path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "pgb-lightning"}):
-        figure.savefig(path, dpi=200, metadata={"Date": None, "Creator": None})
+        # Other formats refuse metadata.
+        figure.savefig(path, dpi=200, metadata={"Date": None, "Creator": None} if path.suffix in ENDINGS else None)
 
 
 def main(

@@ -21,12 +21,7 @@ def read_results(name: str, path: str | Path, needed: Collection[str] = ()) -> l
     Raises:
         ValueError: It holds something else, or a result lacks an entry.
     """
-    try:
-        results = [dict(json.loads(line)) for line in _whole(Path(path).read_text()).splitlines()]
-    except (ValueError, TypeError):
-        raise ValueError(
-            f"{name}={str(path)!r} holds something else than one result a line: name another file, or move it away."
-        ) from None
+    results = _parse(name, path, Path(path).read_text())
     if lacking := [entry for result in results for entry in needed if entry not in result]:
         raise ValueError(f"{name}={str(path)!r} holds a result without {lacking[0]!r}: measure it again.")
     return results
@@ -53,8 +48,8 @@ class ResultLines:
             raise ValueError(f"out={path!r} is a folder: name a file, such as results.jsonl in it.")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
-            self._results = read_results("out", self.path)
             text = self.path.read_text()
+            self._results = _parse("out", self.path, text)
             if (whole := _whole(text)) != text:
                 self.path.write_text(whole)
 
@@ -68,6 +63,16 @@ class ResultLines:
         if self.path is not None:
             with self.path.open("a") as file:
                 file.write(json.dumps(result) + "\n")
+
+
+def _parse(name: str, path: str | Path, text: str) -> list[Result]:
+    """Make results of a file's text."""
+    try:
+        return [dict(json.loads(line)) for line in _whole(text).splitlines()]
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"{name}={str(path)!r} holds something else than one result a line: name another file, or move it away."
+        ) from None
 
 
 def _whole(text: str) -> str:

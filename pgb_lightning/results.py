@@ -24,7 +24,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pgb_lightning.figures import HUES, NEUTRAL, save
+from pgb_lightning.figures import ENDINGS, HUES, NEUTRAL, need_matplotlib, save
 from pgb_lightning.result_lines import Result, read_results
 from pgb_lightning.spread import deviation, spread
 from pgb_lightning.tasks import get_task
@@ -38,7 +38,6 @@ OF_ITS_OWN = ("task", "weights", "seed", "method", "ratio")
 NEEDED = (*OF_ITS_OWN, "kind", "removed", *DIGITS)
 NO_SETTINGS = {*NEEDED, "checkpoint", "data_dir", "shapes", "refinetuned"}
 """What may differ between results of one task that are shown together; where their data lay is no matter."""
-ENDINGS = (".svg", ".png", ".pdf")
 
 
 def run(
@@ -132,16 +131,15 @@ def draw(results: Sequence[Result]) -> Figure:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('Figures need matplotlib: pip install "pgb-lightning[figures]".') from error
+    need_matplotlib()
+    from matplotlib.figure import Figure
+
     tasks = list(dict.fromkeys(result["task"] for result in results))
     stages = ["one-shot", *(["re-finetuned"] if any("refinetuned" in result for result in results) else [])]
     methods = [name for name in dict.fromkeys(result["method"] for result in results) if name != "dense"]
     wide = max(2, len(tasks))  # a legend's column for each, that it may not be cut off
-    size = (0.6 + 2.6 * wide, 0.5 + 2.3 * len(stages) + 0.2 * (1 + len(methods)) / wide)
-    figure = Figure(figsize=size, layout="constrained")
+    height = 0.5 + 2.3 * len(stages) + 0.2 * (1 + len(methods)) / wide
+    figure = Figure(figsize=(0.6 + 2.6 * wide, height), layout="constrained")
     panels = figure.subplots(len(stages), len(tasks), squeeze=False, sharex=True, sharey="col")
     for column, task in enumerate(tasks):
         for axes, stage in zip(panels[:, column], stages, strict=True):
@@ -159,8 +157,8 @@ def draw(results: Sequence[Result]) -> Figure:
 def _draw_panel(axes: Axes, results: Sequence[Result], stage: str, methods: Sequence[str]) -> None:
     """Draw one task before re-finetuning, or after it."""
     task = results[0]["task"]
-    dense = _scores(_of(results, task, "dense", 0.0), stage) or _scores(_of(results, task, "dense", 0.0), "one-shot")
-    if dense:
+    models = _of(results, task, "dense", 0.0)
+    if dense := _scores(models, stage) or _scores(models, "one-shot"):
         middle, half = statistics.fmean(dense), deviation(dense)
         axes.axhline(middle, color=NEUTRAL, linewidth=1, label="dense")
         axes.axhspan(middle - half, middle + half, color=NEUTRAL, alpha=0.15, linewidth=0)

@@ -24,8 +24,8 @@ def deviation(values: Sequence[float]) -> float:
     """Return the standard deviation of values: 0 of a single one, NaN where one is not finite.
 
     Example:
-        >>> deviation([1.0, 3.0]) ** 2, deviation([1.0]), deviation([1.0, float("nan")])
-        (2.0000000000000004, 0.0, nan)
+        >>> deviation([1.0, 3.0, 5.0]), deviation([1.0]), deviation([1.0, float("nan")])
+        (2.0, 0.0, nan)
     """
     if not all(map(math.isfinite, values)):
         return math.nan

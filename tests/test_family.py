@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pgb_lightning import PruningPlan, family
+from pgb_lightning import PruningPlan, family, figures
 from pgb_lightning.architectures import MATRICES
 from pgb_lightning.plan import MatrixPlan
 
@@ -53,3 +53,8 @@ def test_one_calibration_gives_a_plan_for_every_ratio(
         assert removed.strip() == f"{plan.pruning_ratio:.1%}"
         assert sum(map(int, counts)) == 4
         assert (float(score) >= 0 and float(divergence) > 0) if measure else score.strip() == divergence.strip() == "-"
+
+
+def test_other_formats_can_be_drawn_too(tmp_path: Path) -> None:
+    figures.save(family.draw([plan_of()], "a title"), tmp_path / "made" / "family.jpg")
+    assert (tmp_path / "made" / "family.jpg").stat().st_size > 0

@@ -1,0 +1,19 @@
+"""The Trainer of the measurements: one device, clipped gradients, and nothing written."""
+
+from __future__ import annotations
+
+import pytest
+
+from pgb_lightning.training import make_trainer
+
+
+def test_it_is_of_one_device_and_writes_nothing() -> None:
+    trainer = make_trainer(3, accelerator="cpu", limit_val_batches=0)
+    assert (trainer.max_epochs, trainer.num_devices, trainer.limit_val_batches) == (3, 1, 0)
+    assert trainer.gradient_clip_val == 1.0
+    assert (trainer.loggers, trainer.checkpoint_callbacks) == ([], [])
+
+
+def test_what_it_settles_is_not_set_again() -> None:
+    with pytest.raises(TypeError, match="devices"):
+        make_trainer(1, devices=2)
