@@ -57,10 +57,10 @@ def check_options(name: str, options: Collection[str], cls: type, taken: Collect
         name: The setting that holds them.
         options: Their names.
         cls: The class that they are for.
-        taken: Which of its settings the command has itself.
+        taken: Which of its settings other arguments of the command decide.
 
     Raises:
-        ValueError: One is no setting of the class, or one that the command has itself.
+        ValueError: One is no setting of the class, or one that another argument of the command decides.
 
     Example:
         >>> from pgb_lightning.datamodules import SQuADDataModule
@@ -74,7 +74,10 @@ def check_options(name: str, options: Collection[str], cls: type, taken: Collect
             hints = _near(option, known)
             raise ValueError(" ".join([f"{name} names {option!r}, which is no setting of {cls.__name__}.", *hints]))
         if option in taken:
-            raise ValueError(f"{name} names {option!r}, which is a setting of its own: give it beside {name}.")
+            raise ValueError(
+                f"{name} names {option!r}, which is decided by another argument: give that one (see --help), and leave "
+                f"{option!r} out of {name}."
+            )
 
 
 def _near(name: str, known: Collection[str]) -> list[str]:

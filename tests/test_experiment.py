@@ -132,7 +132,7 @@ def test_unknown_options_of_the_data_claim_no_folder(tmp_path: Path) -> None:
     for options in ({"group_by_lenght": True}, {"seed": 1}, {"task": "cola"}, {"version": "2.0"}):
         with pytest.raises(ValueError, match=rf"data_options names '{next(iter(options))}', which is "):
             experiment.run("squad", str(tmp_path / "made"), data_options=options)
-    with pytest.raises(ValueError, match="data_options names 'max_length', which is a setting of its own"):
+    with pytest.raises(ValueError, match="data_options names 'max_length', which is decided by another argument"):
         experiment.run("squad", str(tmp_path / "made"), max_length=64, data_options={"max_length": 32})
     assert not (tmp_path / "made").exists()
 

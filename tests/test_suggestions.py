@@ -80,7 +80,7 @@ def test_options_that_a_class_does_not_take_are_refused() -> None:
         "group_by_lenght": "is no setting of GLUEDataModule. Did you mean 'group_by_length'?",
         "xyzzy": "is no setting of GLUEDataModule.",
         "loading": "is no setting of GLUEDataModule.",  # its **kwargs
-        "seed": "is a setting of its own: give it beside data_options.",
+        "seed": "is decided by another argument: give that one (see --help), and leave 'seed' out of data_options.",
     }.items():
         expected = re.escape(f"data_options names {option!r}, which {message}")
         with pytest.raises(ValueError, match=rf"^{expected}$"):
