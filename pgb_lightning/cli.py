@@ -19,6 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from pgb_lightning import benchmark, callbacks
 from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.export.command import run_export
+from pgb_lightning.process_group import close_process_group
 from pgb_lightning.rebuild import StructureError
 from pgb_lightning.report.command import run_report
 from pgb_lightning.suggestions import SuggestingParser
@@ -212,6 +213,7 @@ def main(args: list[str] | None = None) -> None:
             auto_cli(COMMANDS[words[0]], args=words[1:], as_positional=False, prog=f"pgb {words[0]}")
         else:
             run(args)
+            close_process_group()
     except (MisconfigurationException, FileNotFoundError, IsADirectoryError, StructureError) as error:
         sys.exit(f"pgb: {error}")
     except ValueError as error:  # of a pure function; in a fit it may be anybody's

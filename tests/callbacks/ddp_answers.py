@@ -12,6 +12,7 @@ import torch
 from pgb_lightning.callbacks import AnswerWriter
 from pgb_lightning.datamodules import SQuADDataModule
 from pgb_lightning.modules import QuestionAnswering
+from pgb_lightning.process_group import close_process_group
 
 
 def main(model: str, rows: str, folder: Path, devices: int) -> None:
@@ -35,3 +36,4 @@ def main(model: str, rows: str, folder: Path, devices: int) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
+    close_process_group()

@@ -10,6 +10,7 @@ import torch
 from own import OwnModule, make_loader
 
 from pgb_lightning.callbacks import Distillation, PGBCallback
+from pgb_lightning.process_group import close_process_group
 
 
 def main(folder: Path) -> None:
@@ -38,3 +39,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    close_process_group()

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from own import OwnModule, make_loader, shapes
 
 from pgb_lightning.callbacks import PGBCallback
+from pgb_lightning.process_group import close_process_group
 
 
 class Shares(OwnModule):
@@ -50,3 +51,4 @@ def main(folder: Path, devices: int, *ckpt_path: str) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+    close_process_group()

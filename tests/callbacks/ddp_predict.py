@@ -10,6 +10,7 @@ import torch
 from pgb_lightning.callbacks import PredictionWriter
 from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.modules import TextClassification
+from pgb_lightning.process_group import close_process_group
 
 
 class Lengths(TextClassification):
@@ -45,3 +46,4 @@ def _repeating(trainer: L.Trainer, data: GLUEDataModule) -> torch.utils.data.Dat
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), *sys.argv[5:])
+    close_process_group()

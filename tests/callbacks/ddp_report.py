@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from own import OwnModule, make_loader
 
 from pgb_lightning.callbacks import PGBCallback, PGBReport
+from pgb_lightning.process_group import close_process_group
 
 
 def main(folder: Path) -> None:
@@ -36,3 +37,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    close_process_group()

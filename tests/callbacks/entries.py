@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from pgb_lightning import follow_state_dict
 from pgb_lightning.callbacks import ExactResume, PGBCallback
+from pgb_lightning.process_group import close_process_group
 
 EPOCHS = 4
 
@@ -146,3 +147,4 @@ def main(what: str, folder: Path, devices: int = 1) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:]))
+    close_process_group()

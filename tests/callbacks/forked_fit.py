@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from own import make_loader
 
 from pgb_lightning.callbacks import PGBCallback
+from pgb_lightning.process_group import close_process_group
 
 
 def main(strategy: str, folder: Path) -> None:
@@ -45,3 +46,4 @@ def main(strategy: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]))
+    close_process_group()

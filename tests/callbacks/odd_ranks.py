@@ -14,6 +14,7 @@ from own import OwnModule, make_loader, make_rows
 from torch.utils.data import DataLoader
 
 from pgb_lightning.callbacks import together
+from pgb_lightning.process_group import close_process_group
 
 
 class Different(OwnModule):
@@ -45,3 +46,4 @@ def main(how: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]))
+    close_process_group()

@@ -47,10 +47,11 @@ def test_sharding_from_a_given_plan(tmp_path: Path) -> None:
     module = Entering()
     make_trainer(tmp_path, epochs=0).fit(module, train_loader(), make_loader(16))
     expected = sum(p.numel() for name, p in module.named_parameters() if "layer" in name)
-    run("fsdp_fit.py", tmp_path / "plan.json", tmp_path)
-    assert torch.load(tmp_path / "found.pt") == {"step": 3, "parameters": expected}
-    run("fsdp_fit.py", tmp_path / "plan.json", tmp_path, tmp_path / "end.ckpt")
-    assert torch.load(tmp_path / "found.pt") == {"step": 6, "parameters": expected}
+    for steps, ckpt_path in [(3, []), (6, [tmp_path / "end.ckpt"])]:
+        run("fsdp_fit.py", tmp_path / "plan.json", tmp_path, *ckpt_path)
+        ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+        assert [rank["step"] for rank in ranks] == [steps, steps]
+        assert sum(rank["parameters"] for rank in ranks) == expected
 
 
 @pytest.mark.parametrize("built_late", [False, True])

@@ -12,6 +12,7 @@ import torch
 
 from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.modules import TextClassification
+from pgb_lightning.process_group import close_process_group
 
 
 class Record(L.Callback):
@@ -50,3 +51,4 @@ def main(model: str, folder: str, out: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    close_process_group()
