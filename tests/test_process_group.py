@@ -20,6 +20,7 @@ def gloo_threads() -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
 def test_no_thread_is_left_even_where_a_wrapped_module_lies_about(tmp_path: Path) -> None:
+    pytest.importorskip("torch", "2.13", "gloo's threads are counted by their name, which they had not always")
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     module = DistributedDataParallel(nn.Linear(2, 2))
     module(torch.ones(1, 2)).sum().backward()
