@@ -19,7 +19,7 @@ from pgb_lightning.plan import Index, MatrixPlan
 from pgb_lightning.quadratic import Quadratic
 from pgb_lightning.regrouping import compensated_groups, with_columns, worths
 
-#: Widths of a feed-forward sublayer that are tried, from none of the neurons to all.
+#: Widths of a feed-forward sublayer that are tried at least, where it has as many neurons.
 WIDTHS = 48
 #: Shares of the neurons that are tried with groups on top.
 GROUPED_SHARES = (1.0, 0.5, 0.25)
@@ -144,16 +144,26 @@ class _Matrix(Quadratic):
         return height if rows is None else rows, width if columns is None else columns
 
 
+def width_step(neurons: int) -> int:
+    """Return by how many neurons the widths differ that are tried: a power of two, as hardware likes it.
+
+    Example:
+        >>> [width_step(neurons) for neurons in (4096, 3072, 1536, 512, 40)]
+        [64, 64, 32, 8, 1]
+    """
+    return 1 << max((neurons // WIDTHS).bit_length() - 1, 0)
+
+
 def _feed_forward(matrices: dict[str, _Matrix], layer: int) -> Iterator[Candidate]:
     """Keep some neurons, perhaps in groups, or nothing."""
     opening, closing = matrices["W1"], matrices["W2"]
     total = len(closing.weight)
-    unit = max(total // WIDTHS, 1)
-    grouped = tuple(total - int(share * total) // unit * unit for share in GROUPED_SHARES)
+    unit = width_step(total)
+    grouped = tuple(round((1 - share) * total / unit) * unit for share in GROUPED_SHARES)
     found = eliminate(closing.covariance, closing.weight, closing.gradient, step=max(unit // 2, 1), keep=grouped)
     for count, loss in zip(found.counts, found.losses, strict=True):
         kept, left = found.kept(count), total - count
-        if left % unit and left != total:
+        if count % unit and left:
             continue
         if not left:
             yield Candidate(layer, "ffn", "dropped", (opening.gone(0.0), closing.gone(loss)))

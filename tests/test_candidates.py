@@ -43,6 +43,18 @@ def test_every_sublayer_has_its_shapes(model_type: str) -> None:
     assert {"48 neurons", "96 neurons in 6 and 2 groups", "48 neurons in 1 and 4 groups"} <= {c.shape for c in found[1]}
 
 
+@pytest.mark.parametrize(("neurons", "step"), [(40, 1), (100, 2), (256, 4), (512, 8), (1024, 16), (1536, 32)])
+def test_every_number_of_neurons_has_widths_and_groups(neurons: int, step: int) -> None:
+    """Not only multiples of 48 have: 512, 1,024, 2,048 and 4,096 are those of BERT's other sizes."""
+    _, ffn = candidates_of(classifier(layers=1, intermediate_size=neurons))
+    shapes = [candidate.shape for candidate in ffn]
+    widths = [f"{left} neurons" for left in range(neurons, 0, -step)]
+    assert [shape for shape in shapes if shape.endswith("neurons")] == widths
+    assert len(widths) >= min(neurons, 48)
+    shares = {neurons - round(share * neurons / step) * step for share in (0, 0.5, 0.75)}
+    assert {int(shape.split()[0]) for shape in shapes if shape.endswith("groups")} == shares
+
+
 def test_kept_neurons_and_heads_are_the_same_for_all_matrices_and_ascending() -> None:
     attention, ffn = candidates_of(classifier(layers=1))
     for candidate in ffn:
