@@ -45,7 +45,7 @@ from pgb_lightning.suggestions import check_options
 TAKEN = ("task", "model_name_or_path", "data_dir", "max_train_samples", "calibration_size", "seed")
 
 
-class Subject:
+class DenseModel:
     """A dense model that is calibrated, and its candidates listed, once it is first pruned.
 
     Args:
@@ -112,8 +112,8 @@ def run(
     """Calibrate each dense model once, then prune by every method at every ratio and measure on the validation set.
 
     What stands in ``out`` already is not measured again, so that an interrupted run goes on, and runs of other seeds,
-    ratios or methods can share a file. A result is that of its task, checkpoint (the file's content), data, tokenizer,
-    seed and way of training.
+    ratios or methods can share a file. A result is that of its task, checkpoint (the file's content, wherever it lies),
+    data, tokenizer, seed and way of training.
 
     Args:
         task: A GLUE task.
@@ -168,14 +168,13 @@ def run(
     results: list[Result] = []
     for path, own_seed in dict.fromkeys(zip(paths, seeds, strict=True)):
         source = (task, path, data_dir, model_name_or_path, max_train_samples, calibration_size, own_seed)
-        subject = Subject(partial(Bench.load, *source, data_options), refinetuning_epochs, refinetuning_learning_rate)
+        dense = DenseModel(partial(Bench.load, *source, data_options), refinetuning_epochs, refinetuning_learning_rate)
         weights = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
         for method, ratio in cells:
-            cell = {**settings, "checkpoint": path, "weights": weights, "seed": own_seed}
-            cell |= {"method": method, "ratio": ratio}
+            cell = {**settings, "weights": weights, "seed": own_seed, "method": method, "ratio": ratio}
             result = kept.find(cell)
             if result is None:
-                result = {**cell, **subject.measure(method, ratio)}
+                result = {**cell, "checkpoint": path, **dense.measure(method, ratio)}
                 kept.add(result)
             results.append(result)
     Console(width=200).print(tabulate(results))

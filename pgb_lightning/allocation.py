@@ -25,7 +25,8 @@ def choose(
         losses: Predicted loss of each candidate, list by list.
         costs: Cost of each candidate, likewise; never negative.
         budget: The most that all may cost.
-        slack: How far below the budget the sum may lie, where that can be reached; else the nearest sum is taken.
+        slack: How far below the budget the sum may lie, where that can be reached; else the largest sum below the
+            budget is taken, or where none is, the least there is.
         cells: Where costs are not small multiples of one number, they are rounded up to this many parts of the
             budget, so that the budget holds for certain.
 
@@ -54,7 +55,7 @@ def choose(
         best = after
         picks.append(pick)
     if not np.isfinite(best).any():
-        return [int(np.argmin(cost)) for cost in costs]  # nothing fits: the cheapest of each is the nearest
+        return [int(np.argmin(cost)) for cost in costs]  # nothing fits: the cheapest of each
     lowest = min(int((budget - slack) / cell), cells)
     within = np.arange(max(lowest, 0), room)
     if not np.isfinite(best[within]).any():

@@ -115,6 +115,7 @@ class SublayerFit:
         original: The layer as it was, on its own.
         layer: Its number.
         name: Which of its sublayers.
+        hidden: Which of its neurons, or features of its heads, are left.
         ridge: Pull towards the original weights.
         all_reduce: Sums a tensor over the processes that share the calibration.
         errors: Where to note what is left as error, if anybody wants to know.
@@ -195,7 +196,7 @@ class SublayerFit:
         moments = SplitMoments(*_blocks(pruned), pruned.in_features, dense.out_features, self.ridge == "auto")
         for stream in streams:
             targets = self._run_dense(stream, dense)
-            with _captured(pruned) as calls:
+            with captured(pruned) as calls:
                 stream.run(self.encoder, self.encoder.layers[self.layer], self.name, stream.pruned)
             moments.add(stream.real(calls[0][0]), targets, stream.held)
         moments.finish(self.all_reduce)
@@ -238,7 +239,7 @@ class SublayerFit:
 
     def _run_dense(self, stream: Stream, closing: nn.Linear) -> Tensor:
         """Move the dense stream past the sublayer; return the closing matrix's outputs, (T, N)."""
-        with _captured(closing) as calls:
+        with captured(closing) as calls:
             stream.dense = stream.run(self.encoder, self.original, self.name, stream.dense)
         return stream.real(calls[0][1])
 
@@ -275,7 +276,7 @@ def _set_bias(module: nn.Module, bias: Tensor) -> None:
 
 
 @contextmanager
-def _captured(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def captured(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Collect the (input, output) of each call of a layer."""
     calls: list[tuple[Tensor, Tensor]] = []
     handle = module.register_forward_hook(lambda _, args, output: calls.append((args[0], output)))

@@ -94,6 +94,10 @@ class PruningConfig:
             )
         if self.target_speedup is not None:
             _check_float("target_speedup", self.target_speedup, 1, None, "how many times faster, such as 2.0")
+            if self.budget == "flops":
+                raise ValueError(
+                    f"target_speedup={self.target_speedup} budgets time, but budget='flops': leave one of the two out."
+                )
             object.__setattr__(self, "budget", "latency")
         if self.budget != "parameters" and self.search != "shapes":
             what = f"budget={self.budget!r}" if self.target_speedup is None else f"target_speedup={self.target_speedup}"

@@ -1,9 +1,14 @@
-"""A whole family of models from one calibration: which shapes the search chooses at every ratio, and where groups.
+r"""A whole family of models from one calibration: which shapes are chosen at every ratio, where groups, what is cut.
 
 Example:
     ::
 
         python -m pgb_lightning.family sst2 runs/sst2/seed0/dense.ckpt --data_dir DIR --out family.svg
+
+    How much of the cut the paper's recipe takes from attention, and how much from feed-forward networks (Table 6)::
+
+        python -m pgb_lightning.family sst2 runs/sst2/seed0/dense.ckpt --data_dir DIR \
+          --preset paper --ratios [0.4,0.5,0.6]
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from pgb_lightning.config import PruningConfig
 from pgb_lightning.figures import HUES, NEUTRAL, need_matplotlib, save
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.pruning import make_plan
+from pgb_lightning.report.summary import split_cut
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,6 +44,7 @@ def run(
     data_dir: str | None = None,
     model_name_or_path: str = "minilm-l6",
     ratios: tuple[float, ...] = RATIOS,
+    preset: str = "default",
     measure: bool = False,
     max_train_samples: int | None = None,
     calibration_size: int | None = None,
@@ -45,7 +52,7 @@ def run(
     num_threads: int = 1,
     out: str | None = None,
 ) -> list[PruningPlan]:
-    """Calibrate once, make the plan of every ratio, and say where the search wants groups.
+    """Calibrate once, make the plan of every ratio, and say where it has groups and what it cuts.
 
     Args:
         task: A GLUE task.
@@ -53,6 +60,7 @@ def run(
         data_dir: Local parquet folder; the Hub if not given.
         model_name_or_path: Where the tokenizer comes from.
         ratios: Values of ``pruning_ratio``.
+        preset: Whose plans.
         measure: Whether to carry the plans out, too, and score the models on the validation set.
         max_train_samples: Training rows that the calibration rows are drawn from; all if not given.
         calibration_size: Calibration rows; 2,048 if not given.
@@ -63,10 +71,11 @@ def run(
     Returns:
         The plans.
     """
+    configs = [PruningConfig.from_preset(preset, pruning_ratio=ratio) for ratio in sorted(ratios)]
     torch.set_num_threads(num_threads)
     bench = Bench.load(task, ckpt_path, data_dir, model_name_or_path, max_train_samples, calibration_size, seed)
-    configs = [PruningConfig(pruning_ratio=ratio) for ratio in sorted(ratios)]
-    candidates = list_candidates(bench.encoder, bench.statistics, configs[0])
+    searched = any(config.search == "shapes" for config in configs)
+    candidates = list_candidates(bench.encoder, bench.statistics, configs[0]) if searched else []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a missed target shows in the table
         plans = [make_plan(bench.encoder, bench.statistics, config, candidates) for config in configs]
@@ -130,9 +139,9 @@ def draw(plans: Sequence[PruningPlan], title: str) -> Figure:
 
 
 def _table(plans: Sequence[PruningPlan], found: Sequence[Measured | None]) -> Table:
-    """Tabulate how many sublayers are whole, smaller, grouped and dropped."""
-    table = Table(title="Sublayers by shape, one calibration")
-    for column in ("removed", "whole", "smaller", "in groups", "dropped", "score", "KL"):
+    """Tabulate the points of the cut that each kind of sublayer bears, and how many are whole, smaller and so on."""
+    table = Table(title="The cut, and sublayers by shape, one calibration")
+    for column in ("removed", *SUBLAYERS, "whole", "smaller", "in groups", "dropped", "score", "KL"):
         table.add_column(column, justify="right")
     for plan, measured in zip(plans, found, strict=True):
         sublayers = [(layer, sublayer) for layer in range(plan.num_layers) for sublayer in SUBLAYERS]
@@ -141,7 +150,8 @@ def _table(plans: Sequence[PruningPlan], found: Sequence[Measured | None]) -> Ta
         groups = sum(grouped(plan, *place) for place in sublayers)
         counts = (whole, len(sublayers) - whole - dropped - groups, groups, dropped)
         scores = ("-", "-") if measured is None else (f"{measured.score:.1f}", f"{measured.divergence:.4f}")
-        table.add_row(f"{plan.pruning_ratio:.1%}", *map(str, counts), *scores)
+        parts = (f"{part.points:.1f}" for part in split_cut(plan).values())
+        table.add_row(f"{plan.pruning_ratio:.1%}", *parts, *map(str, counts), *scores)
     return table
 
 

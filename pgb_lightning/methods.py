@@ -51,6 +51,9 @@ def fixed_groups(bench: Bench, config: PruningConfig, candidates: Candidates, nu
     """Allow no group number but one, beside whole and pruned whole; by default as many as there can be.
 
     A matrix with as many groups as its shorter side keeps one diagonal.
+
+    Raises:
+        ValueError: A matrix cannot have so many groups.
     """
     plan = make_plan(bench.encoder, bench.statistics, config, candidates)
     importances = {
@@ -61,6 +64,9 @@ def fixed_groups(bench: Bench, config: PruningConfig, candidates: Candidates, nu
     for key, importance in importances.items():
         groups = min(importance.shape) if number is None else number
         demand = Demand.of(importance, groups)
+        if groups not in demand.thresholds:
+            rows, columns = importance.shape
+            raise ValueError(f"{groups} groups do not divide a matrix of {rows} x {columns}: leave this method out.")
         demands[key] = replace(demand, thresholds={g: t for g, t in demand.thresholds.items() if g in (0, groups)})
     numbers, _ = allocate(demands, config)
     matrices = (plan_matrix(key, importances[key], numbers[key], config) for key in importances)

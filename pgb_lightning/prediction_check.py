@@ -60,12 +60,12 @@ def run(
         out: A CSV file for every single candidate.
 
     Returns:
-        Spearman's rank correlation of the predicted rise with the measured loss and divergence, for each sublayer
-        kind and for all.
+        Spearman's rank correlation of the predicted rise with the measured loss and divergence, for each kind of
+        sublayer, for each kind of shape, and for all.
     """
     torch.set_num_threads(num_threads)
     bench = Bench.load(task, ckpt_path, data_dir, model_name_or_path, max_train_samples, calibration_size, seed)
-    config = PruningConfig()
+    config = PruningConfig(ridge=0.01)  # as predictions have it
     found = list_candidates(bench.encoder, bench.statistics, config)
     chooser = random.Random(seed)
     drawn = [_draw(options[1:], candidates, chooser) for options in found]
@@ -117,11 +117,12 @@ def _measure(
 
 def _report(results: list[tuple[Candidate, Measured]]) -> dict[str, float]:
     table = Table(title="Spearman's rank correlation of the predicted rise of the loss with what was measured")
-    for column in ("sublayers", "candidates", "loss", "divergence"):
+    for column in ("shapes", "candidates", "loss", "divergence"):
         table.add_column(column, justify="right")
     correlations: dict[str, float] = {}
-    for name in (*SUBLAYERS, "all"):
-        chosen = [(c, m) for c, m in results if name in (c.sublayer, "all")]
+    kinds = sorted({_kind(candidate) for candidate, _ in results})
+    for name in (*SUBLAYERS, *kinds, "all"):
+        chosen = [(c, m) for c, m in results if name in (c.sublayer, _kind(c), "all")]
         predicted = torch.tensor([c.loss for c, _ in chosen])
         correlations[f"{name}_loss"] = _spearman(predicted, torch.tensor([m.loss for _, m in chosen]))
         correlations[f"{name}_divergence"] = _spearman(predicted, torch.tensor([m.divergence for _, m in chosen]))
@@ -129,6 +130,15 @@ def _report(results: list[tuple[Candidate, Measured]]) -> dict[str, float]:
         table.add_row(name, str(len(chosen)), *columns)
     Console(width=100).print(table)
     return correlations
+
+
+def _kind(candidate: Candidate) -> str:
+    """Say what kind of shape a candidate is."""
+    if "groups" not in candidate.shape:
+        return "fewer heads" if candidate.sublayer == "attention" else "fewer neurons"
+    if any(matrix.num_groups == 0 for matrix in candidate.matrices):
+        return "Q or K pruned whole"
+    return f"{candidate.sublayer} groups"
 
 
 def _spearman(a: Tensor, b: Tensor) -> float:

@@ -14,10 +14,10 @@ from pgb_lightning.allocation import choose
 from pgb_lightning.architectures import Encoder, find_encoder
 from pgb_lightning.budget import LOUD, Demand, Key, allocate, check_reachable
 from pgb_lightning.calibration import Calibration, Loss, calibrate
+from pgb_lightning.candidate_cost import candidate_cost
 from pgb_lightning.candidates import Candidate, CandidateCost, list_candidates
 from pgb_lightning.compensation import compensate
 from pgb_lightning.config import PruningConfig
-from pgb_lightning.costs import candidate_cost
 from pgb_lightning.fingerprint import fingerprint
 from pgb_lightning.fit_errors import FitErrors
 from pgb_lightning.grouping import Groups, group
@@ -232,6 +232,10 @@ def _report_shortfall(achieved: float, config: PruningConfig) -> None:
         asked = f"pruning_ratio={ratio}" if speedup is None else f"target_speedup={speedup}"
         unit = {"parameters": "weights", "flops": "FLOPs", "latency": "time"}[config.budget]
         remedy = "that is the nearest this model's importances allow"
+        if config.search == "shapes":
+            remedy = "no shapes of its sublayers remove more"
+            if gap > 0:
+                remedy = "no shapes of its sublayers come nearer without removing less than was asked for"
         if config.importance_threshold != "auto":
             remedy = 'use importance_threshold="auto" to meet the target'
         elif config.budget == "latency":

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from fakes import quiet_trainer
+from scipy.stats import spearmanr
 from torch.utils.data import DataLoader
 
 from pgb_lightning import ablations, methods, prediction_check
@@ -130,6 +131,8 @@ def test_what_is_measured_is_read(
     assert ablations.run(*given, **options, refinetuning_learning_rate=1.0) == results  # nothing is trained
     first, second, _ = capsys.readouterr().out.partition(shown)
     assert (first, second) == ("", shown)
+    moved = shutil.copy(given[1], tmp_path / "moved.ckpt")
+    assert ablations.run(given[0], str(moved), *given[2:], **options) == results  # the same dense model
     shutil.copytree(given[2], tmp_path / "data")
     changes: list[dict[str, object]] = [
         *({"calibration_size": 32}, {"max_train_samples": 32}, {"seed": 1}, {"data_options": {"max_length": 32}}),
@@ -164,11 +167,11 @@ def test_options_reach_the_data(bench_files: Callable[[str], Given]) -> None:
 
 def test_candidates_are_those_of_the_method(bench_files: Callable[[str], Given]) -> None:
     bench = Bench.load(*bench_files("sst2"), None, None, 0)
-    subject = ablations.Subject(lambda: bench, 0, 1e-5)
-    usual, groups = subject.candidates("default"), subject.candidates("default, compensated groups")
-    assert subject.candidates("default, no compensation") is usual
+    dense = ablations.DenseModel(lambda: bench, 0, 1e-5)
+    usual, groups = dense.candidates("default"), dense.candidates("default, compensated groups")
+    assert dense.candidates("default, no compensation") is usual
     assert sum(c.loss for options in groups for c in options) < sum(c.loss for options in usual for c in options)
-    assert subject.candidates("paper") == subject.candidates("magnitude") == []
+    assert dense.candidates("paper") == dense.candidates("magnitude") == []
 
 
 def test_nothing_is_run_twice(bench_files: Callable[[str], Given]) -> None:
@@ -218,3 +221,10 @@ def test_predictions_rank_what_is_measured(
     assert [int(row["layer"]) for row in rows] == [0] * 10 + [1] * 10
     assert found["all_divergence"] > 0.5
     assert f"{found['all_divergence']:.3f}" in capsys.readouterr().out
+    narrow = [row for row in rows if row["sublayer"] == "ffn" and "groups" not in row["shape"]]
+    columns = ([float(row[name]) for row in narrow] for name in ("predicted", "divergence"))
+    expected = spearmanr(*columns).statistic
+    assert found["fewer neurons_divergence"] == pytest.approx(expected, abs=1e-3)
+    assert {name.removesuffix("_loss") for name in found if name.endswith("_loss")} >= {
+        *("attention", "ffn", "all", "fewer heads", "fewer neurons", "ffn groups", "attention groups"),
+    }

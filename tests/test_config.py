@@ -39,6 +39,13 @@ def test_to_dict_is_json() -> None:
     assert PruningConfig(**json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_a_speed_up_is_no_budget_of_flops() -> None:
+    with pytest.raises(ValueError, match=r"target_speedup=2.0 budgets time, but budget='flops': leave one of the two"):
+        PruningConfig(target_speedup=2.0, budget="flops")
+    made = PruningConfig(target_speedup=2.0)
+    assert PruningConfig(**made.to_dict()) == made  # what is read back has both
+
+
 def test_groups_by_compensation_want_compensation() -> None:
     assert PruningConfig(permutation="compensated").needs_moments
     assert PruningConfig(search="groups", permutation="compensated").needs_moments

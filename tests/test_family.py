@@ -10,6 +10,7 @@ import pytest
 from pgb_lightning import PruningPlan, family, figures
 from pgb_lightning.architectures import MATRICES
 from pgb_lightning.plan import MatrixPlan
+from pgb_lightning.report.summary import split_cut
 
 pytestmark = [pytest.mark.filterwarnings("ignore:Calibrating on all"), pytest.mark.usefixtures("own_threads")]
 
@@ -49,10 +50,23 @@ def test_one_calibration_gives_a_plan_for_every_ratio(
     rows = [line for line in capsys.readouterr().out.splitlines() if "%" in line]
     assert len(rows) == 2
     for row, plan in zip(rows, plans, strict=True):
-        _, removed, *counts, score, divergence, _ = row.split("│")
+        _, removed, attention, ffn, *counts, score, divergence, _ = row.split("│")
         assert removed.strip() == f"{plan.pruning_ratio:.1%}"
+        assert float(attention) + float(ffn) == pytest.approx(100 * plan.pruning_ratio, abs=0.15)
         assert sum(map(int, counts)) == 4
         assert (float(score) >= 0 and float(divergence) > 0) if measure else score.strip() == divergence.strip() == "-"
+
+
+def test_the_paper_s_recipe_has_a_family_too(
+    bench_files: Callable[[str], tuple[str, str, str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = bench_files("sst2")
+    [plan] = family.run(*given, ratios=(0.5,), preset="paper")
+    assert (plan.config["search"], plan.config["permutation"]) == ("groups", "greedy")
+    attention, ffn = (part.points for part in split_cut(plan).values())
+    assert f"{attention:.1f} │ {ffn:.1f}" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(ValueError, match="preset='best' is unknown"):
+        family.run(*given, preset="best")
 
 
 def test_other_formats_can_be_drawn_too(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from tiny import MODEL_TYPES, batches, classifier
 
 from pgb_lightning import PruningConfig, latency_table, speedup
 from pgb_lightning.architectures import find_encoder
+from pgb_lightning.candidate_cost import candidate_cost, candidate_flops
 from pgb_lightning.candidates import Candidate
 from pgb_lightning.cost import encoder_cost
-from pgb_lightning.costs import candidate_cost, candidate_flops
 from pgb_lightning.latency_table import cache_folder, encoder_seconds, measure_table, shape_of
 from pgb_lightning.pruning import carry_out, make_plan
 

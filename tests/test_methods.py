@@ -33,6 +33,12 @@ def test_plans_of_the_ablations_are_what_they_are_called(
     assert all(index == tuple(range(len(index))) for index in flat)
 
 
+def test_a_fixed_number_of_groups_must_divide_every_matrix(bench_files: Callable[[str], Given]) -> None:
+    bench = Bench.load(*bench_files("sst2"), max_train_samples=None, calibration_size=None, seed=0)
+    with pytest.raises(ValueError, match=r"5 groups do not divide a matrix of \d+ x \d+"):
+        methods.fixed_groups(bench, PruningConfig.from_preset("paper"), [], number=5)
+
+
 def test_unstructured_keeps_the_most_important_weights_at_the_plans_rates(bench_files: Callable[[str], Given]) -> None:
     bench = Bench.load(*bench_files("sst2"), max_train_samples=None, calibration_size=None, seed=0)
     config = PruningConfig.from_preset("paper", pruning_ratio=0.5)

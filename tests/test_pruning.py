@@ -124,6 +124,25 @@ def test_the_paper_s_threshold_is_taken_literally_and_a_miss_said_loudly() -> No
     assert plan.config["importance_threshold_used"] == 1e9
 
 
+@pytest.mark.parametrize(
+    ("ratio", "shapes", "message"),
+    [
+        (0.5, (("whole", "dropped"), ("96 neurons", "dropped")), "0.6667 .*no shapes .* nearer without removing less"),
+        (0.9, (("whole", "dropped"), ("96 neurons",)), "0.3333 .*no shapes .* remove more"),
+    ],
+)
+def test_a_miss_of_the_search_says_that_shapes_are_wanting(
+    ratio: float, shapes: tuple[tuple[str, ...], ...], message: str
+) -> None:
+    model = classifier(layers=1)
+    encoder, config = find_encoder(model), PruningConfig(pruning_ratio=ratio)
+    statistics = calibrate(encoder, batches(2), lambda batch: model(**batch).loss, moments=True)
+    found = list_candidates(encoder, statistics, config)
+    few = [[one for one in options if one.shape in names] for options, names in zip(found, shapes, strict=True)]
+    with pytest.warns(UserWarning, match=f"pruning_ratio={ratio} was asked for, but the plan removes {message}"):
+        make_plan(encoder, statistics, config, few)
+
+
 def test_two_encoders_and_one_named() -> None:
     both = nn.ModuleDict({"a": classifier(), "b": classifier("roberta")})
     with pytest.raises(ValueError, match="holds 2 encoders"):

@@ -43,7 +43,7 @@ def prune_heads_and_neurons(model: PreTrainedModel, found: MaskGradients, ratio:
         tune: Whether to scale.
     """
     encoder = find_encoder(model)
-    plan = make_plan(encoder, rearranged(found, search(encoder, found, ratio)))
+    plan = plan_of(encoder, rearranged(found, search(encoder, found, ratio)))
     if tune:
         tune_masks(encoder, plan, found.inputs)
     else:
@@ -108,7 +108,7 @@ def rearrange(gradients: Tensor, count: int) -> Tensor:
     return (~pruned).nonzero().flatten()
 
 
-def make_plan(encoder: Encoder, kept: Kept) -> PruningPlan:
+def plan_of(encoder: Encoder, kept: Kept) -> PruningPlan:
     """Say in a plan which heads and neurons are kept."""
     matrices: list[MatrixPlan] = []
     for (layer, kind), linear in encoder.linears():

@@ -28,9 +28,14 @@ def drop_layers(
         found: It learns nothing from calibration.
         ratio: Share of the layers to drop; at least one goes, and one stays.
         order: ``"top"`` drops the last ones; ``"alternate"`` spreads them evenly, from the last one down.
+
+    Raises:
+        ValueError: There is one layer only.
     """
     encoder = find_encoder(model)
     total = len(encoder.layers)
+    if total < 2:
+        raise ValueError(f"the encoder has {total} layer, and dropping layers must leave one: use another method.")
     dropped = choose_layers(total, min(max(round(ratio * total), 1), total - 1), order)
     stack = encoder.model.get_submodule(encoder.architecture.layers)
     assert isinstance(stack, nn.ModuleList)

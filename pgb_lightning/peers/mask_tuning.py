@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pgb_lightning.architectures import SUBLAYERS, Encoder, Sublayer
 from pgb_lightning.calibration import LayerInput
-from pgb_lightning.compensation import Stream
+from pgb_lightning.compensation import Stream, captured
 from pgb_lightning.linear import GroupedLinear
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery import prune_sublayer
@@ -51,13 +51,13 @@ def _tune(encoder: Encoder, original: nn.Module, layer: int, sublayer: Sublayer,
     cross: Tensor | float = 0.0
     for stream in streams:
         before = stream.dense
-        calls = _Calls(dense)
-        stream.dense = stream.run(encoder, original, sublayer, before)
-        target = stream.real(calls.finish()[1] + before.to(stream.device) - stream.pruned.to(stream.device))
+        with captured(dense) as calls:
+            stream.dense = stream.run(encoder, original, sublayer, before)
+        target = stream.real(calls[0][1] + before.to(stream.device) - stream.pruned.to(stream.device))
         if weight is not None:
-            calls = _Calls(closing)
-            stream.run(encoder, encoder.layers[layer], sublayer, stream.pruned)
-            read, given = (stream.real(part) for part in calls.finish())
+            with captured(closing) as calls:
+                stream.run(encoder, encoder.layers[layer], sublayer, stream.pruned)
+            read, given = (stream.real(part) for part in calls[0])
             read = read if rows is None else read[:, rows]
             power = power + (read.T @ read).double()
             cross = cross + (read.T @ (target - given)).double()
@@ -102,17 +102,3 @@ def solve_masks(power: Tensor, missing: Tensor, weight: Tensor, unit: int, ridge
     damping = (ridge * system.diagonal().mean()).clamp_min(1e-30)
     change: Tensor = torch.linalg.solve(system + damping * torch.eye(units).to(system), right)
     return 1 + change
-
-
-class _Calls:
-    """What goes through a layer while one sublayer runs."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.seen: list[tuple[Tensor, Tensor]] = []
-        self.handle = module.register_forward_hook(lambda _, args, output: self.seen.append((args[0], output)))
-
-    def finish(self) -> tuple[Tensor, Tensor]:
-        """Stop listening; return the one call's input and output."""
-        self.handle.remove()
-        [call] = self.seen
-        return call

@@ -10,7 +10,7 @@ from tiny import MODEL_TYPES, batches, classifier, logits
 from torch import Tensor, nn
 
 from pgb_lightning.architectures import SUBLAYERS, find_encoder
-from pgb_lightning.peers.kwon import make_plan, prune_heads_and_neurons, rearrange, rearranged, search
+from pgb_lightning.peers.kwon import plan_of, prune_heads_and_neurons, rearrange, rearranged, search
 from pgb_lightning.peers.mask_gradients import MaskGradients, collect_mask_gradients
 from pgb_lightning.peers.masks import kept_weights
 from pgb_lightning.surgery import is_grouped
@@ -51,7 +51,7 @@ def test_the_search_finds_the_best_numbers_of_heads_and_neurons(ratio: float) ->
     }
     found = MaskGradients(gradients, [])  # type: ignore[arg-type]
     kept = search(encoder, found, ratio)
-    plan = make_plan(encoder, kept)
+    plan = plan_of(encoder, kept)
     assert 0 <= plan.pruning_ratio - ratio < 48 / plan.total_parameters  # a neuron has 48 weights
 
     def lost(number: int) -> float:

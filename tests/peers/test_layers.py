@@ -34,6 +34,14 @@ def test_the_nearest_number_of_layers_goes_but_never_all(ratio: float, left: int
     assert model(**batches(1)[0]).loss.isfinite()
 
 
+@pytest.mark.parametrize("order", ["top", "alternate"])
+def test_the_only_layer_stays(order: str) -> None:
+    model = classifier(layers=1)
+    with pytest.raises(ValueError, match=r"has 1 layer, and dropping layers must leave one"):
+        drop_layers(model, None, 0.5, order)  # type: ignore[arg-type]
+    assert len(find_encoder(model).layers) == 1
+
+
 @pytest.mark.parametrize("count", range(1, 6))
 def test_so_many_go_as_are_asked_for(count: int) -> None:
     assert len(choose_layers(6, count, "alternate")) == len(choose_layers(6, count, "top")) == count
