@@ -60,7 +60,7 @@ class AnswerWriter(FolderWriter):
         batch_indices: Sequence[Any],
     ) -> None:
         """Bring the processes' windows together, choose the answers and write them."""
-        own = torch.cat(list(predictions)).double().cpu().numpy() if predictions else np.zeros((0, 6))
+        own = torch.cat(list(predictions)).cpu().double().numpy() if predictions else np.zeros((0, 6))
         shares = [own] * trainer.world_size
         if trainer.world_size > 1:
             distributed.all_gather_object(shares, own)

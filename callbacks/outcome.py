@@ -62,6 +62,11 @@ def report_speed(trainer: pl.Trainer, config: PruningConfig, speedup: float) -> 
     target = 1 / (1 - config.cut)
     size = f"batch {config.latency_batch_size} x length {config.latency_length}"
     rank_zero_info(f"PGB: the encoder's layers are {speedup:.2f} times faster at {size} (target {target:.2f}).")
+    if trainer.precision != "32-true":
+        rank_zero_warn(
+            "PGB: that was measured in the precision that the module was built in; with "
+            f"precision={trainer.precision!r} it may be another: measure what comes of it."
+        )
     if trainer.is_global_zero:
         for logger in trainer.loggers:
             logger.log_metrics({"pgb/speedup": speedup}, step=0)

@@ -81,7 +81,7 @@ class PredictionWriter(FolderWriter):
                     "NaN or infinite; the checkpoint is of a diverged model."
                 )
             if trainer.is_global_zero:
-                _write(path, _words(values, data, split))
+                _write(path, _words(values, data, _class_names(pl_module, data, split)))
             rank_zero_info(f"Wrote {count} predictions of {split} to {path}.")
 
     def _paths(self, data: GLUEDataModule) -> list[Path]:
@@ -113,11 +113,18 @@ def _in_row_order(trainer: pl.Trainer, batches: Sequence[Any], rows: Sequence[Se
     return gathered.cpu()
 
 
-def _words(values: Tensor, data: GLUEDataModule, split: str) -> list[str]:
+def _class_names(pl_module: pl.LightningModule, data: GLUEDataModule, split: str) -> tuple[str, ...]:
+    """Give the classes the leaderboard's names, in the order that the model learned where it says so."""
+    config = getattr(getattr(pl_module, "model", None), "config", None)
+    own = tuple(str(name) for _, name in sorted((getattr(config, "id2label", None) or {}).items()))
+    known = data.task.class_names
+    return own if known and set(own) == set(known) else data.class_names(split)
+
+
+def _words(values: Tensor, data: GLUEDataModule, names: Sequence[str]) -> list[str]:
     """Say predictions in the leaderboard's words."""
     if data.task.is_regression:
         return [f"{value:.3f}" for value in values.clamp(0, HIGHEST_SCORE).tolist()]
-    names = data.class_names(split)
     return [names[int(value)] if names else str(int(value)) for value in values.tolist()]
 
 

@@ -87,6 +87,12 @@ def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule, follows: 
             "PGBCallback(plan=...) here; or start from the checkpoint that it leaves and do without PGBCallback, "
             "which keeps the compensated weights."
         )
+    if trainer.strategy.root_device.type == "mps" and calibrates:
+        raise MisconfigurationException(
+            "PGBCallback: accelerator='mps' has no float64, which calibration and compensation need. Prune with "
+            "accelerator='cpu' (max_epochs=0 will do), and re-finetune the checkpoint that this leaves without "
+            "PGBCallback, on any accelerator."
+        )
     if leaves_module_behind(trainer) and not follows:
         raise MisconfigurationException(
             f"PGBCallback: strategy={name} forks or spawns its processes, and loads the pruned weights back into "

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from tqdm.auto import tqdm
 
 from pgb_lightning.architectures import Encoder
@@ -55,7 +56,14 @@ def prune_together(
         loss = training_loss(trainer, pl_module)
         tracked = _track(trainer, "PGB calibration", share)
         moments = plan is None and config.needs_moments
-        statistics = calibrate(encoder, tracked, loss, all_reduce, config.compensation_tokens, moments)
+        try:
+            statistics = calibrate(encoder, tracked, loss, all_reduce, config.compensation_tokens, moments)
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                "the device has too little memory for calibration, which keeps the activations of a batch in the "
+                "module's own precision, whatever the Trainer's: give smaller batches, by a calibration_dataloader of "
+                f"the module or data module or by calibration= of PGBCallback. {error}"
+            ) from error
     plan = plan or _decide_once(trainer, encoder, statistics, config)
     errors = None if notes is None else notes.errors
     if notes is not None and trainer.is_global_zero:
@@ -66,16 +74,18 @@ def prune_together(
 
 def _decide_once(trainer: pl.Trainer, encoder: Encoder, statistics: Calibration, config: PruningConfig) -> PruningPlan:
     """Make the plan on rank 0; where that fails, fail on all ranks, lest the others wait for it forever."""
-    decided: PruningPlan | ValueError | None = None
+    decided: PruningPlan | None = None
+    failed: Exception | None = None
     if trainer.is_global_zero:
         try:
             decided = make_plan(encoder, statistics, config)
-        except ValueError as error:
-            decided = error
-    decided = trainer.strategy.broadcast(decided)
-    if isinstance(decided, ValueError):
-        raise decided
-    assert decided is not None
+        except Exception as error:
+            failed = error
+    decided, problem = trainer.strategy.broadcast((decided, failed and str(failed)))
+    if failed is not None:
+        raise failed
+    if decided is None:
+        raise ValueError(problem)
     return decided
 
 

@@ -49,9 +49,13 @@ def training_loss(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[
     step = getattr(module, "calibration_step", module.training_step)
     takes_index = is_param_in_hook_signature(step, "batch_idx", min_args=2)
     indices = count()
+    # Lightning converts the module for a "true" precision only after the pruning; inputs wait for it.
+    plugin = trainer.precision_plugin
+    own = {parameter.dtype for parameter in module.parameters()}
+    convert = plugin.convert_input if plugin.convert_input(torch.zeros(1)).dtype in own else _as_it_is
 
     def loss(batch: Any) -> Tensor:
-        batch = trainer.precision_plugin.convert_input(batch)
+        batch = convert(batch)
         batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
         batch = call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=0)
         index = next(indices)
@@ -109,6 +113,10 @@ def undisturbed(module: pl.LightningModule) -> Iterator[None]:
 
 #: What ``nn.Module`` keeps of its own: calibration changes none of it but hooks, which it removes.
 _TORCH_ATTRIBUTES = frozenset(vars(torch.nn.Module()))
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:

@@ -188,6 +188,19 @@ class TextDataModule(L.LightningDataModule):
         """Read the splits that `stage` needs; the tokenized rows come from the cache."""
         for name in self._splits_for(stage):
             self.split(name)
+        self._check_names_alike()
+
+    def _check_names_alike(self) -> None:
+        """Refuse splits that number the same classes in different orders."""
+        features = {name: rows.features.get("labels") for name, rows in self._splits.items()}
+        named = {name: feature.names for name, feature in features.items() if isinstance(feature, ClassLabel)}
+        for name, names in named.items():
+            first, expected = next(iter(named.items()))
+            if names != expected:
+                raise MisconfigurationException(
+                    f"column 'label' numbers its classes {', '.join(expected)} in {self.describe(first)}, but "
+                    f"{', '.join(names)} in {self.describe(name)}; write them in one order."
+                )
 
     def _splits_for(self, stage: str | None) -> tuple[str, ...]:
         if stage == "validate":

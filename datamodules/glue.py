@@ -15,8 +15,8 @@ from pgb_lightning.tasks import GLUE_REPOSITORY, get_task
 class GLUEDataModule(TextDataModule):
     """Serve one GLUE task.
 
-    The test labels of GLUE are secret (the Hub writes -1), so `test` runs on the validation rows unless a
-    local test file has labels; `predict` runs on the test rows where there are any.
+    The test labels of GLUE are secret (the Hub writes -1), so `test` runs on the validation rows unless the test rows
+    have labels, as a local file may, and as the Hub's do for MRPC; `predict` runs on the test rows where there are any.
 
     Args:
         task: Hub configuration name: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte or wnli.

@@ -30,8 +30,9 @@ import torch
 from jsonargparse import auto_cli
 from rich.console import Console
 
-from pgb_lightning.bench import Bench
+from pgb_lightning.bench import Bench, find_tokenizer
 from pgb_lightning.candidates import list_candidates
+from pgb_lightning.config import PruningConfig
 from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.methods import METHODS, Candidates, Pruned, prune
 from pgb_lightning.modules import TextClassification
@@ -97,7 +98,7 @@ def run(
     task: str,
     ckpt_path: tuple[str, ...] | str,
     data_dir: str | None = None,
-    model_name_or_path: str = "minilm-l6",
+    model_name_or_path: str | None = None,
     ratios: tuple[float, ...] = (0.3, 0.5, 0.7, 0.88),
     methods: tuple[str, ...] = tuple(METHODS),
     max_train_samples: int | None = None,
@@ -120,7 +121,7 @@ def run(
         ckpt_path: Lightning checkpoint of a dense `TextClassification`, such as the experiment leaves; or a list of
             them, such as those of several seeds.
         data_dir: Local parquet folder; the Hub if not given.
-        model_name_or_path: Where the tokenizer comes from.
+        model_name_or_path: Where the tokenizer comes from; from where the model came if not given.
         ratios: Values of ``pruning_ratio``.
         methods: Which to run, by name, peers among them; without the peers if not given.
         max_train_samples: Training rows that the calibration rows are drawn from, and that are trained on; all if not
@@ -138,9 +139,9 @@ def run(
         The results: for each checkpoint that of the dense model, and one a ratio and method.
 
     Raises:
-        ValueError: A checkpoint is not there, there are not as many seeds, a method is unknown or needs a package
-            that is not installed, ``refinetuning_epochs`` is below 0, one of ``data_options`` is unknown, or ``out``
-            holds something else.
+        ValueError: A checkpoint is not there or of another task, there are not as many seeds, a method is unknown or
+            needs a package that is not installed, a ratio, ``refinetuning_epochs`` or its learning rate is out of
+            range, one of ``data_options`` is unknown, or ``out`` holds something else.
     """
     known = (*METHODS, *PEERS)
     if unknown := [name for name in methods if name not in known]:
@@ -156,10 +157,14 @@ def run(
         raise ValueError(f"seed={seeds} must be one number, or as many as there are checkpoints: {len(paths)}.")
     if refinetuning_epochs < 0:
         raise ValueError(f"refinetuning_epochs={refinetuning_epochs} is out of range: give 0 or more.")
+    if refinetuning_learning_rate <= 0:
+        raise ValueError(f"refinetuning_learning_rate={refinetuning_learning_rate} is out of range: give one above 0.")
+    for ratio in ratios:
+        PruningConfig(pruning_ratio=ratio)  # refuses what is none
     check_options("data_options", data_options or {}, GLUEDataModule, taken=TAKEN)
     kept = ResultLines(out)
     torch.set_num_threads(num_threads)
-    settings: Result = {"task": task, "data_dir": data_dir, "model_name_or_path": model_name_or_path}
+    settings: Result = {"task": task, "data_dir": data_dir}
     settings |= {"max_train_samples": max_train_samples, "calibration_size": calibration_size}
     settings |= {"data_options": data_options, "refinetuning_epochs": refinetuning_epochs}
     if refinetuning_epochs:
@@ -167,11 +172,13 @@ def run(
     cells = dict.fromkeys([("dense", 0.0), *((name, ratio) for ratio in ratios for name in methods)])
     results: list[Result] = []
     for path, own_seed in dict.fromkeys(zip(paths, seeds, strict=True)):
-        source = (task, path, data_dir, model_name_or_path, max_train_samples, calibration_size, own_seed)
+        tokenizer = model_name_or_path or find_tokenizer(path)
+        source = (task, path, data_dir, tokenizer, max_train_samples, calibration_size, own_seed)
         dense = DenseModel(partial(Bench.load, *source, data_options), refinetuning_epochs, refinetuning_learning_rate)
         weights = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
         for method, ratio in cells:
-            cell = {**settings, "weights": weights, "seed": own_seed, "method": method, "ratio": ratio}
+            cell = {**settings, "model_name_or_path": tokenizer, "weights": weights, "seed": own_seed}
+            cell |= {"method": method, "ratio": ratio}
             result = kept.find(cell)
             if result is None:
                 result = {**cell, "checkpoint": path, **dense.measure(method, ratio)}

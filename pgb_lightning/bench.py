@@ -13,6 +13,7 @@ from torchmetrics import MetricCollection
 
 from pgb_lightning.architectures import Encoder, find_encoder
 from pgb_lightning.calibration import Calibration, calibrate
+from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.modules import TextClassification
@@ -40,6 +41,11 @@ class Measured:
     score: float
     loss: float
     divergence: float
+
+
+def find_tokenizer(ckpt_path: str) -> str:
+    """Return where the model of a checkpoint came from, and so its tokenizer."""
+    return str(load_checkpoint(ckpt_path)["hyper_parameters"]["model_name_or_path"])
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Bench:
         task: str,
         ckpt_path: str,
         data_dir: str | None,
-        model_name_or_path: str,
+        model_name_or_path: str | None,
         max_train_samples: int | None,
         calibration_size: int | None,
         seed: int,
@@ -82,16 +88,23 @@ class Bench:
             task: A GLUE task.
             ckpt_path: Lightning checkpoint of a dense :class:`TextClassification`.
             data_dir: Local parquet folder; the Hub if not given.
-            model_name_or_path: Where the tokenizer comes from.
+            model_name_or_path: Where the tokenizer comes from; from where the model came if not given.
             max_train_samples: Training rows that the calibration rows are drawn from, and that are trained on; all if
                 not given.
             calibration_size: Calibration rows; 2,048 if not given.
             seed: Draws them.
             data_options: Further settings of the data module.
+
+        Raises:
+            ValueError: The model was fine-tuned for another task.
         """
         module = TextClassification.load_from_checkpoint(ckpt_path, map_location="cpu").eval()
+        if module.task is not None and module.task.name != task:
+            raise ValueError(
+                f"task={task!r} is not what ckpt_path={ckpt_path!r} was fine-tuned for, which is {module.task.name!r}."
+            )
         data = GLUEDataModule(
-            *(task, model_name_or_path, data_dir),
+            *(task, model_name_or_path or module.hparams["model_name_or_path"], data_dir),
             max_train_samples=max_train_samples,
             calibration_size=calibration_size,
             seed=seed,

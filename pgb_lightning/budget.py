@@ -43,11 +43,11 @@ class Demand:
     def of(cls, importance: Tensor, max_groups: int) -> Demand:
         """Summarise an importance matrix (M, N) by the few order statistics that decide its group number."""
         rows, columns = importance.shape
-        flat, size = importance.flatten(), importance.numel()
+        ordered, size = importance.flatten().sort().values, importance.numel()
 
         def quiet_above(count: int) -> float:
             """Return the smallest τ that at most ``count`` weights exceed."""
-            return float(flat.kthvalue(size - count).values)
+            return float(ordered[size - count - 1])
 
         thresholds = {g: quiet_above(size // g) for g in allowed_groups(rows, columns, max_groups) if g > 1}
         # Pruned whole if M N / n_τ > G_max: fewer than M N / G_max weights exceed τ.

@@ -26,7 +26,7 @@ class LayerInput:
     """What the first encoder layer sees of one calibration batch; all that compensation needs of the data.
 
     Args:
-        hidden: Embeddings, (B, S, d), kept in main memory.
+        hidden: Embeddings, (B, S, d), kept in main memory; S ends where the longest sample does.
         attention_mask: The mask in the form that the layers take, or ``None``.
         tokens: Which positions are real tokens and not padding, (B, S), bool.
     """
@@ -142,7 +142,17 @@ class _Call:
         return self.tokens.bool()
 
     def kept(self) -> LayerInput:
-        return LayerInput(self.hidden.detach().cpu(), self.attention_mask, self.real().cpu())
+        """Return what compensation needs, without the columns that are padding in every sample."""
+        hidden, mask, real = self.hidden.detach(), self.attention_mask, self.real()
+        length = real.shape[1]
+        used = real.any(0).nonzero().flatten().tolist()
+        if used and len(used) < length and isinstance(mask, Tensor) and mask.shape[-1] == length:
+            span = slice(used[0], used[-1] + 1)
+            # Copies, since a part of a tensor would keep the whole of it.
+            hidden, real, mask = hidden[:, span].clone(), real[:, span].clone(), mask[..., span].clone()
+            if mask.dim() > 2 and mask.shape[-2] == length:
+                mask = mask[..., span, :].clone()
+        return LayerInput(hidden.cpu(), mask, real.cpu())
 
 
 class _Sums:
@@ -174,13 +184,14 @@ class _Sums:
             self.gradients[key] += g.square().sum(0).double() * share**2
 
     def finish(self, all_reduce: AllReduce, samples: int) -> SecondMoments:
-        return SecondMoments(
-            {key: covariance.finish(all_reduce) for key, covariance in self.inputs.items()},
-            {
-                key: all_reduce(mirrored(total) if total.dim() == 2 else total) / samples
-                for key, total in self.gradients.items()
-            },
-        )
+        """Turn sums into means, one at a time, that no two copies of all are held."""
+        inputs, gradients = {}, {}
+        for key in list(self.inputs):
+            inputs[key] = self.inputs.pop(key).finish(all_reduce)
+        for key in list(self.gradients):
+            total = self.gradients.pop(key)
+            gradients[key] = all_reduce(mirrored(total) if total.dim() == 2 else total).div_(samples)
+        return SecondMoments(inputs, gradients)
 
 
 def _rows(states: Tensor, real: Tensor) -> Tensor:

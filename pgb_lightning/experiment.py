@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pgb_lightning.callbacks import Distillation, PGBCallback
-from pgb_lightning.config import PRESETS
+from pgb_lightning.config import PRESETS, PruningConfig
 from pgb_lightning.datamodules import GLUEDataModule, SQuADDataModule
 from pgb_lightning.modules import QuestionAnswering, TextClassification
 from pgb_lightning.peers import PEERS, PeerCallback
@@ -43,6 +43,9 @@ from pgb_lightning.tasks import get_task
 from pgb_lightning.training import make_trainer
 
 SQUAD_VERSIONS = {"squad": "1.1", "squad_v2": "2.0"}
+
+#: Peers that leave fewer layers, or narrower hidden states, than a teacher has.
+UNTEACHABLE = ("top-layers", "alternate-layers", "torch-pruning")
 
 
 @dataclass(frozen=True)
@@ -172,13 +175,24 @@ def run(
         num_threads: CPU threads; one where several runs share a machine.
 
     Raises:
-        ValueError: ``task`` is none, a number of epochs is below 1, a preset or one of ``data_options`` is unknown, or
-            ``out_dir`` holds results of other settings.
+        ValueError: ``task`` is none, a number of epochs, a learning rate or a ratio is out of range, a preset or one of
+            ``data_options`` is unknown, a preset cannot be distilled, or ``out_dir`` holds results of other settings.
     """
     for name, value in {"epochs": epochs, "refinetuning_epochs": refinetuning_epochs}.items():
         if value < 1:
             raise ValueError(f"{name}={value} is out of range: give 1 or more.")
+    rates = {"learning_rate": learning_rate, "refinetuning_learning_rate": refinetuning_learning_rate}
+    for name, rate in rates.items():
+        if rate <= 0:
+            raise ValueError(f"{name}={rate} is out of range: give one above 0.")
+    for ratio in ratios:
+        PruningConfig(pruning_ratio=ratio)  # refuses what is none
     for preset in presets:
+        if distillation and preset in UNTEACHABLE:
+            raise ValueError(
+                f"presets names {preset!r}, whose hidden states cannot be compared with those of distillation's "
+                "teacher: leave it out, or set distillation=False."
+            )
         if preset in PEERS:
             PEERS[preset].check()
         elif preset not in PRESETS:

@@ -42,7 +42,7 @@ def run(
     task: str,
     ckpt_path: str,
     data_dir: str | None = None,
-    model_name_or_path: str = "minilm-l6",
+    model_name_or_path: str | None = None,
     ratios: tuple[float, ...] = RATIOS,
     preset: str = "default",
     measure: bool = False,
@@ -58,7 +58,7 @@ def run(
         task: A GLUE task.
         ckpt_path: Lightning checkpoint of a dense `TextClassification`, such as the experiment leaves.
         data_dir: Local parquet folder; the Hub if not given.
-        model_name_or_path: Where the tokenizer comes from.
+        model_name_or_path: Where the tokenizer comes from; from where the model came if not given.
         ratios: Values of ``pruning_ratio``.
         preset: Whose plans.
         measure: Whether to carry the plans out, too, and score the models on the validation set.

@@ -29,7 +29,8 @@ def grouped_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     """
     if _is_traced():
         return (_apart if x.device.type == "cpu" else _batched)(x, weight, bias)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    learned = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    if torch.is_grad_enabled() and learned:
         product: Tensor = _GroupedProduct.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return product
     return _multiply(x, weight, bias)

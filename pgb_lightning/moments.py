@@ -140,7 +140,7 @@ class Covariance:
     def finish(self, all_reduce: AllReduce = lambda tensor: tensor) -> Tensor:
         """Sum over processes; return the covariance, (M, M). To be called once."""
         self._moments.finish(all_reduce)
-        return self._moments.power[0] / self._moments.count.clamp_min(1)
+        return self._moments.power[0].div_(self._moments.count.clamp_min(1))
 
 
 @dataclass(frozen=True)

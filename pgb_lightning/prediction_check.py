@@ -34,7 +34,7 @@ def run(
     task: str,
     ckpt_path: str,
     data_dir: str | None = None,
-    model_name_or_path: str = "minilm-l6",
+    model_name_or_path: str | None = None,
     candidates: int = 6,
     tokens: int = 8192,
     max_train_samples: int | None = None,
@@ -49,7 +49,7 @@ def run(
         task: A GLUE task.
         ckpt_path: Lightning checkpoint of a dense `TextClassification`, such as the experiment leaves.
         data_dir: Local parquet folder; the Hub if not given.
-        model_name_or_path: Where the tokenizer comes from.
+        model_name_or_path: Where the tokenizer comes from; from where the model came if not given.
         candidates: Shapes drawn for each sublayer, evenly over its list in the order of predicted loss, half of them
             in groups.
         tokens: Calibration tokens that the sublayer is compensated on.

@@ -123,10 +123,18 @@ def check_dense(encoder: Encoder) -> None:
         for kind in MATRICES:
             module = encoder.matrix(layer, kind)
             if type(module) is not nn.Linear or parametrize.is_parametrized(module):
+                found = f"{type(module).__module__}.{type(module).__name__}"  # others call theirs Linear, too
                 raise ValueError(
-                    f"layer {layer} {kind} of the encoder at {encoder.name or 'the root'!r} is a "
-                    f"{type(module).__name__}, not a plain nn.Linear; merge adapters and undo quantization first."
+                    f"layer {layer} {kind} of the encoder at {encoder.name or 'the root'!r} is a {found}, not a plain "
+                    "nn.Linear; merge adapters and undo quantization first."
                 )
+    for module in encoder.model.modules():
+        if getattr(module, "chunk_size_feed_forward", 0):
+            raise ValueError(
+                f"the encoder at {encoder.name or 'the root'!r} has "
+                f"chunk_size_feed_forward={module.chunk_size_feed_forward}, so that its feed-forward layers see parts "
+                "of a sequence; build it with chunk_size_feed_forward=0, which changes no output."
+            )
 
 
 def matches(encoder: Encoder, plan: PruningPlan) -> bool:

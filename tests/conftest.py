@@ -101,7 +101,8 @@ def save(module: FineTuning, path: Path, plan: PruningPlan | None = None, score:
     checkpoint = torch.load(path, weights_only=True)
     states: dict[str, Any] = {"PGBCallback": {"plan": plan.to_dict() if plan else None}}
     if score is not None:
-        states["BestCheckpoint"] = {"monitor": "val_accuracy", "current_score": torch.tensor(score)}
+        best = {str(path): torch.tensor(score)}
+        states["BestCheckpoint"] = {"monitor": "val_accuracy", "best_k_models": best}
     torch.save({**checkpoint, "callbacks": states}, path)
     return path
 

@@ -56,6 +56,12 @@ def test_every_method_is_measured_at_every_ratio(
         ablations.run(*given, seed=(0, 1))
     with pytest.raises(ValueError, match=r"refinetuning_epochs=-1 is out of range: give 0 or more"):
         ablations.run(*given, refinetuning_epochs=-1)
+    with pytest.raises(ValueError, match=r"refinetuning_learning_rate=0 is out of range: give one above 0"):
+        ablations.run(*given, refinetuning_epochs=1, refinetuning_learning_rate=0)
+    with pytest.raises(ValueError, match=r"pruning_ratio=1.0 is out of range"):
+        ablations.run(*given, ratios=(0.5, 1.0))
+    with pytest.raises(ValueError, match=r"task='cola' is not what ckpt_path='.*' was fine-tuned for, which is 'sst2'"):
+        ablations.run("cola", *given[1:])
     out = tmp_path / "never" / "out.jsonl"
     for option, message in {
         "batch_siz": "no setting of GLUE.*'batch_size'",
@@ -163,6 +169,15 @@ def test_options_reach_the_data(bench_files: Callable[[str], Given]) -> None:
     bench = Bench.load(*given, None, None, 3, {"eval_batch_size": 5, "max_length": 16})
     assert len(bench.batches[0]["labels"]) == 5
     assert (bench.data.max_length, bench.data.seed) == (16, 3)
+
+
+def test_the_tokenizer_is_the_model_s(bench_files: Callable[[str], Given], tmp_path: Path) -> None:
+    task, path, data, model = bench_files("sst2")
+    assert Bench.load(task, path, data, None, None, None, 0).data.model_name_or_path == model
+    options = {"ratios": (0.5,), "methods": ("magnitude",), "out": str(tmp_path / "out.jsonl")}
+    results = ablations.run(task, path, data, **options)
+    assert [result["model_name_or_path"] for result in results] == [model, model]
+    assert ablations.run(task, path, data, model, **options) == results  # the same, and read
 
 
 def test_candidates_are_those_of_the_method(bench_files: Callable[[str], Given]) -> None:

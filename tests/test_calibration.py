@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import MODEL_TYPES, batches, classifier
+from tiny import MODEL_TYPES, PADDING, batches, classifier
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
 
-from pgb_lightning.architectures import find_encoder
+from pgb_lightning.architectures import SUBLAYERS, find_encoder
 from pgb_lightning.calibration import calibrate
 
 
@@ -58,9 +59,31 @@ def test_the_first_layer_s_inputs_are_kept_with_their_real_tokens() -> None:
     data = batches(2, size=3)
     statistics = calibrate(find_encoder(model), data, mean_loss(model))
     for given, batch in zip(statistics.inputs, data, strict=True):
-        assert torch.equal(given.tokens, batch["attention_mask"].bool())
-        torch.testing.assert_close(given.hidden, model.bert.embeddings(batch["input_ids"]))
+        length = int(batch["attention_mask"].sum(1).max())
+        assert torch.equal(given.tokens, batch["attention_mask"].bool()[:, :length])
+        torch.testing.assert_close(given.hidden, model.bert.embeddings(batch["input_ids"])[:, :length])
         assert not given.hidden.requires_grad
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_padding_that_all_samples_share_is_not_kept(model_type: str, left: bool) -> None:
+    model = classifier(model_type)
+    encoder, [batch] = find_encoder(model), batches(1, size=3)
+    sides = (9, 0) if left else (0, 9)
+    wide = {name: functional.pad(batch[name], sides, value=PADDING) for name in ("input_ids", "attention_mask")}
+    wide["attention_mask"] = functional.pad(batch["attention_mask"], sides)
+    [given] = calibrate(encoder, [{**wide, "labels": batch["labels"]}], mean_loss(model)).inputs
+    longest = int(batch["attention_mask"].sum(1).max())
+    assert given.hidden.shape[:2] == given.tokens.shape == (3, longest)
+    assert given.hidden.untyped_storage().nbytes() == given.hidden.nbytes
+    with torch.no_grad():
+        expected = encoder.model(**wide).last_hidden_state[wide["attention_mask"].bool()]
+        hidden = given.hidden
+        for layer in encoder.layers:
+            for sublayer in SUBLAYERS:
+                hidden = encoder.run(layer, sublayer, hidden, given.attention_mask)
+    torch.testing.assert_close(hidden[given.tokens], expected)
 
 
 def test_without_a_mask_every_token_counts() -> None:

@@ -173,6 +173,23 @@ def test_results_without_further_scores_are_still_counted(tmp_path: Path, capsys
     assert "over 0 seeds; dense -" in " ".join(second.split())
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ratios": (0.5, 1.0)}, r"pruning_ratio=1.0 is out of range"),
+        ({"learning_rate": 0.0}, r"learning_rate=0.0 is out of range: give one above 0"),
+        ({"refinetuning_learning_rate": -1e-5}, r"refinetuning_learning_rate=-1e-05 is out of range"),
+        ({"presets": ("default", "top-layers"), "distillation": True}, r"'top-layers', whose hidden states cannot be"),
+    ],
+)
+def test_what_would_fail_after_the_dense_model_is_refused_before_it(
+    settings: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        experiment.run("mrpc", str(tmp_path / "made"), **settings)
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.mark.parametrize("name", ["epochs", "refinetuning_epochs"])
 def test_training_for_no_epoch_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{name}=0 is out of range: give 1 or more"):

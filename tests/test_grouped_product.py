@@ -56,6 +56,13 @@ def test_gradients_of_gradients() -> None:
         assert torch.autograd.gradgradcheck(lambda x, index=index: take_columns(x, index), [x])
 
 
+def test_a_bias_can_be_learned_alone() -> None:
+    x, weight, bias = torch.randn(3, 4), torch.randn(2, 2, 3), torch.randn(6, requires_grad=True)
+    grouped_product(x, weight, bias).sum().backward()
+    assert bias.grad is not None
+    assert bias.grad.tolist() == [3.0] * 6
+
+
 def test_only_what_is_asked_for_gets_a_gradient() -> None:
     x, weight, bias = torch.randn(3, 4), torch.randn(2, 2, 3, requires_grad=True), torch.randn(6)
     grouped_product(x, weight, bias).sum().backward()

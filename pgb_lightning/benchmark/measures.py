@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -92,6 +91,8 @@ def _peak() -> int:
     if status.is_file():  # elsewhere a new process may report what its parent held
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
+    import resource  # there is none on Windows, where all else runs
+
     unit = 1 if sys.platform == "darwin" else 1024
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
 

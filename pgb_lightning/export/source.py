@@ -72,7 +72,7 @@ def read_source(ckpt_path: str | Path) -> Source:
             "`module.model.save_pretrained(folder)` needs no export."
         )
     name = str(hparams["model_name_or_path"])
-    plan, scores = _from_callbacks(checkpoint.get("callbacks", {}))
+    plan, scores = _from_callbacks(checkpoint.get("callbacks", {}), Path(ckpt_path).name)
     task = hparams.get("task") or (f"SQuAD {hparams['version']}" if "version" in hparams else None)
     plan = plan if plan is not None and matches(encoder, plan) else None
     return Source(module, _read_tokenizer(name), plan, CardFacts(base_model=_hub_name(name), task=task, scores=scores))
@@ -96,15 +96,19 @@ def _module_class(hparams: Mapping[str, Any], ckpt_path: str | Path) -> type[Fin
     return found
 
 
-def _from_callbacks(states: Mapping[str, Any]) -> tuple[PruningPlan | None, dict[str, float]]:
-    """Take the plan, and the score that decided which checkpoint was kept, from what the callbacks stored."""
+def _from_callbacks(states: Mapping[str, Any], file: str) -> tuple[PruningPlan | None, dict[str, float]]:
+    """Take the plan, and the score by which this checkpoint was kept, from what the callbacks stored.
+
+    A checkpoint that was kept as the last one remembers the scores of others only.
+    """
     plan: PruningPlan | None = None
     scores: dict[str, float] = {}
     for state in filter(lambda state: isinstance(state, Mapping), states.values()):
         if state.get("plan"):
             plan = PruningPlan.from_dict(state["plan"])
-        if state.get("monitor") and state.get("current_score") is not None:
-            scores[str(state["monitor"])] = float(state["current_score"])
+        for path, score in (state.get("best_k_models") or {}).items():
+            if state.get("monitor") and Path(str(path)).name == file:
+                scores[str(state["monitor"])] = float(score)
     return plan, scores
 
 

@@ -161,7 +161,8 @@ class QuestionAnswering(FineTuning):
     def _log_scores(self, stage: str) -> dict[str, Tensor]:
         assert self._metric is not None
         scores: dict[str, Tensor] = self._metric.compute()
-        shown = {f"{stage}_{name}": value.float() for name, value in scores.items()}
+        # On the module's device, where processes can add them up.
+        shown = {f"{stage}_{name}": value.float().to(self.device) for name, value in scores.items()}
         self.log_dict(shown, prog_bar=True, sync_dist=True)
         self._metric = None
         return scores

@@ -192,6 +192,6 @@ class SquadMetric(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Score the questions of which a window was seen, in percent."""
-        seen = dim_zero_cat(self.windows).double().cpu().numpy() if len(self.windows) else np.zeros((0, 6))
+        seen = dim_zero_cat(self.windows).cpu().double().numpy() if len(self.windows) else np.zeros((0, 6))
         scores = squad_scores(best_answers(seen, self.contexts), self.golds, self.null_threshold)
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in scores.items()}

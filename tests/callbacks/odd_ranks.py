@@ -28,16 +28,20 @@ def no_plan(*_: Any) -> Any:
     raise ValueError("there is no such plan")
 
 
+def crash(*_: Any) -> Any:
+    raise RuntimeError("an operation failed")
+
+
 def main(how: str, folder: Path) -> None:
     torch.set_num_threads(1)
     L.seed_everything(1)
     trainer, module = make_trainer(folder, 1, devices=2, strategy="ddp"), Different()
-    if how == "failing":
-        together.make_plan = no_plan  # type: ignore[assignment]
+    if how in ("failing", "crashing"):
+        together.make_plan = no_plan if how == "failing" else crash  # type: ignore[assignment]
     error = ""
     try:
         trainer.fit(module, make_loader(), make_loader(16))
-    except MisconfigurationException as refused:
+    except (MisconfigurationException, RuntimeError) as refused:
         error = str(refused)
     plan = pgb_of(trainer).plan
     found = {"error": error, "plan": plan and plan.to_dict(), "weights": module.net.state_dict()}

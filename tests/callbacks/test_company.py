@@ -27,6 +27,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from own import OwnModule, make_loader, make_rows, shapes
+from tiny import classifier
 from torch.utils.data import DataLoader
 
 from pgb_lightning.architectures import find_encoder
@@ -146,6 +147,28 @@ def test_trainer_settings(settings: dict[str, Any], trainer: MakeTrainer, tmp_pa
     again.fit(resumed, train_loader(), make_loader(16), ckpt_path=tmp_path / "end.ckpt")
     assert shapes(resumed) == shapes(module)
     assert pgb.plan is not None
+
+
+class Scoring(OwnModule):
+    """Learns scores, which a precision converts as it does all floating-point inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = classifier(layers=2, num_labels=1).train()
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self.net(input_ids=batch[0], labels=batch[1]).loss  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
+def test_scores_are_calibrated_on_in_the_module_s_own_precision(precision: Any, trainer: MakeTrainer) -> None:
+    rows = [(tokens, label.float() * 2.7) for tokens, label in make_rows()]
+    pgb, module = PGBCallback(), Scoring()
+    trainer(pgb, precision=precision).fit(module, DataLoader(rows, batch_size=8))  # type: ignore[arg-type]
+    assert pgb.plan is not None
+    plain = PGBCallback()
+    trainer(plain).fit(Scoring(), DataLoader(rows, batch_size=8))  # type: ignore[arg-type]
+    assert pgb.plan == plain.plan
 
 
 @pytest.mark.parametrize("pruning_first", [True, False])

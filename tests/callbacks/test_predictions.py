@@ -91,6 +91,16 @@ def test_every_task_is_written_as_the_leaderboard_takes_it(
             assert [word for _, word in rows] == [classes[(count + loader) % len(classes)] for count in counts]
 
 
+def test_words_are_those_that_the_model_learned(make: Callable[..., GLUEDataModule], tmp_path: Path) -> None:
+    data = make("rte")
+    module = Known(data.model_name_or_path, task="rte")
+    module.model.config.id2label = {0: "not_entailment", 1: "entailment"}  # of a folder in another order than the Hub's
+    quiet_trainer(callbacks=[PredictionWriter(str(tmp_path / "out"))]).predict(module, datamodule=data)
+    [(_, *rows)] = read(tmp_path / "out").values()
+    words = ("not_entailment", "entailment")
+    assert [word for _, word in rows] == [words[count % 2] for count in lengths(data, "test")]
+
+
 def test_the_files_have_the_leaderboards_names() -> None:
     assert sorted(name for task in TASKS.values() for name in task.leaderboard) == sorted(NAMES)
     assert all(len(task.leaderboard) == len(task.test_splits) for task in TASKS.values())

@@ -82,6 +82,15 @@ def test_sharding_without_a_plan_is_refused(trainer: MakeTrainer, monkeypatch: p
         sharding.fit(OwnModule(), make_loader())
 
 
+def test_an_apple_gpu_is_refused_before_anything_is_computed(
+    trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = trainer()
+    monkeypatch.setattr(type(made.strategy), "root_device", torch.device("mps"))
+    with pytest.raises(MisconfigurationException, match=r"'mps' has no float64, .* accelerator='cpu'"):
+        PGBCallback().setup(made, OwnModule(), "fit")
+
+
 def test_the_strategy_is_wrapped_for_one_call_only(trainer: MakeTrainer) -> None:
     calls: list[Any] = []
     made = trainer()

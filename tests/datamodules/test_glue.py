@@ -153,6 +153,18 @@ def test_classes_have_the_leaderboards_names(
 # ---- bad input ------------------------------------------------------------------------------------------------
 
 
+def test_splits_that_number_their_classes_differently_are_refused(model: str, tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"sentence1": ["a", "b"], "sentence2": ["c", "d"], "label": [0, 1]})
+    names = ["entailment", "not_entailment"]
+    for split, order in {"train": names, "validation": names[::-1]}.items():
+        rows.cast_column("label", datasets.ClassLabel(names=order)).to_parquet(tmp_path / f"{split}.parquet")
+    data = GLUEDataModule("rte", model, str(tmp_path), max_length=32)
+    with pytest.raises(
+        MisconfigurationException, match=r"classes entailment, not_.* in .*train.*, but not_.*validation"
+    ):
+        data.setup("fit")
+
+
 def test_an_unknown_task_is_refused(model: str) -> None:
     with pytest.raises(MisconfigurationException, match=r"task='imdb'.*cola, sst2"):
         GLUEDataModule("imdb", model)

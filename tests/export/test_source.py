@@ -32,6 +32,12 @@ def test_a_classifier_s_checkpoint(pruned_checkpoint: Callable[..., Path]) -> No
     assert (source.card.task, source.card.scores) == ("sst2", {"val_accuracy": 0.875})
 
 
+def test_the_last_checkpoint_has_no_score_of_another_epoch(pruned_checkpoint: Callable[..., Path]) -> None:
+    path = pruned_checkpoint("classifier")
+    last = shutil.copy(path, path.with_name("last.ckpt"))  # remembers the best one's score, too
+    assert read_source(last).card.scores == {}
+
+
 def test_a_reader_s_checkpoint(pruned_checkpoint: Callable[..., Path]) -> None:
     source = read_source(pruned_checkpoint("reader"))
     assert isinstance(source.module, QuestionAnswering)

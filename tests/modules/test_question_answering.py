@@ -17,7 +17,7 @@ from pgb_lightning.architectures import find_encoder
 from pgb_lightning.callbacks import PGBCallback
 from pgb_lightning.datamodules import SQuADDataModule
 from pgb_lightning.modules import QuestionAnswering
-from pgb_lightning.modules.squad_metrics import best_answers, squad_scores
+from pgb_lightning.modules.squad_metrics import SquadMetric, best_answers, squad_scores
 from pgb_lightning.surgery import is_grouped
 
 Folder = Callable[..., Path]
@@ -112,6 +112,19 @@ def test_fine_tuned_weights_are_taken_over(tiny_model_folder: Folder, tmp_path: 
 def test_a_wrong_setting_is_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(MisconfigurationException, match=message):
         QuestionAnswering("no/such/model", **settings)
+
+
+def test_scores_are_logged_from_where_the_module_is(tiny_model_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL adds up what lies on a GPU, and the scores are worked out on the CPU."""
+    module = QuestionAnswering(model_folder(tiny_model_folder))
+    logged: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(QuestionAnswering, "device", torch.device("meta"))
+    monkeypatch.setattr(module, "log_dict", lambda scores, **_: logged.update(scores))
+    module._metric = SquadMetric({"context": ["a red sea"], "answers": [{"text": ["red sea"]}]})
+    module._metric.update(torch.tensor([[0, 0, 5.0, 1.0, 2, 9]]))
+    module.on_test_epoch_end()
+    assert logged.keys() == {"test_exact_match", "test_f1"}
+    assert {value.device.type for value in logged.values()} == {"meta"}
 
 
 def test_data_of_another_version_or_without_texts_are_refused(
