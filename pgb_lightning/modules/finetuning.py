@@ -24,6 +24,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from pgb_lightning.architectures import find_encoders
 from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.packaged import naming_model, resolve_model
 from pgb_lightning.rebuild import StructureError, follow_state_dict
@@ -92,9 +93,16 @@ class FineTuning(L.LightningModule):
         """Check that the data's tokenizer is the model's, as far as one can tell.
 
         Raises:
-            MisconfigurationException: It makes numbers for which the model has no embedding.
+            MisconfigurationException: It makes numbers, or more of them, for which the model has no embedding.
         """
         own, data = self.hparams["model_name_or_path"], self._datamodule()
+        length = getattr(data, "max_length", None)
+        for encoder in find_encoders(self.model):  # not every tokenizer knows how much its model takes
+            positions = int(encoder.model.config.max_position_embeddings)
+            if isinstance(length, int) and length > positions:
+                raise MisconfigurationException(
+                    f"max_length={length} of the data is more than model {own!r} takes; give 1 to {positions}."
+                )
         name = str(getattr(data, "model_name_or_path", own))
         tokenizer = None if name == own else getattr(data, "tokenizer", None)
         if not isinstance(tokenizer, PreTrainedTokenizerBase):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,19 @@ from pgb_lightning.modules.metrics import make_metrics
 from pgb_lightning.tasks import get_task
 
 Folder = Callable[..., Path]
+
+
+def test_more_tokens_than_the_model_has_positions_for_are_refused(
+    tiny_model_folder: Folder, glue_folder: Folder, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model_folder("bert"), model)
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    del settings["model_max_length"]  # as many tokenizers are saved
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    data = GLUEDataModule("sst2", str(model), str(glue_folder("sst2")), max_length=65)
+    with pytest.raises(MisconfigurationException, match=r"max_length=65 of the data is more .* give 1 to 64"):
+        quiet_trainer().fit(TextClassification(str(model), task="sst2"), datamodule=data)
 
 
 # ---- optimizer ------------------------------------------------------------------------------------------------
