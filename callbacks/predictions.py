@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pgb_lightning.callbacks.folder_writer import FolderWriter
 from pgb_lightning.datamodules.glue import GLUEDataModule
+from pgb_lightning.tasks import plain_name
 
 HIGHEST_SCORE = 5.0
 """STS-B's scores go from 0 to this."""
@@ -116,9 +117,9 @@ def _in_row_order(trainer: pl.Trainer, batches: Sequence[Any], rows: Sequence[Se
 def _class_names(pl_module: pl.LightningModule, data: GLUEDataModule, split: str) -> tuple[str, ...]:
     """Give the classes the leaderboard's names, in the order that the model learned where it says so."""
     config = getattr(getattr(pl_module, "model", None), "config", None)
-    own = tuple(str(name) for _, name in sorted((getattr(config, "id2label", None) or {}).items()))
-    known = data.task.class_names
-    return own if known and set(own) == set(known) else data.class_names(split)
+    own = [plain_name(name) for _, name in sorted((getattr(config, "id2label", None) or {}).items())]
+    known = {plain_name(name): name for name in data.task.class_names}
+    return tuple(known[name] for name in own) if known and set(own) == set(known) else data.class_names(split)
 
 
 def _words(values: Tensor, data: GLUEDataModule, names: Sequence[str]) -> list[str]:

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from tqdm.auto import tqdm
 
 from pgb_lightning.architectures import Encoder
@@ -56,14 +55,7 @@ def prune_together(
         loss = training_loss(trainer, pl_module)
         tracked = _track(trainer, "PGB calibration", share)
         moments = plan is None and config.needs_moments
-        try:
-            statistics = calibrate(encoder, tracked, loss, all_reduce, config.compensation_tokens, moments)
-        except torch.OutOfMemoryError as error:
-            raise ValueError(
-                "the device has too little memory for calibration, which keeps the activations of a batch in the "
-                "module's own precision, whatever the Trainer's: give smaller batches, by a calibration_dataloader of "
-                f"the module or data module or by calibration= of PGBCallback. {error}"
-            ) from error
+        statistics = calibrate(encoder, tracked, loss, all_reduce, config.compensation_tokens, moments)
     plan = plan or _decide_once(trainer, encoder, statistics, config)
     errors = None if notes is None else notes.errors
     if notes is not None and trainer.is_global_zero:

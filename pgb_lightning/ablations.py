@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -34,7 +35,7 @@ from pgb_lightning.bench import Bench, find_tokenizer
 from pgb_lightning.candidates import list_candidates
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.datamodules import GLUEDataModule
-from pgb_lightning.methods import METHODS, Candidates, Pruned, prune
+from pgb_lightning.methods import METHODS, Candidates, ImpossibleError, Pruned, prune
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.peers import PEERS
 from pgb_lightning.result_lines import Result, ResultLines
@@ -136,7 +137,8 @@ def run(
         out: A file for the results and the shapes that were chosen: JSON, one result a line.
 
     Returns:
-        The results: for each checkpoint that of the dense model, and one a ratio and method.
+        The results: for each checkpoint that of the dense model, and one a ratio and method. A method that a model
+        cannot have, such as groups that do not divide its matrices, is left out with a warning.
 
     Raises:
         ValueError: A checkpoint is not there or of another task, there are not as many seeds, a method is unknown or
@@ -181,7 +183,11 @@ def run(
             cell |= {"method": method, "ratio": ratio}
             result = kept.find(cell)
             if result is None:
-                result = {**cell, "checkpoint": path, **dense.measure(method, ratio)}
+                try:
+                    result = {**cell, "checkpoint": path, **dense.measure(method, ratio)}
+                except ImpossibleError as error:
+                    warnings.warn(f"{method!r} is left out: {error}", stacklevel=2)
+                    continue
                 kept.add(result)
             results.append(result)
     Console(width=200).print(tabulate(results))

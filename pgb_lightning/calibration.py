@@ -26,7 +26,7 @@ class LayerInput:
     """What the first encoder layer sees of one calibration batch; all that compensation needs of the data.
 
     Args:
-        hidden: Embeddings, (B, S, d), kept in main memory; S ends where the longest sample does.
+        hidden: Embeddings, (B, S, d), kept in main memory; where the mask allows it, S ends with the longest sample.
         attention_mask: The mask in the form that the layers take, or ``None``.
         tokens: Which positions are real tokens and not padding, (B, S), bool.
     """
@@ -95,8 +95,8 @@ def calibrate(
         are squares of a layer's widths.
 
     Raises:
-        ValueError: There is no batch, the loss does not depend on the encoder, or a loss or gradient is not
-            finite; the message names the batch.
+        ValueError: There is no batch, the loss does not depend on the encoder, a loss or gradient is not finite, or the
+            device's memory is too small; the message names the batch.
     """
     squares = {
         # Half precision would stop growing after a few hundred samples.
@@ -110,8 +110,10 @@ def calibrate(
     with eval_mode(encoder.model), _recording(encoder, squares, sums) as calls, torch.enable_grad():
         for number, batch in enumerate(batches):
             calls.clear()
-            value = loss(batch)
-            problem = _find_problem(number, value, calls)
+            try:
+                problem = _find_problem(number, loss(batch), calls)
+            except torch.OutOfMemoryError as error:
+                problem = f"calibration batch {number} is too large for the device's memory: give smaller ones. {error}"
             if problem:
                 break
             for call in calls:
@@ -148,10 +150,11 @@ class _Call:
         used = real.any(0).nonzero().flatten().tolist()
         if used and len(used) < length and isinstance(mask, Tensor) and mask.shape[-1] == length:
             span = slice(used[0], used[-1] + 1)
-            # Copies, since a part of a tensor would keep the whole of it.
-            hidden, real, mask = hidden[:, span].clone(), real[:, span].clone(), mask[..., span].clone()
+            # Copies, since a part of a tensor would keep the whole of it; a mask may be one row for all.
+            hidden, real, mask = hidden[:, span].clone(), real[:, span].clone(), mask[..., span]
             if mask.dim() > 2 and mask.shape[-2] == length:
-                mask = mask[..., span, :].clone()
+                mask = mask[..., span, :]
+            mask = mask.clone() if mask.untyped_storage().nbytes() > mask.nbytes else mask
         return LayerInput(hidden.cpu(), mask, real.cpu())
 
 

@@ -197,6 +197,14 @@ def _setting(encoder: Encoder, batch_size: int, length: int) -> str:
     setting = [
         *(encoder.model_type, encoder.model.config.hidden_size, encoder.head_size, sizes, str(encoder.model.dtype)),
         *(device.type, machine, os.cpu_count(), torch.get_num_threads(), torch.__version__, batch_size, length),
-        *(getattr(encoder.model.config, "_attn_implementation", None), torch.get_float32_matmul_precision()),
+        *(getattr(encoder.model.config, "_attn_implementation", None), _matmul_precision()),
     ]
     return hashlib.sha256(json.dumps(setting, default=str).encode()).hexdigest()[:16]
+
+
+def _matmul_precision() -> str:
+    """Return how precise products are; torch does not answer where another of its settings was used."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return str(torch.backends.cuda.matmul.fp32_precision)

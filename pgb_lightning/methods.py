@@ -26,6 +26,10 @@ from pgb_lightning.pruning import make_plan, plan_matrix
 Candidates = list[list[Candidate]]
 
 
+class ImpossibleError(ValueError):
+    """A method that a model cannot have."""
+
+
 def as_set(bench: Bench, config: PruningConfig, candidates: Candidates) -> PruningPlan:
     """Plan as the settings say."""
     return make_plan(bench.encoder, bench.statistics, config, candidates)
@@ -53,7 +57,7 @@ def fixed_groups(bench: Bench, config: PruningConfig, candidates: Candidates, nu
     A matrix with as many groups as its shorter side keeps one diagonal.
 
     Raises:
-        ValueError: A matrix cannot have so many groups.
+        ImpossibleError: A matrix cannot have so many groups.
     """
     plan = make_plan(bench.encoder, bench.statistics, config, candidates)
     importances = {
@@ -66,7 +70,7 @@ def fixed_groups(bench: Bench, config: PruningConfig, candidates: Candidates, nu
         demand = Demand.of(importance, groups)
         if groups not in demand.thresholds:
             rows, columns = importance.shape
-            raise ValueError(f"{groups} groups do not divide a matrix of {rows} x {columns}: leave this method out.")
+            raise ImpossibleError(f"{groups} groups do not divide a matrix of {rows} x {columns}.")
         demands[key] = replace(demand, thresholds={g: t for g, t in demand.thresholds.items() if g in (0, groups)})
     numbers, _ = allocate(demands, config)
     matrices = (plan_matrix(key, importances[key], numbers[key], config) for key in importances)

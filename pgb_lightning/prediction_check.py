@@ -123,6 +123,8 @@ def _report(results: list[tuple[Candidate, Measured]]) -> dict[str, float]:
     kinds = sorted({_kind(candidate) for candidate, _ in results})
     for name in (*SUBLAYERS, *kinds, "all"):
         chosen = [(c, m) for c, m in results if name in (c.sublayer, _kind(c), "all")]
+        if len(chosen) < 3:
+            continue  # any two are ranked rightly or wrongly
         predicted = torch.tensor([c.loss for c, _ in chosen])
         correlations[f"{name}_loss"] = _spearman(predicted, torch.tensor([m.loss for _, m in chosen]))
         correlations[f"{name}_divergence"] = _spearman(predicted, torch.tensor([m.divergence for _, m in chosen]))

@@ -88,3 +88,13 @@ def get_task(name: str) -> GLUETask:
     if name not in TASKS:
         raise ValueError(f"task={name!r} is not a GLUE task; choose one of: {', '.join(TASKS)}.")
     return TASKS[name]
+
+
+def plain_name(name: object) -> str:
+    """Write a class's name so that spelling variants agree: small letters and digits only.
+
+    Example:
+        >>> plain_name("Not-Entailment") == plain_name("not_entailment")
+        True
+    """
+    return "".join(filter(str.isalnum, str(name).casefold()))

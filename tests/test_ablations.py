@@ -7,6 +7,7 @@ import json
 import shutil
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,17 @@ def test_the_tokenizer_is_the_model_s(bench_files: Callable[[str], Given], tmp_p
     results = ablations.run(task, path, data, **options)
     assert [result["model_name_or_path"] for result in results] == [model, model]
     assert ablations.run(task, path, data, model, **options) == results  # the same, and read
+
+
+def test_what_a_model_cannot_have_is_left_out(
+    bench_files: Callable[[str], Given], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fifths = methods.Method("paper", plan=partial(methods.fixed_groups, number=5))
+    monkeypatch.setitem(methods.METHODS, "paper, fixed G = 5", fifths)
+    options = {"ratios": (0.5,), "methods": ("paper, fixed G = 5", "magnitude"), "out": str(tmp_path / "out.jsonl")}
+    with pytest.warns(UserWarning, match=r"'paper, fixed G = 5' is left out: 5 groups do not divide a matrix"):
+        results = ablations.run(*bench_files("sst2"), **options)
+    assert [result["method"] for result in results] == ["dense", "magnitude"]
 
 
 def test_candidates_are_those_of_the_method(bench_files: Callable[[str], Given]) -> None:

@@ -65,6 +65,14 @@ def test_the_first_layer_s_inputs_are_kept_with_their_real_tokens() -> None:
         assert not given.hidden.requires_grad
 
 
+def test_too_little_memory_is_a_batch_s_problem() -> None:
+    def full(batch: dict[str, Tensor]) -> Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(ValueError, match=r"calibration batch 0 is too large for the device's memory: give smaller"):
+        calibrate(find_encoder(classifier()), batches(2), full)
+
+
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_padding_that_all_samples_share_is_not_kept(model_type: str, left: bool) -> None:

@@ -72,7 +72,7 @@ def read_source(ckpt_path: str | Path) -> Source:
             "`module.model.save_pretrained(folder)` needs no export."
         )
     name = str(hparams["model_name_or_path"])
-    plan, scores = _from_callbacks(checkpoint.get("callbacks", {}), Path(ckpt_path).name)
+    plan, scores = _from_callbacks(checkpoint.get("callbacks", {}), Path(ckpt_path).resolve().name)
     task = hparams.get("task") or (f"SQuAD {hparams['version']}" if "version" in hparams else None)
     plan = plan if plan is not None and matches(encoder, plan) else None
     return Source(module, _read_tokenizer(name), plan, CardFacts(base_model=_hub_name(name), task=task, scores=scores))

@@ -98,10 +98,9 @@ class FineTuning(L.LightningModule):
         own, data = self.hparams["model_name_or_path"], self._datamodule()
         length = getattr(data, "max_length", None)
         for encoder in find_encoders(self.model):  # not every tokenizer knows how much its model takes
-            positions = int(encoder.model.config.max_position_embeddings)
-            if isinstance(length, int) and length > positions:
+            if isinstance(length, int) and length > encoder.max_length:
                 raise MisconfigurationException(
-                    f"max_length={length} of the data is more than model {own!r} takes; give 1 to {positions}."
+                    f"max_length={length} of the data is more than model {own!r} takes; give 1 to {encoder.max_length}."
                 )
         name = str(getattr(data, "model_name_or_path", own))
         tokenizer = None if name == own else getattr(data, "tokenizer", None)

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pgb_lightning.modules.finetuning import FineTuning
 from pgb_lightning.modules.metrics import make_metrics
-from pgb_lightning.tasks import GLUETask, get_task
+from pgb_lightning.tasks import GLUETask, get_task, plain_name
 
 Batch = dict[str, torch.Tensor]
 
@@ -108,17 +108,18 @@ class TextClassification(FineTuning):
         self._compare_names(getattr(data, "label_names", ()), stage)
 
     def _compare_names(self, names: Sequence[str], stage: str) -> None:
-        """Name classes that have no names yet when training; say where the model's names are not the data's."""
+        """Name classes as the data do when training, unless they have other names; say where names do not agree."""
         if not isinstance(names, (list, tuple)) or len(names) != self.num_labels:
             return
         own = [str(name) for _, name in sorted((self.model.config.id2label or {}).items())]
-        if not _are_numbers(own):
-            if list(map(_plain, own)) != list(map(_plain, names)):
-                rank_zero_warn(
-                    f"The model calls its classes {', '.join(own)}, the data {', '.join(map(str, names))}; if these "
-                    "are not the same in this order, give a model (or ckpt_path) that was fine-tuned on such data."
-                )
-        elif stage == "fit":
+        plain, given = ([plain_name(name) for name in one] for one in (own, names))
+        if not _are_numbers(own) and plain != given:
+            rank_zero_warn(
+                f"The model calls its classes {', '.join(own)}, the data {', '.join(map(str, names))}; if these "
+                "are not the same in this order, give a model (or ckpt_path) that was fine-tuned on such data."
+            )
+        learns_another_order = plain != given and sorted(plain) == sorted(given)
+        if stage == "fit" and (_are_numbers(own) or learns_another_order):
             self.model.config.id2label = dict(enumerate(names))
             self.model.config.label2id = {name: number for number, name in enumerate(names)}
             self._remember_config()
@@ -205,11 +206,6 @@ def _find_task(name: str | None) -> GLUETask | None:
 def _are_numbers(names: Sequence[str]) -> bool:
     """Tell the names that transformers makes up from given ones."""
     return all(name == f"LABEL_{number}" for number, name in enumerate(names))
-
-
-def _plain(name: Any) -> str:
-    """Write a name so that spelling variants agree: small letters and digits only."""
-    return "".join(filter(str.isalnum, str(name).casefold()))
 
 
 def _count_labels(task: GLUETask | None, num_labels: int | None) -> int:

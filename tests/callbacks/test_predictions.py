@@ -94,7 +94,7 @@ def test_every_task_is_written_as_the_leaderboard_takes_it(
 def test_words_are_those_that_the_model_learned(make: Callable[..., GLUEDataModule], tmp_path: Path) -> None:
     data = make("rte")
     module = Known(data.model_name_or_path, task="rte")
-    module.model.config.id2label = {0: "not_entailment", 1: "entailment"}  # of a folder in another order than the Hub's
+    module.model.config.id2label = {0: "NOT-ENTAILMENT", 1: "Entailment"}  # in another order than the Hub's
     quiet_trainer(callbacks=[PredictionWriter(str(tmp_path / "out"))]).predict(module, datamodule=data)
     [(_, *rows)] = read(tmp_path / "out").values()
     words = ("not_entailment", "entailment")

@@ -23,16 +23,19 @@ from pgb_lightning.tasks import get_task
 Folder = Callable[..., Path]
 
 
+@pytest.mark.parametrize(
+    ("model_type", "most"), [("bert", 64), ("roberta", 63)]
+)  # positions begin behind the padding's
 def test_more_tokens_than_the_model_has_positions_for_are_refused(
-    tiny_model_folder: Folder, glue_folder: Folder, tmp_path: Path
+    model_type: str, most: int, tiny_model_folder: Folder, glue_folder: Folder, tmp_path: Path
 ) -> None:
     model = tmp_path / "model"
-    shutil.copytree(tiny_model_folder("bert"), model)
+    shutil.copytree(tiny_model_folder(model_type, max_position_embeddings=64), model)
     settings = json.loads((model / "tokenizer_config.json").read_text())
     del settings["model_max_length"]  # as many tokenizers are saved
     (model / "tokenizer_config.json").write_text(json.dumps(settings))
-    data = GLUEDataModule("sst2", str(model), str(glue_folder("sst2")), max_length=65)
-    with pytest.raises(MisconfigurationException, match=r"max_length=65 of the data is more .* give 1 to 64"):
+    data = GLUEDataModule("sst2", str(model), str(glue_folder("sst2")), max_length=most + 1)
+    with pytest.raises(MisconfigurationException, match=rf"max_length={most + 1} of the data .* give 1 to {most}\."):
         quiet_trainer().fit(TextClassification(str(model), task="sst2"), datamodule=data)
 
 
@@ -115,6 +118,16 @@ def test_classes_keep_names_that_the_model_came_with(tiny: str, data: Callable[.
     module.model.config.id2label = {0: "bad", 1: "good"}
     quiet_trainer(max_steps=1, limit_val_batches=0).fit(module, data())
     assert module.model.config.id2label == {0: "bad", 1: "good"}
+
+
+def test_classes_that_are_learned_in_another_order_are_named_in_it(
+    tiny: str, data: Callable[..., GLUEDataModule]
+) -> None:
+    module = TextClassification(tiny, task="mnli")
+    module.model.config.id2label = {0: "Class 2", 1: "Class 0", 2: "Class 1"}
+    with pytest.warns(UserWarning, match="The model calls its classes Class 2, Class 0, Class 1, the data class_0"):
+        quiet_trainer(max_steps=1, limit_val_batches=0).fit(module, data("mnli"))
+    assert module.model.config.id2label == {0: "class_0", 1: "class_1", 2: "class_2"}
 
 
 def test_data_that_does_not_name_its_classes_leaves_them_numbered(
