@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from pgb_lightning.checkpoints import explained
+from pgb_lightning.checkpoints import explained, kept_scores
 
 
 def dense_scores(path: str | Path) -> dict[str, float]:
@@ -29,14 +29,8 @@ def dense_scores(path: str | Path) -> dict[str, float]:
     except (OSError, ValueError) as error:
         rank_zero_warn(f"PGBReport: the dense model's score is not known; dense_ckpt={error}")
         return {}
-    for state in states.values():
-        if not isinstance(state, Mapping) or not state.get("monitor"):
-            continue
-        if (
-            Path(str(state.get("best_model_path"))).name == Path(path).name
-            and state.get("best_model_score") is not None
-        ):
-            return {str(state["monitor"]): float(state["best_model_score"])}
+    if scores := kept_scores(states, path):
+        return scores
     rank_zero_warn(
         f"PGBReport: the dense model's score is not known; dense_ckpt={str(path)!r} is not a checkpoint that "
         "ModelCheckpoint kept as its best by a monitored score. Give dense_scores instead."

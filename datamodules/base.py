@@ -20,7 +20,7 @@ from pgb_lightning.config import CALIBRATION_SIZE
 from pgb_lightning.datamodules.checks import check_labels, check_texts
 from pgb_lightning.datamodules.sampling import LengthGroupedSampler, calibration_rows, shuffle_batches
 from pgb_lightning.packaged import read_tokenizer
-from pgb_lightning.tasks import plain_name
+from pgb_lightning.tasks import are_reordered
 
 SECRET_LABEL = -1
 """What the Hub writes for every label of a test split whose labels are not public."""
@@ -197,8 +197,7 @@ class TextDataModule(L.LightningDataModule):
         named = {name: feature.names for name, feature in features.items() if isinstance(feature, ClassLabel)}
         for name, names in named.items():
             first, expected = next(iter(named.items()))
-            own, other = (list(map(plain_name, one)) for one in (names, expected))
-            if own != other and sorted(own) == sorted(other):
+            if are_reordered(names, expected):
                 raise MisconfigurationException(
                     f"column 'label' numbers its classes {', '.join(expected)} in {self.describe(first)}, but "
                     f"{', '.join(names)} in {self.describe(name)}; write them in one order."

@@ -67,6 +67,24 @@ def explained(path: str | Path, read: Callable[[], Any]) -> Any:
     return checkpoint
 
 
+def kept_scores(states: Mapping[str, Any], path: str | Path) -> dict[str, float]:
+    """Return the scores for which a checkpoint was kept, by what was monitored.
+
+    A checkpoint that was kept as the last one, or renamed since, remembers the scores of others only, and has none.
+
+    Args:
+        states: What its callbacks stored.
+        path: Its file.
+    """
+    name, scores = Path(path).resolve().name, {}
+    for state in states.values():
+        if isinstance(state, Mapping) and state.get("monitor"):
+            for kept, score in (state.get("best_k_models") or {}).items():
+                if Path(str(kept)).name == name:
+                    scores[str(state["monitor"])] = float(score)
+    return scores
+
+
 def _others(path: Path) -> str:
     """Name the checkpoints that lie beside one, newest first."""
     if not path.parent.is_dir():

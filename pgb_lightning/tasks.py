@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -98,3 +99,14 @@ def plain_name(name: object) -> str:
         True
     """
     return "".join(filter(str.isalnum, str(name).casefold()))
+
+
+def are_reordered(names: Iterable[object], others: Iterable[object]) -> bool:
+    """Tell whether some classes are the same as others but stand in another order, whatever their spelling.
+
+    Example:
+        >>> are_reordered(["entailment", "neutral"], ["Neutral", "Entailment"])
+        True
+    """
+    first, second = ([plain_name(name) for name in one] for one in (names, others))
+    return first != second and sorted(first) == sorted(second)

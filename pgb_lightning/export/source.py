@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pgb_lightning import modules
 from pgb_lightning.architectures import find_encoder
-from pgb_lightning.checkpoints import load_checkpoint
+from pgb_lightning.checkpoints import kept_scores, load_checkpoint
 from pgb_lightning.export.card import CardFacts
 from pgb_lightning.modules.finetuning import FineTuning
 from pgb_lightning.packaged import MINILM_ALIAS, read_tokenizer
@@ -72,7 +72,8 @@ def read_source(ckpt_path: str | Path) -> Source:
             "`module.model.save_pretrained(folder)` needs no export."
         )
     name = str(hparams["model_name_or_path"])
-    plan, scores = _from_callbacks(checkpoint.get("callbacks", {}), Path(ckpt_path).resolve().name)
+    states = checkpoint.get("callbacks", {})
+    plan, scores = _stored_plan(states), kept_scores(states, ckpt_path)
     task = hparams.get("task") or (f"SQuAD {hparams['version']}" if "version" in hparams else None)
     plan = plan if plan is not None and matches(encoder, plan) else None
     return Source(module, _read_tokenizer(name), plan, CardFacts(base_model=_hub_name(name), task=task, scores=scores))
@@ -96,20 +97,10 @@ def _module_class(hparams: Mapping[str, Any], ckpt_path: str | Path) -> type[Fin
     return found
 
 
-def _from_callbacks(states: Mapping[str, Any], file: str) -> tuple[PruningPlan | None, dict[str, float]]:
-    """Take the plan, and the score by which this checkpoint was kept, from what the callbacks stored.
-
-    A checkpoint that was kept as the last one remembers the scores of others only.
-    """
-    plan: PruningPlan | None = None
-    scores: dict[str, float] = {}
-    for state in filter(lambda state: isinstance(state, Mapping), states.values()):
-        if state.get("plan"):
-            plan = PruningPlan.from_dict(state["plan"])
-        for path, score in (state.get("best_k_models") or {}).items():
-            if state.get("monitor") and Path(str(path)).name == file:
-                scores[str(state["monitor"])] = float(score)
-    return plan, scores
+def _stored_plan(states: Mapping[str, Any]) -> PruningPlan | None:
+    """Take the plan from what the callbacks stored."""
+    plans = [state["plan"] for state in states.values() if isinstance(state, Mapping) and state.get("plan")]
+    return PruningPlan.from_dict(plans[-1]) if plans else None
 
 
 def _hub_name(name: str) -> str:

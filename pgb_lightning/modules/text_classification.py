@@ -14,7 +14,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pgb_lightning.modules.finetuning import FineTuning
 from pgb_lightning.modules.metrics import make_metrics
-from pgb_lightning.tasks import GLUETask, get_task, plain_name
+from pgb_lightning.tasks import GLUETask, are_reordered, get_task, plain_name
 
 Batch = dict[str, torch.Tensor]
 
@@ -112,14 +112,12 @@ class TextClassification(FineTuning):
         if not isinstance(names, (list, tuple)) or len(names) != self.num_labels:
             return
         own = [str(name) for _, name in sorted((self.model.config.id2label or {}).items())]
-        plain, given = ([plain_name(name) for name in one] for one in (own, names))
-        if not _are_numbers(own) and plain != given:
+        if not _are_numbers(own) and list(map(plain_name, own)) != list(map(plain_name, names)):
             rank_zero_warn(
                 f"The model calls its classes {', '.join(own)}, the data {', '.join(map(str, names))}; if these "
                 "are not the same in this order, give a model (or ckpt_path) that was fine-tuned on such data."
             )
-        learns_another_order = plain != given and sorted(plain) == sorted(given)
-        if stage == "fit" and (_are_numbers(own) or learns_another_order):
+        if stage == "fit" and (_are_numbers(own) or are_reordered(own, names)):
             self.model.config.id2label = dict(enumerate(names))
             self.model.config.label2id = {name: number for number, name in enumerate(names)}
             self._remember_config()
