@@ -18,7 +18,7 @@ help: ## list the targets
 venv: $(STAMP) ## make or update .venv: the project (editable), its tools and the demo's packages
 
 demo: $(STAMP) ## fine-tune, prune and re-fine-tune a small real BERT; leaves runs/demo/report.json
-	$(BIN)/python -m pgb_lightning.demo
+	$(BIN)/python -m pgb_lightning.experiments.demo
 
 test: $(STAMP) ## run the whole test suite, doctests included, offline
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS)
@@ -46,7 +46,7 @@ wheel: $(STAMP) ## build sdist and wheel into dist/, and check what the wheel in
 	@$(BIN)/python -m build --outdir dist . >build/build.log 2>&1 || { cat build/build.log >&2; exit 1; }
 	@echo "wheel: installing the wheel into build/wheel"
 	@$(PIP) install --no-deps --no-index --target build/wheel dist/*.whl
-	$(BIN)/python -I tests/check_wheel.py build/wheel
+	$(BIN)/python -I tests/helpers/check_wheel.py build/wheel
 
 clean: ## remove all that was made here, .venv included; only runs/ stays
 	rm -rf .venv .venv-oldest build dist docs/api *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

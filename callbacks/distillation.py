@@ -15,11 +15,13 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pgb_lightning.architectures import find_encoder, join_path
-from pgb_lightning.callbacks.strategy import shards_first
+from pgb_lightning.callbacks.trainer_queries import shards_first
 from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.distillation import Call, Teacher, hidden_loss, listening, scores_loss
-from pgb_lightning.surgery import is_grouped, make_plain
+from pgb_lightning.encoders.base import join_path
+from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.surgery.checks import is_pruned
+from pgb_lightning.surgery.dense_twin import make_dense_model
 
 
 class Distillation(pl.Callback):
@@ -103,7 +105,7 @@ class Distillation(pl.Callback):
                 "none: the module's head is outside of the transformers model. Set logits_weight=0 to learn from "
                 "hidden states alone, or hold a transformers model with a head."
             )
-        if is_grouped(find_encoder(pl_module, self.encoder)) and self.teacher_path is None:
+        if is_pruned(find_encoder(pl_module, self.encoder)) and self.teacher_path is None:
             if self.teacher is None:
                 raise MisconfigurationException(
                     "Distillation: the module is pruned already, so there is no dense model to copy; name the "
@@ -192,7 +194,7 @@ class Distillation(pl.Callback):
         """Copy a model, with the weights of the teacher's checkpoint if there is one."""
         if self.teacher_path is None:
             return Teacher(copy.deepcopy(model), self._inside(name))
-        dense = make_plain(model)
+        dense = make_dense_model(model)
         prefix = join_path(name, "x")[:-1]
         try:
             weights = load_checkpoint(self.teacher_path)["state_dict"]

@@ -16,21 +16,24 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
-from pgb_lightning.architectures import Encoder, find_encoder, find_encoders
-from pgb_lightning.callbacks.company import check_no_averaging, check_optimizers
-from pgb_lightning.callbacks.outcome import mention_dense, report, report_speed, time_encoder, write_plan
-from pgb_lightning.callbacks.samples import calibration_batches
-from pgb_lightning.callbacks.strategy import before_strategy_setup, call_off, check_strategy, shards_first
-from pgb_lightning.callbacks.together import prune_together
-from pgb_lightning.callbacks.training_loss import check_training_step
+from pgb_lightning.callbacks.pruning.announcements import mention_dense, report, report_speed, time_encoder, write_plan
+from pgb_lightning.callbacks.pruning.calibration_data import calibration_batches
+from pgb_lightning.callbacks.pruning.compatibility import check_no_averaging, check_optimizers
+from pgb_lightning.callbacks.pruning.distributed import prune_together
+from pgb_lightning.callbacks.pruning.strategy import before_strategy_setup, call_off, check_strategy
+from pgb_lightning.callbacks.pruning.training_loss import check_training_step
+from pgb_lightning.callbacks.trainer_queries import shards_first
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.cost import encoder_cost
-from pgb_lightning.fingerprint import fingerprint
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.find import find_encoder, find_encoders
+from pgb_lightning.encoders.fingerprint import fingerprint
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.pruning import prepare
-from pgb_lightning.rebuild import follow_state_dict, follows_state_dict
 from pgb_lightning.report import PruningNotes
-from pgb_lightning.surgery import apply_plan, check_plan, is_grouped, matches
+from pgb_lightning.surgery.apply import apply_plan
+from pgb_lightning.surgery.checks import check_plan, is_pruned, matches
+from pgb_lightning.surgery.from_state_dict import follow_state_dict, follows_state_dict
 
 
 class PGBCallback(pl.Callback):
@@ -174,7 +177,7 @@ class PGBCallback(pl.Callback):
         if find_encoders(pl_module) or not built_late:
             with _as_misconfiguration():
                 encoder = find_encoder(pl_module, self.encoder)
-                if not is_grouped(encoder):
+                if not is_pruned(encoder):
                     self._check_encoder(pl_module, encoder)
         if self.calibrates:
             check_training_step(pl_module)
@@ -191,7 +194,7 @@ class PGBCallback(pl.Callback):
             encoder = find_encoder(pl_module, self.encoder)
             if self.plan is not None and not matches(encoder, self.plan):
                 self.plan = None  # of another fit
-            if self.plan is not None or (restored and is_grouped(encoder)):
+            if self.plan is not None or (restored and is_pruned(encoder)):
                 rank_zero_info("PGB: the encoder is pruned already; re-finetuning goes on.")
                 if self.given_plan and not matches(encoder, self.given_plan):
                     rank_zero_warn("PGB: the encoder was pruned by another plan than the one given; it stays as it is.")

@@ -13,17 +13,17 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from pgb_lightning.architectures import Encoder, find_encoder
 from pgb_lightning.callbacks.dense_scores import dense_scores as read_dense_scores
-from pgb_lightning.callbacks.images import log_figures, takes_images
-from pgb_lightning.callbacks.outcome import run_folder
+from pgb_lightning.callbacks.logger_images import log_figures, takes_images
 from pgb_lightning.callbacks.pgb import PGBCallback
-from pgb_lightning.callbacks.strategy import shards_first
+from pgb_lightning.callbacks.trainer_queries import run_folder, shards_first
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.report import Facts, PruningNotes, render, write_report
-from pgb_lightning.report.drawings import draw_all, has_matplotlib
 from pgb_lightning.report.facts import digest
-from pgb_lightning.report.speed import compare_with_dense, count_flops
+from pgb_lightning.report.figures import draw_all, has_matplotlib
+from pgb_lightning.report.layer_latency import compare_with_dense, count_flops
 from pgb_lightning.report.tables import error_table, outcome_table
 
 REPORT_FOLDER = "report"

@@ -19,8 +19,8 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from pgb_lightning.config import CALIBRATION_SIZE
 from pgb_lightning.datamodules.checks import check_labels, check_texts
 from pgb_lightning.datamodules.sampling import LengthGroupedSampler, calibration_rows, shuffle_batches
+from pgb_lightning.glue_tasks import are_reordered
 from pgb_lightning.packaged import read_tokenizer
-from pgb_lightning.tasks import are_reordered
 
 SECRET_LABEL = -1
 """What the Hub writes for every label of a test split whose labels are not public."""

@@ -9,7 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from pgb_lightning.datamodules.base import TextDataModule
 from pgb_lightning.datamodules.files import Source
-from pgb_lightning.tasks import GLUE_REPOSITORY, get_task
+from pgb_lightning.glue_tasks import GLUE_REPOSITORY, get_task
 
 
 class GLUEDataModule(TextDataModule):

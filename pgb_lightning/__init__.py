@@ -1,17 +1,18 @@
 """One-shot pruning of fine-tuned BERT-like encoders by weight grouping and permutation (PGB).
 
-The method works on any transformers encoder with a map (:mod:`pgb_lightning.architectures`); the Lightning side is
+The method works on any transformers encoder with a map (:mod:`pgb_lightning.encoders.base`); the Lightning side is
 in :mod:`pgb_lightning.callbacks` and :mod:`pgb_lightning.datamodules`, which this module does not import.
 """
 
 # Importing export registers the exported model types, so that transformers' Auto classes load them.
 from pgb_lightning import export
 from pgb_lightning.config import PruningConfig
-from pgb_lightning.linear import ConstantLinear, GroupedLinear
+from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.pruning import prune
-from pgb_lightning.rebuild import follow_state_dict
-from pgb_lightning.surgery import apply_plan, dense_twin
+from pgb_lightning.surgery.apply import apply_plan
+from pgb_lightning.surgery.dense_twin import dense_twin
+from pgb_lightning.surgery.from_state_dict import follow_state_dict
 
 __version__ = "0.1.0"
 

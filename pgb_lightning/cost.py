@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from pgb_lightning.architectures import MATRICES, Encoder
-from pgb_lightning.linear import ConstantLinear, GroupedLinear
+from pgb_lightning.encoders.base import MATRICES, Encoder
+from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def encoder_cost(encoder: Encoder, length: int = 128) -> Cost:
 
     Example:
         >>> from transformers import BertConfig, BertModel
-        >>> from pgb_lightning.architectures import find_encoder
+        >>> from pgb_lightning.encoders.base import find_encoder
         >>> encoder_cost(find_encoder(BertModel(BertConfig(num_hidden_layers=2)))).parameters
         14155776
     """

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pgb_lightning.architectures import find_encoder
+from pgb_lightning.encoders.find import find_encoder
 
 #: What transformers calls the outputs that a loss is made of.
 SCORES = ("logits", "start_logits", "end_logits")

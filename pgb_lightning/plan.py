@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from pgb_lightning.architectures import EXPENDABLE, MATRICES, SUBLAYERS, Sublayer
+from pgb_lightning.encoders.base import EXPENDABLE, MATRICES, SUBLAYERS, Sublayer
 
 #: Raised whenever the meaning of a stored plan changes.
 SCHEMA_VERSION = 1
@@ -99,8 +99,8 @@ class PruningPlan:
         matrices: One entry for every layer and matrix kind, in order.
         config: The settings the plan was made with (:meth:`PruningConfig.to_dict`); a record, never read back.
         num_samples: Calibration samples behind the plan.
-        fingerprint: Of the dense weights the plan was made for (:func:`~pgb_lightning.fingerprint.fingerprint`);
-            empty if unknown.
+        fingerprint: Hash of the dense weights the plan was made for, as returned by
+            :func:`~pgb_lightning.encoders.fingerprint.fingerprint`; empty if unknown.
         schema_version: Version of this record's meaning.
 
     Raises:

@@ -10,24 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgb_lightning.allocation import choose
-from pgb_lightning.architectures import Encoder, find_encoder
-from pgb_lightning.budget import LOUD, Demand, Key, allocate, check_reachable
-from pgb_lightning.calibration import Calibration, Loss, calibrate
-from pgb_lightning.candidate_cost import candidate_cost
-from pgb_lightning.candidates import Candidate, CandidateCost, list_candidates
-from pgb_lightning.compensation import compensate
+from pgb_lightning.calibration.collect import Calibration, Loss, calibrate
+from pgb_lightning.calibration.importance import second_order_importance
+from pgb_lightning.calibration.moments import AllReduce
+from pgb_lightning.compensation.errors import FitErrors
+from pgb_lightning.compensation.fit import compensate
 from pgb_lightning.config import PruningConfig
-from pgb_lightning.fingerprint import fingerprint
-from pgb_lightning.fit_errors import FitErrors
-from pgb_lightning.grouping import Groups, group
-from pgb_lightning.importance import second_order_importance
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.encoders.fingerprint import fingerprint
+from pgb_lightning.grouping.compensated import regroup
+from pgb_lightning.grouping.group_numbers import Demand, Key
+from pgb_lightning.grouping.permutation import Blocks, group
+from pgb_lightning.grouping.reachable import LOUD, check_reachable
+from pgb_lightning.grouping.threshold import allocate
 from pgb_lightning.modes import eval_mode
-from pgb_lightning.moments import AllReduce
 from pgb_lightning.plan import MatrixPlan, PruningPlan
-from pgb_lightning.regrouping import regroup
-from pgb_lightning.speedup import meet_speedup
-from pgb_lightning.surgery import apply_plan, check_dense
+from pgb_lightning.search.candidates import Candidate, CandidateCost, list_candidates
+from pgb_lightning.search.costs import candidate_cost
+from pgb_lightning.search.knapsack import choose
+from pgb_lightning.search.speedup import meet_speedup
+from pgb_lightning.surgery.apply import apply_plan
+from pgb_lightning.surgery.checks import check_dense
 
 
 def prune(
@@ -179,7 +183,7 @@ def carry_out(
 
 
 def plan_matrix(
-    key: Key, importance: Tensor, num_groups: int, config: PruningConfig, groups: Groups | None = None
+    key: Key, importance: Tensor, num_groups: int, config: PruningConfig, groups: Blocks | None = None
 ) -> MatrixPlan:
     """Group one matrix (Algorithm 2), unless its groups are given."""
     layer, kind = key
@@ -218,7 +222,7 @@ def _share_kept(matrix: MatrixPlan, importance: Tensor) -> float:
         return 1.0
     if not matrix.num_groups:
         return 0.0
-    groups = Groups(torch.tensor(matrix.input_index), torch.tensor(matrix.output_index))
+    groups = Blocks(torch.tensor(matrix.input_index), torch.tensor(matrix.output_index))
     exact = importance.double().cpu()
     return min(float(groups.kept(exact).sum()) / max(float(exact.sum()), 1e-300), 1.0)
 

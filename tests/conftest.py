@@ -14,13 +14,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import datasets
 import pytest
 import torch
-from fakes import TINY_CONFIGS, VOCABULARY, glue_rows, quiet_trainer
+from helpers.fakes import TINY_CONFIGS, VOCABULARY, glue_rows, quiet_trainer
 from transformers import AutoConfig, AutoModel, BertTokenizer
 
 from pgb_lightning import PruningConfig, PruningPlan, prune
+from pgb_lightning.glue_tasks import get_task
 from pgb_lightning.modules import QuestionAnswering, TextClassification
 from pgb_lightning.modules.finetuning import FineTuning
-from pgb_lightning.tasks import get_task
 
 
 @pytest.fixture(scope="session", autouse=True)

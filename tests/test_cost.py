@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import MODEL_TYPES, batches, classifier
+from helpers.tiny import MODEL_TYPES, batches, classifier
 from torch.utils.flop_counter import FlopCounterMode
 
 from pgb_lightning import PruningConfig, prune
-from pgb_lightning.architectures import find_encoder
 from pgb_lightning.cost import encoder_cost
+from pgb_lightning.encoders.find import find_encoder
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from tiny import MODEL_TYPES, batches, classifier, pruned
+from helpers.tiny import MODEL_TYPES, batches, classifier, pruned
 from torch import nn
 from transformers import BertConfig, BertForQuestionAnswering, BertForTokenClassification
 

@@ -14,12 +14,12 @@ from urllib.parse import urlparse
 
 import lightning as L
 import pytest
-from guides import GUIDES, ROOT, anchors, blocks, commands, links
+from helpers.guides import GUIDES, ROOT, anchors, blocks, commands, links
 from jsonargparse import auto_cli
 
-from pgb_lightning import results
-from pgb_lightning.cli import PGBCLI
+from pgb_lightning.cli.main import PGBCLI
 from pgb_lightning.datamodules import GLUEDataModule
+from pgb_lightning.experiments import results
 from pgb_lightning.modules import TextClassification
 
 PAGES = [pytest.param(path, id=path.name) for path in GUIDES]
@@ -125,7 +125,7 @@ def test_the_modules_take_the_commands(line: str) -> None:
     assert {word[2:] for word in words if word.startswith("--")} <= parameters.keys()
 
 
-TABLES = [line for line in SHELL if "pgb_lightning.results" in line and "--markdown" in line]
+TABLES = [line for line in SHELL if "pgb_lightning.experiments.results" in line and "--markdown" in line]
 
 
 @pytest.mark.parametrize("line", TABLES)
@@ -133,7 +133,7 @@ def test_tables_are_what_their_command_makes_of_the_measurements(
     line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    _, _, call = line.partition("python -m pgb_lightning.results ")
+    _, _, call = line.partition("python -m pgb_lightning.experiments.results ")
     auto_cli(results.run, args=shlex.split(call))
     rows = [row.rstrip() for row in capsys.readouterr().out.splitlines() if row.startswith("|")]
     assert len(rows) > 4

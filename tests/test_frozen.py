@@ -10,10 +10,10 @@ import pytest
 import torch
 from frozen.make import MODELS, loader, logits, trainer
 
-from pgb_lightning.architectures import find_encoder
 from pgb_lightning.callbacks import ExactResume, PGBCallback
+from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.modules import TextClassification
-from pgb_lightning.surgery import is_grouped
+from pgb_lightning.surgery.checks import is_pruned
 
 FOLDERS = sorted(path.parent for path in (Path(__file__).parent / "frozen").glob("*/logits.json"))
 
@@ -31,7 +31,7 @@ def test_there_are_some() -> None:
 def test_it_loads_and_gives_its_logits(frozen: tuple[Path, torch.Tensor]) -> None:
     path, expected = frozen
     module = TextClassification.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    assert is_grouped(find_encoder(module))
+    assert is_pruned(find_encoder(module))
     torch.testing.assert_close(logits(module), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from pgb_lightning import PruningConfig, prune
-from pgb_lightning.architectures import find_encoder
 from pgb_lightning.cost import encoder_cost
+from pgb_lightning.encoders.find import find_encoder
 
 # A small vocabulary: embeddings are not counted, and take most of the memory.
 MODELS = {

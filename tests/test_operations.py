@@ -6,12 +6,12 @@ from collections import Counter
 
 import pytest
 import torch
+from helpers.tiny import classifier
 from test_folding import PLANS, plan_of
-from tiny import classifier
 from torch.profiler import ProfilerActivity, profile
 
 from pgb_lightning import apply_plan
-from pgb_lightning.architectures import find_encoder
+from pgb_lightning.encoders.find import find_encoder
 
 PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm")
 MOVES = ("aten::gather", "aten::index_select", "aten::index", "aten::index_copy", "aten::index_put", "aten::cat")

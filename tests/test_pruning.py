@@ -6,19 +6,19 @@ import copy
 
 import pytest
 import torch
+from helpers.tiny import MODEL_TYPES, batches, classifier, logits, pruned
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import MODEL_TYPES, batches, classifier, logits, pruned
 from torch import nn
 
 from pgb_lightning import PruningConfig, prune
-from pgb_lightning.architectures import find_encoder
-from pgb_lightning.calibration import calibrate
-from pgb_lightning.candidates import Candidate, list_candidates
+from pgb_lightning.calibration.collect import calibrate
 from pgb_lightning.config import PRESETS
 from pgb_lightning.cost import encoder_cost
+from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.pruning import make_plan
-from pgb_lightning.surgery import dense_twin
+from pgb_lightning.search.candidates import Candidate, list_candidates
+from pgb_lightning.surgery.dense_twin import dense_twin
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

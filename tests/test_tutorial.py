@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guides import ROOT, blocks
+from helpers.guides import ROOT, blocks
 
-from pgb_lightning import candidates
 from pgb_lightning.datamodules import reviews
 from pgb_lightning.packaged import packaged_minilm
+from pgb_lightning.search import candidates
 
 PRINTED = "ROWS = 3000  # of 8,572"
 

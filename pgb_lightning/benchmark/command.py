@@ -20,14 +20,14 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from pgb_lightning.architectures import find_encoder
 from pgb_lightning.benchmark import measures
-from pgb_lightning.benchmark.figure import draw
+from pgb_lightning.benchmark.latency_figure import draw
 from pgb_lightning.benchmark.models import pruned_models, random_model
 from pgb_lightning.cost import encoder_cost
+from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.source import read_source
 from pgb_lightning.plan import PruningPlan
-from pgb_lightning.surgery import dense_twin
+from pgb_lightning.surgery.dense_twin import dense_twin
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

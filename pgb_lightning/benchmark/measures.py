@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pgb_lightning.architectures import SUBLAYERS, find_encoder
+from pgb_lightning.encoders.base import SUBLAYERS
+from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.latency import measure_latency
 
 Times = dict[str, list[float]]
@@ -57,7 +58,7 @@ def training_times(models: Mapping[str, nn.Module], batch: dict[str, Tensor], re
 def encoder_bytes(model: nn.Module) -> int:
     """Return what the encoder's layers take in a checkpoint."""
     encoder = find_encoder(model)
-    stack = encoder.model.get_submodule(encoder.architecture.layers)
+    stack = encoder.model.get_submodule(encoder.family.layers)
     return sum(int(value.nbytes) for value in stack.state_dict().values())
 
 

@@ -9,13 +9,15 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from pgb_lightning.architectures import ARCHITECTURES, MATRICES, Encoder, find_encoder
-from pgb_lightning.calibration import Calibration
+from pgb_lightning.calibration.collect import Calibration
 from pgb_lightning.config import PruningConfig
-from pgb_lightning.grouping import allowed_groups
+from pgb_lightning.encoders.base import MATRICES, Encoder
+from pgb_lightning.encoders.families import FAMILIES
+from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.grouping.group_numbers import allowed_groups
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.pruning import make_plan
-from pgb_lightning.surgery import apply_plan
+from pgb_lightning.surgery.apply import apply_plan
 
 
 def random_model(model_type: str, num_layers: int | None) -> PreTrainedModel:
@@ -28,8 +30,8 @@ def random_model(model_type: str, num_layers: int | None) -> PreTrainedModel:
     Raises:
         ValueError: There is no map of such a model.
     """
-    if model_type not in ARCHITECTURES:
-        raise ValueError(f"architecture={model_type!r} has no map; choose one of {', '.join(sorted(ARCHITECTURES))}.")
+    if model_type not in FAMILIES:
+        raise ValueError(f"architecture={model_type!r} has no map; choose one of {', '.join(sorted(FAMILIES))}.")
     torch.manual_seed(0)
     layers = {} if num_layers is None else {_layers_name(model_type): num_layers}
     model: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]

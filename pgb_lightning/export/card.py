@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel
 
-from pgb_lightning.architectures import find_encoder
 from pgb_lightning.cost import encoder_cost
-from pgb_lightning.surgery import is_grouped, make_plain
+from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.surgery.checks import is_pruned
+from pgb_lightning.surgery.dense_twin import make_dense_model
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -81,8 +82,8 @@ def _summary(model: PreTrainedModel, plan: PruningPlan | None) -> str:
     """Say what is left of the encoder."""
     encoder = find_encoder(model)
     with torch.device("meta"):
-        total = encoder_cost(find_encoder(make_plain(model))).parameters
-    if not is_grouped(encoder):
+        total = encoder_cost(find_encoder(make_dense_model(model))).parameters
+    if not is_pruned(encoder):
         return f"A dense encoder of {total:,} weights (Q, K, V, O, W1, W2 of {len(encoder.layers)} layers)."
     kept = encoder_cost(encoder).parameters
     rows = {

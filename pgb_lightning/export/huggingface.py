@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
-from pgb_lightning.architectures import find_encoder
+from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.card import CardFacts, make_card
 from pgb_lightning.export.models import ExportedModel, exported_class, recast
-from pgb_lightning.export.structure import structure_of
 from pgb_lightning.plan import PruningPlan
-from pgb_lightning.surgery import dense_twin, matches
+from pgb_lightning.surgery.checks import matches
+from pgb_lightning.surgery.dense_twin import dense_twin
+from pgb_lightning.surgery.structure import structure_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

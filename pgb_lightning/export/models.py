@@ -14,10 +14,12 @@ import transformers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from pgb_lightning.architectures import ARCHITECTURES, EXPORTED, find_encoder
-from pgb_lightning.export.structure import apply_structure, structure_of
-from pgb_lightning.linear import GroupedLinear
-from pgb_lightning.rebuild import StructureError
+from pgb_lightning.encoders.base import EXPORTED
+from pgb_lightning.encoders.families import FAMILIES
+from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.layers.linear import GroupedLinear
+from pgb_lightning.surgery.from_state_dict import StructureError
+from pgb_lightning.surgery.structure import apply_structure, structure_of
 
 #: What is registered of each type: transformers' ``Auto`` class, and the end of the model class's name.
 HEADS = {
@@ -58,7 +60,7 @@ class ExportedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         self.config.pgb = structure_of(find_encoder(self))
         super().save_pretrained(*args, **kwargs)
 
-    def make_plain(self) -> PreTrainedModel:
+    def make_dense_model(self) -> PreTrainedModel:
         """Make a dense model of the transformers class, with random weights."""
         return self.dense_class(recast(self.config, self.dense_class.config_class))
 
@@ -114,7 +116,7 @@ def recast(config: PretrainedConfig, config_class: type[PretrainedConfig] | None
 def _check_loaded(model: PreTrainedModel, info: dict[str, Any], name: Any, lenient: bool) -> None:
     """Require that the embeddings and layers were loaded whole, and nothing of them was left over."""
     encoder = find_encoder(model)
-    parts = ("embeddings.", f"{encoder.architecture.layers}.")
+    parts = ("embeddings.", f"{encoder.family.layers}.")
 
     def of_encoder(key: str) -> bool:
         return key.removeprefix(f"{model.base_model_prefix}.").startswith(parts)
@@ -145,7 +147,7 @@ def _check_loaded(model: PreTrainedModel, info: dict[str, Any], name: Any, lenie
 def _register() -> dict[type[PreTrainedModel], type[ExportedModel]]:
     """Make and register the classes of every type; they become attributes of this module, so that they pickle."""
     made: dict[type[PreTrainedModel], type[ExportedModel]] = {}
-    for model_type in ARCHITECTURES:
+    for model_type in FAMILIES:
         dense_config = CONFIG_MAPPING[model_type]
         family = dense_config.__name__.removesuffix("Config")
         names: dict[str, Any] = {"__module__": __name__, "__doc__": f"Configuration of a pruned {family} model."}

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pgb_lightning.architectures import find_encoder
+from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.card import CardFacts
 from pgb_lightning.export.huggingface import empty_folder, to_exported, write_beside
 from pgb_lightning.export.onnx_layers import use_channel_layers
-from pgb_lightning.surgery import make_plain
+from pgb_lightning.surgery.dense_twin import make_dense_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,7 +76,7 @@ def export_onnx(
         quantize_onnx(target / MODEL_FILE, target / QUANTIZED_FILE)
         (target / MODEL_FILE).unlink()
     with torch.device("meta"):
-        plain = make_plain(runner.model)
+        plain = make_dense_model(runner.model)
     plain.config.architectures = [type(plain).__name__]
     plain.config.save_pretrained(target)
     write_beside(model, target, MODEL_FILE if quantize is None else QUANTIZED_FILE, tokenizer, card)

@@ -1,8 +1,8 @@
 """Grouped layers in the form in which onnxruntime runs them best.
 
-:class:`~pgb_lightning.linear.GroupedLinear` picks columns of a tensor of tokens by features. onnxruntime copies columns
-number by number, but rows as blocks of memory; with features first, picking costs next to nothing and one transposition
-serves a whole feed-forward sublayer, whose two inner permutations become one.
+:class:`~pgb_lightning.layers.linear.GroupedLinear` gathers columns of a (tokens, features) tensor. onnxruntime copies
+columns element by element but rows as blocks of memory. With features first, the gather is almost free, and a
+feed-forward sublayer needs one transposition and one inner permutation.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pgb_lightning.architectures import Encoder
-from pgb_lightning.linear import GroupedLinear
-from pgb_lightning.surgery import put
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.layers.linear import GroupedLinear
+from pgb_lightning.surgery.apply import put
 
 
 class ChannelLinear(nn.Module):
@@ -87,7 +87,7 @@ def use_channel_layers(encoder: Encoder, weights_right: bool = False) -> None:
         weights_right: As in :class:`ChannelLinear`.
     """
     for number in range(len(encoder.layers)):
-        layers = {kind: encoder.find_matrix(number, kind) for kind in encoder.architecture.paths}
+        layers = {kind: encoder.find_matrix(number, kind) for kind in encoder.family.paths}
         joined = isinstance(layers["W1"], GroupedLinear) and isinstance(layers["W2"], GroupedLinear)
         order: Tensor | None = None
         for kind, layer in layers.items():

@@ -13,13 +13,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pgb_lightning import modules
-from pgb_lightning.architectures import find_encoder
 from pgb_lightning.checkpoints import kept_scores, load_checkpoint
+from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.card import CardFacts
 from pgb_lightning.modules.finetuning import FineTuning
 from pgb_lightning.packaged import MINILM_ALIAS, read_tokenizer
 from pgb_lightning.plan import PruningPlan
-from pgb_lightning.surgery import is_grouped, matches
+from pgb_lightning.surgery.checks import is_pruned, matches
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def read_source(ckpt_path: str | Path) -> Source:
     module_class = _module_class(hparams, ckpt_path)
     module = module_class.load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True).eval()
     encoder = find_encoder(module.model)
-    if not is_grouped(encoder):
+    if not is_pruned(encoder):
         raise MisconfigurationException(
             f"ckpt_path={str(ckpt_path)!r} holds a dense model, of which nothing was pruned; prune it first "
             "(`pgb fit` with a PGBCallback), and give the checkpoint that leaves. A dense model's own "

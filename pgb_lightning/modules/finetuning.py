@@ -24,10 +24,10 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from pgb_lightning.architectures import find_encoders
 from pgb_lightning.checkpoints import load_checkpoint
+from pgb_lightning.encoders.find import find_encoders
 from pgb_lightning.packaged import naming_model, resolve_model
-from pgb_lightning.rebuild import StructureError, follow_state_dict
+from pgb_lightning.surgery.from_state_dict import StructureError, follow_state_dict
 
 
 class FineTuning(L.LightningModule):

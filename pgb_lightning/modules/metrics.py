@@ -8,7 +8,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, MulticlassMatthewsCorrCoef
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
-from pgb_lightning.tasks import GLUETask, MetricName
+from pgb_lightning.glue_tasks import GLUETask, MetricName
 
 
 def make_metrics(task: GLUETask | None, num_labels: int) -> MetricCollection:

@@ -12,9 +12,9 @@ from torchmetrics import MetricCollection
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from pgb_lightning.glue_tasks import GLUETask, are_reordered, get_task, plain_name
 from pgb_lightning.modules.finetuning import FineTuning
 from pgb_lightning.modules.metrics import make_metrics
-from pgb_lightning.tasks import GLUETask, are_reordered, get_task, plain_name
 
 Batch = dict[str, torch.Tensor]
 

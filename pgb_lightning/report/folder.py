@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from pgb_lightning.plan import PruningPlan
-from pgb_lightning.report.drawings import draw_all, has_matplotlib
 from pgb_lightning.report.facts import Facts
+from pgb_lightning.report.figures import draw_all, has_matplotlib
 from pgb_lightning.report.page import render_page
 from pgb_lightning.report.summary import summarize
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from pgb_lightning.architectures import Encoder
-from pgb_lightning.fit_errors import FitErrors
-from pgb_lightning.importance import second_order_importance
+from pgb_lightning.calibration.importance import second_order_importance
+from pgb_lightning.compensation.errors import FitErrors
+from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.report.maps import Map, importance_map
 

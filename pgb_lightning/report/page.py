@@ -9,12 +9,12 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pgb_lightning.architectures import MATRICES, SUBLAYERS
-from pgb_lightning.figures import HUES
+from pgb_lightning.encoders.base import MATRICES, SUBLAYERS
 from pgb_lightning.plan import MatrixPlan, PruningPlan
+from pgb_lightning.plotting import HUES
 from pgb_lightning.report.facts import STAGES, Facts, Latency
 from pgb_lightning.report.maps import blocks_of
-from pgb_lightning.report.picture import data_url
+from pgb_lightning.report.matrix_image import data_url
 from pgb_lightning.report.summary import block_size, summarize
 from pgb_lightning.report.tables import metrics, number
 

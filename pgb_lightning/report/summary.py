@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from pgb_lightning.architectures import MATRICES, SUBLAYERS, Sublayer
+from pgb_lightning.encoders.base import MATRICES, SUBLAYERS, Sublayer
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.report.facts import STAGES, Facts
 

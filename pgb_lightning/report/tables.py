@@ -8,7 +8,7 @@ import statistics
 from rich.console import Console
 from rich.table import Table
 
-from pgb_lightning.architectures import MATRICES, SUBLAYERS
+from pgb_lightning.encoders.base import MATRICES, SUBLAYERS
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.report.facts import STAGES, Facts
 from pgb_lightning.report.summary import predicted_error, split_cut, sublayer_weights

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import classifier
+from helpers.tiny import classifier
 
 from pgb_lightning import benchmark
-from pgb_lightning.architectures import find_encoders
 from pgb_lightning.benchmark import command, measures
 from pgb_lightning.benchmark.command import realised
 from pgb_lightning.benchmark.models import narrow_plan
-from pgb_lightning.surgery import apply_plan
+from pgb_lightning.encoders.find import find_encoders
+from pgb_lightning.surgery.apply import apply_plan
 
 QUICK: dict[str, Any] = {"batch_sizes": (2,), "lengths": (8,), "repeats": 2, "min_time": 0.001}
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import MODEL_TYPES, classifier
+from helpers.tiny import MODEL_TYPES, classifier
 from torch import nn
 
-from pgb_lightning.architectures import find_encoder
 from pgb_lightning.benchmark.models import grouped_plan, narrow_plan, plan_of_one_number, pruned_models, random_model
-from pgb_lightning.linear import GroupedLinear
+from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.layers.linear import GroupedLinear
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

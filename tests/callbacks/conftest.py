@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from entries import Whole
+from helpers.entries import Whole
 
 
 @pytest.fixture

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from entries import assert_equal, forget
-from own import OwnModule, shapes
-from processes import run
+from helpers.entries import assert_equal, forget
+from helpers.own import OwnModule, shapes
+from helpers.processes import run
 
 
 def fit(folder: Path, devices: int, *ckpt_path: Path) -> list[dict[str, Any]]:
     """Run the script and return what each rank wrote."""
     folder.mkdir()
-    run("ddp_fit.py", folder, devices, *ckpt_path)
+    run("programs/ddp_fit.py", folder, devices, *ckpt_path)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(devices)]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lightning as L
 import pytest
-from own import OwnModule, make_loader
+from helpers.own import OwnModule, make_loader
 
 from pgb_lightning.callbacks import BestCheckpoint
 from pgb_lightning.callbacks.dense_scores import dense_scores

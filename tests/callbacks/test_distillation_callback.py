@@ -9,17 +9,17 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from helpers.own import OwnModule, make_loader
+from helpers.processes import run
+from helpers.tiny import VOCABULARY
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
-from own import OwnModule, make_loader
-from processes import run
-from tiny import VOCABULARY
 from torch import Tensor, nn
 from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
-from pgb_lightning.architectures import find_encoder
 from pgb_lightning.callbacks import Distillation, PGBCallback, distillation
-from pgb_lightning.surgery import is_grouped
+from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.surgery.checks import is_pruned
 
 MakeTrainer = Callable[..., L.Trainer]
 
@@ -33,7 +33,7 @@ def test_the_dense_model_teaches_the_pruned_one(trainer: MakeTrainer) -> None:
         torch.manual_seed(0)
         fit = trainer(PGBCallback(0.6), callback, max_epochs=4)
         fit.fit(module, make_loader())
-        assert is_grouped(find_encoder(module))
+        assert is_pruned(find_encoder(module))
         assert "training_step" not in vars(module)
         assert callback.teacher is not None
         for name, value in dense.net.state_dict().items():
@@ -140,7 +140,7 @@ def test_a_module_with_a_head_of_its_own_learns_from_hidden_states(trainer: Make
         MisconfigurationException, match=r"logits_weight=1.0 .* BertModel has none.* Set logits_weight=0"
     ):
         trainer(PGBCallback(0.5), Distillation()).fit(module, make_loader())
-    assert not is_grouped(find_encoder(module)), "it is refused before anything is pruned"
+    assert not is_pruned(find_encoder(module)), "it is refused before anything is pruned"
     assert "training_step" not in vars(module)
 
 
@@ -230,7 +230,7 @@ def test_bad_settings_are_refused_at_once(settings: dict[str, Any], message: str
 
 
 def test_every_process_has_a_teacher_of_its_own(tmp_path: Path) -> None:
-    run("ddp_distillation.py", tmp_path)
+    run("programs/ddp_distillation.py", tmp_path)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     assert first["teacher"] == second["teacher"]
     assert not first["left"]

@@ -9,15 +9,26 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from entries import EPOCHS, Entering, Whole, assert_equal, fit, logits, make_trainer, pgb_of, snapshot, train_loader
+from helpers.entries import (
+    EPOCHS,
+    Entering,
+    Whole,
+    assert_equal,
+    fit,
+    logits,
+    make_trainer,
+    pgb_of,
+    snapshot,
+    train_loader,
+)
+from helpers.own import OwnModule, make_loader, shapes
+from helpers.processes import run
 from lightning.pytorch.callbacks import ModelCheckpoint
-from own import OwnModule, make_loader, shapes
-from processes import run
 from torch import Tensor
 
-from pgb_lightning.architectures import find_encoder
 from pgb_lightning.callbacks import PGBCallback
-from pgb_lightning.surgery import is_grouped
+from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.surgery.checks import is_pruned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_fresh_fit_prunes_then_trains(whole: Whole) -> None:
-    assert is_grouped(find_encoder(whole.module))
+    assert is_pruned(find_encoder(whole.module))
     assert whole.snapshot["counters"] == (24, EPOCHS)
     assert (whole.folder / "plan.json").is_file()
     assert {path.name for path in whole.folder.glob("*.ckpt")} == {
@@ -123,7 +134,7 @@ def test_short_runs_prune_too(settings: dict[str, Any], tmp_path: Path, monkeypa
     L.Trainer(accelerator="cpu", devices=1, callbacks=[pgb], **{"max_epochs": 1, **settings, **quiet}).fit(
         module, train_loader(), make_loader(16)
     )
-    assert is_grouped(find_encoder(module))
+    assert is_pruned(find_encoder(module))
     assert list(tmp_path.iterdir()) == []  # a run that keeps nothing leaves no plan either
 
 

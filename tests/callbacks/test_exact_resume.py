@@ -11,8 +11,8 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from helpers.own import OwnModule, make_loader
 from lightning.pytorch.callbacks import ModelCheckpoint
-from own import OwnModule, make_loader
 
 from pgb_lightning.callbacks import ExactResume
 

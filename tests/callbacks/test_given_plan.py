@@ -10,18 +10,18 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from entries import Entering, Whole, make_trainer, train_loader
+from helpers.entries import Entering, Whole, make_trainer, train_loader
+from helpers.own import OwnModule, make_loader, shapes
+from helpers.tiny import classifier
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from own import OwnModule, make_loader, shapes
-from tiny import classifier
 from torch import Tensor, nn
 
 from pgb_lightning import PruningPlan, apply_plan
-from pgb_lightning.architectures import find_encoder
 from pgb_lightning.callbacks import PGBCallback
-from pgb_lightning.surgery import is_grouped
+from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.surgery.checks import is_pruned
 
 MakeTrainer = Callable[..., L.Trainer]
 
@@ -124,7 +124,7 @@ def test_other_weights_are_mentioned_and_no_obstacle(path: Path, trainer: MakeTr
     module = OwnModule(seed=1)
     with pytest.warns(UserWarning, match="the plan was made for other weights of this shape"):
         trainer(PGBCallback(plan=path)).fit(module, make_loader())
-    assert is_grouped(find_encoder(module))
+    assert is_pruned(find_encoder(module))
 
 
 def test_resuming_keeps_the_checkpoint_s_structure_and_mentions_another_plan(whole: Whole, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_plan_that_does_not_fit_names_the_first_mismatch(
     module = Holder(classifier(**net))
     with pytest.raises(MisconfigurationException, match=f"PGBCallback: {message}"):
         trainer(PGBCallback(plan=path)).fit(module, datamodule=NoData())
-    assert not is_grouped(find_encoder(module))
+    assert not is_pruned(find_encoder(module))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_where_the_plan_cannot_be_written_the_fit_goes_on(trainer: MakeTrainer, 
     module = Entering()
     with pytest.warns(UserWarning, match="PGB could not write the plan to"):
         trainer(PGBCallback(), ModelCheckpoint(tmp_path, "end"), enable_checkpointing=True).fit(module, make_loader())
-    assert is_grouped(find_encoder(module))
+    assert is_pruned(find_encoder(module))
     assert {path.name for path in tmp_path.iterdir()} == {"plan.json", "end.ckpt"}
 
 

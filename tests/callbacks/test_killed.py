@@ -6,10 +6,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from entries import Whole, assert_equal, fit, make_trainer, snapshot, train_loader
+from helpers.entries import Whole, assert_equal, fit, make_trainer, snapshot, train_loader
+from helpers.own import make_loader
+from helpers.processes import start
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from own import make_loader
-from processes import start
 
 from pgb_lightning import PruningPlan
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def kill(when: str, folder: Path) -> None:
-    process = start("killed_fit.py", when, folder)
+    process = start("programs/killed_fit.py", when, folder)
     _, error = process.communicate(timeout=200)
     assert process.returncode == -signal.SIGKILL, error[-3000:]
 

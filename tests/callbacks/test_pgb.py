@@ -11,18 +11,18 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from helpers.own import OwnModule, make_loader, shapes
+from helpers.tiny import MODEL_TYPES, classifier
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from own import OwnModule, make_loader, shapes
-from tiny import MODEL_TYPES, classifier
 from torch import Tensor, nn
 
 from pgb_lightning import follow_state_dict
-from pgb_lightning.architectures import find_encoder
 from pgb_lightning.callbacks import PGBCallback
 from pgb_lightning.cost import encoder_cost
-from pgb_lightning.surgery import is_grouped
+from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.surgery.checks import is_pruned
 
 MakeTrainer = Callable[..., L.Trainer]
 
@@ -89,22 +89,22 @@ def test_a_user_s_module_needs_no_change_to_resume(trainer: MakeTrainer, tmp_pat
     assert checkpoint["callbacks"]["PGBCallback"]["plan"]["model_type"] == "bert"
     resumed = NeverCalibrate()
     trainer(PGBCallback(), max_epochs=2).fit(resumed, make_loader(), ckpt_path=path)
-    assert is_grouped(find_encoder(resumed))
+    assert is_pruned(find_encoder(resumed))
     assert torch.equal(predictions(trainer(PGBCallback()), OwnModule(), ckpt_path=path), predictions(trainer(), module))
 
 
 def test_pruning_comes_after_setup_and_before_the_optimizer(trainer: MakeTrainer) -> None:
     class Ordered(OwnModule):
         def setup(self, stage: str) -> None:
-            assert not is_grouped(find_encoder(self))
+            assert not is_pruned(find_encoder(self))
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            assert is_grouped(find_encoder(self))
+            assert is_pruned(find_encoder(self))
             return super().configure_optimizers()
 
     module = Ordered()
     trainer(PGBCallback()).fit(module, make_loader())
-    assert is_grouped(find_encoder(module))
+    assert is_pruned(find_encoder(module))
 
 
 def test_a_second_fit_goes_on_with_the_pruned_model(trainer: MakeTrainer) -> None:
@@ -121,14 +121,14 @@ def test_the_same_callback_prunes_another_module_anew(trainer: MakeTrainer) -> N
     for seed in (0, 1):
         module = OwnModule(seed=seed)
         trainer(pgb).fit(module, make_loader())
-        assert is_grouped(find_encoder(module))
+        assert is_pruned(find_encoder(module))
 
 
 def test_validate_and_predict_prune_nothing(trainer: MakeTrainer) -> None:
     module = OwnModule()
     trainer(PGBCallback()).validate(module, make_loader(16))
     predictions(trainer(PGBCallback()), module)
-    assert not is_grouped(find_encoder(module))
+    assert not is_pruned(find_encoder(module))
 
 
 def test_a_module_that_builds_itself_in_configure_model(trainer: MakeTrainer) -> None:
@@ -143,7 +143,7 @@ def test_a_module_that_builds_itself_in_configure_model(trainer: MakeTrainer) ->
 
     module = Late()
     trainer(PGBCallback()).fit(module, make_loader())
-    assert is_grouped(find_encoder(module))
+    assert is_pruned(find_encoder(module))
 
 
 def test_one_encoder_of_two_is_named(trainer: MakeTrainer) -> None:
@@ -159,8 +159,8 @@ def test_one_encoder_of_two_is_named(trainer: MakeTrainer) -> None:
         trainer(PGBCallback()).fit(Two(), make_loader())
     module = Two()
     trainer(PGBCallback(encoder="net.bert")).fit(module, make_loader())
-    assert is_grouped(find_encoder(module, "net"))
-    assert not is_grouped(find_encoder(module, "teacher"))
+    assert is_pruned(find_encoder(module, "net"))
+    assert not is_pruned(find_encoder(module, "teacher"))
 
 
 def test_what_was_achieved_is_said_and_logged(
@@ -265,12 +265,12 @@ def test_a_poisoned_batch_is_named_and_the_module_left_whole(trainer: MakeTraine
     module = Poisoned()
     with pytest.raises(MisconfigurationException, match="calibration batch 2: the loss is nan"):
         trainer(PGBCallback()).fit(module, make_loader())
-    assert not is_grouped(find_encoder(module))
+    assert not is_pruned(find_encoder(module))
     assert module.steps == 0
     # The trainer's strategy is as it was: a later fit without the callback trains the dense module.
     fixed = trainer()
     fixed.fit(module, make_loader())
-    assert not is_grouped(find_encoder(module))
+    assert not is_pruned(find_encoder(module))
 
 
 def test_a_module_that_builds_itself_in_setup(trainer: MakeTrainer) -> None:
@@ -284,7 +284,7 @@ def test_a_module_that_builds_itself_in_setup(trainer: MakeTrainer) -> None:
 
     module = Late()
     trainer(PGBCallback()).fit(module, make_loader())
-    assert is_grouped(find_encoder(module))
+    assert is_pruned(find_encoder(module))
 
 
 @pytest.mark.parametrize("pruning_first", [True, False])
@@ -296,7 +296,7 @@ def test_weight_averaging_is_refused_and_works_in_a_fit_of_its_own(trainer: Make
         trainer(*(callbacks if pruning_first else reversed(callbacks))).fit(OwnModule(), datamodule=NoData())
     module = OwnModule()
     trainer(PGBCallback(), max_epochs=0).fit(module, make_loader())
-    assert is_grouped(find_encoder(module))
+    assert is_pruned(find_encoder(module))
     trainer(EMAWeightAveraging()).fit(module, make_loader())
 
 
@@ -307,7 +307,7 @@ def test_a_fit_that_failed_leaves_the_strategy_as_it_was(trainer: MakeTrainer, t
     assert not {"setup", "load_checkpoint", "load_model_state_dict"} & vars(failing.strategy).keys()
     failing.callbacks = []  # type: ignore[attr-defined]
     failing.fit(module, make_loader())
-    assert not is_grouped(find_encoder(module))
+    assert not is_pruned(find_encoder(module))
 
 
 def test_an_optimizer_from_before_the_pruning_is_refused(trainer: MakeTrainer) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from helpers.own import OwnModule, make_loader
+from helpers.processes import run
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from own import OwnModule, make_loader
-from processes import run
 
 from pgb_lightning import PruningPlan
 from pgb_lightning.callbacks import PGBCallback, PGBReport
@@ -235,7 +235,7 @@ def test_a_report_of_nothing_is_refused(trainer: MakeTrainer) -> None:
 
 
 def test_on_two_processes_rank_zero_writes_one_report(trainer: MakeTrainer, tmp_path: Path) -> None:
-    run("ddp_report.py", tmp_path)
+    run("programs/ddp_report.py", tmp_path)
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("index.html"))
     assert files == ["report/index.html"]
     facts = [Facts.from_dict(json.loads((tmp_path / f"facts{rank}.json").read_text())) for rank in range(2)]

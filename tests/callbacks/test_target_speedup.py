@@ -9,13 +9,13 @@ from typing import Any
 
 import lightning as L
 import pytest
+from helpers.own import OwnModule, make_loader
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from own import OwnModule, make_loader
 
-from pgb_lightning import speedup
 from pgb_lightning.callbacks import PGBCallback, pgb
-from pgb_lightning.latency_table import LatencyTable
+from pgb_lightning.search import speedup
+from pgb_lightning.search.latency_table import LatencyTable
 
 MakeTrainer = Callable[..., L.Trainer]
 

@@ -10,11 +10,11 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from fakes import quiet_trainer
+from helpers.fakes import quiet_trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
-from pgb_lightning.callbacks.samples import share_of_rank
+from pgb_lightning.callbacks.pruning.calibration_data import share_of_rank
 from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.datamodules.sampling import LengthGroupedSampler, calibration_rows
 from pgb_lightning.modules import TextClassification

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from datasets import Dataset
+from helpers.processes import run
 
 from pgb_lightning.datamodules import GLUEDataModule
-
-SCRIPT = Path(__file__).with_name("ddp_lengths.py")
 
 
 def test_two_processes_share_the_groups(
@@ -22,10 +18,7 @@ def test_two_processes_share_the_groups(
     model, folder = str(tiny_model_folder("bert")), str(glue_folder("sst2"))
     data = GLUEDataModule("sst2", model, folder, max_length=32)
     assert isinstance(data.split("train"), Dataset)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(SCRIPT), model, folder, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run("programs/ddp_lengths.py", model, folder, tmp_path)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first[0] != first[1]
     for one, other in zip(first, second, strict=True):  # an epoch of each

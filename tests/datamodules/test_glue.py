@@ -7,11 +7,11 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from fakes import glue_rows
+from helpers.fakes import glue_rows
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pgb_lightning.datamodules import GLUEDataModule, files
-from pgb_lightning.tasks import TASKS, get_task
+from pgb_lightning.glue_tasks import TASKS, get_task
 
 REAL = Path(os.environ.get("PGB_DATA_DIR", "no such folder")) / "glue"
 

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from fakes import squad_folder, squad_rows
+from helpers.fakes import squad_folder, squad_rows
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from pgb_lightning.datamodules import SQuADDataModule, files

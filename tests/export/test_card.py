@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny import batches, classifier, pruned
+from helpers.tiny import batches, classifier, pruned
 
 from pgb_lightning import PruningConfig, prune
-from pgb_lightning.architectures import find_encoder
 from pgb_lightning.cost import encoder_cost
+from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export import CardFacts, to_exported
 from pgb_lightning.export.card import make_card
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, pipeline
 
-from pgb_lightning.architectures import find_encoder
-from pgb_lightning.cli import main
+from pgb_lightning.cli.main import main
+from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export import command
 from pgb_lightning.modules import TextClassification
-from pgb_lightning.surgery import is_grouped
+from pgb_lightning.surgery.checks import is_pruned
 
 
 def test_a_hugging_face_folder_is_the_default(pruned_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_a_hugging_face_folder_is_the_default(pruned_checkpoint: Callable[..., P
 def test_an_exported_model_is_fine_tuned_again(pruned_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     main(["export", "--ckpt_path", str(pruned_checkpoint()), "--output_dir", str(tmp_path / "out")])
     module = TextClassification(str(tmp_path / "out"), task="sst2")
-    assert is_grouped(find_encoder(module))
+    assert is_pruned(find_encoder(module))
     hparams = dict(module.hparams)
     again = TextClassification(**hparams)
     again.load_state_dict(module.state_dict())
@@ -52,7 +52,7 @@ def test_a_dense_twin(pruned_checkpoint: Callable[..., Path], tmp_path: Path) ->
     )
     loaded = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out")
     assert loaded.config.model_type == "bert"
-    assert not is_grouped(find_encoder(loaded))
+    assert not is_pruned(find_encoder(loaded))
 
 
 def test_int8(pruned_checkpoint: Callable[..., Path], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny import MODEL_TYPES, RATIOS, batches, classifier, logits, pruned
+from helpers.tiny import MODEL_TYPES, RATIOS, batches, classifier, logits, pruned
 from transformers import (
     AutoConfig,
     AutoModelForQuestionAnswering,
@@ -23,11 +23,11 @@ from transformers import (
 )
 
 from pgb_lightning import PruningConfig, dense_twin, prune
-from pgb_lightning.architectures import find_encoder
 from pgb_lightning.cost import encoder_cost
+from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export import export_dense, export_huggingface, to_exported
 from pgb_lightning.export.huggingface import check_folder
-from pgb_lightning.surgery import is_grouped, matches
+from pgb_lightning.surgery.checks import is_pruned, matches
 
 
 def reader(model_type: str) -> PreTrainedModel:
@@ -144,7 +144,7 @@ def test_a_loaded_model_is_saved_counted_made_dense_and_exported_again(model_typ
     assert find_encoder(loaded).model_type == model_type
     twin = dense_twin(loaded)
     assert twin.config.model_type == model_type
-    assert not is_grouped(find_encoder(twin))
+    assert not is_pruned(find_encoder(twin))
     torch.testing.assert_close(logits(twin), logits(model))
 
 

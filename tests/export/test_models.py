@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiny import classifier, logits, pruned
 from safetensors.torch import load_file, save_file
-from tiny import classifier, logits, pruned
 from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, BertModel
 
-from pgb_lightning.architectures import ARCHITECTURES
+from pgb_lightning.encoders.families import FAMILIES
 from pgb_lightning.export import export_huggingface, models, to_exported
 from pgb_lightning.export.models import auto_class, exported_class
-from pgb_lightning.rebuild import StructureError
+from pgb_lightning.surgery.from_state_dict import StructureError
 
 KEY = "bert.encoder.layer.0.intermediate.dense"
 
@@ -43,7 +43,7 @@ def edit_weights(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> N
 
 
 def test_every_mapped_family_has_its_types() -> None:
-    for model_type in ARCHITECTURES:
+    for model_type in FAMILIES:
         [config] = [
             value
             for value in vars(models).values()

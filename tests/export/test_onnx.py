@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiny import MODEL_TYPES, batches, pruned
 from test_huggingface import reader
-from tiny import MODEL_TYPES, batches, pruned
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from pgb_lightning.architectures import find_encoder
+from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export import export_huggingface, export_onnx, onnx
 from pgb_lightning.export.onnx import MODEL_FILE, QUANTIZED_FILE
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import MODEL_TYPES, RATIOS, logits, pruned
+from helpers.tiny import MODEL_TYPES, RATIOS, logits, pruned
 from torch import Tensor
 
-from pgb_lightning.architectures import find_encoder
+from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.onnx_layers import ChannelLinear, use_channel_layers
-from pgb_lightning.linear import GroupedLinear
+from pgb_lightning.layers.linear import GroupedLinear
 
 
 def layer(inputs: int, outputs: int, *blocks: int, bias: bool = True) -> GroupedLinear:

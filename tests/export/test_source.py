@@ -9,13 +9,13 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from fakes import quiet_trainer
+from helpers.fakes import quiet_trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from pgb_lightning.architectures import find_encoder
+from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.source import read_source
 from pgb_lightning.modules import QuestionAnswering, TextClassification
-from pgb_lightning.surgery import is_grouped, matches
+from pgb_lightning.surgery.checks import is_pruned, matches
 
 
 def test_a_classifier_s_checkpoint(pruned_checkpoint: Callable[..., Path]) -> None:
@@ -23,7 +23,7 @@ def test_a_classifier_s_checkpoint(pruned_checkpoint: Callable[..., Path]) -> No
     source = read_source(path)
     assert isinstance(source.module, TextClassification)
     assert not source.model.training
-    assert is_grouped(find_encoder(source.model))
+    assert is_pruned(find_encoder(source.model))
     stored = torch.load(path, weights_only=True)["state_dict"]
     assert all(torch.equal(value, stored[f"model.{name}"]) for name, value in source.model.state_dict().items())
     assert source.tokenizer is not None

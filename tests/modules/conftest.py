@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import quiet_trainer
+from helpers.fakes import quiet_trainer
 
 from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.modules import TextClassification

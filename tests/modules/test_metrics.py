@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy import stats
 
+from pgb_lightning.glue_tasks import TASKS, get_task
 from pgb_lightning.modules.metrics import make_metrics
-from pgb_lightning.tasks import TASKS, get_task
 
 # 3 hits, 2 false alarms, 1 miss and 4 right refusals, served in batches of different sizes.
 SAID = [1, 1, 1, 1, 1, 0, 0, 0, 0, 0]

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import quiet_trainer, squad_folder
+from helpers.fakes import quiet_trainer, squad_folder
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from pgb_lightning.architectures import find_encoder
 from pgb_lightning.callbacks import PGBCallback
 from pgb_lightning.datamodules import SQuADDataModule
+from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.modules import QuestionAnswering
 from pgb_lightning.modules.squad_metrics import SquadMetric, best_answers, squad_scores
-from pgb_lightning.surgery import is_grouped
+from pgb_lightning.surgery.checks import is_pruned
 
 Folder = Callable[..., Path]
 MODELS = ("bert", "roberta", "distilbert", "mpnet")
@@ -51,7 +51,7 @@ def test_it_learns_prunes_and_comes_back(
     assert float(fine_tuned.callback_metrics["val_f1"]) > 30  # a random span has a few words of a hundred
     keep, pgb = ModelCheckpoint(tmp_path, "pruned"), PGBCallback(0.3)
     quiet_trainer(callbacks=[pgb, keep], enable_checkpointing=True).fit(module, datamodule=data)
-    assert is_grouped(find_encoder(module))
+    assert is_pruned(find_encoder(module))
     loaded = QuestionAnswering.load_from_checkpoint(tmp_path / "pruned.ckpt", weights_only=True)
     rows = [torch.cat(quiet_trainer().predict(one, datamodule=data)) for one in (module, loaded)]  # type: ignore[arg-type]
     assert torch.equal(rows[0], rows[1])

@@ -10,15 +10,15 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from fakes import quiet_trainer
+from helpers.fakes import quiet_trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from scipy import stats
 from torch import nn
 
 from pgb_lightning.datamodules import GLUEDataModule
+from pgb_lightning.glue_tasks import get_task
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.modules.metrics import make_metrics
-from pgb_lightning.tasks import get_task
 
 Folder = Callable[..., Path]
 

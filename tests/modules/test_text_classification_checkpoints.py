@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from fakes import quiet_trainer
+from helpers.fakes import quiet_trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers import AutoConfig, AutoModelForSequenceClassification
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from tiny import batches, classifier
+from helpers.tiny import batches, classifier
 
-from pgb_lightning.architectures import find_encoder
-from pgb_lightning.calibration import calibrate
+from pgb_lightning.calibration.collect import calibrate
 from pgb_lightning.config import PruningConfig
+from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.pruning import carry_out, make_plan
 from pgb_lightning.report import Facts, Latency, PruningNotes
-from pgb_lightning.report.speed import count_flops
+from pgb_lightning.report.layer_latency import count_flops
 
 Made = tuple[PruningPlan, Facts]
 

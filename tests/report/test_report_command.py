@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pgb_lightning.cli import main
+from pgb_lightning.cli.main import main
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.report import Facts, render_page
 from pgb_lightning.report.command import run_report

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pgb_lightning.figures import example_importance
-from pgb_lightning.grouping import group
+from pgb_lightning.experiments.method_figures import example_importance
+from pgb_lightning.grouping.permutation import group
 from pgb_lightning.plan import Index, MatrixPlan
 from pgb_lightning.report.maps import Block, blocks_of, importance_map
 

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pgb_lightning.architectures import MATRICES
+from pgb_lightning.encoders.base import MATRICES
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.report import Facts, render_page
 from pgb_lightning.report.summary import split_cut

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pgb_lightning.architectures import MATRICES, SUBLAYERS
 from pgb_lightning.config import PRESETS
+from pgb_lightning.encoders.base import MATRICES, SUBLAYERS
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.report import Facts
 from pgb_lightning.report.summary import block_size, predicted_error, split_cut, summarize

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from tiny import batches, classifier
+from helpers.tiny import batches, classifier
 
 from pgb_lightning import PruningConfig, prune
 from pgb_lightning.config import PRESETS

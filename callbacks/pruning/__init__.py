@@ -1,0 +1,1 @@
+"""What :class:`~pgb_lightning.callbacks.PGBCallback` alone uses."""

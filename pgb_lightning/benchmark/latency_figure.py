@@ -1,0 +1,56 @@
+"""The figure of a benchmark: latency against what was pruned."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from pgb_lightning.plotting import save
+
+SERIES = {
+    "groups": ("#D55E00", "the paper's groups"),
+    "narrow": ("#0072B2", "fewer heads and neurons"),
+    "G =": ("#009E73", "all in one number of groups"),
+    "plan": ("#CC79A7", "the plan"),
+    "checkpoint": ("#000000", "the checkpoint"),
+}
+"""By how names begin: hues that people tell apart whatever their colour vision (Okabe and Ito), and words."""
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Draw latency against the share of the encoder's weights that is left, one panel a batch.
+
+    Each series starts at the dense model. The dashed line is what would be saved if time fell with the weights.
+
+    Args:
+        results: What :func:`pgb_lightning.benchmark.run` found.
+        path: Where the SVG goes; nothing is drawn without matplotlib, but a warning says so.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        warnings.warn("no figure was drawn: install matplotlib (pip install 'pgb-lightning[figures]').", stacklevel=2)
+        return
+    rows = results["latency"]
+    figure = Figure(figsize=(3.4 * len(rows), 3.4), layout="constrained")
+    for axes, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
+        dense = row["eager"]["dense"]["median"]
+        axes.plot([0, 1], [1, 0], "--", color="#5A5A5A", linewidth=1, label="as much as weights")
+        axes.axhline(1, color="#5A5A5A", linewidth=0.6)
+        for series, (hue, label) in SERIES.items():
+            names = ["dense", *(name for name in row["eager"] if name.startswith(series))]
+            if len(names) == 1:
+                continue
+            points = sorted((1 - results["models"][name]["kept"], name) for name in names)
+            found = [row["eager"][name] for _, name in points]
+            middle = [each["median"] / dense for each in found]
+            spread = [[(each["median"] - each["low"]) / dense for each in found]]
+            spread.append([(each["high"] - each["median"]) / dense for each in found])
+            axes.errorbar([x for x, _ in points], middle, spread, marker="o", capsize=2, color=hue, label=label)
+        axes.set_title(f"batch {row['batch_size']} x {row['length']} tokens", fontsize=10)
+        axes.set_xlabel("share of encoder weights removed")
+        axes.set_ylim(0, None)
+    figure.axes[0].set_ylabel("latency, of the dense model's")
+    figure.axes[0].legend(fontsize=8)
+    save(figure, path)

@@ -1,0 +1,18 @@
+"""One pass over the calibration samples: importance, moments, and the first layer's inputs."""
+
+from pgb_lightning.calibration.collect import Calibration, LayerInput, Loss, SecondMoments, calibrate
+from pgb_lightning.calibration.importance import second_order_importance
+from pgb_lightning.calibration.moments import AllReduce, Covariance, LeastSquares, Moments
+
+__all__ = [
+    "AllReduce",
+    "Calibration",
+    "Covariance",
+    "LayerInput",
+    "LeastSquares",
+    "Loss",
+    "Moments",
+    "SecondMoments",
+    "calibrate",
+    "second_order_importance",
+]

@@ -1,0 +1,11 @@
+"""Weight compensation by least squares (Eq. 4)."""
+
+from pgb_lightning.compensation.errors import FitErrors
+from pgb_lightning.compensation.fit import compensate
+from pgb_lightning.compensation.ridge import choose_ridge
+
+__all__ = [
+    "FitErrors",
+    "choose_ridge",
+    "compensate",
+]

@@ -1,0 +1,22 @@
+"""How transformers encoders are built, one family a file."""
+
+from pgb_lightning.encoders.base import EXPENDABLE, EXPORTED, MATRICES, SUBLAYERS, Encoder, Family, Sublayer, join_path
+from pgb_lightning.encoders.families import FAMILIES, register
+from pgb_lightning.encoders.find import find_encoder, find_encoders
+from pgb_lightning.encoders.fingerprint import fingerprint
+
+__all__ = [
+    "EXPENDABLE",
+    "EXPORTED",
+    "FAMILIES",
+    "MATRICES",
+    "SUBLAYERS",
+    "Encoder",
+    "Family",
+    "Sublayer",
+    "find_encoder",
+    "find_encoders",
+    "fingerprint",
+    "join_path",
+    "register",
+]

@@ -1,0 +1,34 @@
+"""BERT, and the models built like it: RoBERTa, XLM-RoBERTa, CamemBERT and ELECTRA."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pgb_lightning.encoders.base import Family
+
+
+def _bert_attend(_: PreTrainedModel, layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    return layer.attention(hidden, attention_mask=mask)[0]  # type: ignore[no-any-return, operator]
+
+
+def _bert_feed(layer: nn.Module, hidden: Tensor) -> Tensor:
+    return layer.feed_forward_chunk(hidden)  # type: ignore[no-any-return, operator]
+
+
+BERT = Family(
+    layers="encoder.layer",
+    paths={
+        "Q": "attention.self.query",
+        "K": "attention.self.key",
+        "V": "attention.self.value",
+        "O": "attention.output.dense",
+        "W1": "intermediate.dense",
+        "W2": "output.dense",
+    },
+    cores={"attention": "attention.self", "ffn": "intermediate"},
+    attend=_bert_attend,
+    feed=_bert_feed,
+    tokenwise=("", "feed_forward_chunk"),
+    num_neurons="intermediate_size",
+)

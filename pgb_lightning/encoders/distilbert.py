@@ -1,0 +1,35 @@
+"""DistilBERT: attention and feed-forward network are modules of their own, without LayerNorm inside."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pgb_lightning.encoders.base import Family
+
+
+def _distilbert_attend(_: PreTrainedModel, layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    context = layer.attention(hidden, attention_mask=mask)[0]  # type: ignore[operator]
+    return layer.sa_layer_norm(context + hidden)  # type: ignore[no-any-return, operator]
+
+
+def _distilbert_feed(layer: nn.Module, hidden: Tensor) -> Tensor:
+    return layer.output_layer_norm(layer.ffn(hidden) + hidden)  # type: ignore[no-any-return, operator]
+
+
+DISTILBERT = Family(
+    layers="transformer.layer",
+    paths={
+        "Q": "attention.q_lin",
+        "K": "attention.k_lin",
+        "V": "attention.v_lin",
+        "O": "attention.out_lin",
+        "W1": "ffn.lin1",
+        "W2": "ffn.lin2",
+    },
+    cores={"attention": "attention", "ffn": "ffn"},
+    attend=_distilbert_attend,
+    feed=_distilbert_feed,
+    tokenwise=("ffn", "ff_chunk"),
+    num_neurons="hidden_dim",
+)

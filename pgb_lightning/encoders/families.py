@@ -1,0 +1,36 @@
+"""The encoder families that can be pruned, by transformers ``model_type``."""
+
+from __future__ import annotations
+
+from pgb_lightning.encoders.base import Family
+from pgb_lightning.encoders.bert import BERT
+from pgb_lightning.encoders.distilbert import DISTILBERT
+from pgb_lightning.encoders.mpnet import MPNET
+
+FAMILIES: dict[str, Family] = {
+    "bert": BERT,
+    "roberta": BERT,
+    "xlm-roberta": BERT,
+    "camembert": BERT,
+    "electra": BERT,
+    "distilbert": DISTILBERT,
+    "mpnet": MPNET,
+}
+
+
+def register(model_type: str, family: Family) -> None:
+    """Let encoders of another transformers ``model_type`` be pruned.
+
+    Args:
+        model_type: The configuration's ``model_type``, such as ``"bert"``.
+        family: How its layers are built.
+
+    Raises:
+        ValueError: The type is registered already, with another family.
+
+    Example:
+        >>> register("bert", BERT)
+    """
+    known = FAMILIES.setdefault(model_type, family)
+    if known is not family:
+        raise ValueError(f"model_type={model_type!r} is registered already; unregister it from FAMILIES first.")

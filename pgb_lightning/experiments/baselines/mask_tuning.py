@@ -1,0 +1,104 @@
+"""Scale the heads and neurons that are left so that each sublayer gives what the dense model's gave."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from pgb_lightning.calibration.collect import LayerInput
+from pgb_lightning.compensation.fit import Stream, captured
+from pgb_lightning.encoders.base import SUBLAYERS, Encoder, Sublayer
+from pgb_lightning.layers.linear import GroupedLinear
+from pgb_lightning.plan import PruningPlan
+from pgb_lightning.surgery.apply import prune_sublayer
+
+#: Pull of the masks towards 1, as a share of the mean diagonal.
+RIDGE = 0.01
+#: Masks beyond this tell of a problem without a stable solution; the sublayer keeps its masks of 1 then.
+LARGEST = 10.0
+
+
+@torch.no_grad()
+def tune_masks(encoder: Encoder, plan: PruningPlan, inputs: list[LayerInput]) -> None:
+    """Carry out a plan sublayer by sublayer, and tune what is left of each to the dense model.
+
+    A sublayer's output is compared with its residual, before the LayerNorm, so that what earlier sublayers lost counts
+    as well. The masks are multiplied into the closing matrix.
+
+    Args:
+        encoder: The dense encoder, in eval mode; it is pruned in place.
+        plan: Which heads and neurons are kept.
+        inputs: The first layer's inputs on the calibration samples.
+    """
+    streams = [Stream(given, encoder.model.device) for given in inputs]
+    for layer in range(plan.num_layers):
+        original = copy.deepcopy(encoder.layers[layer])
+        for sublayer, kinds in SUBLAYERS.items():
+            prune_sublayer(encoder, layer, sublayer, [plan.matrix(layer, kind) for kind in kinds])
+            _tune(encoder, original, layer, sublayer, streams)
+            for stream in streams:
+                stream.pruned = stream.run(encoder, encoder.layers[layer], sublayer, stream.pruned)
+
+
+def _tune(encoder: Encoder, original: nn.Module, layer: int, sublayer: Sublayer, streams: list[Stream]) -> None:
+    """Move the dense stream past a sublayer, and tune the pruned one to it."""
+    closing = encoder.matrix(layer, SUBLAYERS[sublayer][-1])
+    dense = original.get_submodule(encoder.family.paths[SUBLAYERS[sublayer][-1]])
+    rows, weight = _weights_left(closing)
+    power: Tensor | float = 0.0
+    cross: Tensor | float = 0.0
+    for stream in streams:
+        before = stream.dense
+        with captured(dense) as calls:
+            stream.dense = stream.run(encoder, original, sublayer, before)
+        target = stream.real(calls[0][1] + before.to(stream.device) - stream.pruned.to(stream.device))
+        if weight is not None:
+            with captured(closing) as calls:
+                stream.run(encoder, encoder.layers[layer], sublayer, stream.pruned)
+            read, given = (stream.real(part) for part in calls[0])
+            read = read if rows is None else read[:, rows]
+            power = power + (read.T @ read).double()
+            cross = cross + (read.T @ (target - given)).double()
+    if isinstance(power, Tensor) and isinstance(cross, Tensor) and weight is not None:
+        unit = encoder.head_size if sublayer == "attention" else 1
+        masks = solve_masks(power, cross, weight.double(), unit)
+        if masks.abs().max() <= LARGEST:
+            weight.mul_(masks.repeat_interleave(unit).unsqueeze(1).to(weight))
+
+
+def _weights_left(closing: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """Return which inputs a closing matrix reads, ``None`` for all, and its weights (M, N) as a view, if any are left.
+
+    Where the model needs all heads, those left are the one block of a grouped layer.
+    """
+    if isinstance(closing, GroupedLinear):
+        return closing.input_index[0].long(), closing.weight[0]
+    return None, closing.weight.T if isinstance(closing, nn.Linear) else None
+
+
+def solve_masks(power: Tensor, missing: Tensor, weight: Tensor, unit: int, ridge: float = RIDGE) -> Tensor:
+    """Find the masks m that make Σ over units of m_u x_u W_u nearest to a target.
+
+    Args:
+        power: XᵀX of the closing matrix's inputs, (M, M).
+        missing: Xᵀ(target - X W), (M, N).
+        weight: W, (M, N).
+        unit: Neighbouring inputs that share a mask.
+        ridge: Pull towards 1, as a share of the mean diagonal.
+
+    Returns:
+        The masks, one a unit.
+
+    Example:
+        >>> x, w = torch.eye(2, dtype=torch.double), torch.eye(2, dtype=torch.double)
+        >>> solve_masks(x.T @ x, x.T @ (3 * x @ w - x @ w), w, unit=1, ridge=1e-9).round(decimals=6).tolist()
+        [3.0, 3.0]
+    """
+    units = len(weight) // unit
+    system = (power * (weight @ weight.T)).view(units, unit, units, unit).sum((1, 3))
+    right = (missing * weight).sum(1).view(units, unit).sum(1)
+    damping = (ridge * system.diagonal().mean()).clamp_min(1e-30)
+    change: Tensor = torch.linalg.solve(system + damping * torch.eye(units).to(system), right)
+    return 1 + change

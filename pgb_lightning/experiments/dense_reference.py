@@ -1,0 +1,178 @@
+"""A fine-tuned model with its calibration and its validation set: what pruned versions are measured against."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from pgb_lightning.calibration.collect import Calibration, calibrate
+from pgb_lightning.checkpoints import load_checkpoint
+from pgb_lightning.config import PruningConfig
+from pgb_lightning.datamodules import GLUEDataModule
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.experiments.baselines import Calibrated, make_permanent
+from pgb_lightning.experiments.trainer import make_trainer
+from pgb_lightning.glue_tasks import get_task
+from pgb_lightning.modules import TextClassification
+from pgb_lightning.modules.metrics import make_metrics
+from pgb_lightning.plan import PruningPlan
+from pgb_lightning.pruning import carry_out
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model does on the validation set.
+
+    Args:
+        score: The task's first metric, in percent.
+        loss: Mean loss.
+        divergence: Mean Kullback-Leibler divergence from the dense model's predictions (for regression, half the
+            mean squared difference).
+    """
+
+    score: float
+    loss: float
+    divergence: float
+
+
+def find_tokenizer(ckpt_path: str) -> str:
+    """Return where the model of a checkpoint came from, and so its tokenizer."""
+    return str(load_checkpoint(ckpt_path)["hyper_parameters"]["model_name_or_path"])
+
+
+@dataclass(frozen=True)
+class DenseReference:
+    """A dense model, ready to be pruned again and again from one calibration.
+
+    Args:
+        task: The GLUE task.
+        module: The dense module, in eval mode.
+        statistics: Of its encoder, moments included.
+        baselines: The model with the same calibration batches, for other people's methods.
+        data: Where all batches come from.
+        batches: The validation set.
+        logits: The dense model's, batch by batch.
+    """
+
+    task: str
+    module: TextClassification
+    statistics: Calibration
+    baselines: Calibrated
+    data: GLUEDataModule
+    batches: list[Batch]
+    logits: list[Tensor]
+
+    @classmethod
+    def load(
+        cls,
+        task: str,
+        ckpt_path: str,
+        data_dir: str | None,
+        model_name_or_path: str | None,
+        max_train_samples: int | None,
+        calibration_size: int | None,
+        seed: int,
+        data_options: dict[str, Any] | None = None,
+    ) -> DenseReference:
+        """Read a checkpoint and calibrate it.
+
+        Args:
+            task: A GLUE task.
+            ckpt_path: Lightning checkpoint of a dense :class:`TextClassification`.
+            data_dir: Local parquet folder; the Hub if not given.
+            model_name_or_path: Where the tokenizer comes from; from where the model came if not given.
+            max_train_samples: Training rows that the calibration rows are drawn from, and that are trained on; all if
+                not given.
+            calibration_size: Calibration rows; 2,048 if not given.
+            seed: Draws them.
+            data_options: Further settings of the data module.
+
+        Raises:
+            ValueError: The model was fine-tuned for another task.
+        """
+        module = TextClassification.load_from_checkpoint(ckpt_path, map_location="cpu").eval()
+        if module.task is not None and module.task.name != task:
+            raise ValueError(
+                f"task={task!r} is not what ckpt_path={ckpt_path!r} was fine-tuned for, which is {module.task.name!r}."
+            )
+        data = GLUEDataModule(
+            *(task, model_name_or_path or module.hparams["model_name_or_path"], data_dir),
+            max_train_samples=max_train_samples,
+            calibration_size=calibration_size,
+            seed=seed,
+            **(data_options or {}),
+        )
+        data.prepare_data()
+        data.setup("fit")
+        max_tokens = PruningConfig().compensation_tokens
+        calibration = list(data.calibration_dataloader())
+        statistics = calibrate(
+            find_encoder(module),
+            calibration,
+            lambda batch: module.model(**batch).loss,
+            max_tokens=max_tokens,
+            moments=True,
+        )
+        loaders = data.val_dataloader()
+        batches = list(loaders[0] if isinstance(loaders, list) else loaders)
+        with torch.inference_mode():
+            logits = [module.model(**batch).logits for batch in batches]
+        return cls(task, module, statistics, Calibrated(module.model, calibration), data, batches, logits)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The dense encoder."""
+        return find_encoder(self.module)
+
+    def pruned(self, plan: PruningPlan, config: PruningConfig) -> TextClassification:
+        """Carry out a plan on a copy of the dense module."""
+        module = copy.deepcopy(self.module)
+        carry_out(find_encoder(module), plan, self.statistics, config)
+        return module
+
+    def refinetune(self, module: TextClassification, epochs: int, learning_rate: float) -> None:
+        """Train a pruned module in place, as the experiment does; its masks hold, and end as zeros in the weights.
+
+        Args:
+            module: What is left of the dense module.
+            epochs: Over the training rows.
+            learning_rate: Where the warm-up ends.
+        """
+        module.learning_rate = learning_rate
+        L.seed_everything(self.data.seed)
+        # on the CPU, where all that is measured is measured
+        trainer = make_trainer(epochs, accelerator="cpu", enable_progress_bar=False, limit_val_batches=0)
+        trainer.fit(module.train(), datamodule=self.data)
+        make_permanent(module.eval())
+
+    @torch.inference_mode()
+    def measure(self, module: TextClassification) -> Measured:
+        """Measure a module on the validation set."""
+        task = get_task(self.task)
+        metrics: MetricCollection = make_metrics(task, task.num_labels)
+        losses, divergences = [], []
+        for batch, dense in zip(self.batches, self.logits, strict=True):
+            output = module.model(**batch)
+            predicted = output.logits.squeeze(-1) if task.is_regression else output.logits.argmax(-1)
+            metrics.update(predicted, batch["labels"])
+            losses.append(float(output.loss) * len(dense))
+            divergences.append(float(_divergence(output.logits, dense, task.is_regression)))
+        rows = sum(map(len, self.logits))
+        score = 100 * float(metrics.compute()[task.metrics[0]])
+        return Measured(score, sum(losses) / rows, sum(divergences) / rows)
+
+
+def _divergence(logits: Tensor, dense: Tensor, is_regression: bool) -> Tensor:
+    """Return the sum over rows of the divergence from the dense predictions."""
+    if is_regression:
+        return (logits - dense).square().sum() / 2
+    return nn.functional.kl_div(logits.log_softmax(-1), dense.log_softmax(-1), reduction="sum", log_target=True)

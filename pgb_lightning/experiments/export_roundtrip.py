@@ -1,0 +1,234 @@
+"""Take a pruned checkpoint through every format and back, and measure what is lost, how large and how fast each is.
+
+Run as ``python -m pgb_lightning.experiments.export_roundtrip --ckpt_path best.ckpt``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import auto_cli
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pgb_lightning.datamodules import GLUEDataModule
+from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.export.huggingface import export_dense, export_huggingface
+from pgb_lightning.export.models import auto_class
+from pgb_lightning.export.onnx import export_onnx, output_names, require_onnx
+from pgb_lightning.export.source import Source, read_source
+from pgb_lightning.latency import compare_latency
+from pgb_lightning.modules import TextClassification
+from pgb_lightning.modules.metrics import make_metrics
+
+Batch = Mapping[str, Tensor]
+Run = Callable[[Batch], list[Tensor]]
+
+#: Sequences and tokens of the batches on which outputs are compared; what is longer than the model takes is cut.
+SHAPES = ((1, 1), (1, 7), (3, 32), (8, 128), (2, 300))
+
+#: Names of what is timed begin with these; the other formats run the same code as "PyTorch, pruned".
+TIMED = ("PyTorch", "ONNX")
+
+
+def run(
+    ckpt_path: str,
+    report: str | None = None,
+    data_dir: str | None = None,
+    batch_sizes: list[int] | None = None,
+    length: int = 128,
+    repeats: int = 7,
+    compiled: bool = False,
+) -> dict[str, dict[str, float]]:
+    """Export a checkpoint to every format, load each, and compare.
+
+    Args:
+        ckpt_path: A checkpoint of TextClassification or QuestionAnswering that was pruned.
+        report: A JSON file to leave the figures in.
+        data_dir: A folder with the validation set of the checkpoint's GLUE task, to score every format on.
+        batch_sizes: Sequences of the batches that are timed; 1 and 32 by default.
+        length: Tokens of each of them.
+        repeats: Rounds of timing.
+        compiled: Whether to run the pruned model and its dense twin under ``torch.compile`` too, which takes minutes.
+
+    Returns:
+        By format: the largest difference of any output from the checkpoint's, megabytes of the weights' file,
+        milliseconds a batch, scores.
+
+    Raises:
+        MisconfigurationException: A setting cannot work, or the packages of the extra "onnx" are missing.
+    """
+    try:
+        require_onnx()
+    except ModuleNotFoundError as error:
+        raise MisconfigurationException(str(error)) from None
+    source = read_source(ckpt_path)
+    limit = find_encoder(source.model).max_length
+    if not 1 <= length <= limit:
+        raise MisconfigurationException(f"length={length} is out of range: this model takes 1 to {limit} tokens.")
+    if data_dir is not None and not (isinstance(source.module, TextClassification) and source.module.task):
+        raise MisconfigurationException(f"data_dir={data_dir!r} is for checkpoints of a GLUE task; leave it out.")
+    with tempfile.TemporaryDirectory() as folder:
+        runs, found = _export_all(source, Path(folder), compiled)
+        shapes = [(size, min(tokens, limit)) for size, tokens in SHAPES]
+        for name, difference in differences(runs, [random_batch(source.model, *shape) for shape in shapes]).items():
+            found[name]["largest difference"] = difference
+        for size in [1, 32] if batch_sizes is None else batch_sizes:
+            batch = random_batch(source.model, size, length, padded=False)
+            timed = {name: partial(call, batch) for name, call in runs.items() if name.startswith(TIMED)}
+            for name, seconds in compare_latency(timed, repeats).items():
+                found[name][f"ms, batch {size}"] = 1e3 * seconds
+        if data_dir is not None:
+            for name, scores in _scores(source, runs, data_dir).items():
+                found[name].update(scores)
+    _print(found, f"length {length}, {torch.get_num_threads()} threads")
+    if report is not None:
+        Path(report).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+def _export_all(source: Source, folder: Path, compiled: bool) -> tuple[dict[str, Run], dict[str, dict[str, float]]]:
+    """Write every format, read it back, and return how to run each, with its size."""
+    model, auto = source.model, auto_class(source.model)
+    export_huggingface(model, folder / "huggingface", source.plan, source.tokenizer, source.card)
+    reloaded = auto.from_pretrained(folder / "huggingface")
+    reloaded.save_pretrained(folder / "again")
+    settings = {
+        name: value for name, value in source.module.hparams.items() if name in ("task", "num_labels", "version")
+    }
+    back = type(source.module)(str(folder / "huggingface"), **settings)
+    dense = auto.from_pretrained(export_dense(model, folder / "dense"))
+    models = {
+        "PyTorch, pruned": (model, "huggingface"),
+        "Hugging Face folder": (reloaded, "huggingface"),
+        "the same, saved again": (auto.from_pretrained(folder / "again"), "again"),
+        "back in a LightningModule": (back.eval().model, "huggingface"),
+        "PyTorch, dense twin": (dense, "dense"),
+    }
+    # Copies, in memory of their own: where a file is mapped weights need not be aligned, and products of few rows round
+    # otherwise (by some 1e-9): no loss of the format.
+    runs: dict[str, Run] = {name: torch_run(copy.deepcopy(made)) for name, (made, _) in models.items()}
+    files = {name: folder / where / "model.safetensors" for name, (_, where) in models.items()}
+    for what, exported in (("dense twin", dense), ("pruned", reloaded)):
+        if compiled:
+            name = f"PyTorch compiled, {what}"
+            runs[name], files[name] = torch_run(exported, compiled=True), files[f"PyTorch, {what}"]
+        for kind, quantize in (("ONNX", None), ("ONNX int8", "int8")):
+            name = f"{kind}, {what}"
+            target = export_onnx(exported, folder / name, quantize=quantize)  # type: ignore[arg-type]
+            [files[name]] = target.glob("onnx/*.onnx")
+            runs[name] = onnx_run(files[name])
+    return runs, {name: {"megabytes": files[name].stat().st_size / 1e6} for name in runs}
+
+
+def torch_run(model: PreTrainedModel, compiled: bool = False) -> Run:
+    """Make a function that runs a transformers model on a batch and returns its outputs, without the hidden ones."""
+    names = output_names(model)
+    forward: Callable[..., Any] = torch.compile(model, dynamic=True) if compiled else model
+
+    def call(batch: Batch) -> list[Tensor]:
+        with torch.inference_mode():
+            output = forward(**batch)
+        return [output[name] for name in names]
+
+    return call
+
+
+def onnx_run(path: Path) -> Run:
+    """Make a function that runs an ONNX file on a batch, with as many threads as PyTorch has."""
+    from onnxruntime import InferenceSession, SessionOptions
+
+    options = SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    inputs = [value.name for value in session.get_inputs()]
+
+    def call(batch: Batch) -> list[Tensor]:
+        feed = {
+            name: batch[name].numpy() if name in batch else torch.zeros_like(batch["input_ids"]).numpy()
+            for name in inputs
+        }
+        return [torch.from_numpy(output) for output in session.run(None, feed)]
+
+    return call
+
+
+def random_batch(model: PreTrainedModel, size: int, length: int, padded: bool = True) -> dict[str, Tensor]:
+    """Draw tokens, the same every time; where ``padded``, the rows have different lengths."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, length + 1, (size, 1), generator=generator) if padded else torch.full((size, 1), length)
+    lengths[0] = length
+    mask = (torch.arange(length) < lengths).long()
+    padding = int(model.config.pad_token_id or 0)
+    tokens = torch.randint(padding + 1, int(model.config.vocab_size), (size, length), generator=generator)
+    return {"input_ids": torch.where(mask.bool(), tokens, padding), "attention_mask": mask}
+
+
+def differences(runs: Mapping[str, Run], batches: Iterable[Batch]) -> dict[str, float]:
+    """Return how far any output of any run lies from the first run's, at the real tokens of the batches."""
+    largest = dict.fromkeys(runs, 0.0)
+    for batch in batches:
+        wanted: list[Tensor] = []
+        for name, call in runs.items():
+            outputs = call(batch)
+            wanted = wanted or outputs
+            for output, expected in zip(outputs, wanted, strict=True):
+                gap = (output - expected).abs()
+                if gap.shape[:2] == batch["attention_mask"].shape:  # an output a token
+                    gap = gap[batch["attention_mask"].bool()]
+                largest[name] = max(largest[name], float(gap.max()))
+    return largest
+
+
+def _scores(source: Source, runs: Mapping[str, Run], data_dir: str) -> dict[str, dict[str, float]]:
+    """Score what is timed on the validation set of the checkpoint's task."""
+    module = source.module
+    assert isinstance(module, TextClassification)
+    assert module.task is not None
+    name = module.task.name
+    length = min(128, find_encoder(module.model).max_length)
+    data = GLUEDataModule(name, str(module.hparams["model_name_or_path"]), data_dir, max_length=length)
+    data.prepare_data()
+    data.setup("validate")
+    loaders = data.val_dataloader()
+    batches = list(loaders[0] if isinstance(loaders, list) else loaders)
+    scores = {}
+    for run_name, call in runs.items():
+        if run_name.startswith(TIMED):
+            metrics = make_metrics(module.task, module.num_labels)
+            for batch in batches:
+                [logits] = call({name: value for name, value in batch.items() if name != "labels"})
+                metrics.update(logits.squeeze(-1) if module.num_labels == 1 else logits.argmax(-1), batch["labels"])
+            scores[run_name] = {name: 100 * float(value) for name, value in metrics.compute().items()}
+    return scores
+
+
+def _print(found: Mapping[str, Mapping[str, float]], title: str) -> None:
+    columns = list(dict.fromkeys(name for row in found.values() for name in row))
+    table = Table(title=f"Round trips ({title})")
+    table.add_column("format")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, row in found.items():
+        table.add_row(name, *(_shown(column, row.get(column)) for column in columns))
+    Console(width=120).print(table)
+
+
+def _shown(column: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1e}" if column == "largest difference" and value else f"{value:.1f}"
+
+
+if __name__ == "__main__":
+    auto_cli(run, as_positional=False, prog="python -m pgb_lightning.experiments.export_roundtrip")

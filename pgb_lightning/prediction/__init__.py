@@ -1,0 +1,11 @@
+"""The rise of the loss that pruning causes after compensation, predicted in closed form."""
+
+from pgb_lightning.prediction.elimination import Elimination, block_errors, eliminate
+from pgb_lightning.prediction.quadratic import Quadratic
+
+__all__ = [
+    "Elimination",
+    "Quadratic",
+    "block_errors",
+    "eliminate",
+]

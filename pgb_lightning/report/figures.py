@@ -1,0 +1,120 @@
+"""The figures of a report by matplotlib, for loggers, papers and slides; the page draws its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import TYPE_CHECKING
+
+from pgb_lightning.encoders.base import MATRICES, SUBLAYERS
+from pgb_lightning.plan import PruningPlan
+from pgb_lightning.plotting import HUES, NEUTRAL
+from pgb_lightning.report.facts import Facts
+from pgb_lightning.report.maps import blocks_of
+from pgb_lightning.report.matrix_image import cells_of, palette
+from pgb_lightning.report.summary import sublayer_weights
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = {"attention": HUES[0], "ffn": HUES[1]}
+
+
+def has_matplotlib() -> bool:
+    """Tell whether figures can be drawn."""
+    if "matplotlib" in sys.modules:
+        return sys.modules["matplotlib"] is not None
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def draw_all(plan: PruningPlan, facts: Facts) -> dict[str, Figure]:
+    """Draw all figures, by name.
+
+    Args:
+        plan: The plan.
+        facts: What else is known.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    return {"groups": draw_groups(plan), "kept": draw_kept(plan), "matrices": draw_matrices(plan, facts)}
+
+
+def draw_groups(plan: PruningPlan) -> Figure:
+    """Draw the heat map of group numbers: a row a layer, a column a matrix, darker where more is kept."""
+    figure = _figure(5.2, 0.9 + 0.34 * plan.num_layers)
+    axes = figure.subplots()
+    rows = [[plan.matrix(layer, kind) for kind in MATRICES] for layer in range(plan.num_layers)]
+    shares = [[matrix.kept_share for matrix in row] for row in rows]
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for y, row in enumerate(rows):
+        for x, matrix in enumerate(row):
+            colour = "white" if matrix.kept_share > 0.6 else "black"
+            text = f"{matrix.num_groups} ({matrix.kept_share:.0%})"
+            axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xticks(range(len(MATRICES)), MATRICES)
+    axes.set_yticks(range(plan.num_layers), [str(layer) for layer in range(plan.num_layers)])
+    axes.set_ylabel("layer")
+    axes.set_title("number of groups (share of the weights kept)", fontsize=10)
+    axes.tick_params(length=0)
+    figure.colorbar(image, ax=axes, label="share kept")
+    return figure
+
+
+def draw_kept(plan: PruningPlan) -> Figure:
+    """Draw the weights that each layer keeps of attention and of the feed-forward network, and what it had."""
+    figure = _figure(6.4, 3.2)
+    axes = figure.subplots()
+    layers = range(plan.num_layers)
+    bottom, dense = [0.0] * len(layers), [0.0] * len(layers)
+    for sublayer in SUBLAYERS:
+        counts = [sublayer_weights(plan, layer, sublayer) for layer in layers]
+        kept = [count[0] / 1e6 for count in counts]
+        axes.bar(layers, kept, bottom=bottom, color=COLOURS[sublayer], label=sublayer, width=0.7)
+        bottom = [below + more for below, more in zip(bottom, kept, strict=True)]
+        dense = [before + count[1] / 1e6 for before, count in zip(dense, counts, strict=True)]
+    axes.bar(layers, dense, fill=False, edgecolor=NEUTRAL, linestyle="--", linewidth=0.8, width=0.7, label="dense")
+    axes.set_xticks(layers, [str(layer) for layer in layers])
+    axes.set_xlabel("layer")
+    axes.set_ylabel("weights, millions")
+    axes.set_title(f"weights kept: {plan.kept_parameters:,} of {plan.total_parameters:,}", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return figure
+
+
+def draw_matrices(plan: PruningPlan, facts: Facts) -> Figure:
+    """Draw every matrix in the order of its blocks: importance in grey, in colour what is kept."""
+    figure = _figure(8.4, 0.5 + 1.45 * plan.num_layers)
+    grid = figure.subplots(plan.num_layers, len(MATRICES), squeeze=False)
+    for layer, row in enumerate(grid):
+        for kind, axes in zip(MATRICES, row, strict=True):
+            _draw_matrix(axes, plan, facts, layer, kind)
+        row[0].set_ylabel(f"layer {layer}", fontsize=8)
+    return figure
+
+
+def _draw_matrix(axes: Axes, plan: PruningPlan, facts: Facts, layer: int, kind: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    matrix = plan.matrix(layer, kind)
+    shades = facts.maps.get(f"{layer}.{kind}")
+    if shades:
+        colours = palette()
+        cells = [[colours[place] for place in line] for line in cells_of(matrix, shades)]
+        axes.imshow(cells, extent=(0, 1, 1, 0), interpolation="none", aspect="equal")
+    for number, block in enumerate(blocks_of(matrix)):
+        hue = HUES[number % len(HUES)]
+        corner, size = (block.left, block.top), (block.width, block.height)
+        if not shades:
+            axes.add_patch(Rectangle(corner, *size, facecolor=hue, alpha=0.4))
+        axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=hue, linewidth=1))
+    axes.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect="equal")
+    axes.set_title(f"{kind}: {matrix.num_groups} ({matrix.kept_share:.0%})", fontsize=7, pad=3)
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")

@@ -1,0 +1,18 @@
+"""The search over block shapes: candidates, what they cost, and the choice among them."""
+
+from pgb_lightning.search.candidates import Candidate, CandidateCost, list_candidates
+from pgb_lightning.search.costs import candidate_cost
+from pgb_lightning.search.knapsack import choose
+from pgb_lightning.search.latency_table import LatencyTable, measure_table
+from pgb_lightning.search.speedup import meet_speedup
+
+__all__ = [
+    "Candidate",
+    "CandidateCost",
+    "LatencyTable",
+    "candidate_cost",
+    "choose",
+    "list_candidates",
+    "measure_table",
+    "meet_speedup",
+]

@@ -1,0 +1,41 @@
+"""What a budget counts: parameters, FLOPs, or seconds on the user's device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pgb_lightning.config import PruningConfig
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.search.candidates import Candidate, CandidateCost
+from pgb_lightning.search.latency_table import measure_table
+from pgb_lightning.surgery.folding import fold
+
+
+def candidate_cost(encoder: Encoder, candidates: Sequence[Sequence[Candidate]], config: PruningConfig) -> CandidateCost:
+    """Make the function that says what a candidate costs.
+
+    Args:
+        encoder: The dense encoder; with ``budget="latency"`` its shapes are measured.
+        candidates: Which candidates there are.
+        config: Says what is counted, and at which batch size and length.
+    """
+    if config.budget == "latency":
+        return measure_table(encoder, candidates, config.latency_batch_size, config.latency_length)
+    if config.budget == "flops":
+        return lambda candidate: candidate_flops(candidate, encoder.attention_unit, config.latency_length)
+    return lambda candidate: candidate.parameters
+
+
+def candidate_flops(candidate: Candidate, attention_unit: int, length: int) -> int:
+    """Return the FLOPs of one sequence, a multiply-add counted as two.
+
+    Args:
+        candidate: The candidate.
+        attention_unit: How many features of attention are left out together.
+        length: Tokens of the sequence.
+    """
+    flops = 2 * length * candidate.parameters
+    last = fold(candidate.matrices, candidate.sublayer, attention_unit).matrices.get("O")
+    if last is not None and last.num_groups:
+        flops += 2 * 2 * length**2 * last.rows  # scores Q Kᵀ and their product with V
+    return flops

@@ -1,0 +1,24 @@
+"""Change an encoder's structure: from a plan, a state dict or a record, and back to a dense twin."""
+
+from pgb_lightning.surgery.apply import apply_plan
+from pgb_lightning.surgery.checks import check_dense, check_plan, is_pruned, matches
+from pgb_lightning.surgery.dense_twin import dense_twin, make_dense_model
+from pgb_lightning.surgery.folding import Folded, fold
+from pgb_lightning.surgery.from_state_dict import StructureError, follow_state_dict
+from pgb_lightning.surgery.structure import apply_structure, structure_of
+
+__all__ = [
+    "Folded",
+    "StructureError",
+    "apply_plan",
+    "apply_structure",
+    "check_dense",
+    "check_plan",
+    "dense_twin",
+    "fold",
+    "follow_state_dict",
+    "is_pruned",
+    "make_dense_model",
+    "matches",
+    "structure_of",
+]

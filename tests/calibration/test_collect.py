@@ -1,0 +1,197 @@
+"""The calibration pass: exact Fisher, no trace, and a batch named when something is wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.tiny import MODEL_TYPES, PADDING, batches, classifier
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from pgb_lightning.calibration.collect import calibrate
+from pgb_lightning.encoders.base import SUBLAYERS
+from pgb_lightning.encoders.find import find_encoder
+
+
+def mean_loss(model: PreTrainedModel):
+    return lambda batch: model(**batch).loss
+
+
+def fisher_by_hand(model: PreTrainedModel, data: list[dict[str, Tensor]]) -> dict[tuple[int, str], Tensor]:
+    """Square the gradient of every single sample's loss, the slow way."""
+    linears = dict(find_encoder(model).linears())
+    squares = {key: torch.zeros_like(linear.weight) for key, linear in linears.items()}
+    count = 0
+    for batch in data:
+        for row in range(len(batch["labels"])):
+            loss = model(**{name: value[row : row + 1] for name, value in batch.items()}).loss
+            gradients = torch.autograd.grad(loss, [linear.weight for linear in linears.values()])
+            for key, gradient in zip(linears, gradients, strict=True):
+                squares[key] += gradient**2
+            count += 1
+    return {key: square.T / count for key, square in squares.items()}
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_fisher_is_the_mean_squared_gradient_of_single_samples(model_type: str) -> None:
+    model = classifier(model_type).double()
+    data = [*batches(2, size=3), *batches(1, size=2, seed=9)]  # a smaller last batch counts by its samples
+    statistics = calibrate(find_encoder(model), data, mean_loss(model))
+    assert statistics.num_samples == 8
+    expected = fisher_by_hand(model, data)
+    for key, fisher in statistics.fisher.items():
+        torch.testing.assert_close(fisher, expected[key], rtol=1e-9, atol=1e-15)
+
+
+def test_batch_size_does_not_matter() -> None:
+    model = classifier().double()
+    [whole] = batches(1, size=12)
+    halves = [{name: value[part] for name, value in whole.items()} for part in (slice(0, 5), slice(5, 12))]
+    encoder = find_encoder(model)
+    one = calibrate(encoder, [whole], mean_loss(model)).fisher
+    two = calibrate(encoder, halves, mean_loss(model)).fisher
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-9, atol=1e-15)
+
+
+def test_the_first_layer_s_inputs_are_kept_with_their_real_tokens() -> None:
+    model = classifier()
+    data = batches(2, size=3)
+    statistics = calibrate(find_encoder(model), data, mean_loss(model))
+    for given, batch in zip(statistics.inputs, data, strict=True):
+        length = int(batch["attention_mask"].sum(1).max())
+        assert torch.equal(given.tokens, batch["attention_mask"].bool()[:, :length])
+        torch.testing.assert_close(given.hidden, model.bert.embeddings(batch["input_ids"])[:, :length])
+        assert not given.hidden.requires_grad
+
+
+def test_too_little_memory_is_a_batch_s_problem() -> None:
+    def full(batch: dict[str, Tensor]) -> Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(ValueError, match=r"calibration batch 0 is too large for the device's memory: give smaller"):
+        calibrate(find_encoder(classifier()), batches(2), full)
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_padding_that_all_samples_share_is_not_kept(model_type: str, left: bool) -> None:
+    model = classifier(model_type)
+    encoder, [batch] = find_encoder(model), batches(1, size=3)
+    sides = (9, 0) if left else (0, 9)
+    wide = {name: functional.pad(batch[name], sides, value=PADDING) for name in ("input_ids", "attention_mask")}
+    wide["attention_mask"] = functional.pad(batch["attention_mask"], sides)
+    [given] = calibrate(encoder, [{**wide, "labels": batch["labels"]}], mean_loss(model)).inputs
+    longest = int(batch["attention_mask"].sum(1).max())
+    assert given.hidden.shape[:2] == given.tokens.shape == (3, longest)
+    assert given.hidden.untyped_storage().nbytes() == given.hidden.nbytes
+    with torch.no_grad():
+        expected = encoder.model(**wide).last_hidden_state[wide["attention_mask"].bool()]
+        hidden = given.hidden
+        for layer in encoder.layers:
+            for sublayer in SUBLAYERS:
+                hidden = encoder.run(layer, sublayer, hidden, given.attention_mask)
+    torch.testing.assert_close(hidden[given.tokens], expected)
+
+
+def test_without_a_mask_every_token_counts() -> None:
+    model = classifier()
+    data = [{name: batch[name] for name in ("input_ids", "labels")} for batch in batches(1)]
+    [given] = calibrate(find_encoder(model), data, mean_loss(model)).inputs
+    assert given.tokens.all()
+
+
+def test_nothing_is_left_behind() -> None:
+    model = classifier().train()
+    model.classifier.weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    calibrate(find_encoder(model), batches(2), mean_loss(model))
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not model.classifier.weight.requires_grad
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_dropout_is_off_and_the_same_data_give_the_same_statistics() -> None:
+    model = classifier().train()
+    model.dropout.eval()  # the head is not the encoder's
+    encoder = find_encoder(model)
+    first = calibrate(encoder, batches(2), mean_loss(model)).fisher
+    second = calibrate(encoder, batches(2), mean_loss(model)).fisher
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_frozen_weights_are_scored_too() -> None:
+    model = classifier()
+    expected = calibrate(find_encoder(model), batches(1), mean_loss(model)).fisher
+    model.requires_grad_(False)
+    frozen = calibrate(find_encoder(model), batches(1), mean_loss(model)).fisher
+    assert all(torch.equal(frozen[key], expected[key]) for key in expected)
+
+
+def test_a_pass_without_gradient_is_left_out() -> None:
+    model = classifier()
+    [batch] = batches(1)
+    encoder = find_encoder(model)
+
+    def with_teacher(batch: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            model(**batch)
+        return model(**batch).loss
+
+    expected = calibrate(encoder, [batch], mean_loss(model))
+    found = calibrate(encoder, [batch], with_teacher)
+    assert found.num_samples == expected.num_samples
+    assert all(torch.equal(found.fisher[key], expected.fisher[key]) for key in expected.fisher)
+
+
+def test_half_precision_models_are_scored_in_single() -> None:
+    model = classifier().to(torch.bfloat16)
+    statistics = calibrate(find_encoder(model), batches(1), mean_loss(model))
+    assert {fisher.dtype for fisher in statistics.fisher.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_the_batch_with_a_nan_is_named(poison: str) -> None:
+    model = classifier()
+    data = batches(4)
+
+    def loss(batch: dict[str, Tensor]) -> Tensor:
+        value = model(**batch).loss
+        if batch is not data[2]:
+            return value
+        # sqrt has an infinite slope at 0: the loss is finite, its gradient is not.
+        return value * float("nan") if poison == "loss" else value + (value - value).sqrt()
+
+    problem = "the loss is nan" if poison == "loss" else "a gradient is NaN or infinite"
+    with pytest.raises(ValueError, match=f"calibration batch 2: {problem}"):
+        calibrate(find_encoder(model), data, loss)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_an_empty_loader_and_a_loss_without_encoder_are_refused() -> None:
+    model = classifier()
+    encoder = find_encoder(model)
+    with pytest.raises(ValueError, match="the calibration loader is empty"):
+        calibrate(encoder, [], mean_loss(model))
+    with pytest.raises(ValueError, match="batch 0: the loss does not depend on the encoder"):
+        calibrate(encoder, batches(1), lambda batch: torch.ones(1, requires_grad=True).sum())
+    with pytest.raises(ValueError, match="batch 0: the loss does not depend on the encoder"):
+        calibrate(encoder, batches(1), lambda batch: model(**batch).logits.detach().sum().requires_grad_())
+    with pytest.raises(ValueError, match="batch 0: the loss is NoneType, but must be a tensor"):
+        calibrate(encoder, batches(1), lambda batch: None)  # type: ignore[arg-type, return-value]
+
+
+def test_inputs_are_kept_up_to_a_number_of_tokens_but_every_batch_is_scored() -> None:
+    model = classifier()
+    data = batches(5)
+    first = int(data[0]["attention_mask"].sum())
+    encoder = find_encoder(model)
+    limited = calibrate(encoder, data, mean_loss(model), max_tokens=first + 1)
+    assert len(limited.inputs) == 2
+    assert limited.num_samples == 40
+    everything = calibrate(encoder, data, mean_loss(model))
+    assert len(everything.inputs) == 5
+    assert all(torch.equal(limited.fisher[key], everything.fisher[key]) for key in limited.fisher)

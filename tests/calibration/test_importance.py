@@ -1,0 +1,37 @@
+"""Second-order importance."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pgb_lightning.calibration.importance import second_order_importance
+
+
+def test_it_is_the_squared_weight_times_fisher() -> None:
+    weight, fisher = torch.tensor([[2.0, -1.0], [0.0, 3.0]]), torch.tensor([[1.0, 4.0], [9.0, 0.5]])
+    assert torch.equal(second_order_importance(weight, fisher), torch.tensor([[4.0, 4.0], [0.0, 4.5]]))
+
+
+def test_it_predicts_the_rise_of_a_quadratic_loss() -> None:
+    curvature, weight = torch.tensor([[1.0, 4.0]]), torch.tensor([[2.0, 0.5]])
+
+    def loss(w: torch.Tensor) -> torch.Tensor:
+        return 0.5 * (curvature * (w - weight) ** 2).sum()
+
+    importance = second_order_importance(weight, curvature)
+    for column in range(2):
+        removed = weight.clone()
+        removed[0, column] = 0
+        assert loss(removed) == 0.5 * importance[0, column]
+
+
+def test_parameters_are_left_out_of_the_graph_and_unchanged() -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    assert not second_order_importance(weight, torch.ones(2, 2)).requires_grad
+    assert torch.equal(weight, torch.ones(2, 2))
+
+
+def test_shapes_must_agree() -> None:
+    with pytest.raises(ValueError, match=r"weight is \(2, 3\) but fisher is \(3, 2\)"):
+        second_order_importance(torch.ones(2, 3), torch.ones(3, 2))

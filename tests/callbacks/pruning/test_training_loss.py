@@ -1,0 +1,224 @@
+"""The module's own loss, and no trace of having asked for it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from helpers.own import OwnModule, make_loader
+from helpers.tiny import batches
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassAccuracy
+from transformers import BatchEncoding
+
+from pgb_lightning.callbacks import PGBCallback
+from pgb_lightning.callbacks.pruning.training_loss import undisturbed
+
+
+class JustPruned(L.Callback):
+    """Look at the module between pruning and training."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Any] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, OwnModule)
+        self.found = {
+            "steps": pl_module.steps,
+            "losses": list(pl_module.losses),
+            "updates": pl_module.accuracy.update_count,
+            "training": all(module.training for module in pl_module.modules()),
+            "global_step": trainer.global_step,
+            "metrics": dict(trainer.logged_metrics),
+            "gradients": [p.grad for p in pl_module.parameters() if p.grad is not None],
+            "optimizer": [dict(optimizer.state) for optimizer in trainer.optimizers],
+            "log": pl_module.log.__func__ is L.LightningModule.log,  # type: ignore[attr-defined]
+        }
+
+
+def test_calibration_leaves_no_trace(trainer: Callable[..., L.Trainer]) -> None:
+    look = JustPruned()
+    module = OwnModule()
+    losses = module.losses
+    trainer(PGBCallback(), look).fit(module, make_loader())
+    assert look.found == {
+        **{"steps": 0, "losses": [], "updates": 0, "training": True, "global_step": 0, "metrics": {}},
+        **{"gradients": [], "optimizer": [{}], "log": True},
+    }
+    assert module.losses is losses
+    assert module.steps == 6  # those of training
+
+
+def test_training_sees_the_batches_it_would_see_without_pruning(trainer: Callable[..., L.Trainer]) -> None:
+    class Seen(OwnModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.order: list[Tensor] = []
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+            self.order.append(batch[0])
+            return super().training_step(batch, batch_idx)
+
+    def order(*callbacks: L.Callback, **settings: Any) -> Tensor:
+        L.seed_everything(3)
+        module = Seen()
+        trainer(*callbacks, max_epochs=2).fit(module, make_loader(shuffle=True, **settings))
+        return torch.cat(module.order)
+
+    # The default has fewer heads, for which dropout draws fewer numbers.
+    assert torch.equal(order(PGBCallback(preset="balanced")), order())
+    own = [torch.Generator().manual_seed(5) for _ in range(2)]  # a loader's own generator is left alone, too
+    assert torch.equal(order(PGBCallback(), generator=own[0]), order(generator=own[1]))
+
+
+@pytest.mark.parametrize("form", ["tuple", "dict", "BatchEncoding"])
+@pytest.mark.parametrize("returned", ["tensor", "dict"])
+def test_any_form_of_batch_and_loss(trainer: Callable[..., L.Trainer], form: str, returned: str) -> None:
+    class Module(OwnModule):
+        def training_step(self, batch: Any) -> Any:  # type: ignore[override]  # without an index
+            assert isinstance(batch, {"tuple": list, "dict": dict, "BatchEncoding": BatchEncoding}[form])
+            loss = self.net(**batch).loss if form != "tuple" else self.loss(batch)  # type: ignore[arg-type]
+            return loss if returned == "tensor" else {"loss": loss, "extra": 1}
+
+    def collate(rows: list[dict[str, Tensor]]) -> Any:
+        batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        return BatchEncoding(batch) if form == "BatchEncoding" else batch
+
+    [batch] = batches(1, size=16)
+    rows = [{name: value[i] for name, value in batch.items()} for i in range(16)]
+    loader = make_loader() if form == "tuple" else DataLoader(rows, batch_size=8, collate_fn=collate)  # type: ignore[arg-type]
+    pgb = PGBCallback()
+    trainer(pgb).fit(Module(), loader)
+    assert pgb.plan is not None
+    assert pgb.plan.pruning_ratio == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_calibration_step_replaces_the_training_step(trainer: Callable[..., L.Trainer]) -> None:
+    class Manual(OwnModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # type: ignore[override]
+            optimizer = self.optimizers()
+            optimizer.zero_grad()  # type: ignore[union-attr]
+            self.manual_backward(self.loss(batch))
+            optimizer.step()  # type: ignore[union-attr]
+
+    with pytest.raises(MisconfigurationException, match=r"automatic_optimization=False.* calibration_step\(self"):
+        trainer(PGBCallback()).fit(Manual(), make_loader())
+
+    class WithStep(Manual):
+        def calibration_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            return self.loss(batch)
+
+    pgb = PGBCallback()
+    trainer(pgb).fit(WithStep(), make_loader())
+    assert pgb.plan is not None
+
+
+def test_a_step_that_needs_the_training_loop_is_told_of_calibration_step(trainer: Callable[..., L.Trainer]) -> None:
+    class NeedsOptimizer(OwnModule):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # type: ignore[override]
+            self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+            return self.loss(batch)
+
+    with pytest.raises(
+        MisconfigurationException, match=r"failed on calibration batch 0.* calibration_step\(self, batch"
+    ):
+        trainer(PGBCallback()).fit(NeedsOptimizer(), make_loader())
+
+
+def test_whatever_a_step_stores_is_put_back(trainer: Callable[..., L.Trainer], tmp_path: Path) -> None:
+    class Hoards(OwnModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.average: Tensor | None = None
+            self.total = torch.zeros(())
+            self.recent: deque[int] = deque(maxlen=9)
+            self.history: dict[str, list[int]] = {"train": []}
+            self.register_buffer("count", torch.zeros(()))
+            self.apart = [MulticlassAccuracy(2)]
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # type: ignore[override]
+            if not self.training:
+                self.average = torch.ones(1)
+                self.total += 1
+                self.recent.append(1)
+                self.history["train"].append(1)
+                self.count += 1
+                self.made_on_the_way = True
+                self.apart[0].update(torch.tensor([1]), torch.tensor([1]))
+                assert self.logger is not None
+                self.logger.log_metrics({"direct": 1.0}, step=0)
+            return self.loss(batch)
+
+    module, logger = Hoards(), CSVLogger(tmp_path)
+    trainer(PGBCallback(), logger=logger).fit(module, make_loader())
+    assert module.average is None
+    assert (float(module.total), len(module.recent), module.history, float(module.count)) == (0, 0, {"train": []}, 0)
+    assert not hasattr(module, "made_on_the_way")
+    assert module.apart[0].update_count == 0
+    assert module.logger is logger
+    assert "direct" not in (Path(logger.log_dir) / "metrics.csv").read_text()
+
+
+def test_a_step_without_a_loss_is_named(trainer: Callable[..., L.Trainer]) -> None:
+    class NoLoss(OwnModule):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
+            return {"accuracy": self.loss(batch)}
+
+    with pytest.raises(MisconfigurationException, match=r"NoLoss.training_step returned dict for calibration batch 0"):
+        trainer(PGBCallback()).fit(NoLoss(), make_loader())
+
+
+def test_the_batch_hooks_of_the_module_apply(trainer: Callable[..., L.Trainer]) -> None:
+    class Hooked(OwnModule):
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return (batch[0], 1 - batch[1])
+
+    plans = []
+    for module in (Hooked(), OwnModule()):
+        pgb = PGBCallback()
+        trainer(pgb).fit(module, make_loader())
+        plans.append(pgb.plan)
+    assert plans[0] != plans[1]
+
+
+def test_what_a_step_changes_is_put_back_even_if_it_fails() -> None:
+    module = OwnModule()
+    module.accuracy.update(torch.tensor([1]), torch.tensor([1]))
+    module.losses.append(torch.ones(1))
+    kept = list(module.losses)
+
+    def step_and_fail() -> None:
+        with undisturbed(module):
+            assert not module.training
+            module.log("train_loss", torch.ones(1))
+            module.steps += 1
+            module.losses.clear()
+            module.accuracy.update(torch.tensor([0]), torch.tensor([1]))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        step_and_fail()
+    assert (module.steps, module.losses, module.training) == (0, kept, True)
+    assert module.accuracy.compute() == 1.0
+    assert module.accuracy.update_count == 1
+    assert module.log.__func__ is L.LightningModule.log  # type: ignore[attr-defined]
+
+
+def test_attributes_that_contain_themselves_are_put_back() -> None:
+    module = OwnModule()
+    module.losses.append(module.losses)  # type: ignore[arg-type]
+    with undisturbed(module):
+        module.losses.clear()
+    assert module.losses[0] is module.losses

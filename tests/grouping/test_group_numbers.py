@@ -1,0 +1,133 @@
+"""Algorithm 1, the search for τ, and meeting the target."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pgb_lightning import PruningConfig
+from pgb_lightning.encoders.base import MATRICES, SUBLAYERS
+from pgb_lightning.grouping.group_numbers import Demand, compress, determine_group_number
+from pgb_lightning.grouping.reachable import check_reachable, nearest_reachable
+from pgb_lightning.grouping.threshold import allocate, settle
+
+SHAPES = {"W1": (24, 96), "W2": (96, 24)}
+
+
+def importances(layers: int = 4, seed: int = 0, scale: float = 1.0) -> dict[tuple[int, str], Tensor]:
+    """Draw skewed importances whose level differs from matrix to matrix."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {}
+    for layer in range(layers):
+        for kind in MATRICES:
+            level = 10 ** (scale * torch.rand(1, generator=generator))
+            drawn[layer, kind] = level * torch.rand(SHAPES.get(kind, (24, 24)), generator=generator) ** 4
+    return drawn
+
+
+def demands(**settings: float) -> dict[tuple[int, str], Demand]:
+    return {key: Demand.of(value, 6) for key, value in importances(**settings).items()}  # type: ignore[arg-type]
+
+
+def cost(groups: dict[tuple[int, str], int], of: dict[tuple[int, str], Demand]) -> int:
+    return sum(of[key].cost(number) for key, number in groups.items())
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    max_groups=st.integers(1, 8),
+    rounding=st.booleans(),
+    quantile=st.floats(0, 1),
+)
+def test_a_demand_answers_as_the_definition_does(seed: int, max_groups: int, rounding: bool, quantile: float) -> None:
+    importance = torch.rand(12, 24, generator=torch.Generator().manual_seed(seed)) ** 3
+    if rounding:
+        importance = (importance * 4).round()
+    for threshold in (float(importance.quantile(quantile)), float(torch.tensor(quantile))):
+        important = int((importance > threshold).sum())
+        expected = determine_group_number(12, 24, important, max_groups)
+        assert Demand.of(importance, max_groups).groups_at(threshold) == expected
+
+
+def test_algorithm_1_groups_all_attention_first_and_drops_ffns_the_budget_does_not_reach() -> None:
+    of = demands(scale=0.0)
+    threshold = 0.05  # about half of the weights are above it
+    everything = compress(of, threshold, budget=float("inf"))
+    assert min(everything.values()) > 0
+    attention = {key: number for key, number in everything.items() if key[1] in SUBLAYERS["attention"]}
+    ffn_cost = cost({key: n for key, n in everything.items() if key[0] == 0 and key[1] in SUBLAYERS["ffn"]}, of)
+
+    reached = compress(of, threshold, budget=cost(attention, of) + 1.5 * ffn_cost)
+    assert {key: reached[key] for key in attention} == attention
+    score = {layer: sum(of[layer, kind].importance for kind in ("W1", "W2")) for layer in range(4)}
+    kept = {layer for layer in range(4) if reached[layer, "W1"]}
+    assert kept == set(sorted(score, key=score.__getitem__, reverse=True)[:2])  # while C > 0: the second overshoots
+
+    assert all(compress(of, threshold, budget=0)[layer, "W2"] == 0 for layer in range(4))
+
+
+def test_a_matrix_of_too_little_importance_takes_its_sublayer_with_it() -> None:
+    drawn = importances()
+    drawn[1, "V"] *= 1e-9
+    drawn[2, "Q"] *= 1e-9
+    drawn[3, "W2"] *= 1e-9
+    groups = compress({key: Demand.of(value, 6) for key, value in drawn.items()}, 0.01, float("inf"))
+    assert [groups[1, kind] for kind in SUBLAYERS["attention"]] == [0, 0, 0, 0]
+    assert groups[2, "Q"] == 0
+    assert groups[2, "V"] > 0
+    assert [groups[3, kind] for kind in SUBLAYERS["ffn"]] == [0, 0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(ratio=st.floats(0.1, 0.95), seed=st.integers(0, 50), scale=st.floats(0, 3))
+def test_auto_meets_the_target_within_a_point(ratio: float, seed: int, scale: float) -> None:
+    of = demands(seed=seed, scale=scale)
+    config = PruningConfig(pruning_ratio=ratio)
+    groups, threshold = allocate(of, config)
+    total = cost(dict.fromkeys(of, 1), of)
+    assert abs(1 - cost(groups, of) / total - ratio) <= 0.01
+    assert threshold >= 0
+
+
+def test_auto_reaches_every_ffn_rather_than_keep_attention_whole() -> None:
+    groups, _ = allocate(demands(scale=0.0), PruningConfig(pruning_ratio=0.5))
+    assert min(groups.values()) >= 1
+
+
+def test_a_given_threshold_is_used_as_it_is() -> None:
+    of = demands()
+    config = PruningConfig.from_preset("balanced", importance_threshold=0.02)
+    groups, threshold = allocate(of, config)
+    assert threshold == 0.02
+    assert groups == compress(of, 0.02, 0.5 * cost(dict.fromkeys(of, 1), of))
+
+
+def test_settling_takes_single_steps_towards_the_budget() -> None:
+    of = demands()
+    start = compress(of, 0.02, float("inf"))
+    total = cost(dict.fromkeys(of, 1), of)
+    goal = cost(start, of) - 0.03 * total
+    settled = settle(start, of, goal, tolerance=0.005)
+    assert abs(cost(settled, of) - goal) <= 0.005 * total
+    assert sum(settled[key] != start[key] for key in of) <= 4
+    assert settle(settled, of, goal, tolerance=0.005) == settled
+
+
+def test_nearest_reachable_is_found_by_trying_everything() -> None:
+    shapes = {(0, kind): SHAPES.get(kind, (24, 24)) for kind in MATRICES}
+    config = PruningConfig(pruning_ratio=0.9, max_groups=1)
+    # Whole or gone: all, without Q and/or K, without a sublayer; in twelfths of the layer W1 and W2 have 4 each.
+    kept = {a + f for a in (0, 2, 3, 4) for f in (0, 8)}
+    expected = min((1 - k / 12 for k in kept), key=lambda ratio: abs(ratio - 0.9))
+    assert nearest_reachable(shapes, config) == pytest.approx(expected)
+
+
+def test_an_unreachable_target_names_the_nearest() -> None:
+    shapes = {(0, kind): SHAPES.get(kind, (24, 24)) for kind in MATRICES}
+    check_reachable(shapes, PruningConfig(pruning_ratio=0.5))
+    with pytest.raises(ValueError, match=r"pruning_ratio=0.5 cannot be reached with max_groups=1 .* ratio is 0.3333"):
+        check_reachable(shapes, PruningConfig(pruning_ratio=0.5, max_groups=1))

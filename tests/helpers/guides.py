@@ -1,0 +1,46 @@
+"""The Markdown files that people read, taken apart as Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+ROOT = Path(__file__).parents[2]
+GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """Return a file's code blocks in one language, in order."""
+    return [token.content for token in _tokens(path) if token.type == "fence" and token.info == language]
+
+
+def links(path: Path) -> Iterator[str]:
+    """Go over all that a file links to or shows."""
+    for token in _tokens(path):
+        for child in token.children or ():
+            target = child.attrs.get("href") or child.attrs.get("src")
+            if target:
+                yield str(target)
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the names of a file's headings, as GitHub and the site make them."""
+    tokens = _tokens(path)
+    titles = [after.content for token, after in pairwise(tokens) if token.type == "heading_open"]
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def commands(path: Path) -> Iterator[str]:
+    """Go over the lines of a file's shell blocks, without comments; broken lines are joined."""
+    for block in blocks(path, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            yield line.partition(" #")[0].strip()
+
+
+def _tokens(path: Path) -> list[Token]:
+    return MarkdownIt().enable("table").parse(path.read_text(encoding="utf-8"))

@@ -1,0 +1,187 @@
+"""GroupedLinear against the dense matrix it stands for."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny import batches, classifier
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pgb_lightning import ConstantLinear, GroupedLinear, PruningConfig, prune
+from pgb_lightning.layers.dropped import DroppedCore
+
+
+def shuffled(layer: GroupedLinear, seed: int = 0) -> GroupedLinear:
+    """Give a layer's blocks random, disjoint inputs and outputs."""
+    generator = torch.Generator().manual_seed(seed)
+    for index, size in ((layer.input_index, layer.in_features), (layer.output_index, layer.out_features)):
+        index.copy_(torch.randperm(size, generator=generator)[: index.numel()].view_as(index))
+    return layer
+
+
+def dense_twin(layer: GroupedLinear) -> nn.Linear:
+    """Make the dense layer with the same blocks and zeros elsewhere."""
+    twin = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, dtype=layer.weight.dtype)
+    with torch.no_grad():
+        twin.weight.copy_(layer.dense_weight())
+        if layer.bias is not None:
+            twin.bias.copy_(layer.bias)
+    return twin
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    groups=st.integers(1, 5),
+    block=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    spare=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+    bias=st.booleans(),
+    leading=st.lists(st.integers(1, 3), max_size=2),
+    seed=st.integers(0, 99),
+)
+def test_forward_and_gradients_equal_the_dense_twin(
+    groups: int, block: tuple[int, int], spare: tuple[int, int], bias: bool, leading: list[int], seed: int
+) -> None:
+    torch.manual_seed(seed)
+    rows, columns = groups * block[0] + spare[0], groups * block[1] + spare[1]
+    layer = shuffled(GroupedLinear(rows, columns, groups, *block, bias=bias, dtype=torch.float64), seed)
+    twin = dense_twin(layer)
+    x = torch.randn(*leading, rows, dtype=torch.float64, requires_grad=True)
+    x_twin = x.detach().clone().requires_grad_()
+    upstream = torch.randn(*leading, columns, dtype=torch.float64)
+
+    output, expected = layer(x), twin(x_twin)
+    output.backward(upstream)
+    expected.backward(upstream)
+
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(x.grad, x_twin.grad, rtol=0, atol=1e-10)
+    inside = twin.weight.grad.T[layer.input_index.long().unsqueeze(2), layer.output_index.long().unsqueeze(1)]
+    torch.testing.assert_close(layer.weight.grad, inside, rtol=0, atol=1e-10)
+    if bias:
+        torch.testing.assert_close(layer.bias.grad, twin.bias.grad, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_gradcheck(partial: bool) -> None:
+    torch.manual_seed(0)
+    layer = shuffled(GroupedLinear(6, 9, 3, 1 if partial else 2, 2 if partial else 3, dtype=torch.float64))
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+
+    def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,))
+
+    assert torch.autograd.gradcheck(run, (x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_training_may_follow_upon_an_evaluation(partial: bool) -> None:
+    layer = shuffled(GroupedLinear(12, 12, 2, 5 if partial else 6, 5 if partial else 6))
+    x = torch.randn(3, 12, requires_grad=True)
+    with torch.inference_mode():
+        layer(x)
+    layer(x).sum().backward()
+    assert x.grad is not None
+
+
+def test_other_indices_are_noticed() -> None:
+    layer = shuffled(GroupedLinear(12, 8, 2))
+    x = torch.randn(3, 12)
+    layer(x)
+    other = shuffled(GroupedLinear(12, 8, 2), seed=1)
+    layer.load_state_dict(other.state_dict())  # written into the same tensors
+    assert torch.equal(layer(x), other(x))
+    layer.input_index, layer.output_index = (torch.arange(size, dtype=torch.int32).view(2, -1) for size in (12, 8))
+    torch.testing.assert_close(layer(x), dense_twin(layer)(x))
+
+
+def test_disk_and_memory_hold_the_blocks_only() -> None:
+    layer = GroupedLinear(768, 3072, 4)
+    state = layer.state_dict()
+    assert {name: tuple(value.shape) for name, value in state.items()} == {
+        "weight": (4, 192, 768),
+        "bias": (3072,),
+        "input_index": (4, 192),
+        "output_index": (4, 768),
+    }
+    assert sum(p.numel() for p in layer.parameters()) == 768 * 3072 // 4 + 3072
+    indices = sum(state[name].nbytes for name in ("input_index", "output_index"))
+    assert indices < 0.01 * state["weight"].nbytes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_gives_what_a_linear_layer_gives(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = shuffled(GroupedLinear(24, 48, 4))
+    twin, constant = dense_twin(layer), ConstantLinear(24, 48)
+    x = torch.randn(5, 24)
+    with torch.autocast("cpu", dtype=dtype):
+        output, expected = layer(x), twin(x)
+        assert output.dtype == expected.dtype == constant(x).dtype == dtype
+        output.float().sum().backward()
+    torch.testing.assert_close(output, expected, rtol=2e-2, atol=2e-2)
+    assert layer.weight.grad.dtype == torch.float32
+    assert layer.weight.grad.abs().sum() > 0
+
+
+def test_half_keeps_the_indices_whole() -> None:
+    layer = shuffled(GroupedLinear(24, 48, 4)).to(torch.bfloat16)
+    assert layer.input_index.dtype == torch.int32
+    assert layer(torch.randn(2, 24, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_deterministic_initialisation_follows_the_seed_and_fan_in() -> None:
+    torch.manual_seed(3)
+    first = GroupedLinear(64, 64, 4)
+    torch.manual_seed(3)
+    second = GroupedLinear(64, 64, 4)
+    assert torch.equal(first.weight, second.weight)
+    assert first.weight.abs().max() <= 1 / 4  # 16 inputs a block
+
+
+@pytest.mark.parametrize(("groups", "block"), [(0, (1, 1)), (3, (3, 2)), (2, (4, 5)), (5, (None, None))])
+def test_blocks_that_do_not_fit_are_refused(groups: int, block: tuple[int | None, int | None]) -> None:
+    with pytest.raises(ValueError, match="num_groups"):
+        GroupedLinear(8, 4 if groups == 5 else 8, groups, *block)
+
+
+def test_constant_linear_is_its_bias_and_trains() -> None:
+    layer = ConstantLinear(3, 2)
+    nn.init.constant_(layer.bias, 1.5)
+    output = layer(torch.randn(4, 5, 3))
+    assert torch.equal(output, torch.full((4, 5, 2), 1.5))
+    output.sum().backward()
+    assert torch.equal(layer.bias.grad, torch.full((2,), 20.0))
+
+
+def test_dropped_core_hands_on_what_its_place_returned() -> None:
+    x = torch.randn(2, 3, 4)
+    assert DroppedCore(None, None, returns_tuple=False)(x) is x
+    output, weights = DroppedCore("out_lin", ConstantLinear(4, 4), returns_tuple=True)(x, attention_mask=None)
+    assert weights is None
+    assert torch.equal(output, torch.zeros_like(x))
+
+
+def test_repr_says_what_is_there() -> None:
+    assert "in_features=8, out_features=4, groups=2, block=4x2, bias=True" in repr(GroupedLinear(8, 4, 2))
+    assert "in_features=8, out_features=4" in repr(ConstantLinear(8, 4))
+
+
+def test_what_must_be_moved_is_known_before_the_first_pass(tmp_path: Path) -> None:
+    """Else small tensors, made between a first pass's large ones, keep the heap from shrinking."""
+    model = classifier(layers=1)
+    prune(model, batches(2), PruningConfig.from_preset("paper"))
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    restored = copy.deepcopy(model)
+    restored.load_state_dict(model.state_dict())
+    for each in (model, loaded, restored):
+        layers = [module for module in each.modules() if isinstance(module, GroupedLinear)]
+        assert layers
+        for layer in layers:
+            assert layer._known is not None
+            assert layer._known.hold_for(layer.input_index, layer.output_index)

@@ -1,0 +1,69 @@
+"""Meeting a speed-up: the budget is corrected by what a whole encoder was measured to take."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.tiny import MODEL_TYPES, batches, classifier
+from test_candidates import candidates_of, statistics_of
+
+from pgb_lightning import PruningConfig
+from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.plan import PruningPlan
+from pgb_lightning.pruning import make_plan
+from pgb_lightning.search import speedup
+from pgb_lightning.search.speedup import CLOSE, ROUNDS, kept_time, meet_speedup
+
+CONFIG = PruningConfig(target_speedup=2.0, latency_batch_size=2, latency_length=8)
+
+
+def plans_of(model: torch.nn.Module):
+    """Make plans that remove a share of the weights, which stands for time here."""
+    encoder = find_encoder(model)
+    statistics, candidates = statistics_of(model, batches(6)), candidates_of(model)
+
+    def plan_at(cut: float) -> tuple[PruningPlan, float]:
+        plan = make_plan(encoder, statistics, PruningConfig(pruning_ratio=cut), candidates)
+        return plan, plan.pruning_ratio
+
+    return encoder, plan_at
+
+
+@pytest.mark.filterwarnings("ignore:pruning_ratio=.*was asked for")
+@pytest.mark.parametrize("overhead", [0.0, 0.1, 0.2])
+def test_what_the_table_does_not_know_is_made_up_for(overhead: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of the time that no shape saves makes every plan fall short, until more is removed."""
+    encoder, plan_at = plans_of(classifier(layers=3))
+    measured: list[float] = []
+
+    def clock(_: object, plan: PruningPlan, batch_size: int, length: int) -> float:
+        assert (batch_size, length) == (2, 8)
+        measured.append(overhead + (1 - overhead) * (1 - plan.pruning_ratio))
+        return measured[-1]
+
+    monkeypatch.setattr(speedup, "kept_time", clock)
+    plan, removed = meet_speedup(encoder, CONFIG, plan_at)
+    assert abs(removed - 0.5) < 0.02
+    assert 1 - removed == min(measured, key=lambda kept: abs(kept - 0.5))
+    assert abs(plan.pruning_ratio - 0.5 / (1 - overhead)) < 0.03
+    assert len(measured) == 1 if overhead == 0 else 1 < len(measured) <= ROUNDS
+
+
+@pytest.mark.filterwarnings("ignore:pruning_ratio=.*was asked for")
+def test_a_target_out_of_reach_ends_with_the_nearest_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, plan_at = plans_of(classifier(layers=2))
+    monkeypatch.setattr(speedup, "kept_time", lambda _, plan, *__: 0.9 - plan.pruning_ratio / 10)
+    plan, removed = meet_speedup(encoder, CONFIG, plan_at)
+    assert 0.1 < removed < 0.5 * (1 - CLOSE)
+    assert plan.pruning_ratio > 0.9
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_copy_is_measured_and_the_encoder_stays_as_it_was(model_type: str) -> None:
+    model = classifier(model_type, layers=2).train()
+    encoder, plan_at = plans_of(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert kept_time(encoder, plan_at(0.5)[0], 2, 8) > 0
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())

@@ -1,0 +1,169 @@
+"""Rebuilding: a state dict says what the encoder's structure is, and which state dicts are refused."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from helpers.tiny import MODEL_TYPES, RATIOS, classifier, logits, pruned
+from torch import nn
+
+from pgb_lightning import MatrixPlan, PruningPlan, apply_plan, follow_state_dict
+from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.layers.linear import GroupedLinear
+from pgb_lightning.surgery.checks import is_pruned
+from pgb_lightning.surgery.from_state_dict import StructureError, follows_state_dict
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("preset", ["balanced", "default"])
+def test_a_state_dict_rebuilds_the_grouped_model(model_type: str, ratio: float, preset: str) -> None:
+    model = pruned(model_type, ratio, preset)
+    stored = io.BytesIO()
+    torch.save(model.state_dict(), stored)
+    stored.seek(0)
+    fresh = nn.ModuleDict({"net": classifier(model_type, seed=1)})
+    follow_state_dict(fresh)
+    follow_state_dict(fresh)  # once is enough, twice is no harm
+    state = {f"net.{name}": value for name, value in torch.load(stored, weights_only=True).items()}
+    fresh.load_state_dict(state)
+    assert torch.equal(logits(fresh["net"]), logits(model))
+    assert fresh.state_dict().keys() == state.keys()
+    fresh.load_state_dict(state)  # a grouped module takes a grouped state dict as it is
+    assert torch.equal(logits(fresh["net"]), logits(model))
+
+
+def test_rebuilding_keeps_a_fresh_module_s_mode_and_type() -> None:
+    model = pruned("bert")
+    fresh = classifier(seed=1).to(torch.bfloat16).train()
+    follow_state_dict(fresh)
+    fresh.load_state_dict(model.state_dict())
+    assert all(module.training for module in fresh.modules() if isinstance(module, GroupedLinear))
+    assert {p.dtype for p in fresh.parameters()} == {torch.bfloat16}
+
+
+def test_a_dense_state_dict_still_loads_into_a_dense_module_only() -> None:
+    dense = classifier(seed=2)
+    fresh = classifier(seed=1)
+    follow_state_dict(fresh)
+    fresh.load_state_dict(dense.state_dict())
+    assert torch.equal(logits(fresh), logits(dense))
+    grouped = pruned("bert")
+    follow_state_dict(grouped)
+    with pytest.raises(ValueError, match=r"holds a dense matrix at .*weight, but the module's was pruned"):
+        grouped.load_state_dict(dense.state_dict())
+
+
+def test_following_survives_a_deep_copy() -> None:
+    fresh = classifier(seed=1)
+    follow_state_dict(fresh)
+    copied = copy.deepcopy(fresh)
+    copied.load_state_dict(pruned("bert").state_dict())
+    assert is_pruned(find_encoder(copied))
+    assert not is_pruned(find_encoder(fresh))
+
+
+def test_part_of_a_state_dict_says_nothing_about_structure() -> None:
+    model = classifier()
+    follow_state_dict(model)
+    biases = {name: value + 1 for name, value in model.state_dict().items() if name.endswith("bias")}
+    model.load_state_dict(biases, strict=False)
+    assert not is_pruned(find_encoder(model))
+    assert torch.equal(
+        model.state_dict()["bert.encoder.layer.0.output.dense.bias"], biases["bert.encoder.layer.0.output.dense.bias"]
+    )
+
+
+def test_following_survives_pickling() -> None:
+    fresh = pickle.loads(pickle.dumps(following()))
+    assert follows_state_dict(fresh)
+    fresh.load_state_dict(pruned("bert").state_dict())
+    assert is_pruned(find_encoder(fresh))
+
+
+def following(**settings: Any) -> nn.Module:
+    model = classifier(**{"seed": 1, **settings})
+    assert not follows_state_dict(model)
+    follow_state_dict(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_type": "roberta"}, "no layers at 'roberta.encoder.layer', .* weights are called bert.embeddings"),
+        ({"layers": 2}, "'bert.encoder.layer' has 3 layers, the module's has 2"),
+        ({"intermediate_size": 48}, r"intermediate.dense: the checkpoint holds .* the module's 24 x 48"),
+    ],
+)
+@pytest.mark.parametrize("grouped", [True, False])
+def test_another_encoder_is_refused_and_nothing_changes(settings: dict[str, Any], message: str, grouped: bool) -> None:
+    model = following(**settings)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(StructureError, match=message):
+        model.load_state_dict((pruned("bert") if grouped else classifier()).state_dict())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_blocks_outside_the_matrix_are_refused() -> None:
+    state = pruned("bert").state_dict()
+    name = next(name for name in state if name.endswith("output_index"))
+    state[name] = state[name] + 1000
+    with pytest.raises(StructureError, match=r"blocks of \d+ x \d+ whose places are missing or outside"):
+        following().load_state_dict(state)
+    del state[name]
+    with pytest.raises(StructureError, match="whose places are missing or outside"):
+        following().load_state_dict(state)
+
+
+def test_a_newer_layout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GroupedLinear, "_version", 2)
+    state = pruned("bert").state_dict()
+    monkeypatch.setattr(GroupedLinear, "_version", 1)
+    with pytest.raises(StructureError, match=r"was written in layout 2 by a newer release .* reads up to 1"):
+        following().load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "chosen", [("classifier",), ("bias", "LayerNorm.weight", "classifier"), ("bert.embeddings",), ("layer.0.",)]
+)
+def test_part_of_a_dense_model_is_loaded_as_torch_loads_it(chosen: tuple[str, ...]) -> None:
+    model, other = following(), classifier(seed=3)
+    part = {name: value for name, value in other.state_dict().items() if any(key in name for key in chosen)}
+    rest = {name: value.clone() for name, value in model.state_dict().items() if name not in part}
+    model.load_state_dict(part, strict=False)
+    assert not is_pruned(find_encoder(model))
+    state = model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in {**rest, **part}.items())
+
+
+def test_another_head_is_refused_before_the_encoder_changes() -> None:
+    model = following(num_labels=3)
+    with pytest.raises(
+        StructureError, match=r"classifier.weight: the checkpoint holds \(2, 24\), the module \(3, 24\)"
+    ):
+        model.load_state_dict(pruned("bert").state_dict())
+    assert not is_pruned(find_encoder(model))
+
+
+def test_the_prefix_of_a_wrapped_module_is_named() -> None:
+    state = {f"_orig_mod.{name}": value for name, value in pruned("bert").state_dict().items()}
+    with pytest.raises(StructureError, match=r"take the prefix '_orig_mod.' off their names"):
+        following().load_state_dict(state)
+
+
+def test_an_encoder_of_which_everything_was_dropped_is_rebuilt() -> None:
+    model = classifier()
+    nothing = tuple(
+        MatrixPlan(layer, kind, linear.in_features, linear.out_features, (), (), 0.0)
+        for (layer, kind), linear in find_encoder(model).linears()
+    )
+    apply_plan(find_encoder(model), PruningPlan("bert", nothing))
+    fresh = following()
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(logits(fresh), logits(model))
