@@ -1,7 +1,7 @@
-"""Model types of our own, which transformers' ``Auto`` classes load once this module is imported.
+"""Custom model types that the transformers ``Auto`` classes can load once this module is imported.
 
-For every encoder with a map there is a type such as ``pgb-lightning-bert``: the transformers model, built with the
-structure that its configuration records. The name is what transformers reports where this package is missing.
+Every supported encoder family gets a type such as ``pgb-lightning-bert``: the transformers model, built with the
+structure recorded in its configuration. Without this package, transformers reports that name as an unknown model type.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pgb_lightning.layers.linear import GroupedLinear
 from pgb_lightning.surgery.from_state_dict import StructureError
 from pgb_lightning.surgery.structure import apply_structure, structure_of
 
-#: What is registered of each type: transformers' ``Auto`` class, and the end of the model class's name.
+#: The model classes registered for each type: the transformers ``Auto`` class and the suffix of the class name.
 HEADS = {
     "AutoModel": "Model",
     "AutoModelForSequenceClassification": "ForSequenceClassification",
@@ -32,7 +32,7 @@ HEADS = {
 
 
 class ExportedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
-    """What an exported model adds to its transformers class: the recorded structure, and a check of the weights."""
+    """Mixin that builds a transformers model with its recorded structure and checks the loaded weights."""
 
     dense_class: ClassVar[type[PreTrainedModel]]
 
@@ -42,10 +42,10 @@ class ExportedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Load as transformers does, but refuse weights that are not those of the recorded structure.
+        """Load the model as transformers does, and check that the weights match the recorded structure.
 
         Raises:
-            StructureError: The configuration and the weights disagree, or weights of the encoder are missing.
+            StructureError: If the configuration and the weights disagree, or encoder weights are missing.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         lenient = kwargs.pop("ignore_mismatched_sizes", False)
@@ -56,20 +56,20 @@ class ExportedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         return (model, info) if wants_info else model
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Save as transformers does, with the structure as it is now."""
+        """Save the model as transformers does, with its current structure in the configuration."""
         self.config.pgb = structure_of(find_encoder(self))
         super().save_pretrained(*args, **kwargs)
 
     def make_dense_model(self) -> PreTrainedModel:
-        """Make a dense model of the transformers class, with random weights."""
+        """Return a dense model of the original transformers class, with random weights."""
         return self.dense_class(recast(self.config, self.dense_class.config_class))
 
 
 def exported_class(dense_class: type[PreTrainedModel]) -> type[ExportedModel]:
-    """Return the registered class that loads what ``dense_class`` becomes when it is pruned.
+    """Return the registered class for pruned models of ``dense_class``.
 
     Raises:
-        ValueError: There is none; the message lists those that have one.
+        ValueError: If there is none. The message lists the supported classes.
 
     Example:
         >>> exported_class(transformers.BertForSequenceClassification).__name__
@@ -78,13 +78,13 @@ def exported_class(dense_class: type[PreTrainedModel]) -> type[ExportedModel]:
     if dense_class not in _EXPORTED:
         known = ", ".join(sorted(known.__name__ for known in _EXPORTED))
         raise ValueError(
-            f"{dense_class.__name__} has no counterpart that transformers could load; these have: {known}."
+            f"{dense_class.__name__} cannot be exported: no model type is registered for it. Choose one of: {known}."
         )
     return _EXPORTED[dense_class]
 
 
 def auto_class(model: PreTrainedModel) -> Any:
-    """Return transformers' ``Auto`` class that loads models with a model's head.
+    """Return the transformers ``Auto`` class that loads models with this model's head.
 
     Example:
         >>> tiny = transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
@@ -96,17 +96,18 @@ def auto_class(model: PreTrainedModel) -> Any:
 
 
 def recast(config: PretrainedConfig, config_class: type[PretrainedConfig] | None, pgb: Any = None) -> PretrainedConfig:
-    """Turn a configuration into one of another class with the same settings.
+    """Convert a configuration to another class of the same family, with the same settings.
 
     Args:
-        config: A configuration; it does not change.
-        config_class: The class it is to have, of the same family.
-        pgb: The structure's record; ``None`` leaves it out.
+        config: The configuration. It is not modified.
+        config_class: The class to convert to.
+        pgb: The record of the structure, or ``None`` for a dense model.
     """
-    assert config_class is not None  # a class of transformers has one
+    assert config_class is not None  # every transformers model class has one
     other = config_class()
     other.__dict__.update(copy.deepcopy(config.__dict__))
-    for name in ("pgb", "model_type"):  # a class attribute; a configuration read from a file has it as its own, too
+    # Class attributes, which a configuration read from a file also holds as instance attributes.
+    for name in ("pgb", "model_type"):
         other.__dict__.pop(name, None)
     if pgb is not None:
         other.pgb = pgb
@@ -114,7 +115,7 @@ def recast(config: PretrainedConfig, config_class: type[PretrainedConfig] | None
 
 
 def _check_loaded(model: PreTrainedModel, info: dict[str, Any], name: Any, lenient: bool) -> None:
-    """Require that the embeddings and layers were loaded whole, and nothing of them was left over."""
+    """Raise if any tensor of the embeddings or layers is missing, unexpected or of the wrong shape."""
     encoder = find_encoder(model)
     parts = ("embeddings.", f"{encoder.family.layers}.")
 
@@ -122,30 +123,33 @@ def _check_loaded(model: PreTrainedModel, info: dict[str, Any], name: Any, lenie
         return key.removeprefix(f"{model.base_model_prefix}.").startswith(parts)
 
     where = f"{str(name)!r}: config.json and the weights disagree"
-    remedy = "Export the model again, or undo what was edited."
+    remedy = "Export the model again, or undo the edits to this folder."
     for key, stored, wanted in sorted(info["mismatched_keys"]):
         if of_encoder(key):
-            raise StructureError(f"{where}: {key} is {tuple(stored)}, not {tuple(wanted)} as recorded. {remedy}")
+            raise StructureError(
+                f"{where}: {key} has shape {tuple(stored)}, but config.json records {tuple(wanted)}. {remedy}"
+            )
         if not lenient:
             raise RuntimeError(
-                f"{str(name)!r}: {key} is {tuple(stored)}, the model's {tuple(wanted)}; pass "
-                "ignore_mismatched_sizes=True to start this part anew."
+                f"{str(name)!r}: {key} has shape {tuple(stored)}, but the model expects {tuple(wanted)}. Pass "
+                "ignore_mismatched_sizes=True to initialize it randomly."
             )
-    for keys, what in ((info["missing_keys"], "is missing"), (info["unexpected_keys"], "is there, but not recorded")):
+    for keys, problem in ((info["missing_keys"], "is missing"), (info["unexpected_keys"], "is not in config.json")):
         found = sorted(filter(of_encoder, keys))
         if found:
-            raise StructureError(f"{where}: {found[0]} {what} ({len(found)} such tensors). {remedy}")
+            count = f"{len(found)} such tensor{'s' if len(found) > 1 else ''}"
+            raise StructureError(f"{where}: {found[0]} {problem} ({count}). {remedy}")
     for key, module in model.named_modules():
         if isinstance(module, GroupedLinear):
             sizes = ((module.input_index, module.in_features), (module.output_index, module.out_features))
             for index, size in sizes:
-                places = index.flatten().to("cpu", torch.long)
-                if not index.is_meta and not (0 <= int(places.min()) <= int(places.max()) < size):
-                    raise StructureError(f"{where}: {key} places a block outside its matrix. {remedy}")
+                positions = index.flatten().to("cpu", torch.long)
+                if not index.is_meta and not (0 <= int(positions.min()) <= int(positions.max()) < size):
+                    raise StructureError(f"{where}: an index of {key} is out of range. {remedy}")
 
 
 def _register() -> dict[type[PreTrainedModel], type[ExportedModel]]:
-    """Make and register the classes of every type; they become attributes of this module, so that they pickle."""
+    """Create and register the classes of every type, as attributes of this module so that they can be pickled."""
     made: dict[type[PreTrainedModel], type[ExportedModel]] = {}
     for model_type in FAMILIES:
         dense_config = CONFIG_MAPPING[model_type]

@@ -1,8 +1,8 @@
-"""Grouped layers in the form in which onnxruntime runs them best.
+"""Grouped layers in the layout that onnxruntime runs fastest.
 
 :class:`~pgb_lightning.layers.linear.GroupedLinear` gathers columns of a (tokens, features) tensor. onnxruntime copies
-columns element by element but rows as blocks of memory. With features first, the gather is almost free, and a
-feed-forward sublayer needs one transposition and one inner permutation.
+columns element by element, but rows as contiguous memory. With features first, the gather is almost free, and a
+feed-forward sublayer needs one transposition on each side and one inner permutation.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pgb_lightning.surgery.apply import put
 
 
 class ChannelLinear(nn.Module):
-    """A grouped layer that works on features first: one product a block, between two choices of rows.
+    """A grouped layer with features first: gather rows, one product per block, scatter rows.
 
     Args:
-        grouped: The layer to stand for.
-        order: Features in the order in which a neighbour hands them over, features first; ``None`` for tokens first, in
-            the model's order.
+        grouped: The layer to replace.
+        order: The :attr:`order` of the previous layer if its output is features first; ``None`` if the input is tokens
+            first, in the model's feature order.
         hand_over: Whether to leave the output features first, in :attr:`order`, for the next layer.
-        weights_right: Whether weights are the right factor, where onnxruntime has fast integer products; as the left
-            factor they save a transposition.
+        weights_right: Whether the weights are the right factor of each product. onnxruntime has fast integer kernels
+            for that; as the left factor they save a transposition.
 
     Shape:
         Input (B, S, M), or (M, B, S) with ``order``; output (B, S, N), or (N, B, S) with ``hand_over``.
@@ -55,16 +55,16 @@ class ChannelLinear(nn.Module):
         self.register_buffer("back", torch.argsort(self.order))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute what the grouped layer does."""
+        """Return the output of the grouped layer."""
         x = x if self.features_first else x.permute(2, 0, 1)
         batch, length = x.shape[1:]
         rows = x.reshape(x.shape[0], batch * length)
-        picked = [rows.index_select(0, self.get_buffer(f"inputs_{group}")) for group in range(len(self.blocks))]
+        gathered = [rows.index_select(0, self.get_buffer(f"inputs_{group}")) for group in range(len(self.blocks))]
         if self.weights_right:
-            pairs = zip(picked, self.blocks, strict=True)
+            pairs = zip(gathered, self.blocks, strict=True)
             product = torch.cat([part.t() @ block for part, block in pairs], dim=1).t()
         else:
-            pairs = zip(picked, self.blocks, strict=True)
+            pairs = zip(gathered, self.blocks, strict=True)
             product = torch.cat([block @ part for part, block in pairs], dim=0)
         bias = self.bias.unsqueeze(1)
         num_products = len(bias) - self.num_constant
@@ -77,14 +77,14 @@ class ChannelLinear(nn.Module):
 
 
 def use_channel_layers(encoder: Encoder, weights_right: bool = False) -> None:
-    """Exchange the grouped layers of an encoder for :class:`ChannelLinear`, in place.
+    """Replace the grouped layers of an encoder with :class:`ChannelLinear`, in place.
 
-    Where W1 and W2 are both grouped, what lies between them stays features first, in W1's order: activation and dropout
-    work on each number alone.
+    Where W1 and W2 are both grouped, the activations between them stay features first, in W1's order. This is exact,
+    because activation and dropout are elementwise.
 
     Args:
-        encoder: A grouped encoder, which is only run after this.
-        weights_right: As in :class:`ChannelLinear`.
+        encoder: A pruned encoder. It is for inference only afterwards.
+        weights_right: See :class:`ChannelLinear`.
     """
     for number in range(len(encoder.layers)):
         layers = {kind: encoder.find_matrix(number, kind) for kind in encoder.family.paths}

@@ -1,9 +1,10 @@
-"""The registered types: what they refuse to load, and what else they are asked."""
+"""The registered model types and the checks of what they load."""
 
 from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,10 +25,16 @@ from pgb_lightning.surgery.from_state_dict import StructureError
 KEY = "bert.encoder.layer.0.intermediate.dense"
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Export a pruned model whose first W1 is grouped."""
-    return export_huggingface(pruned("bert"), tmp_path / "out")
+    return export_huggingface(pruned("bert"), tmp_path_factory.mktemp("exported") / "out")
+
+
+@pytest.fixture
+def folder(exported: Path, tmp_path: Path) -> Path:
+    """Copy the exported folder, for tests that edit it."""
+    return Path(shutil.copytree(exported, tmp_path / "out"))
 
 
 def edit_structure(folder: Path, edit: Callable[[list[dict[str, str]]], object]) -> None:
@@ -42,7 +49,7 @@ def edit_weights(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> N
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_every_mapped_family_has_its_types() -> None:
+def test_every_family_has_registered_types() -> None:
     for model_type in FAMILIES:
         [config] = [
             value
@@ -53,7 +60,7 @@ def test_every_mapped_family_has_its_types() -> None:
         assert AutoModel._model_mapping[config].config_class is config
 
 
-def test_the_class_is_found_by_its_plain_one() -> None:
+def test_the_exported_class_is_found_by_its_dense_class() -> None:
     exported = exported_class(BertModel)
     assert exported.__name__ == "PGBBertModel"
     assert issubclass(exported, BertModel)
@@ -62,67 +69,68 @@ def test_the_class_is_found_by_its_plain_one() -> None:
     assert auto_class(BertModel(classifier().config)) is AutoModel
 
 
-def test_a_class_of_the_users_own_has_no_counterpart() -> None:
+def test_a_subclass_of_a_transformers_model_is_refused() -> None:
     class Own(BertModel):
-        """Adds something."""
+        """A subclass that transformers does not know."""
 
-    with pytest.raises(ValueError, match="Own has no counterpart that transformers could load; these have: Bert"):
+    with pytest.raises(ValueError, match=r"Own\b.*BertModel"):
         to_exported(Own(classifier().config))
 
 
-def test_a_loaded_model_pickles(folder: Path) -> None:
-    loaded = AutoModelForSequenceClassification.from_pretrained(folder)
+def test_a_loaded_model_pickles(exported: Path) -> None:
+    loaded = AutoModelForSequenceClassification.from_pretrained(exported)
     assert torch.equal(logits(pickle.loads(pickle.dumps(loaded))), logits(loaded))
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda layers: layers[0].pop("W1"), rf"{KEY}\.weight is \(\d, \d+, \d+\), not \(96, 24\) as recorded"),
-        (lambda layers: layers[0].update(W1="1x24x96"), rf"{KEY}\.input_index is \(\d, \d+\), not \(1, 24\)"),
-        (lambda layers: layers[0].update(W1="gone", W2="gone"), r"layer\.0\.\S+ is there, but not recorded"),
-        (lambda layers: layers[0].clear(), r"bert\.encoder\.layer\.0\.\S+ is \(\d, \d+, \d+\), not"),
+        (lambda layers: layers[0].pop("W1"), rf"{KEY}\.weight .*\(\d, \d+, \d+\).*\(96, 24\)"),
+        (lambda layers: layers[0].update(W1="1x24x96"), rf"{KEY}\.input_index .*\(\d, \d+\).*\(1, 24\)"),
+        (lambda layers: layers[0].update(W1="gone", W2="gone"), r"layer\.0\.\S+ is not in config\.json"),
+        (lambda layers: layers[0].clear(), r"bert\.encoder\.layer\.0\.\S+ .*\(\d, \d+, \d+\)"),
     ],
 )
 def test_an_edited_structure_is_refused(folder: Path, edit: Callable[..., object], message: str) -> None:
     edit_structure(folder, edit)
-    with pytest.raises(StructureError, match=f"config.json and the weights disagree: .*{message}") as raised:
+    with pytest.raises(StructureError, match=message) as raised:
         AutoModelForSequenceClassification.from_pretrained(folder)
     assert "\n" not in str(raised.value)
 
 
 def test_a_record_that_cannot_be_read_is_refused(folder: Path) -> None:
     edit_structure(folder, lambda layers: layers.pop())
-    with pytest.raises(ValueError, match=r"config\.json's pgb record describes 2 layers, the encoder has 3"):
+    with pytest.raises(ValueError, match=r"pgb .*\b2 layers.*\b3\b"):
         AutoModelForSequenceClassification.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("name", ["weight", "bias", "input_index", "output_index"])
-def test_a_tensor_that_is_missing_is_named(name: str, folder: Path) -> None:
+def test_a_missing_tensor_is_named(name: str, folder: Path) -> None:
     edit_weights(folder, lambda weights: weights.pop(f"{KEY}.{name}"))
-    with pytest.raises(StructureError, match=rf"{KEY}\.{name} is missing \(1 such tensors\)"):
+    with pytest.raises(StructureError, match=rf"{KEY}\.{name} is missing"):
         AutoModelForSequenceClassification.from_pretrained(folder)
 
 
-def test_embeddings_that_are_missing_are_named(folder: Path) -> None:
+def test_missing_embeddings_are_named(folder: Path) -> None:
     edit_weights(folder, lambda weights: weights.pop("bert.embeddings.word_embeddings.weight"))
     with pytest.raises(StructureError, match=r"bert\.embeddings\.word_embeddings\.weight is missing"):
         AutoModelForSequenceClassification.from_pretrained(folder)
 
 
-def test_a_tensor_of_another_shape_is_named_whatever_is_ignored(folder: Path) -> None:
+def test_a_tensor_of_another_shape_is_refused_even_with_ignore_mismatched_sizes(folder: Path) -> None:
     edit_weights(folder, lambda weights: weights.update({f"{KEY}.weight": torch.zeros(2, 12, 47)}))
-    with pytest.raises(StructureError, match=rf"{KEY}\.weight is \(2, 12, 47\), not"):
+    with pytest.raises(StructureError, match=rf"{KEY}\.weight .*\(2, 12, 47\)"):
         AutoModelForSequenceClassification.from_pretrained(folder, ignore_mismatched_sizes=True)
 
 
-def test_a_place_outside_the_matrix_is_refused(folder: Path) -> None:
+def test_an_index_outside_the_matrix_is_refused(folder: Path) -> None:
     edit_weights(folder, lambda weights: weights[f"{KEY}.input_index"].fill_(24))
-    with pytest.raises(StructureError, match=rf"{KEY} places a block outside its matrix"):
+    with pytest.raises(StructureError, match=KEY):
         AutoModelForSequenceClassification.from_pretrained(folder)
 
 
-def test_importing_the_package_stays_light() -> None:
+@pytest.mark.slow
+def test_importing_the_package_imports_no_heavy_library() -> None:
     program = "import sys, pgb_lightning; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     heavy = {"lightning", "datasets", "torchmetrics", "onnx", "onnxruntime", "onnxscript", "pandas", "matplotlib"}
