@@ -223,9 +223,10 @@ def _print_sizes(results: dict[str, Any]) -> None:
         table.add_column(column, justify="left" if column == "model" else "right")
     for name, found in results["models"].items():
         step = results.get("training", {}).get(name)
+        memory = found["peak_memory_bytes"]
         table.add_row(
             *(name, f"{found['kept']:.1%}", f"{found['bytes_kept']:.1%}"),
-            f"{found['peak_memory_bytes'] / 1e6:,.0f}",
+            "not available" if memory is None else f"{memory / 1e6:,.0f}",
             f"{step['speedup']:.2f}" if step else "",
         )
     Console(width=120).print(table)

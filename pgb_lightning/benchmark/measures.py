@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel
 from pgb_lightning.encoders.base import SUBLAYERS
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.latency import measure_latency
+from pgb_lightning.peak_memory import peak_memory as peak_of_process
 
 Times = dict[str, list[float]]
 
@@ -62,8 +62,11 @@ def encoder_bytes(model: nn.Module) -> int:
     return sum(int(value.nbytes) for value in stack.state_dict().values())
 
 
-def peak_memory(model: nn.Module, batch: dict[str, Tensor]) -> int:
-    """Return the most memory that a model and its inference take, in bytes: on a CPU in a process of its own."""
+def peak_memory(model: nn.Module, batch: dict[str, Tensor]) -> int | None:
+    """Return the peak memory of a model and its inference in bytes, ``None`` where the platform does not report it.
+
+    On a CPU it is measured in a separate process.
+    """
     device = next(model.parameters()).device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -75,27 +78,17 @@ def peak_memory(model: nn.Module, batch: dict[str, Tensor]) -> int:
         path = Path(folder) / "model.pt"
         torch.save((model, batch, torch.get_num_threads()), path)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            return int(pool.apply(_peak_of_process, (str(path),)))
+            increase: int | None = pool.apply(_increase_of_peak, (str(path),))
+            return increase
 
 
-def _peak_of_process(path: str) -> int:
-    before = _peak()
-    model, batch, threads = torch.load(path, weights_only=False)  # our own file, written a moment ago
+def _increase_of_peak(path: str) -> int | None:
+    before = peak_of_process()
+    model, batch, threads = torch.load(path, weights_only=False)  # written by this program a moment ago
     torch.set_num_threads(threads)
     _infer(model, batch)
-    return _peak() - before
-
-
-def _peak() -> int:
-    """Return the most memory that this process has held, in bytes."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # elsewhere a new process may report what its parent held
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    import resource  # there is none on Windows, where all else runs
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
+    after = peak_of_process()
+    return None if before is None or after is None else after - before
 
 
 @torch.inference_mode()

@@ -1,7 +1,7 @@
 """One pass over the calibration samples: importance, moments, and the first layer's inputs."""
 
 from pgb_lightning.calibration.collect import Calibration, LayerInput, Loss, SecondMoments, calibrate
-from pgb_lightning.calibration.importance import second_order_importance
+from pgb_lightning.calibration.importance import encoder_importances, second_order_importance
 from pgb_lightning.calibration.moments import AllReduce, Covariance, LeastSquares, Moments
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "Moments",
     "SecondMoments",
     "calibrate",
+    "encoder_importances",
     "second_order_importance",
 ]

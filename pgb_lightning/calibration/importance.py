@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
+
+from pgb_lightning.encoders.base import Encoder
 
 
 def second_order_importance(weight: Tensor, fisher: Tensor) -> Tensor:
@@ -30,3 +34,16 @@ def second_order_importance(weight: Tensor, fisher: Tensor) -> Tensor:
     if weight.shape != fisher.shape:
         raise ValueError(f"weight is {tuple(weight.shape)} but fisher is {tuple(fisher.shape)}.")
     return weight.detach().to(fisher.dtype).square().mul_(fisher)
+
+
+def encoder_importances(encoder: Encoder, fisher: Mapping[tuple[int, str], Tensor]) -> dict[tuple[int, str], Tensor]:
+    """Compute the second-order importance of every weight of an encoder's matrices.
+
+    Args:
+        encoder: A dense encoder.
+        fisher: F of each matrix, of shape (M, N), by (layer index, matrix kind), as in ``Calibration.fisher``.
+
+    Returns:
+        Importance of each matrix, of shape (M, N), by (layer index, matrix kind).
+    """
+    return {key: second_order_importance(linear.weight.T, fisher[key]) for key, linear in encoder.linears()}

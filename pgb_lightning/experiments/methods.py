@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from pgb_lightning.calibration.importance import second_order_importance
+from pgb_lightning.calibration.importance import encoder_importances
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.baselines import BASELINES
@@ -63,10 +63,7 @@ def fixed_groups(
         ImpossibleError: A matrix cannot have so many groups.
     """
     plan = make_plan(reference.encoder, reference.statistics, config, candidates)
-    importances = {
-        key: second_order_importance(linear.weight.T, reference.statistics.fisher[key])
-        for key, linear in reference.encoder.linears()
-    }
+    importances = encoder_importances(reference.encoder, reference.statistics.fisher)
     demands = {}
     for key, importance in importances.items():
         groups = min(importance.shape) if number is None else number
@@ -156,8 +153,8 @@ def prune(reference: DenseReference, name: str, ratio: float, candidates: Candid
     if not method.masked:
         return Pruned(reference.pruned(plan, config), plan.pruning_ratio, shapes=plan.config.get("shapes"))
     module = copy.deepcopy(reference.module)
-    encoder, fisher = find_encoder(module), reference.statistics.fisher
-    importances = {key: second_order_importance(linear.weight.T, fisher[key]) for key, linear in encoder.linears()}
+    encoder = find_encoder(module)
+    importances = encoder_importances(encoder, reference.statistics.fisher)
     mask_matrices(encoder, importances, {(m.layer, m.kind): m.kept_share for m in plan.matrices})
     return Pruned(module, plan.pruning_ratio, "masks")
 

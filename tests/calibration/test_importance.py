@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.tiny import classifier
 
-from pgb_lightning.calibration.importance import second_order_importance
+from pgb_lightning.calibration.importance import encoder_importances, second_order_importance
+from pgb_lightning.encoders.find import find_encoder
 
 
 def test_it_is_the_squared_weight_times_fisher() -> None:
@@ -35,3 +37,12 @@ def test_parameters_are_left_out_of_the_graph_and_unchanged() -> None:
 def test_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match=r"weight is \(2, 3\) but fisher is \(3, 2\)"):
         second_order_importance(torch.ones(2, 3), torch.ones(3, 2))
+
+
+def test_an_encoder_has_the_importance_of_every_matrix() -> None:
+    encoder = find_encoder(classifier())
+    fisher = {key: torch.rand(linear.weight.T.shape) for key, linear in encoder.linears()}
+    found = encoder_importances(encoder, fisher)
+    assert found.keys() == fisher.keys()
+    for key, linear in encoder.linears():
+        torch.testing.assert_close(found[key], linear.weight.detach().T ** 2 * fisher[key])
