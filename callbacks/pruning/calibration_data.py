@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler, Subset
 
+from pgb_lightning._compat import training_dataloader
 from pgb_lightning.config import CALIBRATION_SIZE
 
 
@@ -105,7 +106,7 @@ def _named_loader(trainer: pl.Trainer, module: pl.LightningModule, source: str |
 
 def _training_loader(trainer: pl.Trainer) -> Any:
     """Return the training data as the user gave them."""
-    loader = trainer.fit_loop._data_source.dataloader()
+    loader = training_dataloader(trainer)
     rows = getattr(loader, "dataset", None)
     if isinstance(loader, Iterator) or (isinstance(rows, IterableDataset) and iter(rows) is iter(rows)):
         raise MisconfigurationException(

@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 # Imported so that the command line knows their classes by short names: `--model TextClassification`.
 from pgb_lightning import benchmark, callbacks
+from pgb_lightning._compat import CLASS_PATH_KEY, apply_lightning_checkpoint, connect_cli_hooks, make_trainer_parser
 from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.cli.suggestions import SuggestingParser
 from pgb_lightning.export.command import run_export
@@ -50,22 +51,21 @@ DESCRIPTIONS = {
 }
 
 
+@connect_cli_hooks
 class PGBCLI(LightningCLI):
     """Lightning's command line, made to resume and evaluate the checkpoints of pruned models."""
 
-    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+    def add_commands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         """Describe every command in one place, also those that run elsewhere (see :func:`main`).
 
         Lightning's own takes the first line of the Trainer's docstrings, which breaks off in mid-sentence.
         """
         assert isinstance(self.trainer_class, type)  # Lightning's Trainer
-        self._subcommand_parsers = {}
         commands = parser.add_subcommands(title="commands", description="Each has a --help of its own.")
         for name in self.subcommands():
             usage = f"pgb {name} --config FILE [--ckpt_path FILE] [--SETTING VALUE ...]"
             settings = {"description": DESCRIPTIONS[name], "usage": usage, **kwargs.get(name, {})}
-            self._subcommand_parsers[name] = self._prepare_subcommand_parser(self.trainer_class, name, **settings)
-            commands.add_subcommand(name, self._subcommand_parsers[name], help=DESCRIPTIONS[name])
+            commands.add_subcommand(name, make_trainer_parser(self, name, **settings), help=DESCRIPTIONS[name])
         for name, command in COMMANDS.items():
             description = (inspect.getdoc(command) or "").partition("\n\n")[0]
             command_parser = self.init_parser(description=description)
@@ -96,7 +96,7 @@ class PGBCLI(LightningCLI):
                 "left (best.ckpt or last.ckpt in its folder), or leave ckpt_path out to start from the model as it is."
             )
 
-    def _parse_ckpt_path(self) -> None:
+    def apply_checkpoint(self) -> None:
         """Let the checkpoint's hyperparameters replace those of the files, and the command line those of both.
 
         Raises:
@@ -135,12 +135,12 @@ class PGBCLI(LightningCLI):
             except ValueError as error:
                 raise MisconfigurationException(f"ckpt_path={error}") from error
             hparams = checkpoint.get("hyper_parameters", {})
-            if "_class_path" not in hparams:
+            if CLASS_PATH_KEY not in hparams:
                 known = {name: value for name, value in hparams.items() if name in self._model_settings()}
                 merged = {"class_path": model.class_path, "init_args": known}
                 self.config = self.parser.parse_object({self.config.subcommand: {"model": merged}}, self.config)
                 return
-        super()._parse_ckpt_path()
+        apply_lightning_checkpoint(self)
 
     def before_instantiate_classes(self) -> None:
         """Leave `fine_tuned_ckpt` unread when a checkpoint brings all the weights anyway."""

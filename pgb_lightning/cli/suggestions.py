@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Collection
 from difflib import get_close_matches
 from pydoc import locate
@@ -11,10 +10,7 @@ from typing import NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-#: How jsonargparse puts it.
-UNKNOWN = re.compile(
-    r"""Parser key "(?P<key>[\w.]+)"|class_path '(?P<path>[\w.]+)':\s+Option '(?P<option>\w+)' is not accepted"""
-)
+from pgb_lightning._compat import UNKNOWN_SETTING
 
 
 class SuggestingParser(LightningArgumentParser):
@@ -39,7 +35,7 @@ def suggestion(message: str) -> str:
         <BLANKLINE>
         'max_group' is no setting of PGBCallback. Did you mean 'max_groups'?
     """
-    found = list(UNKNOWN.finditer(message))
+    found = list(UNKNOWN_SETTING.finditer(message))
     unknown = next((match for match in found if match["path"]), None)
     if unknown is None:
         return ""

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pgb_lightning import modules
+from pgb_lightning._compat import CLASS_PATH_KEY
 from pgb_lightning.checkpoints import kept_scores, load_checkpoint
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.card import CardFacts
@@ -82,7 +83,7 @@ def read_source(ckpt_path: str | Path) -> Source:
 def _module_class(hparams: Mapping[str, Any], ckpt_path: str | Path) -> type[FineTuning]:
     """Tell which module wrote a checkpoint; one that the command line wrote names its class."""
     found: Any = None
-    path = hparams.get("_class_path")
+    path = hparams.get(CLASS_PATH_KEY)
     if path is not None:
         package, _, name = str(path).rpartition(".")
         found = getattr(import_module(package), name, None) if package else None

@@ -172,7 +172,7 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
 
 def _is_traced() -> bool:
     """Tell whether a compiler or exporter looks on, which wants plain operations."""
-    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _by_group(x: Tensor, groups: int) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pgb_lightning._compat import has_forward_hooks
+
 #: What may lie between W1 and W2 at a time, in bytes. It stays in the cache then, and below the size from which on
 #: memory is fetched from the system anew in every call.
 CHUNK_BYTES = 6 * 2**20
@@ -51,4 +53,4 @@ class TokenChunks:
         return self.owner.training  # dropout would draw other numbers
 
     def _has_hooks(self) -> bool:
-        return any(module._forward_hooks or module._forward_pre_hooks for module in self.owner.modules())
+        return any(has_forward_hooks(module) for module in self.owner.modules())

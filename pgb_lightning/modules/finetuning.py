@@ -24,6 +24,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from pgb_lightning._compat import provides_data
 from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.encoders.find import find_encoders
 from pgb_lightning.packaged import naming_model, resolve_model
@@ -129,8 +130,8 @@ class FineTuning(L.LightningModule):
 
     def _datamodule(self) -> Any:
         """Return the data module that serves this run; a Trainer still holds that of the run before."""
-        data, loop = getattr(self.trainer, "datamodule", None), self.trainer._active_loop
-        return data if loop is None or loop._data_source.instance is data else None
+        data = getattr(self.trainer, "datamodule", None)
+        return data if provides_data(self.trainer, data) else None
 
     # ---- the model ----------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pgb_lightning._compat import attention_implementation
 from pgb_lightning.encoders.base import SUBLAYERS, Encoder
 from pgb_lightning.modes import eval_mode
 from pgb_lightning.plan import Index, MatrixPlan
@@ -197,7 +198,7 @@ def _setting(encoder: Encoder, batch_size: int, length: int) -> str:
     setting = [
         *(encoder.model_type, encoder.model.config.hidden_size, encoder.head_size, sizes, str(encoder.model.dtype)),
         *(device.type, machine, os.cpu_count(), torch.get_num_threads(), torch.__version__, batch_size, length),
-        *(getattr(encoder.model.config, "_attn_implementation", None), _matmul_precision()),
+        *(attention_implementation(encoder.model.config), _matmul_precision()),
     ]
     return hashlib.sha256(json.dumps(setting, default=str).encode()).hexdigest()[:16]
 

@@ -1,0 +1,133 @@
+"""Private API of other packages, wrapped in one function (or constant) each.
+
+No other module of this package may use private API. Every entry names what it wraps and why there is no public way;
+``tests/test_compat.py`` has a test for each that fails when the private API changes. All were tested with the versions
+of ``constraints-oldest.txt`` and ``constraints.txt``: Lightning 2.6.0 to 2.6.6, jsonargparse 4.51.0 to 4.53.0,
+transformers 5.0.0 to 5.24.0, torch 2.6.0 to 2.13.0 and torchmetrics 1.8.0 to 1.9.0.
+
+Lightning is imported inside the functions, so that ``import pgb_lightning`` does not import it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch import nn
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from torchmetrics import Metric
+
+T = TypeVar("T", bound="type[LightningCLI]")
+
+# ---- Lightning: Trainer and LightningModule ---------------------------------------------------------------
+
+
+def training_dataloader(trainer: pl.Trainer) -> Any:
+    """Return the training data loader (or collection of loaders) as the user gave it to ``fit``.
+
+    Wraps ``trainer.fit_loop._data_source``. ``trainer.train_dataloader`` is public, but ``None`` until the loop starts.
+    """
+    return trainer.fit_loop._data_source.dataloader()
+
+
+def provides_data(trainer: pl.Trainer, datamodule: Any) -> bool:
+    """Return whether the running loop, if one runs, takes its data loader from a data module.
+
+    Wraps ``trainer._active_loop`` and its ``_data_source``. ``trainer.datamodule`` is public, but keeps the data module
+    of the previous run.
+    """
+    loop = trainer._active_loop
+    return loop is None or loop._data_source.instance is datamodule
+
+
+def before_batch_transfer(module: pl.LightningModule, batch: Any) -> Any:
+    """Call ``on_before_batch_transfer`` of the data module, where it overrides the hook, or of the module.
+
+    Wraps ``LightningModule._on_before_batch_transfer``. The public hook does not look for the data module's.
+    """
+    return module._on_before_batch_transfer(batch, dataloader_idx=0)
+
+
+def launches_child_processes(trainer: pl.Trainer) -> bool:
+    """Return whether the strategy forks or spawns processes that work on copies of the module.
+
+    Wraps the class ``_MultiProcessingLauncher``. Names such as ``"ddp_fork"`` are not kept by the strategy.
+    """
+    from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+
+
+# ---- Lightning: command line ------------------------------------------------------------------------------
+
+#: Key of a checkpoint's hyperparameters under which LightningCLI stores the module's import path.
+CLASS_PATH_KEY = "_class_path"
+
+
+def connect_cli_hooks(cls: T) -> T:
+    """Make a subclass of LightningCLI call its ``add_commands`` and ``apply_checkpoint`` methods.
+
+    They replace ``LightningCLI._add_subcommands(parser, **kwargs)`` and ``LightningCLI._parse_ckpt_path()``. The public
+    hooks run before the subcommands are added, or after the configuration has been checked.
+    """
+    cls._add_subcommands = cls.add_commands  # type: ignore[attr-defined]
+    cls._parse_ckpt_path = cls.apply_checkpoint  # type: ignore[attr-defined]
+    return cls
+
+
+def make_trainer_parser(cli: LightningCLI, name: str, **settings: Any) -> LightningArgumentParser:
+    """Make and register the parser of a subcommand that is a method of the Trainer, such as ``"fit"``.
+
+    Wraps ``LightningCLI._prepare_subcommand_parser`` and ``_subcommand_parsers``. Only ``_add_subcommands``, which this
+    package replaces, uses them.
+    """
+    parsers = vars(cli).setdefault("_subcommand_parsers", {})
+    parsers[name] = cli._prepare_subcommand_parser(cli.trainer_class, name, **settings)
+    return parsers[name]  # type: ignore[no-any-return]
+
+
+def apply_lightning_checkpoint(cli: LightningCLI) -> None:
+    """Merge the hyperparameters of ``ckpt_path`` into the configuration, as LightningCLI does by itself.
+
+    Wraps ``LightningCLI._parse_ckpt_path``, which :func:`connect_cli_hooks` replaces in a subclass.
+    """
+    from lightning.pytorch.cli import LightningCLI
+
+    LightningCLI._parse_ckpt_path(cli)
+
+
+#: jsonargparse's message about an unknown setting: its exceptions have no field with the setting's name.
+UNKNOWN_SETTING = re.compile(
+    r"""Parser key "(?P<key>[\w.]+)"|class_path '(?P<path>[\w.]+)':\s+Option '(?P<option>\w+)' is not accepted"""
+)
+
+# ---- torch, torchmetrics, transformers --------------------------------------------------------------------
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Return whether forward hooks or forward pre-hooks are registered on a module itself (not on its children).
+
+    Wraps ``_forward_hooks`` and ``_forward_pre_hooks``. torch has public functions to register hooks only.
+    """
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def metric_state(metric: Metric) -> dict[str, Any]:
+    """Return everything that ``update`` and ``compute`` change in a metric, by attribute name; a part of ``vars``.
+
+    Wraps ``Metric._defaults``, ``_update_count``, ``_computed`` and ``_forward_cache``. The public ``metric_state`` has
+    neither the counter nor the cached results.
+    """
+    names = (*metric._defaults, "_update_count", "_computed", "_forward_cache")
+    return {name: vars(metric)[name] for name in names if name in vars(metric)}
+
+
+def attention_implementation(config: Any) -> str | None:
+    """Return a transformers configuration's attention implementation, such as ``"sdpa"``.
+
+    Wraps ``PreTrainedConfig._attn_implementation``. There is no public attribute to read it.
+    """
+    return getattr(config, "_attn_implementation", None)

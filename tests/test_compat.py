@@ -1,0 +1,144 @@
+"""Each use of other packages' private API: these tests fail when that API changes."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from helpers.fakes import quiet_trainer
+from helpers.own import OwnModule, make_loader
+from jsonargparse import ArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from torch import nn
+from torchmetrics.classification import MulticlassAccuracy
+from transformers import BertConfig
+
+from pgb_lightning import _compat
+
+
+class Data(L.LightningDataModule):
+    """A data module that counts the calls of its batch hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hook_calls = 0
+
+    def train_dataloader(self) -> Any:
+        return make_loader(8)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        self.hook_calls += 1
+        return batch
+
+
+class Observer(L.Callback):
+    """Record what the functions return at fit start and in training."""
+
+    def __init__(self, datamodule: Data) -> None:
+        self.datamodule = datamodule
+        self.found: dict[str, Any] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loader = _compat.training_dataloader(trainer)
+        self.found["rows"] = len(loader.dataset)
+        before = self.datamodule.hook_calls
+        _compat.before_batch_transfer(pl_module, next(iter(loader)))
+        self.found["hook_calls"] = self.datamodule.hook_calls - before
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.found["own data"] = _compat.provides_data(trainer, self.datamodule)
+        self.found["other data"] = _compat.provides_data(trainer, Data())
+
+
+def test_the_data_of_a_running_fit_is_found() -> None:
+    data = Data()
+    observer = Observer(data)
+    trainer = quiet_trainer(max_epochs=1, callbacks=[observer])
+    assert _compat.provides_data(trainer, None)  # no loop runs
+    trainer.fit(OwnModule(), datamodule=data)
+    assert observer.found == {"rows": 8, "hook_calls": 1, "own data": True, "other data": False}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"), [("auto", False), ("ddp", False), ("ddp_spawn", True), ("ddp_fork", True)]
+)
+def test_strategies_that_start_child_processes_are_recognized(strategy: str, expected: bool) -> None:
+    trainer = quiet_trainer(strategy=strategy, devices=1 if strategy == "auto" else 2)
+    trainer.strategy._configure_launcher()
+    assert _compat.launches_child_processes(trainer) is expected
+
+
+def test_lightning_cli_calls_the_connected_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    @_compat.connect_cli_hooks
+    class CLI(LightningCLI):
+        def add_commands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+            calls.append("add_commands")
+            commands = parser.add_subcommands()
+            commands.add_subcommand("fit", _compat.make_trainer_parser(self, "fit"))
+
+        def apply_checkpoint(self) -> None:
+            calls.append("apply_checkpoint")
+            _compat.apply_lightning_checkpoint(self)
+
+    monkeypatch.setattr(L.Trainer, "fit", lambda *_args, **_kwargs: calls.append("fit"))
+    cli = CLI(OwnModule, args=["fit", "--model.seed=3", "--trainer.logger=false"], save_config_callback=None)
+    assert calls == ["add_commands", "apply_checkpoint", "fit"]
+    assert cli.config.fit.model.seed == 3
+
+
+def test_lightning_cli_stores_the_class_path_under_this_key() -> None:
+    assert f'"{_compat.CLASS_PATH_KEY}" in hparams' in inspect.getsource(LightningCLI._parse_ckpt_path)
+
+
+def test_jsonargparse_names_unknown_settings_in_this_form(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = ArgumentParser()
+    parser.add_argument("--callback", type=L.Callback)
+    with pytest.raises(SystemExit):
+        parser.parse_args(
+            ["--callback=pgb_lightning.callbacks.PGBCallback", "--callback.max_group=3"],
+        )
+    found = [match.groupdict() for match in _compat.UNKNOWN_SETTING.finditer(capsys.readouterr().err)]
+    assert {"callback"} <= {match["key"] for match in found}
+    assert ("pgb_lightning.callbacks.PGBCallback", "max_group") in {(m["path"], m["option"]) for m in found}
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_forward_hooks_are_found(register: str) -> None:
+    module = nn.Linear(2, 2)
+    assert not _compat.has_forward_hooks(module)
+    handle = getattr(module, register)(lambda *_: None)
+    assert _compat.has_forward_hooks(module)
+    handle.remove()
+    assert not _compat.has_forward_hooks(module)
+
+
+def test_a_metric_is_restored_from_its_state() -> None:
+    metric, other = MulticlassAccuracy(2), MulticlassAccuracy(2)
+    metric.update(torch.tensor([1, 0]), torch.tensor([1, 1]))
+    vars(other).update(_compat.metric_state(metric))
+    assert other.compute() == metric.compute()
+    assert other.update_count == 1
+    fresh = MulticlassAccuracy(2)
+    assert {"_update_count", "_computed", "_forward_cache", *fresh.metric_state} == _compat.metric_state(fresh).keys()
+    before = {name: value for name, value in vars(fresh).items() if name not in _compat.metric_state(fresh)}
+    fresh(torch.tensor([1, 0]), torch.tensor([1, 1]))
+    after = {name: value for name, value in vars(fresh).items() if name not in _compat.metric_state(fresh)}
+    assert {name for name in after if after[name] is not before.get(name)} <= set()
+
+
+def test_the_attention_implementation_is_read() -> None:
+    assert _compat.attention_implementation(BertConfig(attn_implementation="eager")) == "eager"
+    assert _compat.attention_implementation(object()) is None
+
+
+def test_importing_the_package_does_not_import_lightning() -> None:
+    program = "import sys, pgb_lightning; print([n for n in sys.modules if n.partition('.')[0] == 'lightning'])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
