@@ -13,6 +13,10 @@ Ridge = float | Literal["auto"]
 #: The paper's "2K samples from the training data".
 CALIBRATION_SIZE = 2048
 
+#: The ridge that ``ridge="auto"`` stands for where no held-out samples can choose one: in predictions, and with too few
+#: calibration samples.
+DEFAULT_RIDGE = 1e-2
+
 #: Named settings. ``paper`` is the published recipe; ``default`` is what we measured to be better.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {"search": "shapes", "permutation": "balanced"},
@@ -152,6 +156,11 @@ class PruningConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON primitives."""
         return asdict(self)
+
+
+def ridge_or_default(ridge: Ridge) -> float:
+    """Return ``ridge``, or :data:`DEFAULT_RIDGE` for ``"auto"``."""
+    return DEFAULT_RIDGE if ridge == "auto" else ridge
 
 
 def _check_float(name: str, value: Any, low: float, high: float | None, remedy: str) -> None:

@@ -19,16 +19,16 @@ from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.encoders.fingerprint import fingerprint
-from pgb_lightning.grouping.compensated import regroup
-from pgb_lightning.grouping.group_numbers import Demand, Key
+from pgb_lightning.grouping.compensated import group_matrices
+from pgb_lightning.grouping.group_numbers import ImportanceSummary, MatrixKey
 from pgb_lightning.grouping.permutation import Blocks, group
-from pgb_lightning.grouping.reachable import LOUD, check_reachable
-from pgb_lightning.grouping.threshold import allocate
+from pgb_lightning.grouping.reachable import MAX_GAP, check_reachable
+from pgb_lightning.grouping.threshold import choose_group_numbers
 from pgb_lightning.modes import eval_mode
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.search.candidates import Candidate, CandidateCost, list_candidates
 from pgb_lightning.search.costs import candidate_cost
-from pgb_lightning.search.knapsack import choose
+from pgb_lightning.search.knapsack import solve_knapsack
 from pgb_lightning.search.speedup import meet_speedup
 from pgb_lightning.surgery.apply import apply_plan
 from pgb_lightning.surgery.checks import check_dense
@@ -130,9 +130,12 @@ def make_plan(
         return PruningPlan(encoder.model_type, tuple(matrices), settings, statistics.num_samples, identity)
 
     if config.search == "groups":
-        demands = {key: Demand.of(importance, config.max_groups) for key, importance in importances.items()}
-        numbers, threshold = allocate(demands, config)
-        given = regroup(encoder, statistics, config, numbers) if config.permutation == "compensated" else {}
+        summaries = {
+            key: ImportanceSummary.from_importance(importance, config.max_groups)
+            for key, importance in importances.items()
+        }
+        numbers, threshold = choose_group_numbers(summaries, config)
+        given = group_matrices(encoder, statistics, config, numbers) if config.permutation == "compensated" else {}
         matrices = [plan_matrix(key, importances[key], numbers[key], config, given.get(key)) for key in importances]
         plan = finished(matrices, importance_threshold_used=threshold)
         _report_shortfall(plan.pruning_ratio, config)
@@ -183,7 +186,7 @@ def carry_out(
 
 
 def plan_matrix(
-    key: Key, importance: Tensor, num_groups: int, config: PruningConfig, groups: Blocks | None = None
+    key: MatrixKey, importance: Tensor, num_groups: int, config: PruningConfig, groups: Blocks | None = None
 ) -> MatrixPlan:
     """Group one matrix (Algorithm 2), unless its groups are given."""
     layer, kind = key
@@ -195,7 +198,7 @@ def plan_matrix(
     if num_groups == 1:
         return MatrixPlan(layer, kind, rows, columns, None, None, 1.0, 0.0)
     groups = groups or group(importance, num_groups, config.permutation, config.num_permutations)
-    kept = float(groups.kept(exact).sum())
+    kept = float(groups.kept_importance(exact).sum())
     return MatrixPlan(
         *(layer, kind, rows, columns),
         input_index=tuple(map(tuple, groups.rows.tolist())),
@@ -212,7 +215,7 @@ def choose_shapes(
     costs = [[cost(candidate) for candidate in options] for options in candidates]
     losses = [[candidate.loss for candidate in options] for options in candidates]
     total = sum(options[0] for options in costs)
-    places = choose(losses, costs, (1 - ratio) * total, tolerance * total)
+    places = solve_knapsack(losses, costs, (1 - ratio) * total, tolerance * total)
     return [options[place] for options, place in zip(candidates, places, strict=True)]
 
 
@@ -224,14 +227,14 @@ def _share_kept(matrix: MatrixPlan, importance: Tensor) -> float:
         return 0.0
     groups = Blocks(torch.tensor(matrix.input_index), torch.tensor(matrix.output_index))
     exact = importance.double().cpu()
-    return min(float(groups.kept(exact).sum()) / max(float(exact.sum()), 1e-300), 1.0)
+    return min(float(groups.kept_importance(exact).sum()) / max(float(exact.sum()), 1e-300), 1.0)
 
 
 def _report_shortfall(achieved: float, config: PruningConfig) -> None:
     """Say loudly when the target was missed."""
     gap = achieved - config.cut
     # Time is measured, and never twice the same.
-    if abs(gap) > (LOUD if config.budget != "latency" else 3 * LOUD):
+    if abs(gap) > (MAX_GAP if config.budget != "latency" else 3 * MAX_GAP):
         ratio, speedup = config.pruning_ratio, config.target_speedup
         asked = f"pruning_ratio={ratio}" if speedup is None else f"target_speedup={speedup}"
         unit = {"parameters": "weights", "flops": "FLOPs", "latency": "time"}[config.budget]

@@ -12,7 +12,7 @@ from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoders
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.report import plan_table, render
-from pgb_lightning.search.latency_table import encoder_seconds
+from pgb_lightning.search.latency_table import measure_encoder
 from pgb_lightning.surgery.checks import is_pruned
 
 PLAN_FILE = "plan.json"
@@ -48,7 +48,7 @@ def report(trainer: pl.Trainer, plan: PruningPlan, encoder: Encoder, before: Cos
 
 def time_encoder(encoder: Encoder, config: PruningConfig) -> float:
     """Measure the encoder's layers, in seconds a batch of the size that is budgeted for."""
-    return encoder_seconds(encoder, config.latency_batch_size, config.latency_length)
+    return measure_encoder(encoder, config.latency_batch_size, config.latency_length)
 
 
 def report_speed(trainer: pl.Trainer, config: PruningConfig, speedup: float) -> None:

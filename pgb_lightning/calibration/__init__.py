@@ -2,14 +2,13 @@
 
 from pgb_lightning.calibration.collect import Calibration, LayerInput, Loss, SecondMoments, calibrate
 from pgb_lightning.calibration.importance import encoder_importances, second_order_importance
-from pgb_lightning.calibration.moments import AllReduce, Covariance, LeastSquares, Moments
+from pgb_lightning.calibration.moments import AllReduce, Covariance, Moments
 
 __all__ = [
     "AllReduce",
     "Calibration",
     "Covariance",
     "LayerInput",
-    "LeastSquares",
     "Loss",
     "Moments",
     "SecondMoments",

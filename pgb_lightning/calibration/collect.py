@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pgb_lightning.calibration.moments import AllReduce, Covariance, add_gram, mirrored
+from pgb_lightning.calibration.moments import AllReduce, Covariance, add_gram, symmetric_from_lower
 from pgb_lightning.encoders.base import SUBLAYERS, Encoder
 from pgb_lightning.modes import eval_mode
 
@@ -193,7 +193,7 @@ class _Sums:
             inputs[key] = self.inputs.pop(key).finish(all_reduce)
         for key in list(self.gradients):
             total = self.gradients.pop(key)
-            gradients[key] = all_reduce(mirrored(total) if total.dim() == 2 else total).div_(samples)
+            gradients[key] = all_reduce(symmetric_from_lower(total) if total.dim() == 2 else total).div_(samples)
         return SecondMoments(inputs, gradients)
 
 

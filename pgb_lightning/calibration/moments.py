@@ -1,10 +1,9 @@
-"""Second moments of what flows through a layer, summed up batch by batch, and the least squares they solve."""
+"""Second moments of a layer's inputs and outputs, accumulated batch by batch."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -17,21 +16,21 @@ AllReduce = Callable[[Tensor], Tensor]
 STRIPE = 256
 
 
-def add_gram(power: Tensor, x: Tensor) -> None:
+def add_gram(gram: Tensor, x: Tensor) -> None:
     """Add XᵀX to the lower half of sums, stripe by stripe: the upper half mirrors it, and would cost as much again.
 
     Args:
-        power: Sums, (..., M, M); :func:`mirrored` completes them.
+        gram: Sums, (..., M, M); :func:`symmetric_from_lower` completes them.
         x: Vectors, (..., T, M).
     """
     for start in range(0, x.shape[-1], STRIPE):
         stripe = slice(start, start + STRIPE)
-        power[..., start:, stripe] += x[..., start:].transpose(-1, -2) @ x[..., stripe]
+        gram[..., start:, stripe] += x[..., start:].transpose(-1, -2) @ x[..., stripe]
 
 
-def mirrored(power: Tensor) -> Tensor:
+def symmetric_from_lower(gram: Tensor) -> Tensor:
     """Return the whole of a symmetric matrix of which the lower half is given, (..., M, M)."""
-    return power.tril() + power.tril(-1).transpose(-1, -2)
+    return gram.tril() + gram.tril(-1).transpose(-1, -2)
 
 
 class Moments:
@@ -49,11 +48,11 @@ class Moments:
         zeros = partial(torch.zeros, dtype=torch.float64, device=rows.device)
         self.rows, self.columns = rows, columns
         self.whole = torch.equal(rows, torch.arange(num_inputs, device=rows.device).view(1, -1))
-        self.power = zeros(groups, m, m)
+        self.gram = zeros(groups, m, m)
         self.cross = zeros(groups, m, n)
         self.mean_x = zeros(num_inputs)
         self.mean_y = zeros(num_targets)
-        self.spread = zeros(1)  # of all targets, summed up
+        self.total_squares = zeros(1)  # of all targets, summed up
         self.count = zeros(1)
         self.origin = zeros(num_inputs)
 
@@ -66,25 +65,25 @@ class Moments:
         x = x.float() - self.origin.float()
         y = y.float()
         blocks = x.unsqueeze(0) if self.whole else x[:, self.rows].transpose(0, 1)
-        add_gram(self.power, blocks)
+        add_gram(self.gram, blocks)
         self.cross += torch.bmm(blocks.transpose(1, 2), y[:, self.columns].transpose(0, 1))
         self.mean_x += x.sum(0, dtype=torch.float64)
         self.mean_y += y.sum(0, dtype=torch.float64)
-        self.spread += y.square().sum(0).double().sum()
+        self.total_squares += y.square().sum(0).double().sum()
         self.count += len(x)
 
     def finish(self, all_reduce: AllReduce) -> None:
         """Sum over processes and take out the means."""
-        self.power = mirrored(self.power)
+        self.gram = symmetric_from_lower(self.gram)
         self._measure_from_zero()  # processes have origins of their own
-        for name in ("power", "cross", "mean_x", "mean_y", "spread", "count"):
+        for name in ("gram", "cross", "mean_x", "mean_y", "total_squares", "count"):
             setattr(self, name, all_reduce(getattr(self, name)))
         self.mean_x /= self.count.clamp_min(1)
         self.mean_y /= self.count.clamp_min(1)
         x, y = self.mean_x[self.rows], self.mean_y[self.columns]
-        self.power -= self.count * x.unsqueeze(2) * x.unsqueeze(1)
+        self.gram -= self.count * x.unsqueeze(2) * x.unsqueeze(1)
         self.cross -= self.count * x.unsqueeze(2) * y.unsqueeze(1)
-        self.spread -= self.count * self.mean_y.square().sum()
+        self.total_squares -= self.count * self.mean_y.square().sum()
 
     def merged(self, other: Moments) -> Moments:
         """Return the moments of these tokens and others; both are finished."""
@@ -93,9 +92,9 @@ class Moments:
         weight = self.count * other.count / merged.count.clamp_min(1)
         x, y = self.mean_x - other.mean_x, self.mean_y - other.mean_y
         rows, columns = x[self.rows], y[self.columns]
-        merged.power = self.power + other.power + weight * rows.unsqueeze(2) * rows.unsqueeze(1)
+        merged.gram = self.gram + other.gram + weight * rows.unsqueeze(2) * rows.unsqueeze(1)
         merged.cross = self.cross + other.cross + weight * rows.unsqueeze(2) * columns.unsqueeze(1)
-        merged.spread = self.spread + other.spread + weight * y.square().sum()
+        merged.total_squares = self.total_squares + other.total_squares + weight * y.square().sum()
         share = other.count / merged.count.clamp_min(1)
         merged.mean_x, merged.mean_y = self.mean_x - share * x, self.mean_y - share * y
         return merged
@@ -104,8 +103,8 @@ class Moments:
         """Turn sums over x - origin into sums over x."""
         origin = self.origin.float().double()
         shift, total = origin[self.rows], self.mean_x[self.rows]
-        self.power += shift.unsqueeze(2) * total.unsqueeze(1) + total.unsqueeze(2) * shift.unsqueeze(1)
-        self.power += self.count * shift.unsqueeze(2) * shift.unsqueeze(1)
+        self.gram += shift.unsqueeze(2) * total.unsqueeze(1) + total.unsqueeze(2) * shift.unsqueeze(1)
+        self.gram += self.count * shift.unsqueeze(2) * shift.unsqueeze(1)
         self.cross += shift.unsqueeze(2) * self.mean_y[self.columns].unsqueeze(1)
         self.mean_x += self.count * origin
 
@@ -140,40 +139,4 @@ class Covariance:
     def finish(self, all_reduce: AllReduce = lambda tensor: tensor) -> Tensor:
         """Sum over processes; return the covariance, (M, M). To be called once."""
         self._moments.finish(all_reduce)
-        return self._moments.power[0].div_(self._moments.count.clamp_min(1))
-
-
-@dataclass(frozen=True)
-class LeastSquares:
-    """Eq. 4 for the blocks of a matrix, whose outputs all share their block's inputs.
-
-    Args:
-        power: Centred X̂ᵀX̂ of each block's inputs, (G, m, m).
-        cross: Centred X̂ᵀY of each block's inputs and outputs, (G, m, n).
-    """
-
-    power: Tensor
-    cross: Tensor
-
-    def solve(self, start: Tensor, ridge: float) -> Tensor:
-        """Return the blocks' weights, (G, m, n), in float64; one factor serves all outputs of a block.
-
-        They minimise the squared error of each block's outputs plus λ times the squared distance from ``start``. The
-        error is therefore never above that of ``start``.
-
-        Args:
-            start: The weights before, (G, m, n).
-            ridge: λ as a share of the mean diagonal of ``power``.
-        """
-        power, cross, start = self.power.double(), self.cross.double(), start.double()
-        eye = torch.eye(power.shape[1], dtype=power.dtype, device=power.device)
-        damping = (ridge * power.diagonal(dim1=1, dim2=2).mean(1)).clamp_min(1e-30).view(-1, 1, 1)
-        while True:
-            factor, failed = torch.linalg.cholesky_ex(power + damping * eye)
-            if not failed.any() or not torch.isfinite(power).all():
-                return torch.cholesky_solve(cross + damping * start, factor)
-            damping = damping * torch.where(failed > 0, 10.0, 1.0).view(-1, 1, 1)  # rounding made it indefinite
-
-    def explained(self, weight: Tensor) -> float:
-        """Return how much of the targets' squared deviations from their mean some weights explain."""
-        return float((weight * (2 * self.cross - torch.bmm(self.power, weight))).sum())
+        return self._moments.gram[0].div_(self._moments.count.clamp_min(1))

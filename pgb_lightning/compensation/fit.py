@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pgb_lightning.calibration.collect import LayerInput
-from pgb_lightning.calibration.moments import AllReduce, Covariance, LeastSquares, Moments
+from pgb_lightning.calibration.moments import AllReduce, Covariance, Moments
 from pgb_lightning.compensation.errors import FitErrors, relative_error
+from pgb_lightning.compensation.least_squares import LeastSquares
 from pgb_lightning.compensation.ridge import SplitMoments, choose_ridge, held_out
 from pgb_lightning.config import Ridge
 from pgb_lightning.encoders.base import SUBLAYERS, Encoder, Sublayer
@@ -44,7 +45,7 @@ def compensate(
         encoder: A dense encoder; it is grouped afterwards, or as it was if anything goes wrong.
         plan: What becomes of its matrices.
         inputs: The first layer's inputs on the calibration samples.
-        ridge: Pull towards the original weights, as a share of the mean input power; "auto" chooses it for each matrix
+        ridge: Pull towards the original weights, as a share of the mean input gram; "auto" chooses it for each matrix
             by samples that were held out, and then fits the weights to all.
         all_reduce: Sums a tensor over the processes that share the calibration.
         track: Goes over the layers, to show progress.
@@ -203,7 +204,7 @@ class SublayerFit:
         moments.finish(self.all_reduce)
         explained = self._refit(pruned, moments, _of_blocks, moments.all.mean_y)
         if self.errors is not None:
-            self.errors.add_matrix((self.layer, kind), float(moments.all.spread), explained)
+            self.errors.add_matrix((self.layer, kind), float(moments.all.total_squares), explained)
 
     def _refit_constant(self, kind: str, streams: list[Stream]) -> None:
         """Let a dropped sublayer add the mean of what the dense one added."""
@@ -215,7 +216,7 @@ class SublayerFit:
         moments.finish(self.all_reduce)
         _set_bias(self.pruned(kind), moments.mean_y)
         if self.errors is not None:
-            self.errors.add_matrix((self.layer, kind), float(moments.spread), 0.0)
+            self.errors.add_matrix((self.layer, kind), float(moments.total_squares), 0.0)
 
     def _refit(
         self, module: nn.Module, moments: SplitMoments, problem: Callable[[Moments], LeastSquares], mean_y: Tensor
@@ -262,13 +263,13 @@ def _blocks(module: nn.Module) -> tuple[Tensor, Tensor]:
 
 def _of_blocks(moments: Moments) -> LeastSquares:
     """State Eq. 4 where the moments are those of a matrix's blocks."""
-    return LeastSquares(moments.power, moments.cross)
+    return LeastSquares(moments.gram, moments.cross)
 
 
 def _of_states(weight: Tensor, rows: Tensor, columns: Tensor, moments: Moments) -> LeastSquares:
     """State Eq. 4 where the moments are those of hidden states, and the targets are what dense weights make of them."""
-    power = moments.power[0][rows.unsqueeze(2), rows.unsqueeze(1)]
-    return LeastSquares(power, torch.bmm(moments.cross[0][rows], weight[:, columns].transpose(0, 1)))
+    gram = moments.gram[0][rows.unsqueeze(2), rows.unsqueeze(1)]
+    return LeastSquares(gram, torch.bmm(moments.cross[0][rows], weight[:, columns].transpose(0, 1)))
 
 
 def _set_bias(module: nn.Module, bias: Tensor) -> None:

@@ -8,14 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pgb_lightning.calibration.moments import AllReduce, LeastSquares, Moments
-from pgb_lightning.config import Ridge
+from pgb_lightning.calibration.moments import AllReduce, Moments
+from pgb_lightning.compensation.least_squares import LeastSquares
+from pgb_lightning.config import Ridge, ridge_or_default
 
 #: What "auto" chooses among.
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-
-#: What "auto" means where there is nothing to choose by: in predictions, and with too few samples.
-USUAL_RIDGE = 1e-2
 
 #: One calibration sample of a batch in so many is held out.
 HELD_OUT = 5
@@ -59,11 +57,6 @@ class SplitMoments:
             self.all = self.fitted.merged(self.held) if self.held.count else self.fitted
 
 
-def usual(ridge: Ridge) -> float:
-    """Return the ridge to reckon with where nothing is fitted."""
-    return USUAL_RIDGE if ridge == "auto" else ridge
-
-
 def choose_ridge(
     ridge: Ridge, moments: SplitMoments, problem: Callable[[Moments], LeastSquares], start: Tensor
 ) -> float:
@@ -76,7 +69,7 @@ def choose_ridge(
         start: The weights before, (G, m, n).
     """
     if ridge != "auto" or moments.held is None or not moments.held.count or not moments.fitted.count:
-        return usual(ridge)
+        return ridge_or_default(ridge)
     fitted, held = problem(moments.fitted), problem(moments.held)
     return max(RIDGES, key=lambda choice: held.explained(fitted.solve(start, choice)))
 

@@ -32,8 +32,7 @@ from jsonargparse import auto_cli
 from rich.console import Console
 
 from pgb_lightning.cli.suggestions import check_options
-from pgb_lightning.compensation.ridge import usual
-from pgb_lightning.config import PruningConfig
+from pgb_lightning.config import PruningConfig, ridge_or_default
 from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.experiments.baselines import BASELINES
 from pgb_lightning.experiments.dense_reference import DenseReference, find_tokenizer
@@ -72,7 +71,7 @@ class DenseModel:
         config = METHODS[method].config(0.5) if method in METHODS else None
         if config is None or config.search != "shapes":
             return []
-        key = config.permutation, usual(config.ridge), config.max_groups, config.num_permutations
+        key = config.permutation, ridge_or_default(config.ridge), config.max_groups, config.num_permutations
         if key not in self._candidates:
             self._candidates[key] = list_candidates(self.reference.encoder, self.reference.statistics, config)
         return self._candidates[key]

@@ -124,7 +124,7 @@ def draw(importance: Tensor, groups: Blocks) -> Figure:
             corner = (g * width - 0.5, g * height - 0.5)
             permuted.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=hue, linewidth=2, zorder=3))
             show(pruned, importance, hue, mask[g])
-        share = float(groups.kept(importance).sum() / importance.sum())
+        share = float(groups.kept_importance(importance).sum() / importance.sum())
         _frame(original, shape, r"$W$", f"{shape[1]} outputs (darker: more important)")
         original.set_ylabel(f"{shape[0]} inputs", color=NEUTRAL)
         _frame(permuted, shape, r"permuted $\tilde{W}$", f"{num_groups} blocks hold {share:.0%} of the importance")

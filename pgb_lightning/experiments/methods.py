@@ -17,8 +17,8 @@ from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.baselines import BASELINES
 from pgb_lightning.experiments.baselines.masks import mask_matrices
 from pgb_lightning.experiments.dense_reference import DenseReference
-from pgb_lightning.grouping.group_numbers import Demand
-from pgb_lightning.grouping.threshold import allocate
+from pgb_lightning.grouping.group_numbers import ImportanceSummary
+from pgb_lightning.grouping.threshold import choose_group_numbers
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.plan import Index, PruningPlan
 from pgb_lightning.pruning import make_plan, plan_matrix
@@ -64,15 +64,15 @@ def fixed_groups(
     """
     plan = make_plan(reference.encoder, reference.statistics, config, candidates)
     importances = encoder_importances(reference.encoder, reference.statistics.fisher)
-    demands = {}
+    summaries = {}
     for key, importance in importances.items():
         groups = min(importance.shape) if number is None else number
-        demand = Demand.of(importance, groups)
-        if groups not in demand.thresholds:
+        summary = ImportanceSummary.from_importance(importance, groups)
+        if groups not in summary.thresholds:
             rows, columns = importance.shape
             raise ImpossibleError(f"{groups} groups do not divide a matrix of {rows} x {columns}.")
-        demands[key] = replace(demand, thresholds={g: t for g, t in demand.thresholds.items() if g in (0, groups)})
-    numbers, _ = allocate(demands, config)
+        summaries[key] = replace(summary, thresholds={g: t for g, t in summary.thresholds.items() if g in (0, groups)})
+    numbers, _ = choose_group_numbers(summaries, config)
     matrices = (plan_matrix(key, importances[key], numbers[key], config) for key in importances)
     return replace(plan, matrices=tuple(matrices))
 

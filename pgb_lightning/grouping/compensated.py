@@ -17,11 +17,11 @@ from pgb_lightning.calibration.collect import Calibration
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.grouping.permutation import Blocks, assign, group
-from pgb_lightning.prediction.elimination import STEADY, damped
-from pgb_lightning.prediction.quadratic import Quadratic
+from pgb_lightning.prediction.elimination import STABLE_RIDGE, add_damping
+from pgb_lightning.prediction.quadratic import QuadraticModel
 
 
-def worths(covariance: Tensor, weight: Tensor, outputs: Tensor) -> Tensor:
+def obs_saliency(covariance: Tensor, weight: Tensor, outputs: Tensor) -> Tensor:
     """Return what taking each weight away costs when the others of its output are refitted, twice, (M, N).
 
     Args:
@@ -29,7 +29,7 @@ def worths(covariance: Tensor, weight: Tensor, outputs: Tensor) -> Tensor:
         weight: W, (M, N).
         outputs: What a squared error in each output costs, (N,).
     """
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(covariance, STEADY)))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(add_damping(covariance, STABLE_RIDGE)))
     return outputs * weight.square() / inverse.diagonal().unsqueeze(1)
 
 
@@ -42,7 +42,7 @@ def compensated_groups(
         covariance: H of the inputs, damped, (M, M).
         carried: H W, (M, N).
         outputs: What a squared error in each output costs, (N,).
-        worth: What :func:`worths` gives, (M, N).
+        worth: What :func:`obs_saliency` gives, (M, N).
         num_groups: G, a common divisor of M and N.
         num_permutations: N_perm, the sorts that rows start from.
 
@@ -50,10 +50,10 @@ def compensated_groups(
         The groups.
     """
     rows = group(worth, num_groups, "balanced", num_permutations).rows
-    return with_columns(covariance, carried, outputs, rows)
+    return assign_columns(covariance, carried, outputs, rows)
 
 
-def with_columns(covariance: Tensor, carried: Tensor, outputs: Tensor, rows: Tensor) -> Blocks:
+def assign_columns(covariance: Tensor, carried: Tensor, outputs: Tensor, rows: Tensor) -> Blocks:
     """Give each block the outputs that its inputs explain best, all blocks equally many.
 
     Args:
@@ -70,7 +70,7 @@ def with_columns(covariance: Tensor, carried: Tensor, outputs: Tensor, rows: Ten
     return Blocks(rows, assign(explained.T.contiguous()))
 
 
-def regroup(
+def group_matrices(
     encoder: Encoder, statistics: Calibration, config: PruningConfig, numbers: Mapping[tuple[int, str], int]
 ) -> dict[tuple[int, str], Blocks]:
     """Group all matrices that are cut into more than one block, as ``permutation="compensated"`` wants it.
@@ -88,13 +88,13 @@ def regroup(
     for (layer, kind), number in numbers.items():
         if number < 2:
             continue
-        matrix = Quadratic.of(encoder, statistics, config, layer, kind)
-        covariance, outputs = matrix.covariance, matrix.per_output()
+        matrix = QuadraticModel.from_calibration(encoder, statistics, config, layer, kind)
+        covariance, outputs = matrix.covariance, matrix.output_curvature()
         carried = covariance @ matrix.weight
         opening = found.get((layer, "W1")) if kind == "W2" else None
         if opening is not None and len(opening.columns) == number:
-            found[layer, kind] = with_columns(covariance, carried, outputs, opening.columns)
+            found[layer, kind] = assign_columns(covariance, carried, outputs, opening.columns)
         else:
-            worth, sorts = worths(covariance, matrix.weight, outputs), config.num_permutations
+            worth, sorts = obs_saliency(covariance, matrix.weight, outputs), config.num_permutations
             found[layer, kind] = compensated_groups(covariance, carried, outputs, worth, number, sorts)
     return found

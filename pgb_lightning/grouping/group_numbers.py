@@ -11,9 +11,9 @@ from torch import Tensor
 from pgb_lightning.encoders.base import EXPENDABLE, MATRICES, SUBLAYERS, Sublayer
 
 #: Layer number and matrix kind.
-Key = tuple[int, str]
+MatrixKey = tuple[int, str]
 #: The group number of every matrix; 0 means pruned whole.
-GroupNumbers = dict[Key, int]
+GroupNumbers = dict[MatrixKey, int]
 
 
 def allowed_groups(rows: int, columns: int, max_groups: int) -> list[int]:
@@ -50,7 +50,7 @@ def determine_group_number(rows: int, columns: int, num_important: int, max_grou
 
 
 @dataclass(frozen=True)
-class Demand:
+class ImportanceSummary:
     """What Algorithm 1 needs to know of one matrix.
 
     Args:
@@ -67,7 +67,7 @@ class Demand:
     thresholds: Mapping[int, float]
 
     @classmethod
-    def of(cls, importance: Tensor, max_groups: int) -> Demand:
+    def from_importance(cls, importance: Tensor, max_groups: int) -> ImportanceSummary:
         """Summarise an importance matrix (M, N) by the few order statistics that decide its group number."""
         rows, columns = importance.shape
         ordered, size = importance.flatten().sort().values, importance.numel()
@@ -96,56 +96,56 @@ class Demand:
         return [1, *sorted(g for g in self.thresholds if g > 1), 0]
 
 
-Demands = Mapping[Key, Demand]
+Summaries = Mapping[MatrixKey, ImportanceSummary]
 
 
-def compress(demands: Demands, threshold: float, budget: float) -> GroupNumbers:
+def assign_group_numbers(summaries: Summaries, threshold: float, budget: float) -> GroupNumbers:
     """Run Algorithm 1: attention in every layer by τ, then feed-forward sublayers while the budget lasts.
 
     Args:
-        demands: Every matrix of the encoder.
+        summaries: Every matrix of the encoder.
         threshold: τ.
         budget: C, the parameters that may be kept.
 
     Returns:
         The group numbers; feed-forward sublayers that the budget does not reach are dropped.
     """
-    groups: GroupNumbers = dict.fromkeys(demands, 0)
-    layers = range(num_layers(demands))
+    groups: GroupNumbers = dict.fromkeys(summaries, 0)
+    layers = range(num_layers(summaries))
     for layer in layers:  # lines 2-6
-        groups.update(group_sublayer(demands, layer, "attention", threshold))
-    budget -= cost_of(demands, groups)
+        groups.update(group_sublayer(summaries, layer, "attention", threshold))
+    budget -= cost_of(summaries, groups)
 
     def score(layer: int) -> float:
-        return sum(demands[layer, kind].importance for kind in SUBLAYERS["ffn"])
+        return sum(summaries[layer, kind].importance for kind in SUBLAYERS["ffn"])
 
     for layer in sorted(layers, key=score, reverse=True):  # lines 7-12
         if budget <= 0:
             break
-        chosen = group_sublayer(demands, layer, "ffn", threshold)
+        chosen = group_sublayer(summaries, layer, "ffn", threshold)
         groups.update(chosen)
-        budget -= cost_of(demands, chosen)
+        budget -= cost_of(summaries, chosen)
     return groups
 
 
-def group_sublayer(demands: Demands, layer: int, sublayer: Sublayer, threshold: float) -> GroupNumbers:
+def group_sublayer(summaries: Summaries, layer: int, sublayer: Sublayer, threshold: float) -> GroupNumbers:
     """Group each matrix of a sublayer by τ; without V, O, W1 or W2 it only adds a constant and is dropped."""
-    groups = {(layer, kind): demands[layer, kind].groups_at(threshold) for kind in SUBLAYERS[sublayer]}
+    groups = {(layer, kind): summaries[layer, kind].groups_at(threshold) for kind in SUBLAYERS[sublayer]}
     if any(number == 0 and kind not in EXPENDABLE for (_, kind), number in groups.items()):
         return dict.fromkeys(groups, 0)
     return groups
 
 
-def cost_of(demands: Demands, groups: GroupNumbers) -> int:
+def cost_of(summaries: Summaries, groups: GroupNumbers) -> int:
     """Return the parameters that some group numbers keep."""
-    return sum(demands[key].cost(number) for key, number in groups.items())
+    return sum(summaries[key].cost(number) for key, number in groups.items())
 
 
-def total_cost(demands: Demands) -> int:
+def total_cost(summaries: Summaries) -> int:
     """Return the parameters of all matrices together."""
-    return sum(demand.cost(1) for demand in demands.values())
+    return sum(summary.cost(1) for summary in summaries.values())
 
 
-def num_layers(matrices: Mapping[Key, object]) -> int:
+def num_layers(matrices: Mapping[MatrixKey, object]) -> int:
     """Return the number of layers that the matrices belong to."""
     return len(matrices) // len(MATRICES)

@@ -24,7 +24,7 @@ class Blocks:
     rows: Tensor
     columns: Tensor
 
-    def kept(self, importance: Tensor) -> Tensor:
+    def kept_importance(self, importance: Tensor) -> Tensor:
         """Return I(g) of each block (Eq. 3): the importance that lies in it, shape (G,)."""
         return importance[self.rows.unsqueeze(2), self.columns.unsqueeze(1)].sum((1, 2))
 
@@ -127,7 +127,7 @@ def balanced_groups(importance: Tensor, groups: Blocks, max_rounds: int = 30) ->
         Blocks that keep at least the importance that ``groups`` keep.
     """
     importance = importance.double()
-    best, kept = groups, groups.kept(importance).sum()
+    best, kept = groups, groups.kept_importance(importance).sum()
     for _ in range(max_rounds):
         rows = assign(importance @ _members(best.columns))
         score = importance.T @ _members(rows)

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.base import EXPENDABLE, SUBLAYERS
-from pgb_lightning.grouping.group_numbers import Key, allowed_groups, num_layers
+from pgb_lightning.grouping.group_numbers import MatrixKey, allowed_groups, num_layers
 
 #: How far from the target a plan may be before the user must hear of it (or is refused).
-LOUD = 0.01
+MAX_GAP = 0.01
 
 
-def nearest_reachable(shapes: Mapping[Key, tuple[int, int]], config: PruningConfig) -> float:
+def nearest_reachable(shapes: Mapping[MatrixKey, tuple[int, int]], config: PruningConfig) -> float:
     """Return the pruning ratio nearest to the target that any choice of group numbers can reach.
 
     Args:
@@ -39,14 +39,14 @@ def nearest_reachable(shapes: Mapping[Key, tuple[int, int]], config: PruningConf
     return min(ratios, key=lambda ratio: abs(ratio - config.pruning_ratio))
 
 
-def check_reachable(shapes: Mapping[Key, tuple[int, int]], config: PruningConfig) -> None:
+def check_reachable(shapes: Mapping[MatrixKey, tuple[int, int]], config: PruningConfig) -> None:
     """Refuse a target that no choice of group numbers comes near, before any compute.
 
     Raises:
         ValueError: The nearest reachable ratio is more than a percentage point away; it is named.
     """
     nearest = nearest_reachable(shapes, config)
-    if abs(nearest - config.pruning_ratio) > LOUD:
+    if abs(nearest - config.pruning_ratio) > MAX_GAP:
         raise ValueError(
             f"pruning_ratio={config.pruning_ratio} cannot be reached with max_groups={config.max_groups} on an "
             f"encoder of {num_layers(shapes)} layer(s): the nearest reachable ratio is {nearest:.4f}; ask for "

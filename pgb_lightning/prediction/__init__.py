@@ -1,11 +1,11 @@
 """The rise of the loss that pruning causes after compensation, predicted in closed form."""
 
 from pgb_lightning.prediction.elimination import Elimination, block_errors, eliminate
-from pgb_lightning.prediction.quadratic import Quadratic
+from pgb_lightning.prediction.quadratic import QuadraticModel
 
 __all__ = [
     "Elimination",
-    "Quadratic",
+    "QuadraticModel",
     "block_errors",
     "eliminate",
 ]

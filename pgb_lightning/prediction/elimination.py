@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pgb_lightning.calibration.damping import factorize_damped
+
 
 @dataclass(frozen=True)
 class Elimination:
@@ -39,24 +41,26 @@ class Elimination:
     counts: list[int]
     weights: dict[int, Tensor]
 
-    def kept(self, count: int) -> Tensor:
+    def kept_units(self, count: int) -> Tensor:
         """Return the units left when ``count`` are gone, ascending."""
         return self.order[count:].sort().values
 
 
-#: Damping, as a share of the mean diagonal, that rounding in single precision does not reach.
-STEADY = 1e-4
+#: From this ridge on, H + λI is positive definite in spite of rounding in single precision.
+STABLE_RIDGE = 1e-4
 
 
-def damped(covariance: Tensor, ridge: float) -> Tensor:
-    """Return H + λI, λ being a share ``ridge`` of the mean diagonal, or what it takes to be positive definite."""
-    identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+def add_damping(covariance: Tensor, ridge: float) -> Tensor:
+    """Return H + λI, with λ raised where needed to make it positive definite.
+
+    Args:
+        covariance: H, (M, M).
+        ridge: λ as a fraction of the mean diagonal entry of H.
+    """
     damping = (max(ridge, 1e-9) * covariance.diagonal().mean()).clamp_min(1e-30)
-    while True:
-        steady = covariance + damping * identity
-        if ridge >= STEADY or not torch.isfinite(steady).all() or not torch.linalg.cholesky_ex(steady.double()).info:
-            return steady
-        damping = 10 * damping  # rounding made it indefinite
+    if ridge < STABLE_RIDGE:  # otherwise the factorization cannot fail, and would only take time
+        _, damping = factorize_damped(covariance, damping)
+    return covariance + damping * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
 
 
 def eliminate(
@@ -92,13 +96,13 @@ def eliminate(
     losses, counts, weights = [0.0], [0], {}
     while len(left):
         if total - len(left) in keep:
-            weights[total - len(left)] = weight[positions(left, unit)]
+            weights[total - len(left)] = weight[unit_indices(left, unit)]
         blocks = inverse.view(len(units), unit, len(units), unit).diagonal(dim1=0, dim2=2).permute(2, 0, 1)[left]
         parts = outer.view(len(units), unit, -1)[left]
         rises = (parts * torch.linalg.solve(blocks, parts)).sum((1, 2))
         order = torch.argsort(rises, stable=True)
         lost, left = left[order[:step]], left[order[step:]].sort().values
-        b = positions(lost, unit)
+        b = unit_indices(lost, unit)
         pulled, taken, taken_outer = inverse[b], weight[b], outer[b]
         own = torch.linalg.cholesky(pulled[:, b])
         gain = torch.cholesky_solve(pulled, own)
@@ -108,7 +112,7 @@ def eliminate(
         gone.append(units[lost])
         counts.append(total - len(left))
         if 2 * len(left) < len(units):  # most are zeros: close the ranks
-            r = positions(left, unit)
+            r = unit_indices(left, unit)
             inverse, weight, outer = inverse[r][:, r], weight[r], outer[r]
             units, left = units[left], torch.arange(len(left), device=left.device)
     return Elimination(torch.cat(gone), losses, counts, weights)
@@ -135,6 +139,6 @@ def block_errors(covariance: Tensor, weight: Tensor, carried: Tensor, rows: Tens
     return errors.clamp_min(0)
 
 
-def positions(units: Tensor, unit: int) -> Tensor:
+def unit_indices(units: Tensor, unit: int) -> Tensor:
     """Return the inputs of some units (heads), each ``unit`` wide."""
     return (units.unsqueeze(1) * unit + torch.arange(unit, device=units.device)).flatten()

@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from pgb_lightning.calibration.collect import Calibration
-from pgb_lightning.compensation.ridge import usual
-from pgb_lightning.config import PruningConfig
+from pgb_lightning.config import PruningConfig, ridge_or_default
 from pgb_lightning.encoders.base import Encoder
-from pgb_lightning.prediction.elimination import damped
+from pgb_lightning.prediction.elimination import add_damping
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
 @dataclass(frozen=True)
-class Quadratic:
+class QuadraticModel:
     """A dense matrix and what calibration knows of it.
 
     Args:
@@ -40,7 +39,9 @@ class Quadratic:
     config: PruningConfig
 
     @classmethod
-    def of(cls, encoder: Encoder, statistics: Calibration, config: PruningConfig, layer: int, kind: str) -> Self:
+    def from_calibration(
+        cls, encoder: Encoder, statistics: Calibration, config: PruningConfig, layer: int, kind: str
+    ) -> Self:
         """Look a matrix up.
 
         Raises:
@@ -54,8 +55,9 @@ class Quadratic:
         covariance = statistics.moments.inputs[layer, "Q" if kind in ("K", "V") else kind]
         weight = linear.weight.detach().T.double()
         gradient, fisher = statistics.moments.gradients[layer, kind], statistics.fisher[layer, kind]
-        return cls(layer, kind, weight, fisher, damped(covariance, usual(config.ridge)), gradient, config)
+        damped = add_damping(covariance, ridge_or_default(config.ridge))
+        return cls(layer, kind, weight, fisher, damped, gradient, config)
 
-    def per_output(self) -> Tensor:
+    def output_curvature(self) -> Tensor:
         """Return the diagonal of A, (N,): what a squared error in each output costs, twice."""
         return self.gradient.diagonal() if self.gradient.dim() == 2 else self.gradient

@@ -11,7 +11,7 @@ from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.latency import measure_latency
 from pgb_lightning.modes import eval_mode
 from pgb_lightning.report.facts import Latency
-from pgb_lightning.search.latency_table import layers_run
+from pgb_lightning.search.latency_table import layers_runner
 from pgb_lightning.surgery.dense_twin import make_dense_model
 
 
@@ -36,7 +36,7 @@ def compare_with_dense(
     dense = find_encoder(plain.to(device=model.device, dtype=model.dtype).eval())
     length = min(length, encoder.max_length)
     with eval_mode(model), torch.inference_mode():
-        runs = {name: layers_run(each, batch_size, length) for name, each in (("dense", dense), ("pruned", encoder))}
+        runs = {name: layers_runner(each, batch_size, length) for name, each in (("dense", dense), ("pruned", encoder))}
         seconds = measure_latency(runs, repeats, min_time)
     return Latency(batch_size, length, _describe(model.device), tuple(seconds["dense"]), tuple(seconds["pruned"]))
 

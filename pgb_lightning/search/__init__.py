@@ -2,7 +2,7 @@
 
 from pgb_lightning.search.candidates import Candidate, CandidateCost, list_candidates
 from pgb_lightning.search.costs import candidate_cost
-from pgb_lightning.search.knapsack import choose
+from pgb_lightning.search.knapsack import solve_knapsack
 from pgb_lightning.search.latency_table import LatencyTable, measure_table
 from pgb_lightning.search.speedup import meet_speedup
 
@@ -11,8 +11,8 @@ __all__ = [
     "CandidateCost",
     "LatencyTable",
     "candidate_cost",
-    "choose",
     "list_candidates",
     "measure_table",
     "meet_speedup",
+    "solve_knapsack",
 ]

@@ -13,12 +13,12 @@ from pgb_lightning.calibration.collect import Calibration
 from pgb_lightning.calibration.importance import second_order_importance
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.base import EXPENDABLE, MATRICES, SUBLAYERS, Encoder, Sublayer
-from pgb_lightning.grouping.compensated import compensated_groups, with_columns, worths
+from pgb_lightning.grouping.compensated import assign_columns, compensated_groups, obs_saliency
 from pgb_lightning.grouping.group_numbers import allowed_groups
 from pgb_lightning.grouping.permutation import group
 from pgb_lightning.plan import Index, MatrixPlan
-from pgb_lightning.prediction.elimination import block_errors, eliminate, positions
-from pgb_lightning.prediction.quadratic import Quadratic
+from pgb_lightning.prediction.elimination import block_errors, eliminate, unit_indices
+from pgb_lightning.prediction.quadratic import QuadraticModel
 
 #: Widths of a feed-forward sublayer that are tried at least, where it has as many neurons.
 WIDTHS = 48
@@ -73,13 +73,13 @@ def list_candidates(encoder: Encoder, statistics: Calibration, config: PruningCo
     """
     found: list[list[Candidate]] = []
     for layer in range(len(encoder.layers)):
-        matrices = {kind: _Matrix.of(encoder, statistics, config, layer, kind) for kind in MATRICES}
+        matrices = {kind: _Matrix.from_calibration(encoder, statistics, config, layer, kind) for kind in MATRICES}
         found.append(list(_attention(matrices, layer, encoder.head_size)))
         found.append(list(_feed_forward(matrices, layer)))
     return found
 
 
-class _Matrix(Quadratic):
+class _Matrix(QuadraticModel):
     """A dense matrix, and the plans that there are for it."""
 
     def plan(self, rows: Tensor | None, columns: Tensor | None, loss: float) -> MatrixPlan:
@@ -103,7 +103,7 @@ class _Matrix(Quadratic):
     def variance_losses(self) -> Tensor:
         """Return the rise of the loss if an output became its mean, output by output."""
         variances = (self.weight * (self.covariance @ self.weight)).sum(0)
-        return variances * self.per_output() / 2
+        return variances * self.output_curvature() / 2
 
     def grouped(
         self,
@@ -120,17 +120,17 @@ class _Matrix(Quadratic):
         """
         rows, columns = self._sides(rows, columns)
         weight = self.weight[rows][:, columns] if weight is None else weight
-        covariance, outputs = self.covariance[rows][:, rows], self.per_output()[columns]
+        covariance, outputs = self.covariance[rows][:, rows], self.output_curvature()[columns]
         carried = covariance @ weight
         permutation, sorts = self.config.permutation, self.config.num_permutations
         if permutation == "compensated" and blocks is None:
-            importance = worths(covariance, weight, outputs)
+            importance = obs_saliency(covariance, weight, outputs)
         else:
             importance = second_order_importance(weight, self.fisher[rows][:, columns])
         for number in allowed_groups(len(rows), len(columns), self.config.max_groups)[1:]:
             if blocks is not None:
                 given = torch.searchsorted(rows, torch.tensor(blocks[number], device=rows.device))
-                groups = with_columns(covariance, carried, outputs, given)
+                groups = assign_columns(covariance, carried, outputs, given)
             elif permutation == "compensated":
                 groups = compensated_groups(covariance, carried, outputs, importance, number, sorts)
             else:
@@ -163,7 +163,7 @@ def _feed_forward(matrices: dict[str, _Matrix], layer: int) -> Iterator[Candidat
     grouped = tuple(round((1 - share) * total / unit) * unit for share in GROUPED_SHARES)
     found = eliminate(closing.covariance, closing.weight, closing.gradient, step=max(unit // 2, 1), keep=grouped)
     for count, loss in zip(found.counts, found.losses, strict=True):
-        kept, left = found.kept(count), total - count
+        kept, left = found.kept_units(count), total - count
         if count % unit and left:
             continue
         if not left:
@@ -192,7 +192,7 @@ def _attention(matrices: dict[str, _Matrix], layer: int, head: int) -> Iterator[
     yield Candidate(layer, "attention", "whole", tuple(matrix.whole() for matrix in (q, k, v, o)))
     found = eliminate(o.covariance, o.weight, o.gradient, unit=head)
     for count, loss in list(zip(found.counts, found.losses, strict=True))[1:-1]:
-        kept = positions(found.kept(count), head)
+        kept = unit_indices(found.kept_units(count), head)
         opening = (matrix.narrow(None, kept, 0.0) for matrix in (q, k, v))
         shape = f"{len(kept) // head} heads"
         yield Candidate(layer, "attention", shape, (*opening, o.narrow(kept, None, loss)))

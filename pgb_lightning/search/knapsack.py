@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 CELLS = 20_000
 
 
-def choose(
+def solve_knapsack(
     losses: Sequence[Sequence[float]],
     costs: Sequence[Sequence[float]],
     budget: float,
@@ -34,7 +34,7 @@ def choose(
         The position of the chosen candidate in each list.
 
     Example:
-        >>> choose([[0.0, 1.0, 4.0], [0.0, 2.0]], [[6, 4, 0], [6, 3]], budget=9, slack=2)
+        >>> solve_knapsack([[0.0, 1.0, 4.0], [0.0, 2.0]], [[6, 4, 0], [6, 3]], budget=9, slack=2)
         [0, 1]
     """
     cell, cells = _cell(costs, budget, cells)

@@ -35,7 +35,7 @@ class LatencyTable:
     its loss, so one that is not faster than the dense sublayer is never chosen.
 
     Args:
-        seconds: Seconds of each shape, by :func:`shape_of`.
+        seconds: Seconds of each shape, by :func:`shape_key`.
         attention_unit: How many features of attention are left out together.
     """
 
@@ -44,7 +44,7 @@ class LatencyTable:
 
     def __call__(self, candidate: Candidate) -> float:
         """Return what a candidate takes."""
-        return self.seconds[shape_of(candidate, self.attention_unit)]
+        return self.seconds[shape_key(candidate, self.attention_unit)]
 
 
 def measure_table(
@@ -70,7 +70,7 @@ def measure_table(
     seconds: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
     missing: dict[str, Candidate] = {}
     for candidate in (candidate for options in candidates for candidate in options):
-        shape = shape_of(candidate, encoder.attention_unit)
+        shape = shape_key(candidate, encoder.attention_unit)
         if shape not in seconds:
             missing.setdefault(shape, candidate)
     if missing:
@@ -84,7 +84,7 @@ def measure_table(
     return LatencyTable(seconds, encoder.attention_unit)
 
 
-def encoder_seconds(encoder: Encoder, batch_size: int, length: int) -> float:
+def measure_encoder(encoder: Encoder, batch_size: int, length: int) -> float:
     """Measure all layers of an encoder, dense or pruned, one after the other.
 
     Args:
@@ -96,10 +96,10 @@ def encoder_seconds(encoder: Encoder, batch_size: int, length: int) -> float:
         Seconds a batch.
     """
     with eval_mode(encoder.model):
-        return fastest(layers_run(encoder, batch_size, length))[0]
+        return measure_fastest(layers_runner(encoder, batch_size, length))[0]
 
 
-def layers_run(encoder: Encoder, batch_size: int, length: int) -> Callable[[], Tensor]:
+def layers_runner(encoder: Encoder, batch_size: int, length: int) -> Callable[[], Tensor]:
     """Make a function that runs all layers of an encoder, one after the other, on random hidden states.
 
     Args:
@@ -119,7 +119,7 @@ def layers_run(encoder: Encoder, batch_size: int, length: int) -> Callable[[], T
     return run
 
 
-def shape_of(candidate: Candidate, attention_unit: int) -> str:
+def shape_key(candidate: Candidate, attention_unit: int) -> str:
     """Say in a line what a candidate's speed depends on: its blocks, and what must be moved.
 
     Args:
@@ -158,13 +158,13 @@ def _time_candidate(encoder: Encoder, candidate: Candidate, hidden: Tensor) -> f
     try:
         stack[candidate.layer] = copy.deepcopy(original)
         prune_sublayer(encoder, candidate.layer, candidate.sublayer, candidate.matrices)
-        return fastest(partial(encoder.run, stack[candidate.layer], candidate.sublayer, hidden))[0]
+        return measure_fastest(partial(encoder.run, stack[candidate.layer], candidate.sublayer, hidden))[0]
     finally:
         stack[candidate.layer] = original
 
 
 @torch.inference_mode()
-def fastest(*runs: Callable[[], Tensor]) -> list[float]:
+def measure_fastest(*runs: Callable[[], Tensor]) -> list[float]:
     """Measure functions in turn; return of each the seconds that its fastest call took.
 
     Args:

@@ -14,7 +14,7 @@ from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.modes import eval_mode
 from pgb_lightning.plan import PruningPlan
-from pgb_lightning.search.latency_table import fastest, layers_run
+from pgb_lightning.search.latency_table import layers_runner, measure_fastest
 from pgb_lightning.surgery.apply import apply_plan
 
 #: Plans that are measured, at most.
@@ -42,7 +42,7 @@ def meet_speedup(
         plan, _ = plan_at(1 - left)
         if any(plan.matrices == other.matrices for _, other in found):
             break
-        kept = kept_time(encoder, plan, config.latency_batch_size, config.latency_length)
+        kept = measure_kept_time(encoder, plan, config.latency_batch_size, config.latency_length)
         found.append((kept, plan))
         if abs(kept / target - 1) < CLOSE:
             break
@@ -51,10 +51,12 @@ def meet_speedup(
     return plan, 1 - kept
 
 
-def kept_time(encoder: Encoder, plan: PruningPlan, batch_size: int, length: int) -> float:
+def measure_kept_time(encoder: Encoder, plan: PruningPlan, batch_size: int, length: int) -> float:
     """Measure which share of a dense encoder's time is left once a plan is carried out on a copy of it."""
     pruned = replace(encoder, model=copy.deepcopy(encoder.model))
     apply_plan(pruned, plan)
     with eval_mode(encoder.model), eval_mode(pruned.model):
-        dense, left = fastest(layers_run(encoder, batch_size, length), layers_run(pruned, batch_size, length))
+        dense, left = measure_fastest(
+            layers_runner(encoder, batch_size, length), layers_runner(pruned, batch_size, length)
+        )
     return left / dense

@@ -7,7 +7,7 @@ import torch
 from helpers.tiny import batches, classifier
 
 from pgb_lightning.calibration.collect import SecondMoments, calibrate
-from pgb_lightning.calibration.moments import STRIPE, Covariance, add_gram, mirrored
+from pgb_lightning.calibration.moments import STRIPE, Covariance, add_gram, symmetric_from_lower
 from pgb_lightning.encoders.find import find_encoder
 
 
@@ -24,9 +24,9 @@ def test_covariance_of_parts_is_that_of_the_whole() -> None:
 def test_half_of_a_gram_matrix_is_enough(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     start = torch.ones(*shape[:-2], shape[-1], shape[-1], dtype=torch.float64)
-    power = start.clone()
-    add_gram(power, x)
-    torch.testing.assert_close(mirrored(power), start + x.transpose(-1, -2) @ x)
+    gram = start.clone()
+    add_gram(gram, x)
+    torch.testing.assert_close(symmetric_from_lower(gram), start + x.transpose(-1, -2) @ x)
 
 
 def test_processes_with_unequal_shares_add_up() -> None:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from pgb_lightning import PruningConfig, apply_plan
 from pgb_lightning.calibration.collect import calibrate
-from pgb_lightning.calibration.moments import LeastSquares, Moments
+from pgb_lightning.calibration.moments import Moments
 from pgb_lightning.compensation.fit import compensate
+from pgb_lightning.compensation.least_squares import LeastSquares
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.pruning import make_plan
 from pgb_lightning.surgery.checks import is_pruned, matches
@@ -51,7 +52,7 @@ def test_it_never_raises_the_error(groups: int, block: tuple[int, int], tokens: 
     for x_part, y_part in zip(x.split(7), y.split(7), strict=True):
         moments.add(x_part.float(), y_part.float())
     moments.finish(lambda tensor: tensor)
-    weight = LeastSquares(moments.power, moments.cross).solve(start, ridge)
+    weight = LeastSquares(moments.gram, moments.cross).solve(start, ridge)
     before, after = error(x, y, rows, columns, start), error(x, y, rows, columns, weight)
     assert after <= before * (1 + 1e-4) + 1e-6
 
@@ -63,7 +64,7 @@ def test_without_ridge_it_is_the_least_squares_solution() -> None:
     moments = Moments(rows, columns, 6, 4)
     moments.add(x, y)
     moments.finish(lambda tensor: tensor)
-    weight = LeastSquares(moments.power, moments.cross).solve(torch.zeros(2, 3, 2), ridge=1e-12)
+    weight = LeastSquares(moments.gram, moments.cross).solve(torch.zeros(2, 3, 2), ridge=1e-12)
     centred_x, centred_y = x - x.mean(0), y - y.mean(0)
     for block, r, c in zip(weight, rows, columns, strict=True):
         expected = torch.linalg.lstsq(centred_x[:, r], centred_y[:, c]).solution
@@ -71,8 +72,8 @@ def test_without_ridge_it_is_the_least_squares_solution() -> None:
 
 
 def test_fewer_tokens_than_inputs_are_no_trouble() -> None:
-    power, cross, start = torch.zeros(1, 4, 4), torch.zeros(1, 4, 2), torch.ones(1, 4, 2)
-    torch.testing.assert_close(LeastSquares(power, cross).solve(start, ridge=0.01), start.double())
+    gram, cross, start = torch.zeros(1, 4, 4), torch.zeros(1, 4, 2), torch.ones(1, 4, 2)
+    torch.testing.assert_close(LeastSquares(gram, cross).solve(start, ridge=0.01), start.double())
 
 
 def pruned_twice(model_type: str, preset: str, ratio: float = 0.5):

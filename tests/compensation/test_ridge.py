@@ -10,9 +10,11 @@ from helpers.tiny import batches, classifier
 
 from pgb_lightning import PruningConfig
 from pgb_lightning.calibration.collect import calibrate
-from pgb_lightning.calibration.moments import LeastSquares, Moments
+from pgb_lightning.calibration.moments import Moments
 from pgb_lightning.compensation.fit import compensate
-from pgb_lightning.compensation.ridge import HELD_OUT, RIDGES, USUAL_RIDGE, SplitMoments, choose_ridge, held_out, usual
+from pgb_lightning.compensation.least_squares import LeastSquares
+from pgb_lightning.compensation.ridge import HELD_OUT, RIDGES, SplitMoments, choose_ridge, held_out
+from pgb_lightning.config import DEFAULT_RIDGE, ridge_or_default
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.pruning import make_plan
 
@@ -20,7 +22,7 @@ ROWS, COLUMNS = torch.tensor([[0, 3, 5], [1, 2, 4]]), torch.tensor([[3, 0], [1, 
 
 
 def problem(moments: Moments) -> LeastSquares:
-    return LeastSquares(moments.power, moments.cross)
+    return LeastSquares(moments.gram, moments.cross)
 
 
 def moments_of(x: torch.Tensor, y: torch.Tensor, held: torch.Tensor | None) -> SplitMoments:
@@ -49,7 +51,7 @@ def test_moments_of_all_samples_are_those_of_one_sum() -> None:
     split, one = moments_of(x, y, held).all, Moments(ROWS, COLUMNS, 6, 4)
     one.add(x, y)
     one.finish(lambda tensor: tensor)
-    for name in ("power", "cross", "mean_x", "mean_y", "spread", "count"):
+    for name in ("gram", "cross", "mean_x", "mean_y", "total_squares", "count"):
         torch.testing.assert_close(getattr(split, name), getattr(one, name), rtol=1e-5, atol=1e-4)
 
 
@@ -79,8 +81,8 @@ def test_a_number_is_taken_as_it_is_and_too_few_samples_give_the_usual_one() -> 
     x, y, start = data(20, noise=1.0)
     assert choose_ridge(0.3, moments_of(x, y, torch.arange(20) < 4), problem, start) == 0.3
     for held in (None, torch.zeros(20, dtype=torch.bool), torch.ones(20, dtype=torch.bool)):
-        assert choose_ridge("auto", moments_of(x, y, held), problem, start) == USUAL_RIDGE
-    assert (usual("auto"), usual(0.3)) == (USUAL_RIDGE, 0.3)
+        assert choose_ridge("auto", moments_of(x, y, held), problem, start) == DEFAULT_RIDGE
+    assert (ridge_or_default("auto"), ridge_or_default(0.3)) == (DEFAULT_RIDGE, 0.3)
 
 
 def test_whole_samples_are_held_out_and_padding_is_not_counted() -> None:

@@ -52,7 +52,7 @@ def panels() -> list[Axes]:
 
 def test_the_hidden_groups_are_found() -> None:
     """Else the figure would show a method that does not work."""
-    share = float(GROUPS.kept(IMPORTANCE).sum() / IMPORTANCE.sum())
+    share = float(GROUPS.kept_importance(IMPORTANCE).sum() / IMPORTANCE.sum())
     assert share > 0.6
     assert IMPORTANCE[MASK.any(0)].min() >= 0.3  # what example_importance promises of weights within a group
 
@@ -64,7 +64,7 @@ def test_the_first_panel_is_the_matrix(panels: list[Axes]) -> None:
 def test_outlined_blocks_hold_the_kept_importance(panels: list[Axes]) -> None:
     outlines = [patch for patch in panels[1].patches if isinstance(patch, Rectangle)]
     sums = [inside(image(panels[1], 0).data, outline).sum() for outline in outlines]
-    np.testing.assert_allclose(sums, GROUPS.kept(IMPORTANCE).numpy(), rtol=1e-5)
+    np.testing.assert_allclose(sums, GROUPS.kept_importance(IMPORTANCE).numpy(), rtol=1e-5)
     assert f"{sum(sums) / IMPORTANCE.sum():.0%} of the importance" in panels[1].get_xlabel()
 
 

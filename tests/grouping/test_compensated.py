@@ -12,9 +12,9 @@ from torch import Tensor
 from pgb_lightning import PruningConfig, prune
 from pgb_lightning.calibration.collect import calibrate
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.grouping.compensated import compensated_groups, regroup, with_columns, worths
+from pgb_lightning.grouping.compensated import assign_columns, compensated_groups, group_matrices, obs_saliency
 from pgb_lightning.grouping.permutation import Blocks, group
-from pgb_lightning.prediction.elimination import block_errors, damped
+from pgb_lightning.prediction.elimination import add_damping, block_errors
 from pgb_lightning.pruning import make_plan
 
 CONFIG = PruningConfig(search="groups", permutation="compensated", pruning_ratio=0.5)
@@ -26,7 +26,7 @@ def problem(inputs: int, outputs: int, seed: int) -> tuple[Tensor, Tensor, Tenso
     draw = [torch.rand(*shape, generator=generator, dtype=torch.float64) for shape in ((50, inputs), (inputs, inputs))]
     x = draw[0] @ (draw[1] + torch.eye(inputs)) - 0.5
     weight = torch.randn(inputs, outputs, generator=generator, dtype=torch.float64)
-    return damped(x.T @ x / len(x), 1e-6), weight, torch.rand(outputs, generator=generator, dtype=torch.float64)
+    return add_damping(x.T @ x / len(x), 1e-6), weight, torch.rand(outputs, generator=generator, dtype=torch.float64)
 
 
 def lost(covariance: Tensor, weight: Tensor, outputs: Tensor, groups: Blocks) -> float:
@@ -38,7 +38,7 @@ def lost(covariance: Tensor, weight: Tensor, outputs: Tensor, groups: Blocks) ->
 def test_no_other_columns_lose_less(seed: int) -> None:
     covariance, weight, outputs = problem(6, 6, seed)
     rows = torch.tensor([[0, 4], [1, 3], [2, 5]])
-    found = lost(covariance, weight, outputs, with_columns(covariance, covariance @ weight, outputs, rows))
+    found = lost(covariance, weight, outputs, assign_columns(covariance, covariance @ weight, outputs, rows))
     best = min(
         lost(covariance, weight, outputs, Blocks(rows, torch.tensor(order).view(3, 2)))
         for order in itertools.permutations(range(6))
@@ -52,7 +52,12 @@ def test_less_is_lost_than_by_importance_on_average(number: int) -> None:
     for seed in range(8):
         covariance, weight, outputs = problem(24, 48, seed)
         groups = compensated_groups(
-            covariance, covariance @ weight, outputs, worths(covariance, weight, outputs), number, num_permutations=6
+            covariance,
+            covariance @ weight,
+            outputs,
+            obs_saliency(covariance, weight, outputs),
+            number,
+            num_permutations=6,
         )
         assert sorted(groups.rows.flatten().tolist()) == list(range(24))
         assert sorted(groups.columns.flatten().tolist()) == list(range(48))
@@ -65,10 +70,10 @@ def test_neurons_are_grouped_alike_where_both_matrices_have_as_many_groups() -> 
     model = classifier(layers=1)
     statistics = calibrate(find_encoder(model), batches(6), lambda batch: model(**batch).loss, moments=True)
     numbers = {(0, "Q"): 1, (0, "K"): 0, (0, "V"): 2, (0, "O"): 3, (0, "W1"): 4, (0, "W2"): 4}
-    found = regroup(find_encoder(model), statistics, CONFIG, numbers)
+    found = group_matrices(find_encoder(model), statistics, CONFIG, numbers)
     assert found.keys() == {(0, "V"), (0, "O"), (0, "W1"), (0, "W2")}
     assert torch.equal(found[0, "W1"].columns, found[0, "W2"].rows)
-    apart = regroup(find_encoder(model), statistics, CONFIG, {**numbers, (0, "W2"): 2})
+    apart = group_matrices(find_encoder(model), statistics, CONFIG, {**numbers, (0, "W2"): 2})
     assert apart[0, "W2"].rows.shape == (2, 48)
     assert torch.equal(apart[0, "W1"].columns, found[0, "W1"].columns)
 

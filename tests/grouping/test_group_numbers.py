@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pgb_lightning import PruningConfig
 from pgb_lightning.encoders.base import MATRICES, SUBLAYERS
-from pgb_lightning.grouping.group_numbers import Demand, compress, determine_group_number
+from pgb_lightning.grouping.group_numbers import ImportanceSummary, assign_group_numbers, determine_group_number
 from pgb_lightning.grouping.reachable import check_reachable, nearest_reachable
-from pgb_lightning.grouping.threshold import allocate, settle
+from pgb_lightning.grouping.threshold import adjust_to_budget, choose_group_numbers
 
 SHAPES = {"W1": (24, 96), "W2": (96, 24)}
 
@@ -28,11 +28,11 @@ def importances(layers: int = 4, seed: int = 0, scale: float = 1.0) -> dict[tupl
     return drawn
 
 
-def demands(**settings: float) -> dict[tuple[int, str], Demand]:
-    return {key: Demand.of(value, 6) for key, value in importances(**settings).items()}  # type: ignore[arg-type]
+def summaries(**settings: float) -> dict[tuple[int, str], ImportanceSummary]:
+    return {key: ImportanceSummary.from_importance(value, 6) for key, value in importances(**settings).items()}  # type: ignore[arg-type]
 
 
-def cost(groups: dict[tuple[int, str], int], of: dict[tuple[int, str], Demand]) -> int:
+def cost(groups: dict[tuple[int, str], int], of: dict[tuple[int, str], ImportanceSummary]) -> int:
     return sum(of[key].cost(number) for key, number in groups.items())
 
 
@@ -50,24 +50,24 @@ def test_a_demand_answers_as_the_definition_does(seed: int, max_groups: int, rou
     for threshold in (float(importance.quantile(quantile)), float(torch.tensor(quantile))):
         important = int((importance > threshold).sum())
         expected = determine_group_number(12, 24, important, max_groups)
-        assert Demand.of(importance, max_groups).groups_at(threshold) == expected
+        assert ImportanceSummary.from_importance(importance, max_groups).groups_at(threshold) == expected
 
 
 def test_algorithm_1_groups_all_attention_first_and_drops_ffns_the_budget_does_not_reach() -> None:
-    of = demands(scale=0.0)
+    of = summaries(scale=0.0)
     threshold = 0.05  # about half of the weights are above it
-    everything = compress(of, threshold, budget=float("inf"))
+    everything = assign_group_numbers(of, threshold, budget=float("inf"))
     assert min(everything.values()) > 0
     attention = {key: number for key, number in everything.items() if key[1] in SUBLAYERS["attention"]}
     ffn_cost = cost({key: n for key, n in everything.items() if key[0] == 0 and key[1] in SUBLAYERS["ffn"]}, of)
 
-    reached = compress(of, threshold, budget=cost(attention, of) + 1.5 * ffn_cost)
+    reached = assign_group_numbers(of, threshold, budget=cost(attention, of) + 1.5 * ffn_cost)
     assert {key: reached[key] for key in attention} == attention
     score = {layer: sum(of[layer, kind].importance for kind in ("W1", "W2")) for layer in range(4)}
     kept = {layer for layer in range(4) if reached[layer, "W1"]}
     assert kept == set(sorted(score, key=score.__getitem__, reverse=True)[:2])  # while C > 0: the second overshoots
 
-    assert all(compress(of, threshold, budget=0)[layer, "W2"] == 0 for layer in range(4))
+    assert all(assign_group_numbers(of, threshold, budget=0)[layer, "W2"] == 0 for layer in range(4))
 
 
 def test_a_matrix_of_too_little_importance_takes_its_sublayer_with_it() -> None:
@@ -75,7 +75,9 @@ def test_a_matrix_of_too_little_importance_takes_its_sublayer_with_it() -> None:
     drawn[1, "V"] *= 1e-9
     drawn[2, "Q"] *= 1e-9
     drawn[3, "W2"] *= 1e-9
-    groups = compress({key: Demand.of(value, 6) for key, value in drawn.items()}, 0.01, float("inf"))
+    groups = assign_group_numbers(
+        {key: ImportanceSummary.from_importance(value, 6) for key, value in drawn.items()}, 0.01, float("inf")
+    )
     assert [groups[1, kind] for kind in SUBLAYERS["attention"]] == [0, 0, 0, 0]
     assert groups[2, "Q"] == 0
     assert groups[2, "V"] > 0
@@ -85,36 +87,36 @@ def test_a_matrix_of_too_little_importance_takes_its_sublayer_with_it() -> None:
 @settings(max_examples=60, deadline=None)
 @given(ratio=st.floats(0.1, 0.95), seed=st.integers(0, 50), scale=st.floats(0, 3))
 def test_auto_meets_the_target_within_a_point(ratio: float, seed: int, scale: float) -> None:
-    of = demands(seed=seed, scale=scale)
+    of = summaries(seed=seed, scale=scale)
     config = PruningConfig(pruning_ratio=ratio)
-    groups, threshold = allocate(of, config)
+    groups, threshold = choose_group_numbers(of, config)
     total = cost(dict.fromkeys(of, 1), of)
     assert abs(1 - cost(groups, of) / total - ratio) <= 0.01
     assert threshold >= 0
 
 
 def test_auto_reaches_every_ffn_rather_than_keep_attention_whole() -> None:
-    groups, _ = allocate(demands(scale=0.0), PruningConfig(pruning_ratio=0.5))
+    groups, _ = choose_group_numbers(summaries(scale=0.0), PruningConfig(pruning_ratio=0.5))
     assert min(groups.values()) >= 1
 
 
 def test_a_given_threshold_is_used_as_it_is() -> None:
-    of = demands()
+    of = summaries()
     config = PruningConfig.from_preset("balanced", importance_threshold=0.02)
-    groups, threshold = allocate(of, config)
+    groups, threshold = choose_group_numbers(of, config)
     assert threshold == 0.02
-    assert groups == compress(of, 0.02, 0.5 * cost(dict.fromkeys(of, 1), of))
+    assert groups == assign_group_numbers(of, 0.02, 0.5 * cost(dict.fromkeys(of, 1), of))
 
 
 def test_settling_takes_single_steps_towards_the_budget() -> None:
-    of = demands()
-    start = compress(of, 0.02, float("inf"))
+    of = summaries()
+    start = assign_group_numbers(of, 0.02, float("inf"))
     total = cost(dict.fromkeys(of, 1), of)
     goal = cost(start, of) - 0.03 * total
-    settled = settle(start, of, goal, tolerance=0.005)
+    settled = adjust_to_budget(start, of, goal, tolerance=0.005)
     assert abs(cost(settled, of) - goal) <= 0.005 * total
     assert sum(settled[key] != start[key] for key in of) <= 4
-    assert settle(settled, of, goal, tolerance=0.005) == settled
+    assert adjust_to_budget(settled, of, goal, tolerance=0.005) == settled
 
 
 def test_nearest_reachable_is_found_by_trying_everything() -> None:

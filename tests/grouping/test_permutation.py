@@ -50,7 +50,7 @@ def test_permutations_are_bijections_and_blocks_disjoint(case: tuple[Tensor, int
         mask[r[:, None], c] += 1
     assert mask.max() == 1
     assert mask.sum() == rows * columns // number
-    torch.testing.assert_close(groups.kept(importance).sum(), importance[mask.bool()].sum())
+    torch.testing.assert_close(groups.kept_importance(importance).sum(), importance[mask.bool()].sum())
 
 
 @settings(max_examples=100, deadline=None)
@@ -72,7 +72,7 @@ def test_balanced_assignment_is_never_below_the_greedy_it_started_from(case: tup
     importance, number = case
     greedy = greedy_groups(importance, number, num_permutations=6)
     balanced = balanced_groups(importance, greedy)
-    assert balanced.kept(importance).sum() >= greedy.kept(importance).sum() * (1 - 1e-12)
+    assert balanced.kept_importance(importance).sum() >= greedy.kept_importance(importance).sum() * (1 - 1e-12)
 
 
 def test_balanced_assignment_of_rows_is_optimal() -> None:
@@ -84,10 +84,10 @@ def test_balanced_assignment_of_rows_is_optimal() -> None:
             importance = (importance * 2).round()
         groups = balanced_groups(importance, greedy_groups(importance, 3, 6), max_rounds=100)
         best = max(
-            Blocks(torch.tensor(order).view(3, 2), groups.columns).kept(importance).sum()
+            Blocks(torch.tensor(order).view(3, 2), groups.columns).kept_importance(importance).sum()
             for order in itertools.permutations(range(6))
         )
-        assert groups.kept(importance).sum() == pytest.approx(float(best))
+        assert groups.kept_importance(importance).sum() == pytest.approx(float(best))
 
 
 def test_balanced_assignment_keeps_clearly_more_where_greed_runs_dry() -> None:
@@ -95,7 +95,7 @@ def test_balanced_assignment_keeps_clearly_more_where_greed_runs_dry() -> None:
     importance = torch.rand(96, 1) * torch.rand(1, 192) * torch.rand(96, 192) ** 4
     greedy = greedy_groups(importance, 4, num_permutations=6)
     balanced = balanced_groups(importance, greedy)
-    assert balanced.kept(importance).sum() > 1.02 * greedy.kept(importance).sum()
+    assert balanced.kept_importance(importance).sum() > 1.02 * greedy.kept_importance(importance).sum()
 
 
 @pytest.mark.parametrize(

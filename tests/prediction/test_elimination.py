@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pgb_lightning.prediction.elimination import block_errors, damped, eliminate, positions
+from pgb_lightning.prediction.elimination import add_damping, block_errors, eliminate, unit_indices
 
 
 def problem(
@@ -30,20 +30,20 @@ def residual(x: Tensor, targets: Tensor) -> Tensor:
 @pytest.mark.parametrize(("unit", "step"), [(1, 1), (1, 3), (3, 1), (2, 2)])
 def test_losses_are_those_of_least_squares_on_what_is_left(unit: int, step: int) -> None:
     x, weight, outputs, covariance = problem()
-    found = eliminate(damped(covariance, 1e-12), weight, outputs, unit, step)
+    found = eliminate(add_damping(covariance, 1e-12), weight, outputs, unit, step)
     assert found.counts == [*range(0, 12 // unit, step), 12 // unit]
     assert sorted(found.order.tolist()) == list(range(12 // unit))
     for count, loss in zip(found.counts, found.losses, strict=True):
-        left = residual(x[:, positions(found.kept(count), unit)], x @ weight)
+        left = residual(x[:, unit_indices(found.kept_units(count), unit)], x @ weight)
         expected = torch.trace(outputs @ left.T @ left) / len(x) / 2
         torch.testing.assert_close(torch.tensor(loss, dtype=torch.float64), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_each_step_takes_the_least_harmful_unit() -> None:
     x, weight, outputs, covariance = problem(seed=1)
-    found = eliminate(damped(covariance, 1e-12), weight, outputs)
+    found = eliminate(add_damping(covariance, 1e-12), weight, outputs)
     for count in (0, 4, 9):
-        kept = found.kept(count).tolist()
+        kept = found.kept_units(count).tolist()
         rises = {}
         for unit in kept:
             left = residual(x[:, [k for k in kept if k != unit]], x @ weight)
@@ -53,10 +53,10 @@ def test_each_step_takes_the_least_harmful_unit() -> None:
 
 def test_kept_weights_are_refitted() -> None:
     x, weight, outputs, covariance = problem(seed=2)
-    found = eliminate(damped(covariance, 1e-12), weight, outputs, keep=(0, 5))
+    found = eliminate(add_damping(covariance, 1e-12), weight, outputs, keep=(0, 5))
     assert found.weights.keys() == {0, 5}
     torch.testing.assert_close(found.weights[0], weight)
-    kept = x[:, found.kept(5)]
+    kept = x[:, found.kept_units(5)]
     expected = torch.linalg.lstsq(kept - kept.mean(0), x @ weight - (x @ weight).mean(0)).solution
     torch.testing.assert_close(found.weights[5], expected, rtol=1e-6, atol=1e-6)
 
@@ -64,9 +64,9 @@ def test_kept_weights_are_refitted() -> None:
 def test_the_ridge_is_compensation_s() -> None:
     """Least squares with the pull towards the old weights is least squares on H + λI."""
     _, weight, outputs, covariance = problem(seed=3)
-    found = eliminate(damped(covariance, 0.1), weight, outputs)
-    h = damped(covariance, 0.1)
-    kept = found.kept(7)
+    found = eliminate(add_damping(covariance, 0.1), weight, outputs)
+    h = add_damping(covariance, 0.1)
+    kept = found.kept_units(7)
     schur = h - h[:, kept] @ torch.linalg.solve(h[kept][:, kept], h[kept])
     expected = torch.trace(outputs @ weight.T @ schur @ weight) / 2
     assert found.losses[found.counts.index(7)] == pytest.approx(float(expected), rel=1e-9)
@@ -75,7 +75,9 @@ def test_the_ridge_is_compensation_s() -> None:
 def test_errors_of_blocks_are_those_of_least_squares() -> None:
     x, weight, _, covariance = problem(seed=4)
     rows, columns = torch.randperm(12).view(2, 6)[:, :5], torch.tensor([[5, 0], [2, 3]])
-    errors = block_errors(damped(covariance, 1e-12), weight, damped(covariance, 1e-12) @ weight, rows, columns)
+    errors = block_errors(
+        add_damping(covariance, 1e-12), weight, add_damping(covariance, 1e-12) @ weight, rows, columns
+    )
     targets = x @ weight
     for r, c in zip(rows, columns, strict=True):
         expected = residual(x[:, r], targets[:, c]).square().mean(0)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgb_lightning.search.knapsack import choose
+from pgb_lightning.search.knapsack import solve_knapsack
 
 Options = list[list[tuple[float, int]]]
 OPTION = st.tuples(st.floats(0, 10).map(lambda loss: round(loss, 3)), st.integers(0, 30))
@@ -26,7 +26,7 @@ def test_it_is_as_good_as_trying_everything(options: Options, share: float, scal
     budget = share * sum(map(max, costs))
     # Costs that are no multiples of one number are rounded up by less than one cell each.
     allowance = 0 if scale >= 1 else len(options) * budget / 20_000
-    chosen = choose(losses, costs, budget, slack=budget)
+    chosen = solve_knapsack(losses, costs, budget, slack=budget)
     sums = [
         (sum(c[i] for c, i in zip(costs, picked, strict=True)), sum(v[i] for v, i in zip(losses, picked, strict=True)))
         for picked in product(*(range(len(part)) for part in options))
@@ -43,21 +43,21 @@ def test_it_is_as_good_as_trying_everything(options: Options, share: float, scal
 
 def test_the_budget_is_filled_to_within_the_slack_where_it_can_be() -> None:
     losses, costs = [[0.0, 1.0], [0.0, 5.0]], [[10, 1], [10, 3]]
-    assert choose(losses, costs, budget=13, slack=3) == [1, 0]
-    assert choose(losses, costs, budget=13, slack=1) == [0, 1]  # the better plan costs 11 only
-    assert choose(losses, costs, budget=5, slack=0.5) == [1, 1]  # none costs between 4.5 and 5
+    assert solve_knapsack(losses, costs, budget=13, slack=3) == [1, 0]
+    assert solve_knapsack(losses, costs, budget=13, slack=1) == [0, 1]  # the better plan costs 11 only
+    assert solve_knapsack(losses, costs, budget=5, slack=0.5) == [1, 1]  # none costs between 4.5 and 5
 
 
 def test_many_candidates_of_odd_costs_meet_the_budget() -> None:
     costs = [[float(7919 * (k + 1) % 1009) + 0.1 * k for k in range(60)] for _ in range(12)]
     losses = [[layer / (1 + cost) for cost in part] for layer, part in enumerate(costs, start=1)]
     budget = 0.4 * sum(map(max, costs))
-    chosen = choose(losses, costs, budget, slack=0.005 * budget)
+    chosen = solve_knapsack(losses, costs, budget, slack=0.005 * budget)
     cost = sum(part[place] for part, place in zip(costs, chosen, strict=True))
     assert 0.995 * budget <= cost <= budget
-    assert chosen == choose(losses, costs, budget, slack=0.005 * budget)
+    assert chosen == solve_knapsack(losses, costs, budget, slack=0.005 * budget)
 
 
 @pytest.mark.parametrize("budget", [0, 1e-9])
 def test_a_budget_of_nothing_takes_the_cheapest(budget: float) -> None:
-    assert choose([[0, 1, 5]] * 3, [[9, 3, 0]] * 3, budget, slack=0) == [2, 2, 2]
+    assert solve_knapsack([[0, 1, 5]] * 3, [[9, 3, 0]] * 3, budget, slack=0) == [2, 2, 2]

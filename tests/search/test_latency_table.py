@@ -17,7 +17,7 @@ from pgb_lightning.pruning import carry_out, make_plan
 from pgb_lightning.search import latency_table, speedup
 from pgb_lightning.search.candidates import Candidate
 from pgb_lightning.search.costs import candidate_cost, candidate_flops
-from pgb_lightning.search.latency_table import cache_folder, encoder_seconds, measure_table, shape_of
+from pgb_lightning.search.latency_table import cache_folder, measure_encoder, measure_table, shape_key
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -29,7 +29,7 @@ def test_every_shape_is_measured_once_and_kept(
     before = {name: value.clone() for name, value in model.state_dict().items()}
     table = measure_table(encoder, found, 1, 8, tmp_path)
     assert all(table(candidate) > 0 for options in found for candidate in options)
-    assert len(table.seconds) == len({shape_of(candidate, 12) for options in found for candidate in options})
+    assert len(table.seconds) == len({shape_key(candidate, 12) for options in found for candidate in options})
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     [path] = tmp_path.glob("*.json")
@@ -46,7 +46,7 @@ def test_every_shape_is_measured_once_and_kept(
 
 def test_a_shape_is_its_blocks_and_what_must_be_moved() -> None:
     attention, ffn = candidates_of(classifier(layers=1))
-    shapes = {candidate.shape: shape_of(candidate, 12) for candidate in (*attention, *ffn)}
+    shapes = {candidate.shape: shape_key(candidate, 12) for candidate in (*attention, *ffn)}
     assert shapes["whole"] == "attention: 24x24, 24x24, 24x24, 24x24"
     assert shapes["1 heads"] == "attention: 24x12, 24x12, 24x12, 12x24"
     assert shapes["48 neurons"] == "ffn: 24x48, 48x24"
@@ -67,7 +67,7 @@ def test_a_plan_meets_its_budget(budget: str, monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     # A clock that counts weights, so that the test does not depend on the machine's.
     monkeypatch.setattr(latency_table, "_time_candidate", lambda _, candidate, __: 1e-9 * (candidate.parameters + 50))
-    monkeypatch.setattr(speedup, "kept_time", lambda _, plan, *__: 1 - plan.pruning_ratio)
+    monkeypatch.setattr(speedup, "measure_kept_time", lambda _, plan, *__: 1 - plan.pruning_ratio)
     model = classifier(layers=3)
     encoder, data = find_encoder(model), batches(6)
     config = PruningConfig(pruning_ratio=0.5, budget=budget, latency_length=9)  # type: ignore[arg-type]
@@ -79,7 +79,7 @@ def test_a_plan_meets_its_budget(budget: str, monkeypatch: pytest.MonkeyPatch, t
         assert abs(encoder_cost(encoder, 9).flops / before - 0.5) < 0.02
     else:
         assert abs(plan.pruning_ratio - 0.5) < 0.03
-    assert encoder_seconds(encoder, 1, 4) > 0
+    assert measure_encoder(encoder, 1, 4) > 0
 
 
 def test_flops_are_those_that_the_modules_cost() -> None:
@@ -101,7 +101,7 @@ def test_a_shape_that_is_not_faster_than_the_dense_one_is_never_chosen(
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(latency_table, "_time_candidate", clock)
-    monkeypatch.setattr(speedup, "kept_time", lambda *_: 1 / 1.5)
+    monkeypatch.setattr(speedup, "measure_kept_time", lambda *_: 1 / 1.5)
     model = classifier(layers=3)
     config = PruningConfig(target_speedup=1.5)
     plan = make_plan(find_encoder(model), statistics_of(model, batches(6)), config)

@@ -12,7 +12,7 @@ from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.pruning import make_plan
 from pgb_lightning.search import speedup
-from pgb_lightning.search.speedup import CLOSE, ROUNDS, kept_time, meet_speedup
+from pgb_lightning.search.speedup import CLOSE, ROUNDS, measure_kept_time, meet_speedup
 
 CONFIG = PruningConfig(target_speedup=2.0, latency_batch_size=2, latency_length=8)
 
@@ -41,7 +41,7 @@ def test_what_the_table_does_not_know_is_made_up_for(overhead: float, monkeypatc
         measured.append(overhead + (1 - overhead) * (1 - plan.pruning_ratio))
         return measured[-1]
 
-    monkeypatch.setattr(speedup, "kept_time", clock)
+    monkeypatch.setattr(speedup, "measure_kept_time", clock)
     plan, removed = meet_speedup(encoder, CONFIG, plan_at)
     assert abs(removed - 0.5) < 0.02
     assert 1 - removed == min(measured, key=lambda kept: abs(kept - 0.5))
@@ -52,7 +52,7 @@ def test_what_the_table_does_not_know_is_made_up_for(overhead: float, monkeypatc
 @pytest.mark.filterwarnings("ignore:pruning_ratio=.*was asked for")
 def test_a_target_out_of_reach_ends_with_the_nearest_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, plan_at = plans_of(classifier(layers=2))
-    monkeypatch.setattr(speedup, "kept_time", lambda _, plan, *__: 0.9 - plan.pruning_ratio / 10)
+    monkeypatch.setattr(speedup, "measure_kept_time", lambda _, plan, *__: 0.9 - plan.pruning_ratio / 10)
     plan, removed = meet_speedup(encoder, CONFIG, plan_at)
     assert 0.1 < removed < 0.5 * (1 - CLOSE)
     assert plan.pruning_ratio > 0.9
@@ -63,7 +63,7 @@ def test_a_copy_is_measured_and_the_encoder_stays_as_it_was(model_type: str) -> 
     model = classifier(model_type, layers=2).train()
     encoder, plan_at = plans_of(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert kept_time(encoder, plan_at(0.5)[0], 2, 8) > 0
+    assert measure_kept_time(encoder, plan_at(0.5)[0], 2, 8) > 0
     assert before.keys() == model.state_dict().keys()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules())

@@ -27,7 +27,7 @@ from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.baselines.mask_gradients import MaskGradients
 from pgb_lightning.experiments.baselines.mask_tuning import tune_masks
 from pgb_lightning.plan import MatrixPlan, PruningPlan
-from pgb_lightning.prediction.elimination import positions
+from pgb_lightning.prediction.elimination import unit_indices
 from pgb_lightning.surgery.apply import apply_plan
 
 #: Units that are kept, ascending, by (layer number, sublayer).
@@ -115,7 +115,7 @@ def plan_of(encoder: Encoder, kept: Kept) -> PruningPlan:
     for (layer, kind), linear in encoder.linears():
         sublayer: Sublayer = "attention" if kind in SUBLAYERS["attention"] else "ffn"
         units = kept[layer, sublayer]
-        inside = positions(units, encoder.head_size if sublayer == "attention" else 1).tolist()
+        inside = unit_indices(units, encoder.head_size if sublayer == "attention" else 1).tolist()
         closes = kind == SUBLAYERS[sublayer][-1]
         rows, columns = linear.in_features, linear.out_features
         sides = (inside, list(range(columns))) if closes else (list(range(rows)), inside)

@@ -1,0 +1,31 @@
+"""Add a multiple of the identity to a Gram or covariance matrix until its Cholesky factorization succeeds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def factorize_damped(gram: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    """Factorize H + λI, with λ raised tenfold until the matrix is numerically positive definite.
+
+    Args:
+        gram: H, symmetric positive semidefinite up to rounding, (..., M, M).
+        damping: λ to start from, one for each matrix, (...).
+
+    Returns:
+        The lower Cholesky factor of H + λI in float64, (..., M, M), and the λ that was used, (...). If H holds NaN or
+        infinity, the factor is invalid and λ is as it was.
+
+    Example:
+        >>> factor, damping = factorize_damped(torch.zeros(2, 2), torch.tensor(0.25))
+        >>> factor.tolist(), damping.item()
+        ([[0.5, 0.0], [0.0, 0.5]], 0.25)
+    """
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    while True:
+        damped = gram + damping[..., None, None] * identity
+        factor, failed = torch.linalg.cholesky_ex(damped.double())
+        if not failed.any() or not torch.isfinite(damped).all():
+            return factor, damping
+        damping = damping * torch.where(failed > 0, 10.0, 1.0)  # rounding made the matrix indefinite
