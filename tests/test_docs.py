@@ -7,7 +7,7 @@ import importlib
 import inspect
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -19,7 +19,9 @@ from jsonargparse import auto_cli
 
 from pgb_lightning.cli.main import PGBCLI
 from pgb_lightning.datamodules import GLUEDataModule
+from pgb_lightning.encoders import FAMILIES
 from pgb_lightning.experiments import results
+from pgb_lightning.experiments.baselines import BASELINES
 from pgb_lightning.modules import TextClassification
 
 PAGES = [pytest.param(path, id=path.name) for path in GUIDES]
@@ -52,7 +54,19 @@ def test_python_compiles_and_what_it_imports_is_there(path: Path) -> None:
         exec(compile(ast.Module(imports, type_ignores=[]), str(path), "exec"), {})
 
 
-@pytest.mark.parametrize("name", ["index.md", "callback.md", "data.md", "plan.md"])
+@pytest.fixture
+def _registries() -> Iterator[None]:
+    """Remove what a guide registers."""
+    tables: list[dict[str, Any]] = [FAMILIES, BASELINES]
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
+
+
+@pytest.mark.usefixtures("_registries")
+@pytest.mark.parametrize("name", ["index.md", "callback.md", "data.md", "extending.md", "plan.md"])
 def test_python_runs(
     name: str,
     tiny_model_folder: Callable[..., Path],

@@ -1,0 +1,124 @@
+"""Imports between the rooms of the package point in one direction, and the figure in the docs shows them."""
+
+from __future__ import annotations
+
+import ast
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from helpers.guides import ROOT, anchors
+
+from pgb_lightning.experiments import architecture_figure
+from pgb_lightning.experiments.architecture_figure import levels, reduced, room_imports, room_of, source_files
+from pgb_lightning.experiments.layered_layout import Layout
+
+FIGURE = ROOT / "docs" / "img" / "architecture.svg"
+
+#: The rooms, from the bottom up. A room may import rooms of earlier rows only.
+LAYERS = (
+    ("_compat",),
+    ("atomic_write", "checkpoints", "glue_tasks", "latency", "modes", "packaged", "peak_memory", "plotting"),
+    ("config", "encoders", "layers", "process_group"),
+    ("calibration", "cost", "distillation", "plan"),
+    ("surgery",),
+    ("compensation",),
+    ("prediction",),
+    ("grouping",),
+    ("search",),
+    ("pruning",),
+    ("datamodules", "modules"),
+    ("export", "report"),
+    ("benchmark", "callbacks"),
+    ("pgb_lightning", "cli"),
+    ("experiments",),
+)
+
+#: The method. It does not depend on Lightning.
+METHOD = {
+    "calibration",
+    "compensation",
+    "config",
+    "encoders",
+    "grouping",
+    "layers",
+    "plan",
+    "prediction",
+    "pruning",
+    "search",
+    "surgery",
+}
+
+FILES = source_files()
+
+
+def row_of(room: str) -> int:
+    rows = [row for row, rooms in enumerate(LAYERS) if room in rooms]
+    assert rows, f"{room!r} is a new room: add it to LAYERS"
+    return rows[0]
+
+
+def test_imports_point_to_lower_layers() -> None:
+    wrong = [
+        f"{room} imports {target}"
+        for room, targets in room_imports().items()
+        for target in targets
+        if row_of(target) >= row_of(room)
+    ]
+    assert wrong == []
+
+
+def test_only_experiments_import_experiments() -> None:
+    assert [room for room, targets in room_imports().items() if "experiments" in targets] == []
+
+
+def test_private_api_of_other_packages_is_used_at_the_bottom() -> None:
+    assert room_imports().get("_compat", set()) == set()
+
+
+@pytest.mark.parametrize("module", [name for name in FILES if room_of(name) in METHOD])
+def test_the_method_does_not_import_lightning(module: str) -> None:
+    imported = set()
+    for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(str(node.module).split(".")[0])
+    assert not imported & {"lightning", "pytorch_lightning", "lightning_fabric"}
+
+
+def test_the_page_describes_every_room() -> None:
+    page = ROOT / "docs" / "architecture.md"
+    described = anchors(page) | set(re.findall(r"^\| `(\w+)` \|", page.read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(room_imports()) - described == set()
+
+
+def test_the_figure_shows_the_imports() -> None:
+    """The file is the figure of today's imports: `python -m pgb_lightning.experiments.architecture_figure`."""
+    shown = set(re.findall(r'id="import-(\w+)-(\w+)"', FIGURE.read_text(encoding="utf-8")))
+    assert shown == {(room, target) for room, targets in reduced(room_imports()).items() for target in targets}
+
+
+def test_the_figure_is_the_same_each_time(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    files = [tmp_path / "first.svg", tmp_path / "second.svg"]
+    for file in files:
+        architecture_figure.run(file)
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_rooms_stand_above_what_they_import_and_do_not_overlap() -> None:
+    imports = room_imports()
+    rows = levels(imports)
+    assert all(rows[room] > rows[target] for room, targets in imports.items() for target in targets)
+    layout = Layout(reduced(imports), rows)
+    for row in layout.rows:
+        places = [layout.x[room] for room in row if room in imports]
+        assert all(right - left > architecture_figure.WIDTH for left, right in pairwise(places))
+    assert layout.crossings() < 80
+
+
+def test_a_circle_of_imports_is_refused() -> None:
+    with pytest.raises(ValueError, match="a, b"):
+        architecture_figure.depths({"a": {"b"}, "b": {"a"}, "c": set()})
