@@ -1,6 +1,6 @@
-"""Take a pruned model elsewhere: a Hugging Face folder, a dense twin, ONNX.
+"""Export pruned models: a Hugging Face folder, a dense twin, or ONNX.
 
-Importing it registers the exported model types with transformers, and imports neither Lightning nor ONNX.
+Importing this package registers the exported model types with transformers. It imports neither Lightning nor ONNX.
 """
 
 from pgb_lightning.export.card import CardFacts

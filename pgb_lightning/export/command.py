@@ -1,4 +1,4 @@
-"""What ``pgb export`` does."""
+"""The command ``pgb export``."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ def run_export(
     format: Literal["huggingface", "dense", "onnx"] = "huggingface",
     quantize: Literal["int8"] | None = None,
 ) -> None:
-    """Write a pruned checkpoint as a folder that other tools load.
+    """Export a pruned checkpoint to a folder for transformers or onnxruntime.
 
     Args:
-        ckpt_path: A checkpoint of TextClassification or QuestionAnswering that was pruned.
-        output_dir: Where to write; a new or an empty folder.
+        ckpt_path: A pruned checkpoint of TextClassification or QuestionAnswering.
+        output_dir: The folder to write, new or empty.
         format: "huggingface": small, loaded by transformers after `import pgb_lightning`; "dense": a plain transformers
-            model with zeros, as large as before; "onnx": small, for onnxruntime.
+            model with zeros, as large as before pruning; "onnx": small, for onnxruntime.
         quantize: "int8" for an ONNX file with integer weights.
 
     Raises:
-        MisconfigurationException: A setting cannot work, or a package is missing.
+        MisconfigurationException: If a setting is invalid, or a package is missing.
     """
     if quantize is not None and format != "onnx":
         raise MisconfigurationException(
-            f"quantize={quantize!r} goes with format='onnx', not with {format!r}; change one of the two."
+            f"quantize={quantize!r} requires format='onnx', but format={format!r}. Change one of the two."
         )
     try:
-        check_folder(output_dir)
+        check_folder(output_dir, name="output_dir")
         if format == "onnx":
             require_onnx()
     except (ValueError, ModuleNotFoundError) as error:
-        raise MisconfigurationException(f"output_dir={error}" if isinstance(error, ValueError) else error) from None
+        raise MisconfigurationException(str(error)) from None
     source = read_source(ckpt_path)
     if format == "huggingface":
         folder = export_huggingface(source.model, output_dir, source.plan, source.tokenizer, source.card)
@@ -48,11 +48,11 @@ def run_export(
         folder = export_dense(source.model, output_dir, source.tokenizer, source.card)
     else:
         folder = export_onnx(source.model, output_dir, source.tokenizer, source.card, quantize)
-    rank_zero_info(f"Wrote {folder}: {', '.join(_listing(folder))}.")
+    rank_zero_info(f"Wrote {folder}: {', '.join(_list_files(folder))}.")
 
 
-def _listing(folder: Path) -> list[str]:
-    """Name the files of a folder with their sizes, the largest first."""
+def _list_files(folder: Path) -> list[str]:
+    """List the files of a folder with their sizes, largest first."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     sizes = sorted(((path.stat().st_size, path.relative_to(folder).as_posix()) for path in files), reverse=True)
     return [f"{name} ({size / 1e6:.1f} MB)" if size >= 1e5 else name for size, name in sizes]

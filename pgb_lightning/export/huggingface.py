@@ -1,4 +1,4 @@
-"""Write folders that transformers' ``from_pretrained`` reads: the grouped model, or its dense twin."""
+"""Export to folders for the ``from_pretrained`` of transformers: the pruned model, or its dense twin."""
 
 from __future__ import annotations
 
@@ -27,33 +27,34 @@ def export_huggingface(
     tokenizer: PreTrainedTokenizerBase | None = None,
     card: CardFacts | None = None,
 ) -> Path:
-    """Write a pruned model as a folder that ``AutoModelFor....from_pretrained`` loads, bit for bit.
+    """Export a pruned model to a folder that ``AutoModelFor....from_pretrained`` loads, with equal weights.
 
-    Whoever loads it imports ``pgb_lightning`` first; without it transformers refuses the unknown model type.
+    Import ``pgb_lightning`` before loading it. Otherwise transformers raises an error for the unknown model type.
 
     Args:
-        model: A transformers model of a mapped family, dense or grouped, such as ``module.model``.
-        folder: Where to write; new or empty.
-        plan: The plan it was pruned by; written beside it as ``plan.json``.
-        tokenizer: Written beside it where given, so that ``pipeline`` finds it.
-        card: What the model card says beyond what the model shows.
+        model: A transformers model of a supported family, pruned or dense, such as ``module.model``.
+        folder: The folder to write, new or empty.
+        plan: The plan the model was pruned with, to be saved as ``plan.json`` in the folder.
+        tokenizer: The tokenizer to save in the folder, so that ``pipeline`` finds it.
+        card: Facts for the model card that cannot be read off the model.
 
     Returns:
         The folder.
 
     Raises:
-        TypeError: ``model`` is no transformers model.
-        ValueError: The folder is not empty, the model's class has no counterpart, or the plan made another model.
+        TypeError: If ``model`` is not a transformers model.
+        ValueError: If the folder is not empty, the class of the model is not supported, or the plan does not match the
+            model.
 
     Example:
         >>> export_huggingface(module.model, "out/", tokenizer=tokenizer)  # doctest: +SKIP
     """
     exported = to_exported(model)
     if plan is not None and not matches(find_encoder(model), plan):
-        raise ValueError("plan made another model than this one; give the plan that this model was pruned by, or none.")
-    target = empty_folder(folder)
+        raise ValueError("plan does not match the model. Pass the plan that this model was pruned with, or None.")
+    target = make_folder(folder)
     exported.save_pretrained(target)
-    write_beside(model, target, "huggingface", tokenizer, card, plan)
+    write_companion_files(model, target, "huggingface", tokenizer, card, plan)
     return target
 
 
@@ -63,39 +64,39 @@ def export_dense(
     tokenizer: PreTrainedTokenizerBase | None = None,
     card: CardFacts | None = None,
 ) -> Path:
-    """Write a pruned model's dense twin as a plain transformers folder: zeros instead of structure, equal outputs.
+    """Export the dense twin of a pruned model to a plain transformers folder: zeros where pruned, equal outputs.
 
-    It is as large and as slow as the dense model was; use it where nothing but transformers can be installed.
+    It is as large and as slow as the dense model. Use it where only transformers can be installed.
 
     Args:
-        model: A transformers model of a mapped family, such as ``module.model``.
-        folder: Where to write; new or empty.
-        tokenizer: Written beside it where given.
-        card: What the model card says beyond what the model shows.
+        model: A transformers model of a supported family, such as ``module.model``.
+        folder: The folder to write, new or empty.
+        tokenizer: The tokenizer to save in the folder.
+        card: Facts for the model card that cannot be read off the model.
 
     Returns:
         The folder.
 
     Raises:
-        TypeError: ``model`` is no transformers model.
-        ValueError: The folder is not empty.
+        TypeError: If ``model`` is not a transformers model.
+        ValueError: If the folder is not empty.
     """
     _check_model(model)
-    target = empty_folder(folder)
+    target = make_folder(folder)
     dense_twin(model).save_pretrained(target)
-    write_beside(model, target, "dense", tokenizer, card)
+    write_companion_files(model, target, "dense", tokenizer, card)
     return target
 
 
 def to_exported(model: PreTrainedModel) -> ExportedModel:
-    """Return a copy of a model in the registered class that records its structure.
+    """Return a copy of a model as an instance of the registered class, whose configuration records its structure.
 
     Args:
-        model: A transformers model of a mapped family, dense or grouped; an exported one is returned as it is.
+        model: A transformers model of a supported family, pruned or dense. An exported model is returned unchanged.
 
     Raises:
-        TypeError: ``model`` is no transformers model.
-        ValueError: Its class has no counterpart, or it holds no mapped encoder.
+        TypeError: If ``model`` is not a transformers model.
+        ValueError: If the class of the model is not supported, or it holds no supported encoder.
     """
     _check_model(model)
     if isinstance(model, ExportedModel):
@@ -109,45 +110,50 @@ def to_exported(model: PreTrainedModel) -> ExportedModel:
     return exported
 
 
-def empty_folder(folder: str | Path) -> Path:
-    """Make a folder, or take an empty one.
+def make_folder(folder: str | Path) -> Path:
+    """Create a folder, unless it exists and is empty.
 
     Raises:
-        ValueError: As :func:`check_folder`.
+        ValueError: If :func:`check_folder` raises it.
     """
     check_folder(folder)
     Path(folder).mkdir(parents=True, exist_ok=True)
     return Path(folder)
 
 
-def check_folder(folder: str | Path) -> None:
-    """Require a name at which nothing is and a folder can be made, or an empty folder.
+def check_folder(folder: str | Path, name: str = "folder") -> None:
+    """Raise if a folder cannot be created, or exists and is not empty.
+
+    Args:
+        folder: The path of the folder.
+        name: The name of the setting, for the message.
 
     Raises:
-        ValueError: There is a file, or something in the folder, or nothing may be written there.
+        ValueError: If the path is a file, is not empty, or is not writable.
     """
+    setting = f"{name}={str(folder)!r}"
     if not str(folder):
-        raise ValueError("'' names no folder; name a new or an empty one.")
+        raise ValueError(f"{setting} is empty. Choose a new or an empty folder.")
     path = Path(folder)
     nearest = next((parent for parent in (path, *path.absolute().parents) if parent.exists()), path)
     if nearest != path and not nearest.is_dir():
-        raise ValueError(f"{str(folder)!r} lies under {str(nearest)!r}, which is a file; name another folder.")
+        raise ValueError(f"{setting} is inside {str(nearest)!r}, which is a file. Choose another folder.")
     if nearest.is_dir() and not os.access(nearest, os.W_OK | os.X_OK):
-        raise ValueError(f"{str(folder)!r} cannot be written: {str(nearest)!r} does not allow it; name another folder.")
+        raise ValueError(f"{setting} is not writable: no permission for {str(nearest)!r}. Choose another folder.")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        what = "a folder with files in it" if path.is_dir() else "a file"
-        raise ValueError(f"{str(folder)!r} is {what}; name a new or an empty folder.")
+        problem = "is not empty" if path.is_dir() else "is a file"
+        raise ValueError(f"{setting} {problem}. Choose a new or an empty folder.")
 
 
 def _check_model(model: object) -> None:
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
-            f"model is a {type(model).__name__}, not a transformers model; give the model that it holds, such as "
-            "module.model."
+            f"model is a {type(model).__name__}, not a transformers model. Pass the transformers model that it holds, "
+            "such as module.model."
         )
 
 
-def write_beside(
+def write_companion_files(
     model: PreTrainedModel,
     folder: Path,
     kind: str,
@@ -155,7 +161,7 @@ def write_beside(
     card: CardFacts | None,
     plan: PruningPlan | None = None,
 ) -> None:
-    """Write what goes with the weights: tokenizer, plan, model card."""
+    """Write the tokenizer, the plan and the model card."""
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     if plan is not None:

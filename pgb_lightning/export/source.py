@@ -1,4 +1,4 @@
-"""Read what is exported: a Lightning checkpoint of this package's modules, its tokenizer, its plan and scores."""
+"""Read a Lightning checkpoint to be exported: the module, its tokenizer, its plan and its scores."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from pgb_lightning.surgery.checks import is_pruned, matches
 
 @dataclass(frozen=True)
 class Source:
-    """What a checkpoint holds.
+    """The content of a pruned checkpoint.
 
     Args:
         module: The module with the pruned transformers model, in eval mode.
-        tokenizer: The tokenizer of the model that was fine-tuned, if it could be read.
+        tokenizer: The tokenizer of the fine-tuned model, if it could be read.
         plan: The plan, if the checkpoint holds it.
-        card: What a model card can say.
+        card: Facts for the model card.
     """
 
     module: FineTuning
@@ -52,11 +52,12 @@ def read_source(ckpt_path: str | Path) -> Source:
         ckpt_path: The checkpoint.
 
     Raises:
-        MisconfigurationException: There is no such file, it is no checkpoint of these modules, or it is dense.
+        MisconfigurationException: If the file does not exist, is not a checkpoint of these modules, or holds a dense
+            model.
     """
     if not Path(ckpt_path).is_file():
         raise MisconfigurationException(
-            f"ckpt_path={str(ckpt_path)!r} is not a file; give a checkpoint that `pgb fit` left, such as best.ckpt."
+            f"ckpt_path={str(ckpt_path)!r} is not a file. Pass a checkpoint of `pgb fit`, such as best.ckpt."
         )
     try:
         checkpoint = load_checkpoint(ckpt_path)
@@ -68,9 +69,8 @@ def read_source(ckpt_path: str | Path) -> Source:
     encoder = find_encoder(module.model)
     if not is_pruned(encoder):
         raise MisconfigurationException(
-            f"ckpt_path={str(ckpt_path)!r} holds a dense model, of which nothing was pruned; prune it first "
-            "(`pgb fit` with a PGBCallback), and give the checkpoint that leaves. A dense model's own "
-            "`module.model.save_pretrained(folder)` needs no export."
+            f"ckpt_path={str(ckpt_path)!r} holds a dense model. Prune it first (`pgb fit` with a PGBCallback) and pass "
+            "the checkpoint of that fit. To save a dense model, call `module.model.save_pretrained(folder)`."
         )
     name = str(hparams["model_name_or_path"])
     states = checkpoint.get("callbacks", {})
@@ -81,7 +81,7 @@ def read_source(ckpt_path: str | Path) -> Source:
 
 
 def _module_class(hparams: Mapping[str, Any], ckpt_path: str | Path) -> type[FineTuning]:
-    """Tell which module wrote a checkpoint; one that the command line wrote names its class."""
+    """Return the class of the module that wrote a checkpoint; checkpoints of the command line record its path."""
     found: Any = None
     path = hparams.get(CLASS_PATH_KEY)
     if path is not None:
@@ -92,32 +92,32 @@ def _module_class(hparams: Mapping[str, Any], ckpt_path: str | Path) -> type[Fin
     if not (isinstance(found, type) and issubclass(found, FineTuning)):
         raise MisconfigurationException(
             f"ckpt_path={str(ckpt_path)!r} was written by {path or 'another module'}, not by TextClassification or "
-            "QuestionAnswering; load it with your module and call pgb_lightning.export.export_huggingface("
+            "QuestionAnswering. Load it with your module and call pgb_lightning.export.export_huggingface("
             "module.model, folder)."
         )
     return found
 
 
 def _stored_plan(states: Mapping[str, Any]) -> PruningPlan | None:
-    """Take the plan from what the callbacks stored."""
+    """Return the plan from the callback states, if any."""
     plans = [state["plan"] for state in states.values() if isinstance(state, Mapping) and state.get("plan")]
     return PruningPlan.from_dict(plans[-1]) if plans else None
 
 
 def _hub_name(name: str) -> str:
-    """Return what a model is called on the Hub, where the alias stands for one."""
+    """Return the name of a model on the Hub, with the alias resolved."""
     return "sentence-transformers/all-MiniLM-L6-v2" if name == MINILM_ALIAS else name
 
 
 def _read_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
-    """Read the tokenizer of the model that was fine-tuned, or warn that it is missing."""
+    """Read the tokenizer of the fine-tuned model, or warn and return ``None``."""
     try:
         return read_tokenizer(name)
     except MisconfigurationException as error:
         cause = error.__cause__
         first = (f"{type(cause).__name__}: {cause}" if cause else str(error)).strip().partition("\n")[0]
         rank_zero_warn(
-            f"no tokenizer could be read from model_name_or_path={name!r} ({first}); the folder is written without "
-            "one. Save the tokenizer that the model was trained with into it: tokenizer.save_pretrained(folder)."
+            f"No tokenizer could be read from model_name_or_path={name!r} ({first}). The folder is written without "
+            "one. Add the tokenizer the model was trained with: tokenizer.save_pretrained(folder)."
         )
         return None

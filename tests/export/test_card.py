@@ -1,4 +1,4 @@
-"""What a model card says."""
+"""The content of model cards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pgb_lightning.export import CardFacts, to_exported
 from pgb_lightning.export.card import make_card
 
 
-def test_a_card_has_all_that_is_known() -> None:
+def test_a_card_holds_all_facts() -> None:
     model = classifier()
     total = encoder_cost(find_encoder(model)).parameters
     plan = prune(model, batches(4), PruningConfig.from_preset("paper", pruning_ratio=0.5))
@@ -22,22 +22,22 @@ def test_a_card_has_all_that_is_known() -> None:
     card = make_card(model, "huggingface", facts, plan)
     assert card.data.base_model == "bert-base-uncased"
     assert card.data.pipeline_tag == "text-classification"
-    assert "# bert-base-uncased on sst2, pruned" in card.text
+    assert "# bert-base-uncased on sst2" in card.text
     assert f"{plan.kept_parameters:,} of {total:,}" in card.text
     for line in ("| accuracy | 91.25 |", "| batch 1 | 10.5 |", "| permutation of the plan | greedy |"):
         assert line in card.text
     assert card.text.index("import pgb_lightning") < card.text.index('pipeline("text-classification", ')
 
 
-def test_an_exported_model_s_card_is_the_plain_one_s() -> None:
+def test_the_card_of_an_exported_model_equals_that_of_the_pruned_model() -> None:
     model = pruned("bert")
     assert str(make_card(to_exported(model), "huggingface")) == str(make_card(model, "huggingface"))
 
 
-def test_a_card_without_facts_says_what_the_model_shows() -> None:
+def test_a_card_without_facts_is_made_from_the_model_alone() -> None:
     card = make_card(pruned("roberta"), "dense")
-    assert "# roberta pruned" in card.text
-    assert not any(word in card.text for word in ("Scores", "Speed", "import pgb_lightning"))
+    assert "# roberta" in card.text
+    assert not any(word in card.text for word in ("Scores", "Latency", "import pgb_lightning"))
 
 
 def test_an_onnx_card_names_its_file() -> None:
@@ -49,13 +49,13 @@ def test_an_onnx_card_names_its_file() -> None:
 
 
 @pytest.mark.parametrize("name", ["/models/bert", "./bert", "~/bert", "models/mine/bert"])
-def test_a_folder_on_somebody_s_machine_is_not_named(name: str) -> None:
+def test_a_local_path_is_left_out(name: str) -> None:
     card = make_card(pruned("bert"), "huggingface", CardFacts(base_model=name))
     assert card.data.base_model is None
     assert name not in str(card)
 
 
-def test_a_folder_that_looks_like_a_hub_name_is_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_folder_that_looks_like_a_hub_name_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("runs/mine").mkdir(parents=True)
     assert make_card(pruned("bert"), "dense", CardFacts("runs/mine")).data.base_model is None

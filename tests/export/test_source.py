@@ -1,4 +1,4 @@
-"""What is read from a checkpoint, and which ones are refused."""
+"""Reading checkpoints to export, and which ones are refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pgb_lightning.modules import QuestionAnswering, TextClassification
 from pgb_lightning.surgery.checks import is_pruned, matches
 
 
-def test_a_classifier_s_checkpoint(pruned_checkpoint: Callable[..., Path]) -> None:
+def test_a_classifier_checkpoint(pruned_checkpoint: Callable[..., Path]) -> None:
     path = pruned_checkpoint("classifier")
     source = read_source(path)
     assert isinstance(source.module, TextClassification)
@@ -32,19 +32,19 @@ def test_a_classifier_s_checkpoint(pruned_checkpoint: Callable[..., Path]) -> No
     assert (source.card.task, source.card.scores) == ("sst2", {"val_accuracy": 0.875})
 
 
-def test_the_last_checkpoint_has_no_score_of_another_epoch(pruned_checkpoint: Callable[..., Path]) -> None:
+def test_the_last_checkpoint_does_not_report_the_best_score(pruned_checkpoint: Callable[..., Path]) -> None:
     path = pruned_checkpoint("classifier")
-    last = shutil.copy(path, path.with_name("last.ckpt"))  # remembers the best one's score, too
+    last = shutil.copy(path, path.with_name("last.ckpt"))  # its callback state also holds the best score
     assert read_source(last).card.scores == {}
 
 
-def test_a_reader_s_checkpoint(pruned_checkpoint: Callable[..., Path]) -> None:
+def test_a_question_answering_checkpoint(pruned_checkpoint: Callable[..., Path]) -> None:
     source = read_source(pruned_checkpoint("reader"))
     assert isinstance(source.module, QuestionAnswering)
     assert source.card.task == "SQuAD 1.1"
 
 
-def test_a_plan_of_another_model_is_left_out(pruned_checkpoint: Callable[..., Path]) -> None:
+def test_a_plan_that_does_not_match_is_left_out(pruned_checkpoint: Callable[..., Path]) -> None:
     path = pruned_checkpoint("classifier")
     checkpoint = torch.load(path, weights_only=True)
     for entry in checkpoint["callbacks"]["PGBCallback"]["plan"]["matrices"]:
@@ -53,53 +53,51 @@ def test_a_plan_of_another_model_is_left_out(pruned_checkpoint: Callable[..., Pa
     assert read_source(path).plan is None
 
 
-def test_the_alias_has_a_name_on_the_hub(pruned_checkpoint: Callable[..., Path]) -> None:
+def test_the_alias_is_resolved_to_the_hub_name(pruned_checkpoint: Callable[..., Path]) -> None:
     source = read_source(pruned_checkpoint("classifier", name="minilm-l6"))
     assert source.card.base_model == "sentence-transformers/all-MiniLM-L6-v2"
 
 
-def test_a_tokenizer_that_is_gone_is_a_warning(pruned_checkpoint: Callable[..., Path]) -> None:
+def test_a_missing_tokenizer_raises_a_warning(pruned_checkpoint: Callable[..., Path]) -> None:
     path = pruned_checkpoint("classifier", name="no/such/model")
-    with pytest.warns(UserWarning, match=r"no tokenizer .* model_name_or_path='no/such/model' .*save_pretrained"):
+    with pytest.warns(UserWarning, match=r"model_name_or_path='no/such/model'"):
         assert read_source(path).tokenizer is None
 
 
-def test_a_damaged_tokenizer_is_a_warning(
+def test_a_damaged_tokenizer_raises_a_warning(
     pruned_checkpoint: Callable[..., Path], tmp_path: Path, tiny_model_folder: Callable[..., Path]
 ) -> None:
     folder = tmp_path / "damaged"
     shutil.copytree(tiny_model_folder("bert"), folder)
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
     path = pruned_checkpoint("classifier", name=str(folder))
-    with pytest.warns(
-        UserWarning, match=r"no tokenizer .* model_name_or_path='.*damaged' \(KeyError: .+\); the folder"
-    ):
+    with pytest.warns(UserWarning, match=r"model_name_or_path='.*damaged' \(KeyError: .+\)"):
         assert read_source(path).tokenizer is None
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
-    with pytest.warns(UserWarning, match=r"no tokenizer .*damaged' \(.*nothing but special tokens"):
+    with pytest.warns(UserWarning, match=r"model_name_or_path='.*damaged' \(.+\)"):
         assert read_source(path).tokenizer is None
 
 
 def test_a_missing_file_is_refused() -> None:
-    with pytest.raises(MisconfigurationException, match=r"ckpt_path='no\.ckpt' is not a file"):
+    with pytest.raises(MisconfigurationException, match=r"ckpt_path='no\.ckpt'"):
         read_source("no.ckpt")
 
 
 def test_a_dense_checkpoint_is_refused(pruned_checkpoint: Callable[..., Path]) -> None:
-    with pytest.raises(MisconfigurationException, match="holds a dense model, of which nothing was pruned"):
+    with pytest.raises(MisconfigurationException, match=r"ckpt_path=.* dense model"):
         read_source(pruned_checkpoint("dense"))
 
 
-def test_a_cut_off_checkpoint_is_refused(pruned_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_truncated_checkpoint_is_refused(pruned_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "cut.ckpt").write_bytes(pruned_checkpoint().read_bytes()[:-5000])
-    with pytest.raises(MisconfigurationException, match=r"ckpt_path='.*cut\.ckpt' cannot be read .* it is cut off"):
+    with pytest.raises(MisconfigurationException, match=r"ckpt_path=.*cut\.ckpt"):
         read_source(tmp_path / "cut.ckpt")
 
 
-def test_another_module_s_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_module_is_refused(tmp_path: Path) -> None:
     trainer = quiet_trainer()
     trainer.strategy.connect(L.LightningModule())
     trainer.save_checkpoint(tmp_path / "own.ckpt")
-    with pytest.raises(MisconfigurationException, match=r"by another module, not by TextClassification .*export_hugg"):
+    with pytest.raises(MisconfigurationException, match=r"ckpt_path=.*TextClassification.*export_huggingface"):
         read_source(tmp_path / "own.ckpt")
