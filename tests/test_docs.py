@@ -1,9 +1,10 @@
-"""The guides say nothing that is not so: their links, their code and their commands."""
+"""The links, code blocks and commands of the documentation are valid."""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import re
 import shlex
@@ -30,7 +31,7 @@ SHELL = sorted({line for path in GUIDES for line in commands(path)})
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_links_lead_somewhere(path: Path) -> None:
+def test_link_targets_exist(path: Path) -> None:
     for link in links(path):
         target = urlparse(link)
         if target.scheme:  # not fetched: tests run offline
@@ -45,7 +46,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_python_compiles_and_what_it_imports_is_there(path: Path) -> None:
+def test_python_compiles_and_imports_exist(path: Path) -> None:
     for code in blocks(path, "python"):
         if "onnxruntime" in code:
             pytest.importorskip("onnxruntime")
@@ -74,7 +75,7 @@ def test_python_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Run a guide's blocks one after the other, with what they take for granted."""
+    """Run the blocks of a guide in order, with the names that they assume."""
     monkeypatch.chdir(tmp_path)
     model, folder = str(tiny_model_folder("bert")), str(glue_folder("sst2"))
     data = GLUEDataModule("sst2", model, folder, max_length=32, calibration_size=64)
@@ -82,11 +83,11 @@ def test_python_runs(
     data.prepare_data()
     data.setup("fit")
     given |= {"model": TextClassification(model, task="sst2").model, "batches": list(data.calibration_dataloader())}
-    usual = L.Trainer.__init__
+    original = L.Trainer.__init__
     quiet = {"max_steps": 1, "accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
 
     def trainer(self: L.Trainer, **settings: Any) -> None:
-        usual(self, **{**settings, **quiet, "logger": False})
+        original(self, **{**settings, **quiet, "logger": False})
 
     monkeypatch.setattr(L.Trainer, "__init__", trainer)
     if name == "plan.md":
@@ -100,12 +101,40 @@ def run(name: str, names: dict[str, Any]) -> None:
         exec(compile(code, str(path), "exec"), names)
 
 
+# ---- from the paper to the code -------------------------------------------------------------------------------
+
+METHOD = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+SYMBOLS = [
+    pytest.param(file, re.findall(r"`(\w+)`", names), id=file)
+    for file, names in re.findall(r"^\|.*\| `([\w/]+\.py)` \| (.*) \|$", METHOD, re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize(("file", "names"), SYMBOLS)
+def test_the_code_of_the_paper_is_where_the_table_says(file: str, names: list[str]) -> None:
+    tree = ast.parse((ROOT / "pgb_lightning" / file).read_text(encoding="utf-8"))
+    defined = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    assert names
+    assert set(names) <= defined
+
+
+def test_the_table_names_all_algorithms_and_equations() -> None:
+    assert len(SYMBOLS) > 15
+    for label in ("Algorithm 1", "Algorithm 2", "Algorithm 3", "Algorithm 4", "Eq. 2", "Eq. 3", "Eq. 4", "τ"):
+        assert re.search(rf"^\| .*{label}\b.* \| `", METHOD, re.MULTILINE), label
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`python -m ([\w.]+)`", METHOD))))
+def test_the_experiments_of_the_table_exist(name: str) -> None:
+    assert importlib.util.find_spec(name)
+
+
 # ---- commands -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def parser() -> Any:
-    """Make the parser of `pgb` without running anything."""
+    """Return the parser of `pgb`, without running a command."""
     made: list[Any] = []
 
     class Parsed(Exception):
@@ -122,7 +151,7 @@ def parser() -> Any:
 
 
 @pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("pgb ") and "--print_" not in line])
-def test_pgb_takes_the_commands(line: str, parser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pgb_accepts_the_commands(line: str, parser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     parser.exit_on_error = False
     words = shlex.split(line)[1:]
@@ -130,7 +159,7 @@ def test_pgb_takes_the_commands(line: str, parser: Any, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("line", [line for line in SHELL if "python -m pgb_lightning" in line])
-def test_the_modules_take_the_commands(line: str) -> None:
+def test_modules_accept_the_commands(line: str) -> None:
     _, _, call = line.partition("python -m ")
     name, *words = shlex.split(call)
     module = importlib.import_module(name)
@@ -154,7 +183,7 @@ def test_tables_are_what_their_command_makes_of_the_measurements(
     assert "\n".join(rows) in (ROOT / "docs" / "results.md").read_text()
 
 
-def test_there_are_tables_that_are_checked() -> None:
+def test_tables_are_checked() -> None:
     assert len(TABLES) == 2
 
 
@@ -165,15 +194,15 @@ def test_make_has_the_targets() -> None:
     assert {line.split()[1] for line in lines if line.startswith("make ")} <= set(targets)
 
 
-def test_no_other_commands_are_missed() -> None:
-    known = ("pgb ", "make", "pip install ", "python -m pgb_lightning", "OMP_NUM_THREADS=1 ")
+def test_no_command_is_untested() -> None:
+    known = (". .venv/bin/activate", "pgb ", "make", "pip install ", "python -m pgb_lightning", "OMP_NUM_THREADS=1 ")
     assert [line for line in SHELL if line and not line.startswith(known)] == []
 
 
 # ---- versions -------------------------------------------------------------------------------------------------
 
 
-def test_the_versions_are_those_that_are_tested() -> None:
+def test_versions_are_those_of_the_constraints() -> None:
     table = (ROOT / "docs" / "versions.md").read_text()
     rows = dict(re.findall(r"^\| (\w+) \| ([\d.]+ \| [\d.]+) \|$", table, re.MULTILINE))
     pins = [dict(re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / name).read_text(), re.MULTILINE)) for name in CONSTRAINTS]

@@ -1,4 +1,4 @@
-"""The Markdown files that people read, taken apart as Markdown."""
+"""Parts of the Markdown files in the documentation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 ROOT = Path(__file__).parents[2]
-GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+GUIDES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -20,7 +20,7 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 def links(path: Path) -> Iterator[str]:
-    """Go over all that a file links to or shows."""
+    """Yield the targets of a file's links and images."""
     for token in _tokens(path):
         for child in token.children or ():
             target = child.attrs.get("href") or child.attrs.get("src")
@@ -29,14 +29,14 @@ def links(path: Path) -> Iterator[str]:
 
 
 def anchors(path: Path) -> set[str]:
-    """Return the names of a file's headings, as GitHub and the site make them."""
+    """Return the anchors of a file's headings, as GitHub and the site make them."""
     tokens = _tokens(path)
     titles = [after.content for token, after in pairwise(tokens) if token.type == "heading_open"]
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def commands(path: Path) -> Iterator[str]:
-    """Go over the lines of a file's shell blocks, without comments; broken lines are joined."""
+    """Yield the lines of a file's shell blocks, without comments and with continued lines joined."""
     for block in blocks(path, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
             yield line.partition(" #")[0].strip()
