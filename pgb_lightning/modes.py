@@ -1,4 +1,4 @@
-"""Run a module in eval mode and put its modes back, even where its children were exchanged."""
+"""Run a module in eval mode temporarily."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from torch import nn
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Switch a module to eval mode; afterwards each child has the mode that stood at its name before.
+    """Switch a module to eval mode, and restore the mode of every submodule on exit.
+
+    Modes are restored by submodule name, so submodules may be replaced inside the context. A submodule with a new name
+    gets the mode that ``module`` had.
 
     Args:
-        module: The module. Its children may be replaced meanwhile.
+        module: The module.
 
     Example:
         >>> net = nn.Sequential(nn.Dropout())

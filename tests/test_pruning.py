@@ -161,7 +161,7 @@ def test_bad_calls_leave_the_model_as_it_was() -> None:
         TypeError, match=r"^a batch is a tuple, not a mapping of the model's arguments: give batches such"
     ):
         prune(model, [tuple(batch.values()) for batch in batches(1)])
-    with pytest.raises(ValueError, match="the calibration loader is empty"):
+    with pytest.raises(ValueError, match="calibration loader"):
         prune(model, [])
 
     def never() -> object:

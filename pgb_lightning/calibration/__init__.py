@@ -1,4 +1,4 @@
-"""One pass over the calibration samples: importance, moments, and the first layer's inputs."""
+"""Calibration: one pass over the samples for the Fisher information, second moments and first-layer inputs."""
 
 from pgb_lightning.calibration.collect import Calibration, LayerInput, Loss, SecondMoments, calibrate
 from pgb_lightning.calibration.importance import encoder_importances, second_order_importance

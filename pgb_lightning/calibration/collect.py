@@ -1,34 +1,33 @@
-"""One pass over the calibration samples: squared gradients, and what enters the first layer."""
+"""The calibration pass: Fisher information, second moments and first-layer inputs of a dense encoder."""
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
-from pgb_lightning.calibration.moments import AllReduce, Covariance, add_gram, symmetric_from_lower
-from pgb_lightning.encoders.base import SUBLAYERS, Encoder
+from pgb_lightning.calibration.hooks import EncoderCall, MomentSums, calibration_hooks
+from pgb_lightning.calibration.moments import AllReduce
+from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.modes import eval_mode
 
-#: Computes the loss of one batch with the model under calibration.
+#: Runs the model under calibration on a batch and returns the mean loss of its samples.
 Loss = Callable[[Any], Tensor]
 
 
 @dataclass(frozen=True)
 class LayerInput:
-    """What the first encoder layer sees of one calibration batch; all that compensation needs of the data.
+    """The inputs of the first encoder layer for one calibration batch; compensation needs no other data.
 
     Args:
-        hidden: Embeddings, (B, S, d), kept in main memory; where the mask allows it, S ends with the longest sample.
-        attention_mask: The mask in the form that the layers take, or ``None``.
-        tokens: Which positions are real tokens and not padding, (B, S), bool.
+        hidden: Embeddings, (B, S, d), on the CPU. Positions that are padding in every sample are removed if the form of
+            the mask allows it.
+        attention_mask: The attention mask in the form that the layers expect, or ``None``.
+        tokens: True at real tokens, False at padding, (B, S).
     """
 
     hidden: Tensor
@@ -38,12 +37,12 @@ class LayerInput:
 
 @dataclass(frozen=True)
 class SecondMoments:
-    """What the search over block shapes needs to know of every layer, by (layer number, matrix kind).
+    """Second moments of the layers' inputs and output gradients, by (layer index, matrix kind).
 
     Args:
-        inputs: Covariance of what enters Q (and K and V), O, W1 and W2 over real tokens, (M, M).
-        gradients: Mean over samples of the sum over a sample's real tokens of g gᵀ, where g is the gradient of the
-            sample's loss at a matrix's output: (N, N) for O and W2, its diagonal (N,) for the others.
+        inputs: H, the covariance over real tokens of the inputs of Q (shared by K and V), O, W1 and W2, (M, M).
+        gradients: A, the mean over samples of the sum of g gᵀ over a sample's real tokens, where g is the gradient of
+            the sample's loss with respect to a matrix's outputs: (N, N) for O and W2, its diagonal (N,) for the others.
     """
 
     inputs: dict[tuple[int, str], Tensor]
@@ -52,13 +51,14 @@ class SecondMoments:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Statistics of a dense encoder over the calibration samples.
+    """Calibration statistics of a dense encoder.
 
     Args:
-        fisher: F of each matrix, (M, N): the mean over samples of the squared gradient of the sample's loss.
-        inputs: The first layer's inputs, batch by batch (this process's share, up to a number of tokens).
-        num_samples: Samples seen, over all processes.
-        moments: What the search over block shapes needs, where it was asked for.
+        fisher: F, the diagonal empirical Fisher information of each matrix by (layer index, matrix kind), (M, N): the
+            mean over samples of the squared gradient of the sample's loss.
+        inputs: The first layer's inputs, one entry per batch of this process, limited by ``max_tokens``.
+        num_samples: Number of samples over all processes.
+        moments: Second moments, if they were requested.
     """
 
     fisher: dict[tuple[int, str], Tensor]
@@ -75,220 +75,110 @@ def calibrate(
     max_tokens: float = math.inf,
     moments: bool = False,
 ) -> Calibration:
-    """Collect the diagonal empirical Fisher of every matrix in one forward and backward pass.
+    """Collect the diagonal empirical Fisher information of every matrix in one forward and backward pass.
 
-    The gradient of a single sample's loss is X_bᵀ G_b, from the sample's inputs X_b (S, M) to a matrix and
-    the gradient G_b (S, N) at its outputs, so squares are taken sample by sample whatever the batch size.
-    No parameter's ``grad`` is touched. The encoder runs in eval mode; put a head with dropout into it as well.
+    The weight gradient of a single sample's loss is X_bᵀ G_b, where X_b (S, M) are the sample's inputs to the matrix
+    and G_b (S, N) is the gradient with respect to its outputs. Gradients are therefore squared per sample, whatever the
+    batch size. The ``grad`` of parameters is not modified. The encoder runs in eval mode; if the model's head has
+    dropout, switch the head to eval mode before the call.
 
     Args:
-        encoder: A dense encoder.
-        batches: Batches that ``loss`` understands; read once.
+        encoder: The dense encoder.
+        batches: Calibration batches in a form that ``loss`` accepts; iterated once.
         loss: Runs the model on a batch and returns the mean loss of its samples.
         all_reduce: Sums a tensor over the processes that share the calibration.
-        max_tokens: Keep the first layer's inputs, and sum up moments of the others, of no more batches once they
-            hold this many real tokens.
-        moments: Whether to collect :class:`SecondMoments` as well.
+        max_tokens: Once this many real tokens have been seen, stop storing first-layer inputs and accumulating input
+            moments. Later batches still count for the Fisher information and the moments of gradients.
+        moments: Whether to collect :class:`SecondMoments`.
 
     Returns:
-        The statistics. Beyond the model they hold one float per encoder weight, and d floats per kept token; moments
-        are squares of a layer's widths.
+        The statistics. They take one float per encoder weight and d floats per stored token; the moments of a layer
+        add the squares of its widths.
 
     Raises:
-        ValueError: There is no batch, the loss does not depend on the encoder, a loss or gradient is not finite, or the
-            device's memory is too small; the message names the batch.
+        ValueError: If there are no batches, the loss does not depend on the encoder, a loss or gradient is not finite,
+            or the device runs out of memory. The message names the batch.
     """
     squares = {
-        # Half precision would stop growing after a few hundred samples.
+        # A sum in half precision would stop growing after a few hundred samples.
         key: torch.zeros_like(linear.weight.T, dtype=torch.promote_types(linear.weight.dtype, torch.float32))
         for key, linear in encoder.linears()
     }
-    sums = _Sums(encoder, max_tokens) if moments else None
+    sums = MomentSums(encoder, max_tokens) if moments else None
     inputs: list[LayerInput] = []
     problem: str | None = None
     samples = tokens = 0
-    with eval_mode(encoder.model), _recording(encoder, squares, sums) as calls, torch.enable_grad():
+    with eval_mode(encoder.model), calibration_hooks(encoder, squares, sums) as calls, torch.enable_grad():
         for number, batch in enumerate(batches):
-            calls.clear()
+            calls.clear()  # the hooks add the calls of this batch while the loss is computed
             try:
-                problem = _find_problem(number, loss(batch), calls)
+                problem = _run_backward(number, loss(batch), calls)
             except torch.OutOfMemoryError as error:
-                problem = f"calibration batch {number} is too large for the device's memory: give smaller ones. {error}"
+                problem = (
+                    f"calibration batch {number} does not fit into the device's memory. Use smaller batches. {error}"
+                )
             if problem:
                 break
             for call in calls:
                 samples += len(call.hidden)
                 if tokens < max_tokens:
-                    inputs.append(call.kept())
+                    inputs.append(_layer_input(call))
                     tokens += int(inputs[-1].tokens.sum())
-    _raise_everywhere(problem, all_reduce, encoder.model.device)
+    _raise_on_all_processes(problem, all_reduce, encoder.model.device)
     total = int(all_reduce(torch.tensor(float(samples), device=encoder.model.device)))
     if total == 0:
-        raise ValueError("the calibration loader is empty: it gave no batch; give at least one labelled batch.")
+        raise ValueError("The calibration loader is empty: it yielded no batches. Provide at least one labeled batch.")
     fisher = {key: all_reduce(square).div_(total) for key, square in squares.items()}
-    return Calibration(fisher, inputs, total, sums.finish(all_reduce, total) if sums else None)
+    return Calibration(fisher, inputs, total, SecondMoments(*sums.finish(all_reduce, total)) if sums else None)
 
 
-@dataclass
-class _Call:
-    """One run of the encoder's layers."""
-
-    hidden: Tensor
-    attention_mask: Tensor | None
-    tokens: Tensor | None
-
-    def real(self) -> Tensor:
-        """Return which positions are real tokens, (B, S), bool."""
-        if self.tokens is None or self.tokens.shape != self.hidden.shape[:2]:  # no mask, or one of the user's own form
-            return torch.ones(self.hidden.shape[:2], dtype=torch.bool, device=self.hidden.device)
-        return self.tokens.bool()
-
-    def kept(self) -> LayerInput:
-        """Return what compensation needs, without the columns that are padding in every sample."""
-        hidden, mask, real = self.hidden.detach(), self.attention_mask, self.real()
-        length = real.shape[1]
-        used = real.any(0).nonzero().flatten().tolist()
-        if used and len(used) < length and isinstance(mask, Tensor) and mask.shape[-1] == length:
-            span = slice(used[0], used[-1] + 1)
-            # Copies, since a part of a tensor would keep the whole of it; a mask may be one row for all.
-            hidden, real, mask = hidden[:, span].clone(), real[:, span].clone(), mask[..., span]
-            if mask.dim() > 2 and mask.shape[-2] == length:
-                mask = mask[..., span, :]
-            mask = mask.clone() if mask.untyped_storage().nbytes() > mask.nbytes else mask
-        return LayerInput(hidden.cpu(), mask, real.cpu())
+def _layer_input(call: EncoderCall) -> LayerInput:
+    """Return the first layer's input on the CPU, without the positions that are padding in every sample."""
+    hidden, mask, tokens = call.hidden.detach(), call.attention_mask, call.token_mask()
+    length = tokens.shape[1]
+    used = tokens.any(0).nonzero().flatten().tolist()
+    if used and len(used) < length and isinstance(mask, Tensor) and mask.shape[-1] == length:
+        span = slice(used[0], used[-1] + 1)
+        # Clone, since a slice would keep the memory of the full tensor. A mask may be one row expanded to all.
+        hidden, tokens, mask = hidden[:, span].clone(), tokens[:, span].clone(), mask[..., span]
+        if mask.dim() > 2 and mask.shape[-2] == length:
+            mask = mask[..., span, :]
+        mask = mask.clone() if mask.untyped_storage().nbytes() > mask.nbytes else mask
+    return LayerInput(hidden.cpu(), mask, tokens.cpu())
 
 
-class _Sums:
-    """Sums behind :class:`SecondMoments`."""
+def _run_backward(number: int, value: Any, calls: list[EncoderCall]) -> str | None:
+    """Run the backward pass of a batch's loss, which triggers the hooks on the matrices' outputs.
 
-    def __init__(self, encoder: Encoder, max_tokens: float) -> None:
-        self.max_tokens = max_tokens
-        self.inputs: dict[tuple[int, str], Covariance] = {}
-        self.gradients: dict[tuple[int, str], Tensor] = {}
-        closing = [kinds[-1] for kinds in SUBLAYERS.values()]
-        for key, linear in encoder.linears():
-            device, width = linear.weight.device, linear.out_features
-            shape = (width, width) if key[1] in closing else (width,)
-            self.gradients[key] = torch.zeros(shape, dtype=torch.float64, device=device)
-            if key[1] not in ("K", "V"):  # they read what Q reads
-                self.inputs[key] = Covariance(linear.in_features, device)
+    Args:
+        number: Index of the batch.
+        value: What the loss function returned.
+        calls: The encoder's calls in the forward pass.
 
-    def add_inputs(self, key: tuple[int, str], inputs: Tensor, real: Tensor) -> None:
-        covariance = self.inputs.get(key)
-        if covariance is not None and covariance.count < self.max_tokens:
-            covariance.add(_rows(inputs, real))
-
-    def add_gradients(self, key: tuple[int, str], gradients: Tensor, real: Tensor) -> None:
-        # The loss is the batch's mean: a sample's own gradient is B times its part of it.
-        g, share = _rows(gradients, real).float(), len(gradients)
-        if self.gradients[key].dim() == 2:
-            add_gram(self.gradients[key], g * share)
-        else:
-            self.gradients[key] += g.square().sum(0).double() * share**2
-
-    def finish(self, all_reduce: AllReduce, samples: int) -> SecondMoments:
-        """Turn sums into means, one at a time, that no two copies of all are held."""
-        inputs, gradients = {}, {}
-        for key in list(self.inputs):
-            inputs[key] = self.inputs.pop(key).finish(all_reduce)
-        for key in list(self.gradients):
-            total = self.gradients.pop(key)
-            gradients[key] = all_reduce(symmetric_from_lower(total) if total.dim() == 2 else total).div_(samples)
-        return SecondMoments(inputs, gradients)
-
-
-def _rows(states: Tensor, real: Tensor) -> Tensor:
-    """Return the real tokens' rows of (B, S, N) states, (T, N); where all are real, without a copy."""
-    return states.flatten(0, 1) if real.all() else states[real.to(states.device)]
-
-
-def _find_problem(number: int, value: Any, calls: list[_Call]) -> str | None:
-    """Run backward, and say what is wrong with a batch, if anything."""
+    Returns:
+        An error message if the loss or a gradient is unusable, else ``None``.
+    """
     where = f"calibration batch {number}"
     if not isinstance(value, Tensor) or value.numel() != 1:
         return f"{where}: the loss is {type(value).__name__}, but must be a tensor with one value."
     if not calls or not value.requires_grad:
-        return f"{where}: the loss does not depend on the encoder, so no weight can be scored by it."
+        return f"{where}: the loss does not depend on the encoder, so its weights cannot be scored."
     if not torch.isfinite(value):
-        return f"{where}: the loss is {value.item()}; look for bad rows or a diverged model there."
-    # Asking only for the gradient at the first layer's input makes autograd visit every matrix's output,
-    # where the hooks are, without computing a single weight gradient.
+        return f"{where}: the loss is {value.item()}. Check the batch for bad samples and the model for divergence."
+    # Requesting only the gradient of the first layer's input makes autograd visit every matrix's output, where the
+    # hooks are, without computing any weight gradient.
     gradients = torch.autograd.grad(value.reshape(()), [call.hidden for call in calls], allow_unused=True)
     if all(gradient is None for gradient in gradients):
-        return f"{where}: the loss does not depend on the encoder, so no weight can be scored by it."
+        return f"{where}: the loss does not depend on the encoder, so its weights cannot be scored."
     if not all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None):
-        return f"{where}: a gradient is NaN or infinite; look for bad rows or a diverged model there."
+        return f"{where}: a gradient is NaN or infinite. Check the batch for bad samples and the model for divergence."
     return None
 
 
-def _raise_everywhere(problem: str | None, all_reduce: AllReduce, device: torch.device) -> None:
-    """Raise on every process if any has a problem, so that none waits for another for ever."""
+def _raise_on_all_processes(problem: str | None, all_reduce: AllReduce, device: torch.device) -> None:
+    """Raise on every process if any process has a problem, so that the others do not wait for it forever."""
     count = int(all_reduce(torch.tensor(float(problem is not None), device=device)))
     if problem is not None:
         raise ValueError(problem)
     if count:
-        raise ValueError(f"calibration failed on {count} other process(es); see their message.")
-
-
-@contextmanager
-def _recording(encoder: Encoder, squares: dict[tuple[int, str], Tensor], sums: _Sums | None) -> Iterator[list[_Call]]:
-    """Hook the encoder so that calls are listed, squared gradients added up, and moments where there are sums."""
-    calls: list[_Call] = []
-    masks: list[Tensor | None] = [None]
-    first = encoder.layers[0]
-    parameters = inspect.signature(first.forward).parameters
-
-    def note_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
-        masks[0] = bound.arguments.get("attention_mask")
-
-    def enter_first_layer(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if not torch.is_grad_enabled():  # a pass that the loss does not learn from, such as a teacher's
-            return args, kwargs
-        arguments = {**dict(zip(parameters, args, strict=False)), **kwargs}
-        hidden = arguments["hidden_states"].detach().requires_grad_()
-        calls.append(_Call(hidden, arguments.get("attention_mask"), masks[0]))
-        if args:
-            return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": hidden}
-
-    def watch(key: tuple[int, str]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if not output.requires_grad:
-                return
-            inputs, real = args[0].detach(), calls[-1].real()
-
-            def add(gradient: Tensor) -> None:
-                _add_squares(squares[key], inputs, gradient)
-                if sums is not None:
-                    sums.add_gradients(key, gradient, real)
-
-            output.register_hook(add)  # type: ignore[no-untyped-call]
-            if sums is not None:
-                sums.add_inputs(key, inputs, real)
-
-        return hook
-
-    handles: list[RemovableHandle] = [
-        encoder.model.register_forward_pre_hook(note_mask, with_kwargs=True),
-        first.register_forward_pre_hook(enter_first_layer, with_kwargs=True),
-        *(linear.register_forward_hook(watch(key)) for key, linear in encoder.linears()),
-    ]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@torch.no_grad()
-def _add_squares(square: Tensor, inputs: Tensor, gradients: Tensor) -> None:
-    """Add the squared weight gradient of each sample of a batch to ``square`` (M, N)."""
-    batch = len(inputs)
-    buffer = torch.empty_like(square)
-    for x, g in zip(inputs, gradients, strict=True):
-        torch.mm(x.T.to(square.dtype), g.to(square.dtype), out=buffer)
-        # The loss is the batch's mean: a sample's own gradient is B times its part of it.
-        square.addcmul_(buffer, buffer, value=batch**2)
+        raise ValueError(f"calibration failed on {count} other process(es). See the error raised there.")

@@ -14,8 +14,8 @@ def factorize_damped(gram: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
         damping: λ to start from, one for each matrix, (...).
 
     Returns:
-        The lower Cholesky factor of H + λI in float64, (..., M, M), and the λ that was used, (...). If H holds NaN or
-        infinity, the factor is invalid and λ is as it was.
+        The lower Cholesky factor of H + λI in float64, (..., M, M), and the λ that was used, (...). If H contains NaN
+        or infinity, the factor is invalid and λ is unchanged.
 
     Example:
         >>> factor, damping = factorize_damped(torch.zeros(2, 2), torch.tensor(0.25))

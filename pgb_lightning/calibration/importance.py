@@ -10,21 +10,21 @@ from pgb_lightning.encoders.base import Encoder
 
 
 def second_order_importance(weight: Tensor, fisher: Tensor) -> Tensor:
-    """Score each weight by the rise of the loss that removing it would cause, to second order.
+    """Compute the importance of each weight: twice the increase of the loss, to second order, if it is removed.
 
-    With the Hessian replaced by the diagonal of the empirical Fisher information F, the loss rises by half of
-    w² · F when w is set to zero; the constant half does not change any comparison and is left out, as in the
-    sources that the paper cites (Hassibi et al. 1993; Molchanov et al. 2019; Singh and Alistarh 2020).
+    With the Hessian approximated by the diagonal of the empirical Fisher information F, setting w to zero increases the
+    loss by ½ w² F. The factor ½ does not affect comparisons and is omitted, as in the papers that PGB cites (Hassibi et
+    al. 1993; Molchanov et al. 2019; Singh and Alistarh 2020).
 
     Args:
-        weight: W, of shape (M, N).
-        fisher: Mean over the calibration samples of the squared gradient of each sample's loss, (M, N).
+        weight: W, (M, N).
+        fisher: F, the mean over the calibration samples of the squared gradient of each sample's loss, (M, N).
 
     Returns:
-        Importance I of shape (M, N), never negative.
+        The importance I, nonnegative, (M, N).
 
     Raises:
-        ValueError: The shapes differ.
+        ValueError: If the shapes differ.
 
     Example:
         >>> import torch
@@ -32,7 +32,9 @@ def second_order_importance(weight: Tensor, fisher: Tensor) -> Tensor:
         tensor([[2., 9.]])
     """
     if weight.shape != fisher.shape:
-        raise ValueError(f"weight is {tuple(weight.shape)} but fisher is {tuple(fisher.shape)}.")
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)} but fisher has shape {tuple(fisher.shape)}; they must be equal."
+        )
     return weight.detach().to(fisher.dtype).square().mul_(fisher)
 
 
@@ -41,9 +43,9 @@ def encoder_importances(encoder: Encoder, fisher: Mapping[tuple[int, str], Tenso
 
     Args:
         encoder: A dense encoder.
-        fisher: F of each matrix, of shape (M, N), by (layer index, matrix kind), as in ``Calibration.fisher``.
+        fisher: F of each matrix, (M, N), by (layer index, matrix kind), as in ``Calibration.fisher``.
 
     Returns:
-        Importance of each matrix, of shape (M, N), by (layer index, matrix kind).
+        Importance of each matrix, (M, N), by (layer index, matrix kind).
     """
     return {key: second_order_importance(linear.weight.T, fisher[key]) for key, linear in encoder.linears()}

@@ -9,19 +9,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-#: Adds a tensor up over all processes that share a calibration; returns it unchanged where there is one.
+#: Sums a tensor over all processes that share a calibration; with one process, returns it unchanged.
 AllReduce = Callable[[Tensor], Tensor]
 
-#: Columns of XᵀX that are made at a time.
+#: Number of columns of XᵀX that are computed at a time.
 STRIPE = 256
 
 
 def add_gram(gram: Tensor, x: Tensor) -> None:
-    """Add XᵀX to the lower half of sums, stripe by stripe: the upper half mirrors it, and would cost as much again.
+    """Add XᵀX to a sum, in stripes of columns and only below the diagonal, which takes about half the operations.
 
     Args:
-        gram: Sums, (..., M, M); :func:`symmetric_from_lower` completes them.
-        x: Vectors, (..., T, M).
+        gram: The sum, (..., M, M), modified in place. :func:`symmetric_from_lower` restores the upper triangle.
+        x: X, (..., T, M).
     """
     for start in range(0, x.shape[-1], STRIPE):
         stripe = slice(start, start + STRIPE)
@@ -29,42 +29,50 @@ def add_gram(gram: Tensor, x: Tensor) -> None:
 
 
 def symmetric_from_lower(gram: Tensor) -> Tensor:
-    """Return the whole of a symmetric matrix of which the lower half is given, (..., M, M)."""
+    """Return the symmetric matrix with the given lower triangle, (..., M, M)."""
     return gram.tril() + gram.tril(-1).transpose(-1, -2)
 
 
 class Moments:
-    """Centred second moments of inputs x (T, M) and targets y (T, N), block by block, in float64.
+    """Centered second moments of inputs x (T, M) and targets y (T, N) for the blocks of a matrix, in float64.
 
     Args:
-        rows: Inputs of each block, (G, m).
-        columns: Targets of each block, (G, n).
+        rows: Indices of the inputs of each block, (G, m).
+        columns: Indices of the targets of each block, (G, n).
         num_inputs: M.
         num_targets: N.
+
+    Attributes:
+        gram: Centered xᵀx of each block's inputs, (G, m, m).
+        cross: Centered xᵀy of each block's inputs and targets, (G, m, n).
+        mean_x: Means of all inputs, (M,).
+        mean_y: Means of all targets, (N,).
+        total_squares: Sum of the squared deviations of all targets from their means, (1,).
+        count: Number of vectors T, (1,).
     """
 
     def __init__(self, rows: Tensor, columns: Tensor, num_inputs: int, num_targets: int) -> None:
         (groups, m), (_, n) = rows.shape, columns.shape
         zeros = partial(torch.zeros, dtype=torch.float64, device=rows.device)
         self.rows, self.columns = rows, columns
-        self.whole = torch.equal(rows, torch.arange(num_inputs, device=rows.device).view(1, -1))
+        self.is_full = torch.equal(rows, torch.arange(num_inputs, device=rows.device).view(1, -1))
         self.gram = zeros(groups, m, m)
         self.cross = zeros(groups, m, n)
         self.mean_x = zeros(num_inputs)
         self.mean_y = zeros(num_targets)
-        self.total_squares = zeros(1)  # of all targets, summed up
+        self.total_squares = zeros(1)
         self.count = zeros(1)
         self.origin = zeros(num_inputs)
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Add a batch of tokens."""
-        # Products are made in single precision and summed up in double. Measured from the first batch's mean,
-        # which drops out of all centred moments, they lose no digits to inputs far from zero.
+        """Add the inputs (T, M) and targets (T, N) of a batch of tokens."""
+        # Products are computed in single precision and accumulated in double. Subtracting the mean of the first batch,
+        # which does not change centered moments, avoids the loss of digits for inputs far from zero.
         if self.count == 0 and len(x):
             self.origin = x.mean(0, dtype=torch.float64)
         x = x.float() - self.origin.float()
         y = y.float()
-        blocks = x.unsqueeze(0) if self.whole else x[:, self.rows].transpose(0, 1)
+        blocks = x.unsqueeze(0) if self.is_full else x[:, self.rows].transpose(0, 1)
         add_gram(self.gram, blocks)
         self.cross += torch.bmm(blocks.transpose(1, 2), y[:, self.columns].transpose(0, 1))
         self.mean_x += x.sum(0, dtype=torch.float64)
@@ -73,9 +81,9 @@ class Moments:
         self.count += len(x)
 
     def finish(self, all_reduce: AllReduce) -> None:
-        """Sum over processes and take out the means."""
+        """Sum over processes and subtract the means. Call once."""
         self.gram = symmetric_from_lower(self.gram)
-        self._measure_from_zero()  # processes have origins of their own
+        self._remove_origin()  # each process has its own origin
         for name in ("gram", "cross", "mean_x", "mean_y", "total_squares", "count"):
             setattr(self, name, all_reduce(getattr(self, name)))
         self.mean_x /= self.count.clamp_min(1)
@@ -86,7 +94,7 @@ class Moments:
         self.total_squares -= self.count * self.mean_y.square().sum()
 
     def merged(self, other: Moments) -> Moments:
-        """Return the moments of these tokens and others; both are finished."""
+        """Return the moments of the union of two sets of tokens. Both must be finished."""
         merged = copy.copy(self)
         merged.count = self.count + other.count
         weight = self.count * other.count / merged.count.clamp_min(1)
@@ -95,12 +103,12 @@ class Moments:
         merged.gram = self.gram + other.gram + weight * rows.unsqueeze(2) * rows.unsqueeze(1)
         merged.cross = self.cross + other.cross + weight * rows.unsqueeze(2) * columns.unsqueeze(1)
         merged.total_squares = self.total_squares + other.total_squares + weight * y.square().sum()
-        share = other.count / merged.count.clamp_min(1)
-        merged.mean_x, merged.mean_y = self.mean_x - share * x, self.mean_y - share * y
+        fraction = other.count / merged.count.clamp_min(1)
+        merged.mean_x, merged.mean_y = self.mean_x - fraction * x, self.mean_y - fraction * y
         return merged
 
-    def _measure_from_zero(self) -> None:
-        """Turn sums over x - origin into sums over x."""
+    def _remove_origin(self) -> None:
+        """Convert sums over x - origin to sums over x."""
         origin = self.origin.float().double()
         shift, total = origin[self.rows], self.mean_x[self.rows]
         self.gram += shift.unsqueeze(2) * total.unsqueeze(1) + total.unsqueeze(2) * shift.unsqueeze(1)
@@ -110,11 +118,11 @@ class Moments:
 
 
 class Covariance:
-    """Covariance of vectors, in float64, from batches that are read once.
+    """Covariance of vectors in float64, accumulated batch by batch.
 
     Args:
-        size: Entries of a vector, M.
-        device: Where the sums live.
+        size: Length of a vector, M.
+        device: Device of the sums.
 
     Example:
         >>> summed = Covariance(2)
@@ -129,7 +137,7 @@ class Covariance:
 
     @property
     def count(self) -> Tensor:
-        """Vectors so far, (1,)."""
+        """Number of vectors added so far, (1,)."""
         return self._moments.count
 
     def add(self, x: Tensor) -> None:
@@ -137,6 +145,6 @@ class Covariance:
         self._moments.add(x, x[:, :0])
 
     def finish(self, all_reduce: AllReduce = lambda tensor: tensor) -> Tensor:
-        """Sum over processes; return the covariance, (M, M). To be called once."""
+        """Return the covariance over all processes, (M, M). Call once."""
         self._moments.finish(all_reduce)
         return self._moments.gram[0].div_(self._moments.count.clamp_min(1))

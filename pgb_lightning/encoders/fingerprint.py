@@ -1,4 +1,4 @@
-"""A short name for an encoder's dense weights, by which a plan knows the model it was made for."""
+"""A hash of an encoder's dense weights, stored in a plan to identify the model it was made for."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pgb_lightning.encoders.base import Encoder
 
 @torch.no_grad()
 def fingerprint(encoder: Encoder) -> str:
-    """Hash the weights that can be pruned, with their places and shapes.
+    """Hash the prunable weights of an encoder together with their layer index, matrix kind, shape and dtype.
 
-    The same weights give the same fingerprint on every device; another type of number gives another one.
+    The fingerprint does not depend on the device. It differs between dtypes.
 
     Args:
         encoder: A dense encoder.
 
     Returns:
-        Sixteen hexadecimal digits.
+        The first 16 hexadecimal digits of a SHA-256 hash.
 
     Example:
         >>> from transformers import BertConfig, BertModel
-        >>> from pgb_lightning.encoders.base import find_encoder
+        >>> from pgb_lightning.encoders.find import find_encoder
         >>> tiny = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
         >>> len(fingerprint(find_encoder(BertModel(tiny))))
         16

@@ -1,4 +1,4 @@
-"""The calibration pass: exact Fisher, no trace, and a batch named when something is wrong."""
+"""The calibration pass: exact Fisher information, no side effects, and errors that name the batch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def mean_loss(model: PreTrainedModel):
 
 
 def fisher_by_hand(model: PreTrainedModel, data: list[dict[str, Tensor]]) -> dict[tuple[int, str], Tensor]:
-    """Square the gradient of every single sample's loss, the slow way."""
+    """Compute the Fisher information with one backward pass per sample."""
     linears = dict(find_encoder(model).linears())
     squares = {key: torch.zeros_like(linear.weight) for key, linear in linears.items()}
     count = 0
@@ -44,12 +44,12 @@ def test_fisher_is_the_mean_squared_gradient_of_single_samples(model_type: str) 
         torch.testing.assert_close(fisher, expected[key], rtol=1e-9, atol=1e-15)
 
 
-def test_batch_size_does_not_matter() -> None:
+def test_fisher_does_not_depend_on_the_batch_size() -> None:
     model = classifier().double()
-    [whole] = batches(1, size=12)
-    halves = [{name: value[part] for name, value in whole.items()} for part in (slice(0, 5), slice(5, 12))]
+    [batch] = batches(1, size=12)
+    halves = [{name: value[part] for name, value in batch.items()} for part in (slice(0, 5), slice(5, 12))]
     encoder = find_encoder(model)
-    one = calibrate(encoder, [whole], mean_loss(model)).fisher
+    one = calibrate(encoder, [batch], mean_loss(model)).fisher
     two = calibrate(encoder, halves, mean_loss(model)).fisher
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=1e-9, atol=1e-15)
@@ -66,17 +66,16 @@ def test_the_first_layer_s_inputs_are_kept_with_their_real_tokens() -> None:
         assert not given.hidden.requires_grad
 
 
-def test_too_little_memory_is_a_batch_s_problem() -> None:
+def test_out_of_memory_names_the_batch() -> None:
     def full(batch: dict[str, Tensor]) -> Tensor:
         raise torch.OutOfMemoryError("out of memory")
 
-    with pytest.raises(ValueError, match=r"calibration batch 0 is too large for the device's memory: give smaller"):
+    with pytest.raises(ValueError, match=r"batch 0 .*memory"):
         calibrate(find_encoder(classifier()), batches(2), full)
 
 
-@pytest.mark.parametrize("left", [False, True])
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_padding_that_all_samples_share_is_not_kept(model_type: str, left: bool) -> None:
+@pytest.mark.parametrize(("model_type", "left"), [*((model_type, False) for model_type in MODEL_TYPES), ("bert", True)])
+def test_padding_shared_by_all_samples_is_removed(model_type: str, left: bool) -> None:
     model = classifier(model_type)
     encoder, [batch] = find_encoder(model), batches(1, size=3)
     sides = (9, 0) if left else (0, 9)
@@ -102,7 +101,7 @@ def test_without_a_mask_every_token_counts() -> None:
     assert given.tokens.all()
 
 
-def test_nothing_is_left_behind() -> None:
+def test_the_model_is_unchanged_afterwards() -> None:
     model = classifier().train()
     model.classifier.weight.requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -116,14 +115,14 @@ def test_nothing_is_left_behind() -> None:
 
 def test_dropout_is_off_and_the_same_data_give_the_same_statistics() -> None:
     model = classifier().train()
-    model.dropout.eval()  # the head is not the encoder's
+    model.dropout.eval()  # calibrate() switches only the encoder to eval mode
     encoder = find_encoder(model)
     first = calibrate(encoder, batches(2), mean_loss(model)).fisher
     second = calibrate(encoder, batches(2), mean_loss(model)).fisher
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_frozen_weights_are_scored_too() -> None:
+def test_frozen_weights_get_the_same_fisher() -> None:
     model = classifier()
     expected = calibrate(find_encoder(model), batches(1), mean_loss(model)).fisher
     model.requires_grad_(False)
@@ -131,7 +130,7 @@ def test_frozen_weights_are_scored_too() -> None:
     assert all(torch.equal(frozen[key], expected[key]) for key in expected)
 
 
-def test_a_pass_without_gradient_is_left_out() -> None:
+def test_a_forward_pass_without_gradients_is_ignored() -> None:
     model = classifier()
     [batch] = batches(1)
     encoder = find_encoder(model)
@@ -147,7 +146,7 @@ def test_a_pass_without_gradient_is_left_out() -> None:
     assert all(torch.equal(found.fisher[key], expected.fisher[key]) for key in expected.fisher)
 
 
-def test_half_precision_models_are_scored_in_single() -> None:
+def test_fisher_of_half_precision_models_is_in_single_precision() -> None:
     model = classifier().to(torch.bfloat16)
     statistics = calibrate(find_encoder(model), batches(1), mean_loss(model))
     assert {fisher.dtype for fisher in statistics.fisher.values()} == {torch.float32}
@@ -165,26 +164,25 @@ def test_the_batch_with_a_nan_is_named(poison: str) -> None:
         # sqrt has an infinite slope at 0: the loss is finite, its gradient is not.
         return value * float("nan") if poison == "loss" else value + (value - value).sqrt()
 
-    problem = "the loss is nan" if poison == "loss" else "a gradient is NaN or infinite"
-    with pytest.raises(ValueError, match=f"calibration batch 2: {problem}"):
+    with pytest.raises(ValueError, match=f"batch 2: .*{poison}"):
         calibrate(find_encoder(model), data, loss)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_an_empty_loader_and_a_loss_without_encoder_are_refused() -> None:
+def test_an_empty_loader_and_a_loss_without_the_encoder_raise() -> None:
     model = classifier()
     encoder = find_encoder(model)
-    with pytest.raises(ValueError, match="the calibration loader is empty"):
+    with pytest.raises(ValueError, match="empty"):
         calibrate(encoder, [], mean_loss(model))
-    with pytest.raises(ValueError, match="batch 0: the loss does not depend on the encoder"):
+    with pytest.raises(ValueError, match=r"batch 0: .*encoder"):
         calibrate(encoder, batches(1), lambda batch: torch.ones(1, requires_grad=True).sum())
-    with pytest.raises(ValueError, match="batch 0: the loss does not depend on the encoder"):
+    with pytest.raises(ValueError, match=r"batch 0: .*encoder"):
         calibrate(encoder, batches(1), lambda batch: model(**batch).logits.detach().sum().requires_grad_())
-    with pytest.raises(ValueError, match="batch 0: the loss is NoneType, but must be a tensor"):
+    with pytest.raises(ValueError, match=r"batch 0: .*NoneType"):
         calibrate(encoder, batches(1), lambda batch: None)  # type: ignore[arg-type, return-value]
 
 
-def test_inputs_are_kept_up_to_a_number_of_tokens_but_every_batch_is_scored() -> None:
+def test_max_tokens_limits_the_stored_inputs_but_not_the_fisher_information() -> None:
     model = classifier()
     data = batches(5)
     first = int(data[0]["attention_mask"].sum())

@@ -1,4 +1,4 @@
-"""The fingerprint: of weights, places and shapes, and of nothing else."""
+"""The fingerprint depends on the prunable weights, their positions, shapes and dtype only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.encoders.fingerprint import fingerprint
 
 
-def test_it_changes_with_the_weights_and_with_nothing_else() -> None:
+def test_it_changes_only_with_the_prunable_weights() -> None:
     model = classifier()
     first = fingerprint(find_encoder(model))
     assert first == fingerprint(find_encoder(classifier()))
@@ -25,7 +25,7 @@ def test_it_changes_with_the_weights_and_with_nothing_else() -> None:
     assert fingerprint(find_encoder(classifier().bfloat16())) != first
 
 
-def test_a_plan_carries_that_of_the_dense_weights() -> None:
+def test_a_plan_stores_the_fingerprint_of_the_dense_weights() -> None:
     model = classifier()
     expected = fingerprint(find_encoder(model))
     assert prune(model, batches(), PruningConfig()).fingerprint == expected

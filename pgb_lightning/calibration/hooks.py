@@ -1,0 +1,179 @@
+"""Hooks of the calibration pass, which accumulate squared gradients and second moments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from pgb_lightning.calibration.moments import AllReduce, Covariance, add_gram, symmetric_from_lower
+from pgb_lightning.encoders.base import SUBLAYERS, Encoder
+
+
+@dataclass
+class EncoderCall:
+    """One call of the encoder's layers with gradients enabled.
+
+    Args:
+        hidden: The first layer's input, (B, S, d); a leaf of the autograd graph.
+        attention_mask: The mask that the first layer was given, in the form that the layers expect.
+        encoder_mask: The mask that the encoder was given, usually (B, S).
+    """
+
+    hidden: Tensor
+    attention_mask: Tensor | None
+    encoder_mask: Tensor | None
+
+    def token_mask(self) -> Tensor:
+        """Return a mask that is True at real tokens, (B, S)."""
+        if self.encoder_mask is None or self.encoder_mask.shape != self.hidden.shape[:2]:
+            # Without a mask, or with one of another form, all tokens count.
+            return torch.ones(self.hidden.shape[:2], dtype=torch.bool, device=self.hidden.device)
+        return self.encoder_mask.bool()
+
+
+class MomentSums:
+    """Sums from which the second moments of inputs and output gradients are computed.
+
+    Args:
+        encoder: The dense encoder.
+        max_tokens: Number of real tokens after which inputs are no longer added.
+    """
+
+    def __init__(self, encoder: Encoder, max_tokens: float) -> None:
+        self.max_tokens = max_tokens
+        self.inputs: dict[tuple[int, str], Covariance] = {}
+        self.gradients: dict[tuple[int, str], Tensor] = {}
+        closing = [kinds[-1] for kinds in SUBLAYERS.values()]
+        for key, linear in encoder.linears():
+            device, width = linear.weight.device, linear.out_features
+            shape = (width, width) if key[1] in closing else (width,)
+            self.gradients[key] = torch.zeros(shape, dtype=torch.float64, device=device)
+            if key[1] not in ("K", "V"):  # they have the same inputs as Q
+                self.inputs[key] = Covariance(linear.in_features, device)
+
+    def add_inputs(self, key: tuple[int, str], inputs: Tensor, tokens: Tensor) -> None:
+        """Add the inputs of a matrix, (B, S, M), at real tokens."""
+        covariance = self.inputs.get(key)
+        if covariance is not None and covariance.count < self.max_tokens:
+            covariance.add(_token_rows(inputs, tokens))
+
+    def add_gradients(self, key: tuple[int, str], gradients: Tensor, tokens: Tensor) -> None:
+        """Add the gradients of the batch's mean loss with respect to a matrix's outputs, (B, S, N), at real tokens."""
+        # The gradient of a sample's own loss is B times its part of the mean loss's gradient.
+        g, batch = _token_rows(gradients, tokens).float(), len(gradients)
+        if self.gradients[key].dim() == 2:
+            add_gram(self.gradients[key], g * batch)
+        else:
+            self.gradients[key] += g.square().sum(0).double() * batch**2
+
+    def finish(
+        self, all_reduce: AllReduce, samples: int
+    ) -> tuple[dict[tuple[int, str], Tensor], dict[tuple[int, str], Tensor]]:
+        """Return the covariances of inputs and the second moments of gradients over all processes; call once.
+
+        Sums are released one by one, to limit peak memory.
+
+        Args:
+            all_reduce: Sums a tensor over the processes.
+            samples: Number of samples over all processes.
+        """
+        inputs, gradients = {}, {}
+        for key in list(self.inputs):
+            inputs[key] = self.inputs.pop(key).finish(all_reduce)
+        for key in list(self.gradients):
+            total = self.gradients.pop(key)
+            gradients[key] = all_reduce(symmetric_from_lower(total) if total.dim() == 2 else total).div_(samples)
+        return inputs, gradients
+
+
+@contextmanager
+def calibration_hooks(
+    encoder: Encoder, squares: dict[tuple[int, str], Tensor], sums: MomentSums | None
+) -> Iterator[list[EncoderCall]]:
+    """Register hooks that record the encoder's calls and accumulate squared gradients and second moments.
+
+    Args:
+        encoder: The dense encoder.
+        squares: Sums of squared weight gradients to add to, (M, N) each.
+        sums: Sums of second moments to add to, or ``None``.
+
+    Yields:
+        The list of calls. Clear it before each batch.
+    """
+    calls: list[EncoderCall] = []
+    encoder_mask: list[Tensor | None] = [None]
+    first = encoder.layers[0]
+    parameters = inspect.signature(first.forward).parameters
+
+    def record_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
+        encoder_mask[0] = bound.arguments.get("attention_mask")
+
+    def record_call(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if not torch.is_grad_enabled():  # a pass that the loss does not depend on, such as that of a teacher
+            return args, kwargs
+        arguments = {**dict(zip(parameters, args, strict=False)), **kwargs}
+        hidden = arguments["hidden_states"].detach().requires_grad_()
+        calls.append(EncoderCall(hidden, arguments.get("attention_mask"), encoder_mask[0]))
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    def accumulate(key: tuple[int, str]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if not output.requires_grad:
+                return
+            inputs, tokens = args[0].detach(), calls[-1].token_mask()
+
+            def add_gradient(gradient: Tensor) -> None:
+                _add_squares(squares[key], inputs, gradient)
+                if sums is not None:
+                    sums.add_gradients(key, gradient, tokens)
+
+            output.register_hook(add_gradient)  # type: ignore[no-untyped-call]
+            if sums is not None:
+                sums.add_inputs(key, inputs, tokens)
+
+        return hook
+
+    handles: list[RemovableHandle] = [
+        encoder.model.register_forward_pre_hook(record_mask, with_kwargs=True),
+        first.register_forward_pre_hook(record_call, with_kwargs=True),
+        *(linear.register_forward_hook(accumulate(key)) for key, linear in encoder.linears()),
+    ]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _token_rows(states: Tensor, tokens: Tensor) -> Tensor:
+    """Return the rows of (B, S, N) states at real tokens, (T, N); without a copy if there is no padding."""
+    return states.flatten(0, 1) if tokens.all() else states[tokens.to(states.device)]
+
+
+@torch.no_grad()
+def _add_squares(square: Tensor, inputs: Tensor, gradients: Tensor) -> None:
+    """Add the squared weight gradients of a batch's samples to ``square``.
+
+    Args:
+        square: The sum, (M, N).
+        inputs: X, (B, S, M).
+        gradients: G, the gradients of the batch's mean loss with respect to the outputs, (B, S, N).
+    """
+    batch = len(inputs)
+    buffer = torch.empty_like(square)
+    for x, g in zip(inputs, gradients, strict=True):
+        torch.mm(x.T.to(square.dtype), g.to(square.dtype), out=buffer)
+        # The gradient of a sample's own loss is B times its part of the mean loss's gradient.
+        square.addcmul_(buffer, buffer, value=batch**2)
