@@ -1,4 +1,4 @@
-"""Grouped weight pruning: group numbers (Algorithm 1) and permutations (Algorithm 2)."""
+"""Grouped weight pruning: group numbers (Algorithm 1, PGB-COMPRESSION) and permutations (Algorithm 2)."""
 
 from pgb_lightning.grouping.compensated import compensated_groups
 from pgb_lightning.grouping.group_numbers import (

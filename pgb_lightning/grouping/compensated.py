@@ -1,9 +1,9 @@
-"""Blocks by what compensation leaves: columns exactly, rows by what each is worth, neurons alike in W1 and W2.
+"""Grouping by the error that remains after compensation (``permutation="compensated"``; not in the paper).
 
-Given the rows of the blocks, what an output loses in each of them after compensation is a Schur complement
-(:mod:`pgb_lightning.prediction.elimination`), independent of the other outputs, so assigning all columns at once is
-exact. Rows are not independent; they are grouped by the cost of removing a single weight when the others are refitted
-(optimal brain surgeon).
+Given the rows of every block, the error of an output assigned to a block is a Schur complement (see
+:mod:`pgb_lightning.prediction.elimination`) and does not depend on the other outputs, so the joint assignment of all
+columns is optimal. The errors of rows depend on each other; rows are therefore grouped by the saliency of single
+weights according to the optimal brain surgeon (Hassibi et al. 1993). W1 and W2 group the neurons alike where possible.
 """
 
 from __future__ import annotations
@@ -22,79 +22,83 @@ from pgb_lightning.prediction.quadratic import QuadraticModel
 
 
 def obs_saliency(covariance: Tensor, weight: Tensor, outputs: Tensor) -> Tensor:
-    """Return what taking each weight away costs when the others of its output are refitted, twice, (M, N).
+    """Return twice the saliency of the optimal brain surgeon, a w² / [H⁻¹]ᵢᵢ, of each weight, (M, N).
+
+    The saliency is the increase of the loss if the weight is removed and the other weights of its output are refitted.
 
     Args:
-        covariance: H of the inputs, damped, (M, M).
+        covariance: H, the damped covariance of the inputs, (M, M).
         weight: W, (M, N).
-        outputs: What a squared error in each output costs, (N,).
+        outputs: a, the diagonal of A: twice the loss increase per squared error of each output, (N,).
     """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(add_damping(covariance, STABLE_RIDGE)))
     return outputs * weight.square() / inverse.diagonal().unsqueeze(1)
 
 
 def compensated_groups(
-    covariance: Tensor, carried: Tensor, outputs: Tensor, worth: Tensor, num_groups: int, num_permutations: int
+    covariance: Tensor, cross: Tensor, outputs: Tensor, saliency: Tensor, num_groups: int, num_permutations: int
 ) -> Blocks:
-    """Gather weights into G blocks so that little is lost after compensation.
+    """Arrange a matrix into G blocks such that the error after compensation is small.
 
     Args:
-        covariance: H of the inputs, damped, (M, M).
-        carried: H W, (M, N).
-        outputs: What a squared error in each output costs, (N,).
-        worth: What :func:`obs_saliency` gives, (M, N).
+        covariance: H, the damped covariance of the inputs, (M, M).
+        cross: H W, (M, N).
+        outputs: The diagonal of A, (N,).
+        saliency: The result of :func:`obs_saliency`, (M, N).
         num_groups: G, a common divisor of M and N.
-        num_permutations: N_perm, the sorts that rows start from.
+        num_permutations: N_perm, the number of sorts in the greedy grouping of the rows.
 
     Returns:
-        The groups.
+        The blocks.
     """
-    rows = group(worth, num_groups, "balanced", num_permutations).rows
-    return assign_columns(covariance, carried, outputs, rows)
+    rows = group(saliency, num_groups, "balanced", num_permutations).rows
+    return assign_columns(covariance, cross, outputs, rows)
 
 
-def assign_columns(covariance: Tensor, carried: Tensor, outputs: Tensor, rows: Tensor) -> Blocks:
-    """Give each block the outputs that its inputs explain best, all blocks equally many.
+def assign_columns(covariance: Tensor, cross: Tensor, outputs: Tensor, rows: Tensor) -> Blocks:
+    """Assign N/G outputs to each block such that the loss increase after compensation is minimal for the given rows.
 
     Args:
-        covariance: H, damped, (M, M).
-        carried: H W, (M, N).
-        outputs: What a squared error in each output costs, (N,).
+        covariance: H, the damped covariance of the inputs, (M, M).
+        cross: H W, (M, N).
+        outputs: The diagonal of A, (N,).
         rows: Inputs of each block, (G, m).
 
     Returns:
-        The groups; no other columns lose less with these rows.
+        The blocks.
     """
     factors = torch.linalg.cholesky(covariance[rows.unsqueeze(2), rows.unsqueeze(1)])
-    explained = torch.linalg.solve_triangular(factors, carried[rows], upper=False).square().sum(1) * outputs
+    explained = torch.linalg.solve_triangular(factors, cross[rows], upper=False).square().sum(1) * outputs
     return Blocks(rows, assign(explained.T.contiguous()))
 
 
 def group_matrices(
     encoder: Encoder, statistics: Calibration, config: PruningConfig, numbers: Mapping[tuple[int, str], int]
 ) -> dict[tuple[int, str], Blocks]:
-    """Group all matrices that are cut into more than one block, as ``permutation="compensated"`` wants it.
+    """Compute the blocks of all matrices with more than one group, for ``permutation="compensated"``.
 
     Args:
-        encoder: A dense encoder.
-        statistics: What calibration found, moments included.
-        config: The settings.
-        numbers: G of each matrix.
+        encoder: The dense encoder.
+        statistics: Its calibration statistics, with moments.
+        config: The pruning settings.
+        numbers: The group number of each matrix by (layer index, matrix kind).
 
     Returns:
-        The groups of those with more than one.
+        The blocks of each matrix with more than one group.
     """
-    found: dict[tuple[int, str], Blocks] = {}
+    blocks: dict[tuple[int, str], Blocks] = {}
     for (layer, kind), number in numbers.items():
         if number < 2:
             continue
         matrix = QuadraticModel.from_calibration(encoder, statistics, config, layer, kind)
         covariance, outputs = matrix.covariance, matrix.output_curvature()
-        carried = covariance @ matrix.weight
-        opening = found.get((layer, "W1")) if kind == "W2" else None
+        cross = covariance @ matrix.weight
+        opening = blocks.get((layer, "W1")) if kind == "W2" else None
         if opening is not None and len(opening.columns) == number:
-            found[layer, kind] = assign_columns(covariance, carried, outputs, opening.columns)
+            blocks[layer, kind] = assign_columns(covariance, cross, outputs, opening.columns)
         else:
-            worth, sorts = obs_saliency(covariance, matrix.weight, outputs), config.num_permutations
-            found[layer, kind] = compensated_groups(covariance, carried, outputs, worth, number, sorts)
-    return found
+            saliency = obs_saliency(covariance, matrix.weight, outputs)
+            blocks[layer, kind] = compensated_groups(
+                covariance, cross, outputs, saliency, number, config.num_permutations
+            )
+    return blocks

@@ -1,4 +1,4 @@
-"""Grouped weight pruning: how many groups, and which weights go into them (Algorithm 2, Eq. 2 and 3)."""
+"""Permutation of a matrix into blocks of important weights (Algorithm 2, GROUPED-WEIGHT-PRUNING; Eq. 2 and 3)."""
 
 from __future__ import annotations
 
@@ -14,57 +14,61 @@ from pgb_lightning.grouping.group_numbers import allowed_groups
 
 @dataclass(frozen=True)
 class Blocks:
-    """G blocks of an M x N matrix.
+    """The G blocks g⁽¹⁾, ..., g⁽ᴳ⁾ of a permuted M x N matrix (Eq. 2).
 
     Args:
-        rows: π_r cut into G parts: the rows of each block, (G, M/G), ascending within a block.
-        columns: π_c cut into G parts: the columns of each block, (G, N/G), ascending within a block.
+        rows: π_r in G parts: the row indices of each block, ascending, (G, M/G).
+        columns: π_c in G parts: the column indices of each block, ascending, (G, N/G).
     """
 
     rows: Tensor
     columns: Tensor
 
     def kept_importance(self, importance: Tensor) -> Tensor:
-        """Return I(g) of each block (Eq. 3): the importance that lies in it, shape (G,)."""
+        """Return I(g) of each block (Eq. 3): the sum of its weights' importance, (G,)."""
         return importance[self.rows.unsqueeze(2), self.columns.unsqueeze(1)].sum((1, 2))
 
 
 def group(importance: Tensor, num_groups: int, permutation: Permutation, num_permutations: int) -> Blocks:
-    """Gather the important weights into G diagonal blocks (Algorithm 2, lines 4-9).
+    """Arrange the important weights of a matrix into G diagonal blocks (Algorithm 2, lines 4-9).
 
     Args:
-        importance: I, of shape (M, N).
+        importance: I, (M, N).
         num_groups: G, a common divisor of M and N.
-        permutation: ``"greedy"`` for the paper's heuristic, ``"balanced"`` to improve on its result.
-        num_permutations: N_perm, the sorts of rows and columns for each block.
+        permutation: ``"greedy"`` for the paper's heuristic, ``"balanced"`` to improve its result.
+        num_permutations: N_perm, the maximum number of row and column sorts for each block.
 
     Returns:
-        The groups; re-permuted by their indices, they are the block-diagonal matrix of Eq. 2.
+        The blocks. With rows permuted by π_r and columns by π_c, they form the block-diagonal matrix Ŵ of Eq. 2.
 
     Raises:
-        ValueError: G does not divide both M and N, or the permutation needs more than importances.
+        ValueError: If G does not divide both M and N, or ``permutation="compensated"``, which requires more than
+            importance.
     """
     if permutation == "compensated":
         raise ValueError(
-            "permutation='compensated' needs more than importances: see pgb_lightning.grouping.compensated."
+            "permutation='compensated' is not based on importance. Use pgb_lightning.grouping.compensated_groups."
         )
     rows, columns = importance.shape
     if num_groups not in allowed_groups(rows, columns, num_groups):
-        raise ValueError(f"num_groups={num_groups} must divide both sides of a {rows} x {columns} matrix.")
+        raise ValueError(f"num_groups={num_groups} must divide both dimensions of a {rows} x {columns} matrix.")
     groups = greedy_groups(importance, num_groups, num_permutations)
     return balanced_groups(importance, groups) if permutation == "balanced" else groups
 
 
 def greedy_groups(importance: Tensor, num_groups: int, num_permutations: int) -> Blocks:
-    """Take one block after the other from what is left of the matrix: the paper's heuristic.
+    """Form one block after the other from the remaining rows and columns (the paper's heuristic, Algorithm 2).
 
     Args:
-        importance: I, of shape (M, N).
+        importance: I, (M, N).
         num_groups: G, a common divisor of M and N.
-        num_permutations: N_perm.
+        num_permutations: N_perm, the maximum number of row and column sorts for each block.
+
+    Returns:
+        The blocks, in the order in which they were formed.
 
     Example:
-        The paper's example (its permutations count from 1):
+        The example of Section 3.2, with indices starting at 1:
 
         >>> example = torch.tensor([[1, 0, 0, 2], [0, 1, 1, 0], [2, 0, 0, 1], [0, 1, 1, 0]])
         >>> groups = greedy_groups(example, num_groups=2, num_permutations=6)
@@ -86,19 +90,20 @@ def greedy_groups(importance: Tensor, num_groups: int, num_permutations: int) ->
 
 
 def permute(importance: Tensor, height: int, width: int, num_permutations: int) -> tuple[Tensor, Tensor]:
-    """Find the rows and columns of one block by sorting them in turn (Eq. 3, PERMUTATION).
+    """Find the rows and columns of one block by alternating sorts (PERMUTATION; Eq. 3).
 
-    Given the block's columns, the best rows are those with the largest importance over them, and the other
-    way round; so the block's importance never falls from one sort to the next.
+    For fixed columns, the best rows are those with the largest importance summed over the columns, and vice versa.
+    The importance of the block therefore never decreases from one sort to the next. The paper adapts this from Zhao and
+    Luk (2019), Algorithm 4.
 
     Args:
-        importance: I of what is left of the matrix, (M', N').
-        height: Rows of the block.
-        width: Columns of the block.
-        num_permutations: N_perm, the most sorts of rows and of columns.
+        importance: I of the remaining rows and columns, (M', N').
+        height: Number of rows of the block.
+        width: Number of columns of the block.
+        num_permutations: N_perm, the maximum number of sorts of rows and of columns.
 
     Returns:
-        Rows (height,) and columns (width,) of the block, ascending.
+        The row indices (height,) and column indices (width,) of the block, ascending.
     """
     columns = torch.arange(width, device=importance.device)
     rows = torch.arange(height, device=importance.device)
@@ -107,24 +112,24 @@ def permute(importance: Tensor, height: int, width: int, num_permutations: int) 
         rows = _largest(importance[:, columns].sum(1), height)
         columns = _largest(importance[rows].sum(0), width)
         if torch.equal(before[0], rows) and torch.equal(before[1], columns):
-            break  # sorting once more would change nothing
+            break  # converged
     return rows, columns
 
 
 def balanced_groups(importance: Tensor, groups: Blocks, max_rounds: int = 30) -> Blocks:
-    """Improve groups by assigning all rows, then all columns, to groups at once.
+    """Improve blocks by alternating balanced assignments of all rows and of all columns (not in the paper).
 
-    The greedy heuristic gives the first block the best rows and the last one what nobody wanted. Here every
-    row is scored against the columns of every group and all rows are assigned together so that the kept
-    importance is largest with every group full; then the columns; until nothing is gained.
+    The greedy heuristic gives the best rows and columns to the first block and leaves the rest to the last one. Here,
+    for fixed columns, all rows are assigned to blocks jointly, M/G to each, such that the kept importance is maximal;
+    then all columns for fixed rows; until the kept importance no longer increases.
 
     Args:
-        importance: I, of shape (M, N).
-        groups: Where to start.
-        max_rounds: The most rounds of rows and columns.
+        importance: I, (M, N).
+        groups: The initial blocks.
+        max_rounds: Maximum number of rounds; each assigns rows and columns once.
 
     Returns:
-        Blocks that keep at least the importance that ``groups`` keep.
+        Blocks that keep at least as much importance as ``groups``.
     """
     importance = importance.double()
     best, kept = groups, groups.kept_importance(importance).sum()
@@ -140,25 +145,25 @@ def balanced_groups(importance: Tensor, groups: Blocks, max_rounds: int = 30) ->
 
 
 def _members(groups: Tensor) -> Tensor:
-    """Return which of G x m items are in which of G groups, (G x m, G): ones and zeros."""
+    """Return the 0/1 membership matrix of G·m items in G groups, (G·m, G)."""
     members = torch.zeros(groups.numel(), len(groups), dtype=torch.float64, device=groups.device)
     members[groups.T, torch.arange(len(groups), device=groups.device)] = 1
     return members
 
 
 def assign(score: Tensor, max_sweeps: int = 200) -> Tensor:
-    """Assign each of M items to one of G groups, M/G to each, with the largest total score.
+    """Assign each of M items to one of G groups, M/G to each, such that the total score is maximal.
 
-    A transport problem: at the right price for each group, every item just takes the group that is best for
-    it after the price. Prices are set in turn, each so that its group is full, until all are. Where ties keep the
-    groups from filling, the assignment is solved without prices.
+    This is a transportation problem. With optimal dual prices, every item chooses the group with the largest score
+    minus price. The prices are updated in turn, each such that its group gets M/G items, until all groups do. If ties
+    prevent this, the equivalent assignment problem is solved with SciPy.
 
     Args:
         score: Score of each item in each group, (M, G).
-        max_sweeps: The most rounds of pricing.
+        max_sweeps: Maximum number of rounds of price updates.
 
     Returns:
-        The items of each group, (G, M/G), ascending.
+        The item indices of each group, ascending, (G, M/G).
     """
     items, groups = score.shape
     size = items // groups
@@ -171,24 +176,24 @@ def assign(score: Tensor, max_sweeps: int = 200) -> Tensor:
         for g in range(groups):
             others = numbers[numbers != g]
             margin = score[:, g] - (score[:, others] - price[others]).amax(1)
-            # Between the last item that group g has room for and the first that it has not.
+            # Halfway between the last item that fits into group g and the first that does not.
             price[g] = margin.topk(size + 1).values[-2:].mean()
         chosen = (score - price).argmax(1)
         if (torch.bincount(chosen, minlength=groups) == size).all() or torch.equal(price, before):
             break
     if not (torch.bincount(chosen, minlength=groups) == size).all():
-        seats = score.repeat_interleave(size, dim=1).cpu().numpy()
-        chosen = torch.as_tensor(linear_sum_assignment(seats, maximize=True)[1] // size, device=score.device)
+        slots = score.repeat_interleave(size, dim=1).cpu().numpy()
+        chosen = torch.as_tensor(linear_sum_assignment(slots, maximize=True)[1] // size, device=score.device)
     return torch.argsort(chosen, stable=True).view(groups, size)
 
 
 def _largest(values: Tensor, count: int) -> Tensor:
-    """Return the positions of the largest values, ascending; the earlier one wins a tie."""
+    """Return the indices of the largest values, ascending; of equal values, the first."""
     return torch.argsort(values, descending=True, stable=True)[:count].sort().values
 
 
-def _without(items: Tensor, positions: Tensor) -> Tensor:
-    """Return ``items`` less those at ``positions``."""
+def _without(items: Tensor, indices: Tensor) -> Tensor:
+    """Return ``items`` without those at ``indices``."""
     keep = torch.ones(len(items), dtype=torch.bool, device=items.device)
-    keep[positions] = False
+    keep[indices] = False
     return items[keep]

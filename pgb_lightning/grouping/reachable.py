@@ -1,4 +1,4 @@
-"""Which pruning ratios equal groups can reach at all."""
+"""The pruning ratios that group numbers can reach."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.base import EXPENDABLE, SUBLAYERS
 from pgb_lightning.grouping.group_numbers import MatrixKey, allowed_groups, num_layers
 
-#: How far from the target a plan may be before the user must hear of it (or is refused).
+#: Largest distance of a plan from ``pruning_ratio`` without a warning, or an error if it is known in advance.
 MAX_GAP = 0.01
 
 
 def nearest_reachable(shapes: Mapping[MatrixKey, tuple[int, int]], config: PruningConfig) -> float:
-    """Return the pruning ratio nearest to the target that any choice of group numbers can reach.
+    """Return the pruning ratio nearest to ``config.pruning_ratio`` that some choice of group numbers reaches.
 
     Args:
         shapes: (M, N) of every matrix.
-        config: The target and G_max.
+        config: The pruning ratio and G_max.
     """
     costs = {
         key: [rows * columns // g for g in allowed_groups(rows, columns, config.max_groups)]
@@ -26,7 +26,7 @@ def nearest_reachable(shapes: Mapping[MatrixKey, tuple[int, int]], config: Pruni
     }
     unit = math.gcd(*(cost for options in costs.values() for cost in options))
     total = sum(rows * columns for rows, columns in shapes.values()) // unit
-    reachable = 1  # bit b is set if b units can be kept
+    reachable = 1  # bit b is set if exactly b units of parameters can be kept
     for layer in range(num_layers(shapes)):
         for kinds in SUBLAYERS.values():
             sums = 1
@@ -40,22 +40,26 @@ def nearest_reachable(shapes: Mapping[MatrixKey, tuple[int, int]], config: Pruni
 
 
 def check_reachable(shapes: Mapping[MatrixKey, tuple[int, int]], config: PruningConfig) -> None:
-    """Refuse a target that no choice of group numbers comes near, before any compute.
+    """Raise if no choice of group numbers comes near the pruning ratio, before any calibration.
+
+    Args:
+        shapes: (M, N) of every matrix.
+        config: The pruning ratio and G_max.
 
     Raises:
-        ValueError: The nearest reachable ratio is more than a percentage point away; it is named.
+        ValueError: If the nearest reachable ratio is more than :data:`MAX_GAP` away. The message names it.
     """
     nearest = nearest_reachable(shapes, config)
     if abs(nearest - config.pruning_ratio) > MAX_GAP:
         raise ValueError(
             f"pruning_ratio={config.pruning_ratio} cannot be reached with max_groups={config.max_groups} on an "
-            f"encoder of {num_layers(shapes)} layer(s): the nearest reachable ratio is {nearest:.4f}; ask for "
-            "that, or change max_groups."
+            f"encoder of {num_layers(shapes)} layer(s): the nearest reachable ratio is {nearest:.4f}. Use it, or "
+            "change max_groups."
         )
 
 
 def _union(sets: Iterable[int]) -> int:
-    """Join sets of small numbers that are kept as the bits of an integer."""
+    """Return the union of sets of small integers, each represented by the bits of an integer."""
     joined = 0
     for bits in sets:
         joined |= bits

@@ -1,4 +1,4 @@
-"""The rise of the loss that pruning causes after compensation, predicted in closed form."""
+"""Closed-form prediction of the loss increase that remains after pruning and compensation."""
 
 from pgb_lightning.prediction.elimination import Elimination, block_errors, eliminate
 from pgb_lightning.prediction.quadratic import QuadraticModel

@@ -1,17 +1,21 @@
-"""What a matrix loses, after compensation, by losing inputs or by being cut into blocks: closed forms, no data.
+"""Closed-form prediction of the loss increase that remains after compensation.
 
-Let H be the covariance of a matrix's inputs and W its weights (M, N). If the outputs in a block may read only the
-inputs R, the best weights for output j are the least-squares fit of x wⱼ on x_R, and what remains of it is
+Let H be the covariance of a matrix's inputs x and W (M, N) its weights. If output j may read only the inputs R, its
+best weights are the least-squares fit of xᵀwⱼ on x_R, and the remaining squared error is
 
-    `eⱼ = wⱼᵀ (H - H_:R H_RR⁻¹ H_R:) wⱼ`,
+    eⱼ = wⱼᵀ (H - H_:R H_RR⁻¹ H_R:) wⱼ,
 
-a Schur complement. Means do not count: the bias absorbs them. To second order an error e at a matrix's outputs raises
-the loss by half of E[(gᵀe)²], g being the loss's gradient there. Errors of different tokens are taken as independent,
-as are errors and gradients; then the rise is ½ tr(A E), with A the sum over a sample's tokens of E[g gᵀ] and E the
-error's covariance. Where every output reads the same inputs, the least-squares fit is best for any A, so all of A
-counts; for groups only its diagonal does.
+with a Schur complement of H. Means do not contribute, since the bias absorbs them.
 
-Everywhere H stands for H + λI, which is what compensation's ridge solves.
+To second order, an error e at the matrix's outputs increases the loss by ½ E[(gᵀe)²], where g is the gradient of the
+loss with respect to the outputs. If the errors of different tokens are independent of each other and of the gradients,
+this is ½ tr(A E), where A is the expected sum of g gᵀ over a sample's tokens and E is the covariance of e. If all
+outputs read the same inputs, the least-squares fit is optimal for every A, and all of A is used. With groups, only the
+diagonal of A is used.
+
+H always stands for H + λI, which corresponds to the ridge penalty of compensation (Eq. 4).
+
+The elimination of units follows the optimal brain surgeon (Hassibi et al. 1993), applied to groups of inputs.
 """
 
 from __future__ import annotations
@@ -23,17 +27,20 @@ from torch import Tensor
 
 from pgb_lightning.calibration.damping import factorize_damped
 
+#: From this ridge on, H + λI is positive definite in spite of rounding in single precision.
+STABLE_RIDGE = 1e-4
+
 
 @dataclass(frozen=True)
 class Elimination:
-    """An order in which to take units (neurons or heads) away.
+    """The order in which :func:`eliminate` removed units (neurons or heads), with the predicted losses.
 
     Args:
-        order: The units, the first to go first, (U,).
-        losses: Rise of the loss once the first ``counts[i]`` units are gone.
-        counts: Units gone, ascending, from 0 to U.
-        weights: The weights of the units that are left then, refitted, (M', N) each, rows ascending; kept only for
-            the counts that were asked for.
+        order: Indices of the units, the first removed first, (U,).
+        losses: Predicted increase of the loss after removing the first ``counts[i]`` units.
+        counts: Numbers of removed units, ascending, from 0 to U.
+        weights: Refitted weights of the remaining units, (M', N) with rows ascending, by number of removed units; only
+            for the requested numbers.
     """
 
     order: Tensor
@@ -42,12 +49,8 @@ class Elimination:
     weights: dict[int, Tensor]
 
     def kept_units(self, count: int) -> Tensor:
-        """Return the units left when ``count`` are gone, ascending."""
+        """Return the units that remain after removing ``count`` of them, ascending."""
         return self.order[count:].sort().values
-
-
-#: From this ridge on, H + λI is positive definite in spite of rounding in single precision.
-STABLE_RIDGE = 1e-4
 
 
 def add_damping(covariance: Tensor, ridge: float) -> Tensor:
@@ -58,7 +61,7 @@ def add_damping(covariance: Tensor, ridge: float) -> Tensor:
         ridge: λ as a fraction of the mean diagonal entry of H.
     """
     damping = (max(ridge, 1e-9) * covariance.diagonal().mean()).clamp_min(1e-30)
-    if ridge < STABLE_RIDGE:  # otherwise the factorization cannot fail, and would only take time
+    if ridge < STABLE_RIDGE:  # otherwise the factorization cannot fail and would only take time
         _, damping = factorize_damped(covariance, damping)
     return covariance + damping * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
 
@@ -66,79 +69,79 @@ def add_damping(covariance: Tensor, ridge: float) -> Tensor:
 def eliminate(
     covariance: Tensor, weight: Tensor, outputs: Tensor, unit: int = 1, step: int = 1, keep: tuple[int, ...] = ()
 ) -> Elimination:
-    """Take away units of inputs, the least harmful first, refitting the rest each time (optimal brain surgeon).
+    """Remove units of inputs one after the other, the least harmful first, and refit the remaining weights each time.
 
-    With V = H⁻¹ over the inputs that are left and W their refitted weights, taking the inputs B away raises the
-    error's covariance by `W_Bᵀ V_BB⁻¹ W_B`; then `W_: -= V_:B V_BB⁻¹ W_B`, and V likewise. The sum of the rises is
-    exactly the Schur complement of what is left.
+    With V = H⁻¹ over the remaining inputs and W their refitted weights, removing the inputs B increases the error's
+    covariance by W_Bᵀ V_BB⁻¹ W_B. The updates are W -= V_:B V_BB⁻¹ W_B and V -= V_:B V_BB⁻¹ V_B:. The sum of the
+    increases equals the Schur complement for the remaining inputs.
 
     Args:
         covariance: H, damped, (M, M).
         weight: W, (M, N).
-        outputs: A, the gradients' second moment at the outputs, (N, N).
-        unit: Neighbouring inputs that go together: 1 for neurons, the head's width for heads.
-        step: Units that go at once, chosen by their single rises.
-        keep: Counts of units gone at which the refitted weights are kept.
+        outputs: A, the second moment of the gradients with respect to the outputs, (N, N).
+        unit: Number of consecutive inputs that form a unit: 1 for neurons, the head size for heads.
+        step: Number of units removed at a time, chosen by their individual increases.
+        keep: Numbers of removed units at which the refitted weights are kept.
 
     Returns:
-        The order and the losses, at every multiple of ``step`` and at the end.
+        The order and the losses, at every multiple of ``step`` and after removing all units.
     """
-    # In coordinates where A is ½I a rise is a plain sum of squares.
+    # Multiply W by (A/2)^½, so that the increase of the loss is a sum of squares.
     values, vectors = torch.linalg.eigh(outputs.double() / 2)
     root = vectors * values.clamp_min(0).sqrt()
     outer = weight.double() @ root
     weight = weight.double().clone()
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance.double()))
     total = len(weight) // unit
-    units = torch.arange(total, device=weight.device)  # at each place; those that went leave zeros in theirs
-    left = units  # places of the units that are left
-    gone: list[Tensor] = []
+    units = torch.arange(total, device=weight.device)  # the unit at each position; removed units leave zeros there
+    left = units  # positions of the remaining units
+    removed: list[Tensor] = []
     losses, counts, weights = [0.0], [0], {}
     while len(left):
         if total - len(left) in keep:
             weights[total - len(left)] = weight[unit_indices(left, unit)]
         blocks = inverse.view(len(units), unit, len(units), unit).diagonal(dim1=0, dim2=2).permute(2, 0, 1)[left]
         parts = outer.view(len(units), unit, -1)[left]
-        rises = (parts * torch.linalg.solve(blocks, parts)).sum((1, 2))
-        order = torch.argsort(rises, stable=True)
+        increases = (parts * torch.linalg.solve(blocks, parts)).sum((1, 2))
+        order = torch.argsort(increases, stable=True)
         lost, left = left[order[:step]], left[order[step:]].sort().values
         b = unit_indices(lost, unit)
-        pulled, taken, taken_outer = inverse[b], weight[b], outer[b]
-        own = torch.linalg.cholesky(pulled[:, b])
-        gain = torch.cholesky_solve(pulled, own)
-        losses.append(losses[-1] + float((taken_outer * torch.cholesky_solve(taken_outer, own)).sum()))
-        for matrix, part in ((inverse, pulled), (weight, taken), (outer, taken_outer)):
-            matrix.addmm_(gain.T, part, alpha=-1)
-        gone.append(units[lost])
+        inverse_b, weight_b, outer_b = inverse[b], weight[b], outer[b]
+        factor = torch.linalg.cholesky(inverse_b[:, b])
+        gain = torch.cholesky_solve(inverse_b, factor)
+        losses.append(losses[-1] + float((outer_b * torch.cholesky_solve(outer_b, factor)).sum()))
+        for matrix, rows in ((inverse, inverse_b), (weight, weight_b), (outer, outer_b)):
+            matrix.addmm_(gain.T, rows, alpha=-1)
+        removed.append(units[lost])
         counts.append(total - len(left))
-        if 2 * len(left) < len(units):  # most are zeros: close the ranks
+        if 2 * len(left) < len(units):  # most rows are zero: remove them to save time
             r = unit_indices(left, unit)
             inverse, weight, outer = inverse[r][:, r], weight[r], outer[r]
             units, left = units[left], torch.arange(len(left), device=left.device)
-    return Elimination(torch.cat(gone), losses, counts, weights)
+    return Elimination(torch.cat(removed), losses, counts, weights)
 
 
-def block_errors(covariance: Tensor, weight: Tensor, carried: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return the error eⱼ that compensation leaves in each output of a matrix cut into blocks.
+def block_errors(covariance: Tensor, weight: Tensor, cross: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Compute the error eⱼ that remains in each output after cutting a matrix into blocks and compensating.
 
     Args:
         covariance: H, damped, (M, M).
         weight: W, (M, N).
-        carried: H W, (M, N), which is the same for all ways of cutting.
+        cross: H W, the cross-covariance of inputs and outputs, (M, N). It does not depend on the blocks.
         rows: Inputs of each block, (G, m).
         columns: Outputs of each block, (G, n).
 
     Returns:
-        The errors, (N,); those of outputs outside all blocks are their whole variance.
+        The errors, (N,). For an output in no block it is the output's full variance.
     """
-    errors = (weight * carried).sum(0)
-    power = covariance[rows.unsqueeze(2), rows.unsqueeze(1)]
-    cross = carried[rows.unsqueeze(2), columns.unsqueeze(1)]
-    fitted = torch.linalg.solve_triangular(torch.linalg.cholesky(power), cross, upper=False)
+    errors = (weight * cross).sum(0)
+    block_covariance = covariance[rows.unsqueeze(2), rows.unsqueeze(1)]
+    block_cross = cross[rows.unsqueeze(2), columns.unsqueeze(1)]
+    fitted = torch.linalg.solve_triangular(torch.linalg.cholesky(block_covariance), block_cross, upper=False)
     errors[columns] -= fitted.square().sum(1)
     return errors.clamp_min(0)
 
 
 def unit_indices(units: Tensor, unit: int) -> Tensor:
-    """Return the inputs of some units (heads), each ``unit`` wide."""
+    """Return the indices of the inputs that belong to some units, each of ``unit`` consecutive inputs."""
     return (units.unsqueeze(1) * unit + torch.arange(unit, device=units.device)).flatten()

@@ -1,4 +1,4 @@
-"""A dense matrix and the loss's quadratic model around it: what the search and the groups are decided by."""
+"""The second-order model of the loss around a dense matrix, used by the search and by compensated grouping."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class QuadraticModel:
-    """A dense matrix and what calibration knows of it.
+    """A dense matrix with the statistics that determine how the loss depends on it, to second order.
 
     Args:
-        layer: Number of its layer.
-        kind: Which of the six matrices.
-        weight: W, (M, N), in float64.
-        fisher: F, (M, N).
-        covariance: H of its inputs, damped, (M, M).
-        gradient: A, the gradients' second moment at its outputs, (N, N), or its diagonal, (N,).
-        config: The settings.
+        layer: Layer index.
+        kind: Matrix kind: Q, K, V, O, W1 or W2.
+        weight: W in float64, (M, N).
+        fisher: F, the diagonal Fisher information, (M, N).
+        covariance: H, the damped covariance of the inputs, (M, M).
+        gradient: A, the second moment of the gradients with respect to the outputs, (N, N), or its diagonal, (N,).
+        config: The pruning settings.
     """
 
     layer: int
@@ -42,14 +42,21 @@ class QuadraticModel:
     def from_calibration(
         cls, encoder: Encoder, statistics: Calibration, config: PruningConfig, layer: int, kind: str
     ) -> Self:
-        """Look a matrix up.
+        """Create the model of one matrix from calibration statistics.
+
+        Args:
+            encoder: The dense encoder.
+            statistics: Its calibration statistics, with moments.
+            config: The pruning settings; the ridge determines the damping of H.
+            layer: Layer index.
+            kind: Matrix kind.
 
         Raises:
-            ValueError: The statistics lack moments.
+            ValueError: If the statistics have no moments.
         """
         if statistics.moments is None:
             setting = 'search="shapes"' if config.search == "shapes" else f"permutation={config.permutation!r}"
-            raise ValueError(f"{setting} needs the second moments of the layers: calibrate with moments=True.")
+            raise ValueError(f"{setting} needs the second moments of the layers. Call calibrate() with moments=True.")
         linear = encoder.matrix(layer, kind)
         assert isinstance(linear.weight, Tensor)
         covariance = statistics.moments.inputs[layer, "Q" if kind in ("K", "V") else kind]
@@ -59,5 +66,5 @@ class QuadraticModel:
         return cls(layer, kind, weight, fisher, damped, gradient, config)
 
     def output_curvature(self) -> Tensor:
-        """Return the diagonal of A, (N,): what a squared error in each output costs, twice."""
+        """Return the diagonal of A, (N,): twice the loss increase per squared error of each output."""
         return self.gradient.diagonal() if self.gradient.dim() == 2 else self.gradient

@@ -1,4 +1,4 @@
-"""Blocks by what compensation leaves: exact for columns, better than by importance on average, neurons alike."""
+"""Compensated grouping: optimal columns, less error than by importance, the same neuron groups in W1 and W2."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIG = PruningConfig(search="groups", permutation="compensated", pruning_ratio
 
 
 def problem(inputs: int, outputs: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Make H of inputs that go together, W, and what an error in each output costs."""
+    """Make H of correlated inputs, W, and the diagonal of A."""
     generator = torch.Generator().manual_seed(seed)
     draw = [torch.rand(*shape, generator=generator, dtype=torch.float64) for shape in ((50, inputs), (inputs, inputs))]
     x = draw[0] @ (draw[1] + torch.eye(inputs)) - 0.5
@@ -35,7 +35,7 @@ def lost(covariance: Tensor, weight: Tensor, outputs: Tensor, groups: Blocks) ->
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_other_columns_lose_less(seed: int) -> None:
+def test_columns_are_optimal_for_the_given_rows(seed: int) -> None:
     covariance, weight, outputs = problem(6, 6, seed)
     rows = torch.tensor([[0, 4], [1, 3], [2, 5]])
     found = lost(covariance, weight, outputs, assign_columns(covariance, covariance @ weight, outputs, rows))
@@ -47,7 +47,7 @@ def test_no_other_columns_lose_less(seed: int) -> None:
 
 
 @pytest.mark.parametrize("number", [2, 3, 6])
-def test_less_is_lost_than_by_importance_on_average(number: int) -> None:
+def test_the_error_is_less_than_with_grouping_by_importance(number: int) -> None:
     ratios = []
     for seed in range(8):
         covariance, weight, outputs = problem(24, 48, seed)
@@ -61,12 +61,12 @@ def test_less_is_lost_than_by_importance_on_average(number: int) -> None:
         )
         assert sorted(groups.rows.flatten().tolist()) == list(range(24))
         assert sorted(groups.columns.flatten().tolist()) == list(range(48))
-        usual = group(outputs * weight.square() * covariance.diagonal().unsqueeze(1), number, "balanced", 6)
-        ratios.append(lost(covariance, weight, outputs, groups) / lost(covariance, weight, outputs, usual))
+        by_importance = group(outputs * weight.square() * covariance.diagonal().unsqueeze(1), number, "balanced", 6)
+        ratios.append(lost(covariance, weight, outputs, groups) / lost(covariance, weight, outputs, by_importance))
     assert sum(ratios) / len(ratios) < 0.95
 
 
-def test_neurons_are_grouped_alike_where_both_matrices_have_as_many_groups() -> None:
+def test_w1_and_w2_group_neurons_alike_if_both_have_the_same_number_of_groups() -> None:
     model = classifier(layers=1)
     statistics = calibrate(find_encoder(model), batches(6), lambda batch: model(**batch).loss, moments=True)
     numbers = {(0, "Q"): 1, (0, "K"): 0, (0, "V"): 2, (0, "O"): 3, (0, "W1"): 4, (0, "W2"): 4}
@@ -78,7 +78,7 @@ def test_neurons_are_grouped_alike_where_both_matrices_have_as_many_groups() -> 
     assert torch.equal(apart[0, "W1"].columns, found[0, "W1"].columns)
 
 
-def test_a_model_is_pruned_so() -> None:
+def test_a_model_is_pruned_with_compensated_grouping() -> None:
     model, data = classifier(), batches(6)
     plan = prune(model, data, CONFIG)
     assert plan.pruning_ratio == pytest.approx(0.5, abs=0.01)
@@ -90,17 +90,17 @@ def test_a_model_is_pruned_so() -> None:
 
 
 @pytest.mark.parametrize("search", ["groups", "shapes"])
-def test_statistics_without_moments_are_refused(search: str) -> None:
+def test_statistics_without_moments_raise(search: str) -> None:
     model = classifier(layers=1)
     statistics = calibrate(find_encoder(model), batches(6), lambda batch: model(**batch).loss)
     config = PruningConfig(search=search, permutation="compensated")
     setting = "permutation='compensated'" if search == "groups" else 'search="shapes"'
-    with pytest.raises(ValueError, match=f"{setting} needs the second moments .* moments=True"):
+    with pytest.raises(ValueError, match=f"{setting} .*moments=True"):
         make_plan(find_encoder(model), statistics, config)
 
 
 @pytest.mark.parametrize("search", ["groups", "shapes"])
-def test_a_tiny_ridge_on_few_tokens_is_no_trouble(search: str) -> None:
+def test_a_tiny_ridge_on_few_tokens_gives_finite_weights(search: str) -> None:
     few = {name: values[:2, :4] if values.dim() == 2 else values[:2] for name, values in batches(1)[0].items()}
     model = classifier(layers=2)
     prune(model, [few], PruningConfig(search=search, permutation="compensated", ridge=1e-9))

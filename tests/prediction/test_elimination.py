@@ -1,4 +1,4 @@
-"""Closed forms of what compensation leaves, against least squares done the long way."""
+"""The closed forms of the error after compensation equal explicit least-squares fits."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def problem(
 
 
 def residual(x: Tensor, targets: Tensor) -> Tensor:
-    """Return what is left of targets after the best linear fit with a bias."""
+    """Return the residual of the best linear fit with a bias."""
     centred, wanted = x - x.mean(0), targets - targets.mean(0)
     return wanted - centred @ torch.linalg.lstsq(centred, wanted).solution
 
 
 @pytest.mark.parametrize(("unit", "step"), [(1, 1), (1, 3), (3, 1), (2, 2)])
-def test_losses_are_those_of_least_squares_on_what_is_left(unit: int, step: int) -> None:
+def test_losses_equal_those_of_least_squares_on_the_kept_units(unit: int, step: int) -> None:
     x, weight, outputs, covariance = problem()
     found = eliminate(add_damping(covariance, 1e-12), weight, outputs, unit, step)
     assert found.counts == [*range(0, 12 // unit, step), 12 // unit]
@@ -39,19 +39,19 @@ def test_losses_are_those_of_least_squares_on_what_is_left(unit: int, step: int)
         torch.testing.assert_close(torch.tensor(loss, dtype=torch.float64), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_each_step_takes_the_least_harmful_unit() -> None:
+def test_each_step_removes_the_least_harmful_unit() -> None:
     x, weight, outputs, covariance = problem(seed=1)
     found = eliminate(add_damping(covariance, 1e-12), weight, outputs)
     for count in (0, 4, 9):
         kept = found.kept_units(count).tolist()
-        rises = {}
+        increases = {}
         for unit in kept:
             left = residual(x[:, [k for k in kept if k != unit]], x @ weight)
-            rises[unit] = float(torch.trace(outputs @ left.T @ left))
-        assert int(found.order[count]) == min(rises, key=rises.__getitem__)
+            increases[unit] = float(torch.trace(outputs @ left.T @ left))
+        assert int(found.order[count]) == min(increases, key=increases.__getitem__)
 
 
-def test_kept_weights_are_refitted() -> None:
+def test_weights_of_kept_units_are_refitted() -> None:
     x, weight, outputs, covariance = problem(seed=2)
     found = eliminate(add_damping(covariance, 1e-12), weight, outputs, keep=(0, 5))
     assert found.weights.keys() == {0, 5}
@@ -61,8 +61,8 @@ def test_kept_weights_are_refitted() -> None:
     torch.testing.assert_close(found.weights[5], expected, rtol=1e-6, atol=1e-6)
 
 
-def test_the_ridge_is_compensation_s() -> None:
-    """Least squares with the pull towards the old weights is least squares on H + λI."""
+def test_the_damping_is_the_ridge_of_compensation() -> None:
+    """Least squares with a penalty on the distance from the old weights is least squares on H + λI."""
     _, weight, outputs, covariance = problem(seed=3)
     found = eliminate(add_damping(covariance, 0.1), weight, outputs)
     h = add_damping(covariance, 0.1)
@@ -72,7 +72,7 @@ def test_the_ridge_is_compensation_s() -> None:
     assert found.losses[found.counts.index(7)] == pytest.approx(float(expected), rel=1e-9)
 
 
-def test_errors_of_blocks_are_those_of_least_squares() -> None:
+def test_block_errors_equal_those_of_least_squares() -> None:
     x, weight, _, covariance = problem(seed=4)
     rows, columns = torch.randperm(12).view(2, 6)[:, :5], torch.tensor([[5, 0], [2, 3]])
     errors = block_errors(
