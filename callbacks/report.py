@@ -21,10 +21,10 @@ from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.report import Facts, PruningNotes, render, write_report
-from pgb_lightning.report.facts import digest
-from pgb_lightning.report.figures import draw_all, has_matplotlib
-from pgb_lightning.report.layer_latency import compare_with_dense, count_flops
-from pgb_lightning.report.tables import error_table, outcome_table
+from pgb_lightning.report.facts import plan_digest
+from pgb_lightning.report.figures import draw_figures, has_matplotlib
+from pgb_lightning.report.layer_latency import count_flops, measure_layer_latency
+from pgb_lightning.report.tables import error_table, results_table
 
 REPORT_FOLDER = "report"
 
@@ -117,7 +117,7 @@ class PGBReport(pl.Callback):
         self._report_pruning(trainer)
         folder = self._folder(trainer)
         if self.facts is not None and self._plan is not None:
-            rank_zero_info(render(outcome_table(self._plan, self.facts)))
+            rank_zero_info(render(results_table(self._plan, self.facts)))
             self._write(folder)
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,7 +143,7 @@ class PGBReport(pl.Callback):
         notes = self._pgb.notes
         facts = Facts.of(self._plan, notes, name=_describe(pl_module))
         earlier = self.facts
-        if earlier is not None and earlier.plan == digest(self._plan) and not (notes and notes.maps):
+        if earlier is not None and earlier.plan == plan_digest(self._plan) and not (notes and notes.maps):
             facts = earlier
         dense = self.dense_scores
         if self.dense_ckpt and "dense" not in facts.scores:  # a resumed fit knows, and the file may be gone
@@ -156,7 +156,7 @@ class PGBReport(pl.Callback):
         config = self._pgb.config
         self.facts = replace(self.facts, flops=count_flops(encoder))
         if self.latency:
-            measured = compare_with_dense(encoder, config.latency_batch_size, config.latency_length)
+            measured = measure_layer_latency(encoder, config.latency_batch_size, config.latency_length)
             self.facts = replace(self.facts, latency=(measured,))
 
     def _add_scores(self, stage: str, scores: Mapping[str, float], replacing: bool = False) -> None:
@@ -175,7 +175,7 @@ class PGBReport(pl.Callback):
         if loggers and not has_matplotlib():
             rank_zero_warn('PGBReport: figures for loggers need matplotlib: pip install "pgb-lightning[figures]".')
         elif loggers and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            figures = {f"pgb/{name}": figure for name, figure in draw_all(self._plan, self.facts).items()}
+            figures = {f"pgb/{name}": figure for name, figure in draw_figures(self._plan, self.facts).items()}
             for logger in loggers:
                 log_figures(logger, figures, trainer.global_step)
 

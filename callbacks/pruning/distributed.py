@@ -59,7 +59,7 @@ def prune_together(
     plan = plan or _decide_once(trainer, encoder, statistics, config)
     errors = None if notes is None else notes.errors
     if notes is not None and trainer.is_global_zero:
-        notes.note_importance(encoder, plan, statistics.fisher)
+        notes.record_importance(encoder, plan, statistics.fisher)
     carry_out(encoder, plan, statistics, config, all_reduce, partial(_track, trainer, "PGB compensation"), errors)
     return plan
 

@@ -1,4 +1,4 @@
-"""What a pruning did, for people: tables for the terminal, a page, figures."""
+"""Reports on a pruning run: tables for the terminal, an HTML page, figures."""
 
 from pgb_lightning.report.facts import Facts, Latency
 from pgb_lightning.report.folder import write_report

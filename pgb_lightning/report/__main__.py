@@ -1,4 +1,4 @@
-"""Write a report: ``python -m pgb_lightning.report --path plan.json``, the same as ``pgb report``."""
+"""``python -m pgb_lightning.report``, the same as ``pgb report``."""
 
 from jsonargparse import auto_cli
 

@@ -1,4 +1,4 @@
-"""What is known of a run beyond its plan: frozen, JSON-able."""
+"""Measurements of a run that are not part of its plan, as JSON-serializable records."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from pgb_lightning.plan import PruningPlan
-from pgb_lightning.report.maps import Map
+from pgb_lightning.report.maps import ImportanceMap
 from pgb_lightning.report.notes import PruningNotes
 
-#: The stages of a run that have scores, in order.
+#: The stages of a run for which scores are reported, in order.
 STAGES = ("dense", "pruned", "re-finetuned")
 
 
 @dataclass(frozen=True)
 class Latency:
-    """How long the encoder's layers take, dense and pruned, measured in turn.
+    """Latency of the encoder's layers, dense and pruned, measured in interleaved rounds.
 
     Args:
-        batch_size: Sequences in a batch.
-        length: Tokens of each.
-        device: Where it was measured, in words.
-        dense: Seconds a batch of each round, ascending.
-        pruned: Likewise.
+        batch_size: Sequences per batch.
+        length: Tokens per sequence.
+        device: Description of the device.
+        dense: Seconds per batch of the dense layers in each round, ascending.
+        pruned: Seconds per batch of the pruned layers in each round, ascending.
     """
 
     batch_size: int
@@ -37,17 +37,17 @@ class Latency:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a run beyond its plan; what is empty is not known.
+    """Measurements of a run that are not part of its plan. Empty fields were not measured.
 
     Args:
-        name: What was pruned, in words.
-        plan: The :func:`digest` of the plan that these are facts of.
+        name: Description of the pruned model.
+        plan: The :func:`plan_digest` of the plan that was measured.
         scores: Validation scores by stage (one of :data:`STAGES`) and metric.
-        flops: FLOPs of one sequence of 128 tokens through the encoder, ``"dense"`` and ``"pruned"``.
-        latency: What was measured, one entry a batch size.
-        matrix_errors: Measured error of each matrix's outputs, by ``"LAYER.KIND"``.
-        sublayer_errors: Of the hidden states behind each sublayer, by ``"LAYER.SUBLAYER"``.
-        maps: Importance of each matrix in the order of its blocks, by ``"LAYER.KIND"``.
+        flops: FLOPs of the encoder for one sequence of 128 tokens, ``"dense"`` and ``"pruned"``.
+        latency: Measured latency, one entry per batch size.
+        matrix_errors: Measured error of the outputs of each matrix, by ``"LAYER.KIND"``.
+        sublayer_errors: Measured error of the hidden states after each sublayer, by ``"LAYER.SUBLAYER"``.
+        maps: Importance of each matrix in block order, by ``"LAYER.KIND"``.
 
     Example:
         >>> facts = Facts(scores={"dense": {"val_accuracy": 0.9}})
@@ -62,23 +62,23 @@ class Facts:
     latency: tuple[Latency, ...] = ()
     matrix_errors: Mapping[str, float] = field(default_factory=dict)
     sublayer_errors: Mapping[str, float] = field(default_factory=dict)
-    maps: Mapping[str, Map] = field(default_factory=dict)
+    maps: Mapping[str, ImportanceMap] = field(default_factory=dict)
 
     @classmethod
     def of(cls, plan: PruningPlan, notes: PruningNotes | None = None, **known: Any) -> Facts:
-        """Make the facts of a plan from what was noted as it was carried out.
+        """Create the facts of a plan from the notes recorded during pruning.
 
         Args:
             plan: The plan.
-            notes: What was noted, if anything was.
-            known: Other facts.
+            notes: The notes, if any were recorded.
+            known: Values of other fields.
         """
         notes = notes or PruningNotes()
         return cls(
-            plan=digest(plan),
-            matrix_errors=_named(notes.errors.matrices),
-            sublayer_errors=_named(notes.errors.sublayers),
-            maps=_named(notes.maps),
+            plan=plan_digest(plan),
+            matrix_errors=_flatten_keys(notes.errors.matrices),
+            sublayer_errors=_flatten_keys(notes.errors.sublayers),
+            maps=_flatten_keys(notes.maps),
             **known,
         )
 
@@ -88,20 +88,27 @@ class Facts:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Facts:
-        """Rebuild facts from :meth:`to_dict`; entries that a newer release knows are left out."""
-        known = {name: plain[name] for name in plain if name in {field.name for field in fields(cls)}}
+        """Create facts from the result of :meth:`to_dict`. Unknown entries, as of a newer release, are ignored."""
+        names = {field.name for field in fields(cls)} - {"latency", "maps"}
+        known = {name: value for name, value in plain.items() if name in names}
         latency = tuple(
-            Latency(**{**entry, "dense": tuple(entry["dense"]), "pruned": tuple(entry["pruned"])})
+            Latency(
+                batch_size=entry["batch_size"],
+                length=entry["length"],
+                device=entry["device"],
+                dense=tuple(entry["dense"]),
+                pruned=tuple(entry["pruned"]),
+            )
             for entry in plain.get("latency", ())
         )
         maps = {key: tuple(rows) for key, rows in plain.get("maps", {}).items()}
-        return cls(**{**known, "latency": latency, "maps": maps})
+        return cls(**known, latency=latency, maps=maps)
 
 
-def digest(plan: PruningPlan) -> str:
-    """Tell plans apart in a word of 16 hexadecimal digits."""
+def plan_digest(plan: PruningPlan) -> str:
+    """Return a hash of a plan, 16 hexadecimal digits."""
     return hashlib.sha256(plan.to_json().encode()).hexdigest()[:16]
 
 
-def _named(entries: Mapping[tuple[int, Any], Any]) -> dict[str, Any]:
+def _flatten_keys(entries: Mapping[tuple[int, Any], Any]) -> dict[str, Any]:
     return {f"{layer}.{name}": value for (layer, name), value in entries.items()}

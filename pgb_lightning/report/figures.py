@@ -1,4 +1,4 @@
-"""The figures of a report by matplotlib, for loggers, papers and slides; the page draws its own."""
+"""Matplotlib figures of a report, for loggers, papers and slides. The HTML page has its own graphics."""
 
 from __future__ import annotations
 
@@ -11,59 +11,66 @@ from pgb_lightning.plan import PruningPlan
 from pgb_lightning.plotting import HUES, NEUTRAL
 from pgb_lightning.report.facts import Facts
 from pgb_lightning.report.maps import blocks_of
-from pgb_lightning.report.matrix_image import cells_of, palette
+from pgb_lightning.report.matrix_image import color_cells, color_table
 from pgb_lightning.report.summary import sublayer_weights
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"attention": HUES[0], "ffn": HUES[1]}
+COLORS = {"attention": HUES[0], "ffn": HUES[1]}
 
 
 def has_matplotlib() -> bool:
-    """Tell whether figures can be drawn."""
+    """Return whether matplotlib is installed."""
     if "matplotlib" in sys.modules:
         return sys.modules["matplotlib"] is not None
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def draw_all(plan: PruningPlan, facts: Facts) -> dict[str, Figure]:
-    """Draw all figures, by name.
+def draw_figures(plan: PruningPlan, facts: Facts) -> dict[str, Figure]:
+    """Draw all figures of a report.
 
     Args:
         plan: The plan.
-        facts: What else is known.
+        facts: The measurements.
+
+    Returns:
+        The figures by name, ``"groups"``, ``"kept"`` and ``"matrices"``.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: If matplotlib is not installed.
     """
-    return {"groups": draw_groups(plan), "kept": draw_kept(plan), "matrices": draw_matrices(plan, facts)}
+    return {
+        "groups": draw_group_numbers(plan),
+        "kept": draw_kept_weights(plan),
+        "matrices": draw_matrices(plan, facts),
+    }
 
 
-def draw_groups(plan: PruningPlan) -> Figure:
-    """Draw the heat map of group numbers: a row a layer, a column a matrix, darker where more is kept."""
+def draw_group_numbers(plan: PruningPlan) -> Figure:
+    """Draw a heat map of group numbers: one row per layer, one column per matrix, darker where more is kept."""
     figure = _figure(5.2, 0.9 + 0.34 * plan.num_layers)
     axes = figure.subplots()
     rows = [[plan.matrix(layer, kind) for kind in MATRICES] for layer in range(plan.num_layers)]
-    shares = [[matrix.kept_share for matrix in row] for row in rows]
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    kept = [[matrix.kept_share for matrix in row] for row in rows]
+    image = axes.imshow(kept, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for y, row in enumerate(rows):
         for x, matrix in enumerate(row):
-            colour = "white" if matrix.kept_share > 0.6 else "black"
+            color = "white" if matrix.kept_share > 0.6 else "black"
             text = f"{matrix.num_groups} ({matrix.kept_share:.0%})"
-            axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=8)
+            axes.text(x, y, text, ha="center", va="center", color=color, fontsize=8)
     axes.set_xticks(range(len(MATRICES)), MATRICES)
     axes.set_yticks(range(plan.num_layers), [str(layer) for layer in range(plan.num_layers)])
     axes.set_ylabel("layer")
-    axes.set_title("number of groups (share of the weights kept)", fontsize=10)
+    axes.set_title("number of groups (fraction of weights kept)", fontsize=10)
     axes.tick_params(length=0)
-    figure.colorbar(image, ax=axes, label="share kept")
+    figure.colorbar(image, ax=axes, label="fraction kept")
     return figure
 
 
-def draw_kept(plan: PruningPlan) -> Figure:
-    """Draw the weights that each layer keeps of attention and of the feed-forward network, and what it had."""
+def draw_kept_weights(plan: PruningPlan) -> Figure:
+    """Draw the weights kept by attention and feed-forward in each layer, beside those of the dense layer."""
     figure = _figure(6.4, 3.2)
     axes = figure.subplots()
     layers = range(plan.num_layers)
@@ -71,13 +78,13 @@ def draw_kept(plan: PruningPlan) -> Figure:
     for sublayer in SUBLAYERS:
         counts = [sublayer_weights(plan, layer, sublayer) for layer in layers]
         kept = [count[0] / 1e6 for count in counts]
-        axes.bar(layers, kept, bottom=bottom, color=COLOURS[sublayer], label=sublayer, width=0.7)
+        axes.bar(layers, kept, bottom=bottom, color=COLORS[sublayer], label=sublayer, width=0.7)
         bottom = [below + more for below, more in zip(bottom, kept, strict=True)]
         dense = [before + count[1] / 1e6 for before, count in zip(dense, counts, strict=True)]
     axes.bar(layers, dense, fill=False, edgecolor=NEUTRAL, linestyle="--", linewidth=0.8, width=0.7, label="dense")
     axes.set_xticks(layers, [str(layer) for layer in layers])
     axes.set_xlabel("layer")
-    axes.set_ylabel("weights, millions")
+    axes.set_ylabel("weights (millions)")
     axes.set_title(f"weights kept: {plan.kept_parameters:,} of {plan.total_parameters:,}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
@@ -85,7 +92,7 @@ def draw_kept(plan: PruningPlan) -> Figure:
 
 
 def draw_matrices(plan: PruningPlan, facts: Facts) -> Figure:
-    """Draw every matrix in the order of its blocks: importance in grey, in colour what is kept."""
+    """Draw every matrix in block order: importance in gray, kept blocks in color."""
     figure = _figure(8.4, 0.5 + 1.45 * plan.num_layers)
     grid = figure.subplots(plan.num_layers, len(MATRICES), squeeze=False)
     for layer, row in enumerate(grid):
@@ -101,8 +108,8 @@ def _draw_matrix(axes: Axes, plan: PruningPlan, facts: Facts, layer: int, kind: 
     matrix = plan.matrix(layer, kind)
     shades = facts.maps.get(f"{layer}.{kind}")
     if shades:
-        colours = palette()
-        cells = [[colours[place] for place in line] for line in cells_of(matrix, shades)]
+        colors = color_table()
+        cells = [[colors[index] for index in line] for line in color_cells(matrix, shades)]
         axes.imshow(cells, extent=(0, 1, 1, 0), interpolation="none", aspect="equal")
     for number, block in enumerate(blocks_of(matrix)):
         hue = HUES[number % len(HUES)]

@@ -1,48 +1,38 @@
-"""The folder of a report: a page, its numbers as JSON, and figures where matplotlib is installed."""
+"""Write the folder of a report: the page, its numbers as JSON, and figures if matplotlib is installed."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
+from pgb_lightning.atomic_write import write_atomically
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.report.facts import Facts
-from pgb_lightning.report.figures import draw_all, has_matplotlib
+from pgb_lightning.report.figures import draw_figures, has_matplotlib
 from pgb_lightning.report.page import render_page
 from pgb_lightning.report.summary import summarize
 
 
 def write_report(folder: str | Path, plan: PruningPlan, facts: Facts | None = None) -> Path:
-    """Write a report; files of the same names are replaced.
+    """Write a report. Existing files of the same names are overwritten.
 
     Args:
-        folder: Where ``index.html``, ``report.json`` and, with matplotlib, the figures as PNG go; it is made if it is
-            not there.
+        folder: Folder for ``index.html``, ``report.json`` and, if matplotlib is installed, the figures as PNG files. It
+            is created if it does not exist.
         plan: The plan.
-        facts: What else is known; what is not is marked as such.
+        facts: The measurements. Missing ones are marked as not measured.
 
     Returns:
-        The page.
+        The path of the page.
     """
     facts = facts or Facts.of(plan)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     numbers = json.dumps(summarize(plan, facts), indent=2) + "\n"
-    _replace(folder / "report.json", numbers.encode())
+    write_atomically(folder / "report.json", numbers)
     if has_matplotlib():
-        for name, figure in draw_all(plan, facts).items():
+        for name, figure in draw_figures(plan, facts).items():
             figure.savefig(folder / f"{name}.png", dpi=144)
     page = folder / "index.html"
-    _replace(page, render_page(plan, facts).encode())
+    write_atomically(page, render_page(plan, facts))
     return page
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file in one step: whoever reads it meets a whole one."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""How long the encoder's layers take, against dense ones of the same shape."""
+"""Latency and FLOPs of a pruned encoder's layers, compared with dense layers of the same architecture."""
 
 from __future__ import annotations
 
@@ -15,34 +15,42 @@ from pgb_lightning.search.latency_table import layers_runner
 from pgb_lightning.surgery.dense_twin import make_dense_model
 
 
-def compare_with_dense(
+def measure_layer_latency(
     encoder: Encoder, batch_size: int, length: int, repeats: int = 5, min_time: float = 0.1
 ) -> Latency:
-    """Measure a pruned encoder's layers and those of a dense one with random weights, in turn.
+    """Measure the layers of a pruned encoder and of a dense encoder with random weights, in interleaved rounds.
+
+    The dense encoder is held in memory during the measurement.
 
     Args:
-        encoder: The pruned encoder, where it runs.
-        batch_size: Sequences in a batch.
-        length: Tokens of each; as many as the encoder takes if those are fewer.
-        repeats: Rounds; each measures both.
-        min_time: Seconds that one measurement lasts at least.
+        encoder: The pruned encoder, on the device to measure.
+        batch_size: Sequences per batch.
+        length: Tokens per sequence, clipped to the maximum length of the encoder.
+        repeats: Number of rounds. Each measures both encoders.
+        min_time: Minimum duration of one measurement, in seconds.
 
     Returns:
-        What each round found. The dense encoder takes its memory meanwhile.
+        The measurements of all rounds.
     """
     model = encoder.model
     with torch.random.fork_rng(devices=[]):
-        plain: nn.Module = make_dense_model(model)
-    dense = find_encoder(plain.to(device=model.device, dtype=model.dtype).eval())
+        dense_model: nn.Module = make_dense_model(model)
+    dense = find_encoder(dense_model.to(device=model.device, dtype=model.dtype).eval())
     length = min(length, encoder.max_length)
     with eval_mode(model), torch.inference_mode():
         runs = {name: layers_runner(each, batch_size, length) for name, each in (("dense", dense), ("pruned", encoder))}
         seconds = measure_latency(runs, repeats, min_time)
-    return Latency(batch_size, length, _describe(model.device), tuple(seconds["dense"]), tuple(seconds["pruned"]))
+    return Latency(
+        batch_size=batch_size,
+        length=length,
+        device=_describe(model.device),
+        dense=tuple(seconds["dense"]),
+        pruned=tuple(seconds["pruned"]),
+    )
 
 
 def count_flops(encoder: Encoder) -> dict[str, int]:
-    """Count the FLOPs of a sequence of 128 tokens, as it was and as it is."""
+    """Return the FLOPs of the dense and of the pruned encoder for one sequence of 128 tokens."""
     with torch.device("meta"):
         dense = encoder_cost(find_encoder(make_dense_model(encoder.model)))
     return {"dense": dense.flops, "pruned": encoder_cost(encoder).flops}
@@ -51,7 +59,7 @@ def count_flops(encoder: Encoder) -> dict[str, int]:
 def _describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return str(device)
     threads = torch.get_num_threads()
-    return (
-        f"{device.type.upper()}, {threads} thread{'s' if threads > 1 else ''}" if device.type == "cpu" else str(device)
-    )
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"

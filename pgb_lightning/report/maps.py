@@ -1,4 +1,4 @@
-"""A matrix's importance in the order of its blocks, small enough for a page."""
+"""Downsampled importance of a matrix in block order, small enough for a page."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch.nn import functional
 
 from pgb_lightning.plan import Index, MatrixPlan
 
-#: Rows and columns of a map, at most.
+#: Maximum number of rows and columns of a map.
 CELLS = 96
-#: Shades of a cell: one hexadecimal digit.
+#: Number of shades of a cell, which is one hexadecimal digit.
 LEVELS = 16
 
-#: One word a row of cells, one hexadecimal digit a cell.
-Map = tuple[str, ...]
+#: One string per row of cells, one hexadecimal digit per cell.
+ImportanceMap = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Block:
-    """Where a block lies in a matrix whose rows and columns stand in the order of the blocks, as shares of its sides.
+    """Position of a block in a matrix in block order, as fractions of the number of rows and columns.
 
     Args:
-        top: Where it begins, from above.
-        left: Where it begins, from the left.
-        height: Its share of the rows.
-        width: Its share of the columns.
+        top: The first row.
+        left: The first column.
+        height: The number of rows.
+        width: The number of columns.
     """
 
     top: float
@@ -35,13 +35,13 @@ class Block:
     height: float
     width: float
 
-    def holds(self, row: float, column: float) -> bool:
-        """Tell whether a place, as shares of the sides, lies in the block."""
+    def contains(self, row: float, column: float) -> bool:
+        """Return whether a position, as fractions of the number of rows and columns, is in the block."""
         return 0 <= row - self.top < self.height and 0 <= column - self.left < self.width
 
 
 def blocks_of(matrix: MatrixPlan) -> list[Block]:
-    """List the blocks of a permuted matrix; one that is kept whole is a block.
+    """Return the blocks of a matrix in block order. An unpruned matrix is one block.
 
     Example:
         >>> blocks_of(MatrixPlan(0, "Q", 4, 4, ((0, 2), (1, 3)), ((3, 0), (1, 2))))[1]
@@ -56,16 +56,16 @@ def blocks_of(matrix: MatrixPlan) -> list[Block]:
     return [Block(g * height, g * width, height, width) for g in range(matrix.num_groups)]
 
 
-def importance_map(importance: Tensor, matrix: MatrixPlan, cells: int = CELLS) -> Map:
-    """Shrink a matrix's importance to a few cells, its rows and columns in the order of its blocks.
+def importance_map(importance: Tensor, matrix: MatrixPlan, cells: int = CELLS) -> ImportanceMap:
+    """Downsample the importance of a matrix, with its rows and columns in block order.
 
-    What no block holds comes last, in its old order. A cell's shade is the square root of its mean importance, 15 where
-    only one cell in a hundred has more.
+    Rows and columns outside the blocks come last, in their original order. The shade of a cell is the square root of
+    its mean importance, scaled so that 15 is the 99th percentile of the cells.
 
     Args:
-        importance: I, of shape (M, N).
-        matrix: The blocks.
-        cells: Rows and columns of the map, at most.
+        importance: The importance I, of shape (M, N).
+        matrix: The plan of the matrix.
+        cells: Maximum number of rows and columns of the map.
 
     Example:
         >>> whole = MatrixPlan(0, "Q", 2, 2, ((1,),), ((0,),))
@@ -76,7 +76,7 @@ def importance_map(importance: Tensor, matrix: MatrixPlan, cells: int = CELLS) -
     columns = _order(matrix.output_index, matrix.columns, importance.device)
     permuted = importance.detach()[rows][:, columns].float()
     size = (min(cells, matrix.rows), min(cells, matrix.columns))
-    # Scaled first: importances are tiny, and so are their means.
+    # Scale first, because importances are so small that their means would underflow.
     means = functional.adaptive_avg_pool2d((permuted / permuted.max().clamp_min(1e-38))[None], size)[0]
     brightest = means.flatten().quantile(0.99, interpolation="higher").clamp_min(1e-38)
     levels = ((means / brightest).clamp(0, 1).sqrt() * (LEVELS - 1)).round().int()
@@ -84,7 +84,7 @@ def importance_map(importance: Tensor, matrix: MatrixPlan, cells: int = CELLS) -
 
 
 def _order(index: Index, size: int, device: torch.device) -> Tensor:
-    """Return all positions: those of the blocks, block by block, then the rest."""
-    first = [position for block in index or () for position in block]
+    """Return all indices: those of the blocks, block by block, then the rest."""
+    first = [i for block in index or () for i in block]
     rest = sorted(set(range(size)).difference(first))
     return torch.tensor(first + rest, device=device)

@@ -1,4 +1,4 @@
-"""A permuted matrix as a picture: its importance in grey, and in a hue of its own where a block lies."""
+"""PNG images of a matrix in block order: importance in gray, each block in its own hue."""
 
 from __future__ import annotations
 
@@ -8,65 +8,68 @@ from base64 import b64encode
 
 from pgb_lightning.plan import MatrixPlan
 from pgb_lightning.plotting import HUES
-from pgb_lightning.report.maps import LEVELS, Map, blocks_of
+from pgb_lightning.report.maps import LEVELS, ImportanceMap, blocks_of
 
-GREY = "#808080"
+GRAY = "#808080"
 
 #: Red, green, blue and opacity, 0 to 255.
-Colour = tuple[int, int, int, int]
+Color = tuple[int, int, int, int]
 
 
-def palette() -> list[Colour]:
-    """List the colours of a picture: 16 shades of grey, then of each hue.
+def color_table() -> list[Color]:
+    """Return the colors of an image: 16 shades of gray, then 16 of each hue.
 
-    Shades are opacities, so that the picture does on a light and on a dark page. Within a block even importance 0 is
-    seen, or nobody could tell it from a pruned weight.
+    Shades are opacities, so that the image works on a light and on a dark page. Importance 0 is visible in a block, to
+    distinguish it from pruned weights.
     """
-    colours = [(*_channels(GREY), round(170 * level / (LEVELS - 1))) for level in range(LEVELS)]
+    colors = [(*_channels(GRAY), round(170 * level / (LEVELS - 1))) for level in range(LEVELS)]
     for hue in HUES:
-        colours += [(*_channels(hue), round(50 + 205 * level / (LEVELS - 1))) for level in range(LEVELS)]
-    return colours
+        colors += [(*_channels(hue), round(50 + 205 * level / (LEVELS - 1))) for level in range(LEVELS)]
+    return colors
 
 
-def cells_of(matrix: MatrixPlan, shades: Map) -> list[bytes]:
-    """Colour a map: one place in the palette a cell.
+def color_cells(matrix: MatrixPlan, shades: ImportanceMap) -> list[bytes]:
+    """Return the index in :func:`color_table` of each cell of a map.
 
     Args:
-        matrix: Whose blocks are coloured; with more than six, hues come again.
-        shades: Its importance, as :func:`pgb_lightning.report.maps.importance_map` makes it.
+        matrix: The plan of the matrix. With more than six blocks, hues repeat.
+        shades: The result of :func:`pgb_lightning.report.maps.importance_map`.
     """
     blocks = blocks_of(matrix)
     height, width = len(shades), len(shades[0])
-    coloured = []
+    colored = []
     for row, digits in enumerate(shades):
         line = bytearray(int(digit, LEVELS) for digit in digits)
         for number, block in enumerate(blocks):
             start = LEVELS * (1 + number % len(HUES))
             for column in range(width):
-                if block.holds((row + 0.5) / height, (column + 0.5) / width):
+                if block.contains((row + 0.5) / height, (column + 0.5) / width):
                     line[column] += start
-        coloured.append(bytes(line))
-    return coloured
+        colored.append(bytes(line))
+    return colored
 
 
-def data_url(matrix: MatrixPlan, shades: Map) -> str:
-    """Return the picture as a PNG within an address, for a page that stands alone."""
-    return "data:image/png;base64," + b64encode(png(cells_of(matrix, shades), palette())).decode()
+def image_data_url(matrix: MatrixPlan, shades: ImportanceMap) -> str:
+    """Return the image as a PNG in a ``data:`` URL, for a self-contained page."""
+    return "data:image/png;base64," + b64encode(encode_png(color_cells(matrix, shades), color_table())).decode()
 
 
-def png(rows: list[bytes], colours: list[Colour]) -> bytes:
-    """Write a picture of few colours as a PNG file (its third edition's colour type 3).
+def encode_png(rows: list[bytes], colors: list[Color]) -> bytes:
+    """Encode an indexed-color image (color type 3 of the PNG specification, third edition).
 
     Args:
-        rows: One place in ``colours`` a pixel.
-        colours: At most 256.
+        rows: The rows of pixels; one byte per pixel, an index in ``colors``.
+        colors: At most 256 colors.
+
+    Returns:
+        The content of the PNG file.
     """
     header = struct.pack(">IIBBBBB", len(rows[0]), len(rows), 8, 3, 0, 0, 0)
     chunks = {
         b"IHDR": header,
-        b"PLTE": bytes(channel for colour in colours for channel in colour[:3]),
-        b"tRNS": bytes(colour[3] for colour in colours),
-        b"IDAT": zlib.compress(b"".join(b"\0" + row for row in rows), 9),  # 0: no filter
+        b"PLTE": bytes(channel for color in colors for channel in color[:3]),
+        b"tRNS": bytes(color[3] for color in colors),
+        b"IDAT": zlib.compress(b"".join(b"\0" + row for row in rows), 9),  # filter type 0: none
         b"IEND": b"",
     }
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, content) for kind, content in chunks.items())
@@ -76,6 +79,6 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def _channels(colour: str) -> tuple[int, int, int]:
-    red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
+def _channels(color: str) -> tuple[int, int, int]:
+    red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
     return red, green, blue

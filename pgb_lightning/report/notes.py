@@ -1,4 +1,4 @@
-"""What a report wants to know of a pruning, noted while it happens: afterwards it is gone."""
+"""Values recorded during pruning for the report, because they cannot be computed afterwards."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from pgb_lightning.calibration.importance import second_order_importance
 from pgb_lightning.compensation.errors import FitErrors
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.plan import PruningPlan
-from pgb_lightning.report.maps import Map, importance_map
+from pgb_lightning.report.maps import ImportanceMap, importance_map
 
 
 @dataclass
 class PruningNotes:
-    """What is noted while an encoder is pruned.
+    """Values recorded while an encoder is pruned.
 
     Args:
-        errors: How far outputs are from the dense ones; empty without compensation.
-        maps: The importance of each matrix in the order of its blocks, by (layer, kind); empty without calibration.
+        errors: Errors of the outputs against those of the dense model. Empty without compensation.
+        maps: Importance of each matrix in block order, by (layer, kind). Empty without calibration.
     """
 
     errors: FitErrors = field(default_factory=FitErrors)
-    maps: dict[tuple[int, str], Map] = field(default_factory=dict)
+    maps: dict[tuple[int, str], ImportanceMap] = field(default_factory=dict)
 
-    def note_importance(self, encoder: Encoder, plan: PruningPlan, fisher: Mapping[tuple[int, str], Tensor]) -> None:
-        """Note the maps of all matrices, before the plan is carried out.
+    def record_importance(self, encoder: Encoder, plan: PruningPlan, fisher: Mapping[tuple[int, str], Tensor]) -> None:
+        """Record the importance maps of all matrices. Call it before the plan is applied.
 
         Args:
             encoder: The dense encoder.
-            plan: What is going to become of it.
-            fisher: F of each matrix.
+            plan: The plan to be applied.
+            fisher: The Fisher information F of each matrix, by (layer, kind).
         """
         for key, linear in encoder.linears():
             importance = second_order_importance(linear.weight.T, fisher[key])

@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file that needs nothing else, drawn without a plotting library."""
+"""The page of a report: one self-contained HTML file, made without a plotting library."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.plotting import HUES
 from pgb_lightning.report.facts import STAGES, Facts, Latency
 from pgb_lightning.report.maps import blocks_of
-from pgb_lightning.report.matrix_image import data_url
+from pgb_lightning.report.matrix_image import image_data_url
 from pgb_lightning.report.summary import block_size, summarize
-from pgb_lightning.report.tables import metrics, number
+from pgb_lightning.report.tables import format_number, metric_names
 
-#: How the page calls the kinds of sublayers.
-NAMES = {"attention": "attention", "ffn": "feed-forward"}
+#: Names of the kinds of sublayers on the page.
+SUBLAYER_NAMES = {"attention": "attention", "ffn": "feed-forward"}
 
 
 def render_page(plan: PruningPlan, facts: Facts | None = None) -> str:
-    """Write the page.
+    """Render the page.
 
     Args:
         plan: The plan.
-        facts: What else is known; what is not is marked as such.
+        facts: The measurements. Missing ones are marked as not measured.
 
     Returns:
-        HTML that loads nothing from anywhere and runs no script.
+        HTML that loads no other file and runs no script.
 
     Example:
-        >>> whole = [MatrixPlan(0, kind, 8, 8, None, None) for kind in MATRICES]
-        >>> "<title>" in render_page(PruningPlan("bert", tuple(whole)))
+        >>> unpruned = [MatrixPlan(0, kind, 8, 8, None, None) for kind in MATRICES]
+        >>> "<title>" in render_page(PruningPlan("bert", tuple(unpruned)))
         True
     """
     facts = facts or Facts.of(plan)
@@ -46,11 +46,11 @@ def render_page(plan: PruningPlan, facts: Facts | None = None) -> str:
             numbers=numbers,
             name=facts.name or f"{plan.model_type} encoder",
             version=_version(),
-            names=NAMES,
+            names=SUBLAYER_NAMES,
             stages=STAGES,
-            metrics=metrics(facts),
+            metrics=metric_names(facts),
             tiles=_tiles(plan, facts, numbers),
-            speeds=[_speed(each) for each in facts.latency],
+            latency_charts=[_latency_chart(each) for each in facts.latency],
             layers=_layers(numbers),
             largest_error=max(facts.sublayer_errors.values(), default=0.0),
             matrices=[
@@ -59,7 +59,9 @@ def render_page(plan: PruningPlan, facts: Facts | None = None) -> str:
             kinds=MATRICES,
             has_maps=bool(facts.maps),
             hues=HUES,
-            settings=[(key, _word(found)) for key, found in plan.config.items() if not isinstance(found, (list, dict))],
+            settings=[
+                (key, _setting(value)) for key, value in plan.config.items() if not isinstance(value, (list, dict))
+            ],
         )
     )
 
@@ -74,7 +76,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=lambda value, digits: "–" if value is None else number(value, digits),
+        number=lambda value, digits: "–" if value is None else format_number(value, digits),
         percent=lambda value: f"{value:.0%}",
         percent1=lambda value: f"{value:.1%}",
         thousands=lambda value: f"{value:,}",
@@ -84,31 +86,31 @@ def _environment() -> Environment:
 
 
 def _tiles(plan: PruningPlan, facts: Facts, numbers: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Choose the few numbers that a reader wants first: label, value and remark."""
+    """Return the key numbers at the top of the page: label, value and remark."""
     kept, total = plan.kept_parameters, plan.total_parameters
     tiles = [("weights kept", f"{kept / total:.1%}", f"{kept:,} of {total:,}")]
     if facts.flops:
         dense, pruned = facts.flops["dense"], facts.flops["pruned"]
-        tiles.append(("FLOPs left", f"{pruned / dense:.1%}", f"{pruned / 1e9:.3g} of {dense / 1e9:.3g} G, 128 tokens"))
+        tiles.append(("FLOPs kept", f"{pruned / dense:.1%}", f"{pruned / 1e9:.3g} of {dense / 1e9:.3g} G, 128 tokens"))
     for each in numbers["latency"][-1:]:
         size = f"{each['batch_size']} × {each['length']} tokens, encoder layers"
-        tiles.append(("speed", f"{each['speedup']:.2f} ×", size))
-    if names := metrics(facts):
+        tiles.append(("speedup", f"{each['speedup']:.2f} ×", size))
+    if names := metric_names(facts):
         found = {stage: scores[names[0]] for stage, scores in facts.scores.items() if names[0] in scores}
         last = [stage for stage in STAGES if stage in found][-1]
-        remark = f"dense: {number(found['dense'])}" if "dense" in found and last != "dense" else ""
-        tiles.append((f"{names[0]}, {last}", number(found[last]), remark))
+        remark = f"dense: {format_number(found['dense'])}" if "dense" in found and last != "dense" else ""
+        tiles.append((f"{names[0]}, {last}", format_number(found[last]), remark))
     return tiles
 
 
-def _speed(latency: Latency) -> dict[str, Any]:
-    """Lay out the bars of one latency, in shares of the slowest round."""
+def _latency_chart(latency: Latency) -> dict[str, Any]:
+    """Return the bars of one latency measurement, as fractions of the slowest round."""
     longest = max(*latency.dense, *latency.pruned)
     bars = [
         {
             "name": name,
             "milliseconds": 1000 * statistics.median(seconds),
-            "share": statistics.median(seconds) / longest,
+            "width": statistics.median(seconds) / longest,
             "low": seconds[0] / longest,
             "high": seconds[-1] / longest,
         }
@@ -118,7 +120,7 @@ def _speed(latency: Latency) -> dict[str, Any]:
 
 
 def _layers(numbers: dict[str, Any]) -> list[dict[str, Any]]:
-    """Bring the sublayers of each layer together, by kind."""
+    """Group the sublayers by layer."""
     layers: dict[int, dict[str, Any]] = {}
     for entry in numbers["sublayers"]:
         layers.setdefault(entry["layer"], {"number": entry["layer"]})[entry["sublayer"]] = entry
@@ -129,31 +131,33 @@ def _layers(numbers: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _matrix(matrix: MatrixPlan, facts: Facts) -> dict[str, Any]:
+    """Return the image, the blocks and the description of one matrix."""
     shades = facts.maps.get(f"{matrix.layer}.{matrix.kind}")
     inputs, outputs = block_size(matrix)
     if matrix.num_groups == 0:
-        words = "pruned whole"
+        description = "removed"
     elif matrix.kept_parameters == matrix.total_parameters and matrix.num_groups == 1:
-        words = "kept whole"
+        description = "dense"
     elif matrix.num_groups == 1:
-        words = f"one block of {inputs} × {outputs}"
+        description = f"one block of {inputs} × {outputs}"
     else:
-        words = f"{matrix.num_groups} blocks of {inputs} × {outputs}"
+        description = f"{matrix.num_groups} blocks of {inputs} × {outputs}"
     return {
         "plan": matrix,
-        "words": words,
+        "description": description,
         "blocks": blocks_of(matrix),
-        "picture": data_url(matrix, shades) if shades else None,
-        "measured": facts.matrix_errors.get(f"{matrix.layer}.{matrix.kind}"),
+        "image": image_data_url(matrix, shades) if shades else None,
     }
 
 
-def _word(value: Any) -> str:
-    return number(value) if isinstance(value, float) else "–" if value is None else str(value)
+def _setting(value: Any) -> str:
+    if value is None:
+        return "–"
+    return format_number(value) if isinstance(value, float) else str(value)
 
 
 def _version() -> str:
     try:
         return version("pgb-lightning")
-    except PackageNotFoundError:  # run from a checkout that is not installed
+    except PackageNotFoundError:  # a checkout that is not installed
         return ""

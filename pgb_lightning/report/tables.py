@@ -1,4 +1,4 @@
-"""Tables of a pruned model for the terminal."""
+"""Tables of a report for the terminal."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pgb_lightning.report.summary import predicted_error, split_cut, sublayer_we
 
 
 def plan_table(plan: PruningPlan) -> Table:
-    """Tabulate the group number (or size) of every matrix, and the share of its importance that the groups keep.
+    """Return a table of the group number (or size) and the kept importance of every matrix.
 
     Args:
         plan: The plan.
 
     Returns:
-        A table with a row per layer.
+        A table with one row per layer.
     """
     table = Table(title=f"PGB plan: {plan.pruning_ratio:.1%} of the encoder removed")
     table.add_column("layer", justify="right")
@@ -32,21 +32,21 @@ def plan_table(plan: PruningPlan) -> Table:
         row = [plan.matrix(layer, kind) for kind in MATRICES]
         kept = sum(m.kept_parameters for m in row) / sum(m.total_parameters for m in row)
         table.add_row(str(layer), *map(_cell, row), f"{kept:.0%}")
-    table.caption = "G groups, or inputs x outputs kept (share of importance kept); - pruned whole"
+    table.caption = "number of groups, or inputs x outputs kept (importance kept); -: matrix removed"
     return table
 
 
 def error_table(plan: PruningPlan, facts: Facts) -> Table:
-    """Tabulate what attention and feed-forward networks keep, and what that costs, predicted and measured.
+    """Return a table of the kept weights, predicted errors and measured errors of the sublayers.
 
     Args:
         plan: The plan.
-        facts: What else is known.
+        facts: The measurements.
 
     Returns:
-        A table with a row per layer, and the split of the cut below.
+        A table with one row per layer. Its caption is the split of the removed weights.
     """
-    table = Table(title="PGB: kept share, predicted rise of the loss, measured error")
+    table = Table(title="PGB: weights kept, predicted increase of the loss, measured error")
     table.add_column("layer", justify="right")
     for sublayer in SUBLAYERS:
         for column in ("kept", "predicted", "measured"):
@@ -56,34 +56,36 @@ def error_table(plan: PruningPlan, facts: Facts) -> Table:
         for sublayer in SUBLAYERS:
             kept, total = sublayer_weights(plan, layer, sublayer)
             measured = facts.sublayer_errors.get(f"{layer}.{sublayer}")
-            cells += [f"{kept / total:.0%}", number(predicted_error(plan, layer, sublayer), 3), number(measured, 3)]
+            cells += [f"{kept / total:.0%}", format_number(predicted_error(plan, layer, sublayer), 3)]
+            cells.append(format_number(measured, 3))
         table.add_row(str(layer), *cells)
     table.add_section()
     split = split_cut(plan)
     table.add_row("all", *(cell for part in split.values() for cell in (f"{part.kept_share:.0%}", "", "")))
-    parts = " and ".join(f"{part.points:.1f} on {sublayer}" for sublayer, part in split.items())
+    parts = " + ".join(f"{part.points:.1f} % {sublayer}" for sublayer, part in split.items())
     table.caption = (
-        f"of {100 * plan.pruning_ratio:.1f} points cut, {parts}; measured: hidden states behind the sublayer"
+        f"removed: {100 * plan.pruning_ratio:.1f} % of the encoder = {parts}; "
+        "measured: error of the hidden states after the sublayer"
     )
     return table
 
 
-def outcome_table(plan: PruningPlan, facts: Facts) -> Table:
-    """Tabulate scores, size and latency: dense, pruned and re-finetuned.
+def results_table(plan: PruningPlan, facts: Facts) -> Table:
+    """Return a table of scores, size and latency of the dense, the pruned and the re-finetuned model.
 
     Args:
         plan: The plan.
-        facts: What is known.
+        facts: The measurements.
 
     Returns:
-        A table with a row per number; ``-`` stands for what was not measured.
+        A table with one row per quantity, and ``-`` for what was not measured.
     """
     table = Table(title=f"PGB: {plan.pruning_ratio:.1%} of the encoder removed")
     for column in ("", *STAGES, "of dense"):
         table.add_column(column, justify="right" if column else "left")
-    for metric in metrics(facts):
-        found = [facts.scores.get(stage, {}).get(metric) for stage in STAGES]
-        table.add_row(metric, *map(number, found), "")
+    for metric in metric_names(facts):
+        scores = [facts.scores.get(stage, {}).get(metric) for stage in STAGES]
+        table.add_row(metric, *map(format_number, scores), "")
     kept, total = plan.kept_parameters, plan.total_parameters
     table.add_row("encoder weights", f"{total:,}", f"{kept:,}", f"{kept:,}", f"{kept / total:.0%}")
     if facts.flops:
@@ -98,15 +100,17 @@ def outcome_table(plan: PruningPlan, facts: Facts) -> Table:
     return table
 
 
-def metrics(facts: Facts) -> list[str]:
-    """List the metrics of any stage: scores before losses, those of the last stage first, in their order."""
+def metric_names(facts: Facts) -> list[str]:
+    """Return the metrics of all stages: scores before losses, those of the last stage first, in their order."""
     names = [name for stage in reversed(STAGES) for name in facts.scores.get(stage, {})]
     return sorted(dict.fromkeys(names), key=lambda name: "loss" in name)
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """Write a number in a few digits, and ``-`` where there is none."""
-    return "-" if value is None else f"{value:.{digits}g}" if value >= 1e-3 or value <= 0 else f"{value:.1e}"
+def format_number(value: float | None, digits: int = 4) -> str:
+    """Format a number with a few significant digits, and ``None`` as ``-``."""
+    if value is None:
+        return "-"
+    return f"{value:.1e}" if 0 < value < 1e-3 else f"{value:.{digits}g}"
 
 
 def render(table: Table, width: int = 100) -> str:

@@ -22,7 +22,7 @@ from pgb_lightning import PruningPlan
 from pgb_lightning.callbacks import PGBCallback, PGBReport
 from pgb_lightning.report import Facts, render_page
 from pgb_lightning.report.command import run_report
-from pgb_lightning.report.facts import digest
+from pgb_lightning.report.facts import plan_digest
 
 MakeTrainer = Callable[..., L.Trainer]
 
@@ -135,7 +135,7 @@ def test_a_given_plan_is_reported_without_importance(ran: tuple[Any, ...], train
     assert pgb.plan is not None
     assert (report.facts.maps, report.facts.matrix_errors) == ({}, {})
     assert report.facts.latency
-    assert report.facts.plan == digest(pgb.plan)
+    assert report.facts.plan == plan_digest(pgb.plan)
 
 
 def test_a_given_plan_that_is_compensated_has_errors(ran: tuple[Any, ...], trainer: MakeTrainer) -> None:

@@ -130,8 +130,8 @@ def test_an_index_outside_the_matrix_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_importing_the_package_imports_no_heavy_library() -> None:
-    program = "import sys, pgb_lightning; print(*sys.modules)"
+def test_export_and_report_import_no_heavy_library() -> None:
+    program = "import sys, pgb_lightning.export, pgb_lightning.report; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     heavy = {"lightning", "datasets", "torchmetrics", "onnx", "onnxruntime", "onnxscript", "pandas", "matplotlib"}
     assert not heavy & set(done.stdout.split())

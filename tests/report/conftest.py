@@ -1,4 +1,4 @@
-"""A pruning with all that a report can know of it."""
+"""Fixtures: a pruned model with all measurements of a report."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from pgb_lightning.pruning import carry_out, make_plan
 from pgb_lightning.report import Facts, Latency, PruningNotes
 from pgb_lightning.report.layer_latency import count_flops
 
-Made = tuple[PruningPlan, Facts]
+PlanAndFacts = tuple[PruningPlan, Facts]
 
 LATENCY = Latency(8, 128, "CPU, 1 thread", dense=(0.1, 0.11, 0.13), pruned=(0.05, 0.055, 0.06))
 
 
 @pytest.fixture(scope="session")
-def made() -> Callable[..., Made]:
-    """Prune a tiny model, once a session and preset: `made("paper")` gives its plan and facts."""
-    known: dict[tuple[str, float], Made] = {}
+def plan_and_facts() -> Callable[..., PlanAndFacts]:
+    """Return a function that prunes a tiny model, once per session and preset, and returns its plan and facts."""
+    known: dict[tuple[str, float], PlanAndFacts] = {}
 
-    def make(preset: str = "paper", ratio: float = 0.5) -> Made:
+    def make(preset: str = "paper", ratio: float = 0.5) -> PlanAndFacts:
         if (preset, ratio) not in known:
-            model = classifier(layers=3)
+            model = classifier(layers=2)
             encoder, notes = find_encoder(model), PruningNotes()
             config = PruningConfig.from_preset(preset, pruning_ratio=ratio)
             searched = config.search == "shapes"
             statistics = calibrate(encoder, batches(4), lambda batch: model(**batch).loss, moments=searched)
             plan = make_plan(encoder, statistics, config)
-            notes.note_importance(encoder, plan, statistics.fisher)
+            notes.record_importance(encoder, plan, statistics.fisher)
             carry_out(encoder, plan, statistics, config, errors=notes.errors)
             scores = {"dense": {"val_accuracy": 0.9125, "val_loss": 0.25}, "re-finetuned": {"val_accuracy": 0.8875}}
             more = {"name": "tiny on sst2", "flops": count_flops(encoder), "latency": (LATENCY,), "scores": scores}

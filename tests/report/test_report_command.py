@@ -1,8 +1,8 @@
-"""`pgb report`: of a plan, of a checkpoint, and of what is neither."""
+"""The command ``pgb report`` for plans, checkpoints and invalid files."""
 
 from __future__ import annotations
 
-import subprocess
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,59 +19,62 @@ from pgb_lightning.report.command import run_report
 Make = Callable[..., tuple[PruningPlan, Facts]]
 
 
+@pytest.fixture(autouse=True)
+def no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the figures, which are slow and tested in ``test_report_folder.py``."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+
 def checkpoint(path: Path, callbacks: dict[str, Any]) -> str:
     torch.save({"state_dict": {}, "callbacks": callbacks}, path)
     return str(path)
 
 
-def test_a_plan_becomes_a_page(made: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan, _ = made()
+def test_a_plan_is_reported(plan_and_facts: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, _ = plan_and_facts()
     plan.save(tmp_path / "plan.json")
     main(["report", "--path", str(tmp_path / "plan.json"), "--output_dir", str(tmp_path / "out")])
     assert (tmp_path / "out" / "index.html").read_text(encoding="utf-8") == render_page(plan)
     assert "PGB plan" in capsys.readouterr().out
 
 
-def test_a_checkpoint_knows_what_was_measured(made: Make, tmp_path: Path) -> None:
-    plan, facts = made()
+def test_a_checkpoint_is_reported_with_its_measurements(plan_and_facts: Make, tmp_path: Path) -> None:
+    plan, facts = plan_and_facts()
     states = {"PGBCallback": {"plan": plan.to_dict()}, "PGBReport": {"facts": facts.to_dict()}}
     page = run_report(checkpoint(tmp_path / "a.ckpt", states), str(tmp_path / "out"))
     assert page.read_text(encoding="utf-8") == render_page(plan, facts)
 
 
-def test_what_was_measured_of_another_plan_is_left_out(made: Make, tmp_path: Path) -> None:
-    (plan, _), (_, others) = made("paper"), made("default")
+def test_measurements_of_another_plan_are_left_out(plan_and_facts: Make, tmp_path: Path) -> None:
+    (plan, _), (_, others) = plan_and_facts("paper"), plan_and_facts("default")
     states = {"PGBCallback": {"plan": plan.to_dict()}, "PGBReport": {"facts": others.to_dict()}}
     page = run_report(checkpoint(tmp_path / "a.ckpt", states), str(tmp_path / "out"))
     assert page.read_text(encoding="utf-8") == render_page(plan)
 
 
-def test_what_holds_no_plan_is_refused_in_one_line(tmp_path: Path) -> None:
-    cut_off, other = tmp_path / "cut.ckpt", tmp_path / "other.json"
-    cut_off.write_bytes(b"PK\x03\x04")
+def test_a_file_without_a_plan_is_refused_in_one_line(tmp_path: Path) -> None:
+    truncated, other = tmp_path / "cut.ckpt", tmp_path / "other.json"
+    truncated.write_bytes(b"PK\x03\x04")
     other.write_text("{}")
-    for path, message in {
-        "nowhere.json": "path='nowhere.json' is not a file",
-        "nowhere.ckpt": "path='nowhere.ckpt' is not a file",
-        str(other): "holds no plan that can be carried out",
-        str(cut_off): "cannot be read as a checkpoint",
-        checkpoint(tmp_path / "plain.ckpt", {}): "holds no plan: it was saved with its weights only",
-    }.items():
-        with pytest.raises(SystemExit, match="pgb: path") as raised:
+    plain = checkpoint(tmp_path / "plain.ckpt", {})
+    for path in ("nowhere.json", "nowhere.ckpt", str(other), str(truncated), plain):
+        with pytest.raises(SystemExit, match=r"^pgb: path=") as raised:
             main(["report", "--path", path, "--output_dir", str(tmp_path / "out")])
-        assert message in str(raised.value)
+        assert Path(path).name in str(raised.value)
+        assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_refused_in_one_line(made: Make, tmp_path: Path) -> None:
-    plan, _ = made()
+def test_a_folder_that_cannot_be_created_is_refused_in_one_line(plan_and_facts: Make, tmp_path: Path) -> None:
+    plan, _ = plan_and_facts()
     plan.save(tmp_path / "plan.json")
-    with pytest.raises(SystemExit, match=r"^pgb: output_dir='.*plan\.json/out' cannot be written: .*Not a directory"):
+    with pytest.raises(SystemExit, match=r"^pgb: output_dir='.*plan\.json/out'.*Not a directory"):
         main(["report", "--path", str(tmp_path / "plan.json"), "--output_dir", str(tmp_path / "plan.json" / "out")])
 
 
-def test_the_module_runs_as_a_program(made: Make, tmp_path: Path) -> None:
-    made()[0].save(tmp_path / "plan.json")
-    words = ["--path", str(tmp_path / "plan.json"), "--output_dir", str(tmp_path / "out")]
-    subprocess.run([sys.executable, "-m", "pgb_lightning.report", *words], check=True, capture_output=True)
+def test_the_module_runs_as_a_program(plan_and_facts: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan_and_facts()[0].save(tmp_path / "plan.json")
+    arguments = ["--path", str(tmp_path / "plan.json"), "--output_dir", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["report", *arguments])
+    runpy.run_module("pgb_lightning.report", run_name="__main__")
     assert (tmp_path / "out" / "index.html").is_file()

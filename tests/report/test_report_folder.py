@@ -1,4 +1,4 @@
-"""The folder of a report."""
+"""Files of a report folder."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pgb_lightning.report.summary import summarize
 Make = Callable[..., tuple[PruningPlan, Facts]]
 
 
-def test_a_folder_holds_page_numbers_and_figures(made: Make, tmp_path: Path) -> None:
-    plan, facts = made()
+def test_the_folder_holds_page_numbers_and_figures(plan_and_facts: Make, tmp_path: Path) -> None:
+    plan, facts = plan_and_facts()
     page = write_report(tmp_path / "new" / "report", plan, facts)
     assert page.read_text(encoding="utf-8") == render_page(plan, facts)
     files = {path.name: path for path in page.parent.iterdir()}
@@ -26,21 +26,26 @@ def test_a_folder_holds_page_numbers_and_figures(made: Make, tmp_path: Path) -> 
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in files.values() if path.suffix == ".png")
 
 
-def test_without_matplotlib_the_page_is_the_same(made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_figures = write_report(tmp_path / "with", *made())
+def test_without_matplotlib_there_are_no_figures(
+    plan_and_facts: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    without = write_report(tmp_path / "without", *made())
-    assert without.read_bytes() == with_figures.read_bytes()
-    assert {path.name for path in without.parent.iterdir()} == {"index.html", "report.json"}
+    page = write_report(tmp_path, *plan_and_facts())
+    assert page.read_text(encoding="utf-8") == render_page(*plan_and_facts())
+    assert {path.name for path in page.parent.iterdir()} == {"index.html", "report.json"}
 
 
-def test_a_second_report_replaces_the_first(made: Make, tmp_path: Path) -> None:
-    write_report(tmp_path, *made("paper"))
-    page = write_report(tmp_path, *made("default"))
-    assert page.read_text(encoding="utf-8") == render_page(*made("default"))
+def test_a_second_report_overwrites_the_first(
+    plan_and_facts: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    write_report(tmp_path, *plan_and_facts("paper"))
+    page = write_report(tmp_path, *plan_and_facts("default"))
+    assert page.read_text(encoding="utf-8") == render_page(*plan_and_facts("default"))
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_a_plan_is_enough(made: Make, tmp_path: Path) -> None:
-    plan, _ = made()
+def test_a_plan_without_facts(plan_and_facts: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    plan, _ = plan_and_facts()
     assert "not measured" in write_report(tmp_path, plan).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Small maps of importance in the order of the blocks."""
+"""Importance maps in block order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def matrix(rows: int, columns: int, inputs: Index, outputs: Index) -> MatrixPlan
     return MatrixPlan(0, "W1", rows, columns, inputs, outputs)
 
 
-def test_cells_stand_in_the_order_of_the_blocks() -> None:
+def test_cells_are_in_block_order() -> None:
     importance = example_importance(12, 18, num_groups=3, seed=1)
     groups = group(importance, 3, "balanced", num_permutations=6)
     index = [tuple(map(tuple, part.tolist())) for part in (groups.rows, groups.columns)]
@@ -23,12 +23,12 @@ def test_cells_stand_in_the_order_of_the_blocks() -> None:
     shades = torch.tensor([[int(digit, 16) for digit in row] for row in found])
     permuted = importance[groups.rows.flatten()][:, groups.columns.flatten()]
     order = permuted.flatten().argsort()
-    assert (shades.flatten()[order].diff() >= 0).all()  # darker where more important, and nowhere else
+    assert (shades.flatten()[order].diff() >= 0).all()  # shades are monotonic in importance
     inside = torch.block_diag(*[torch.ones(4, 6, dtype=torch.bool)] * 3)
     assert shades[inside].float().mean() > 2 * shades[~inside].float().mean()
 
 
-def test_large_matrices_shrink_by_means() -> None:
+def test_large_matrices_are_downsampled_by_means() -> None:
     importance = torch.zeros(200, 300)
     importance[:100, :150] = 1e-20  # as small as importances are
     found = importance_map(importance, matrix(200, 300, None, None), cells=2)
@@ -36,7 +36,7 @@ def test_large_matrices_shrink_by_means() -> None:
     assert [len(importance_map(importance, matrix(200, 300, None, None))), len(found[0])] == [96, 2]
 
 
-def test_what_no_block_holds_comes_last_in_its_old_order() -> None:
+def test_rows_and_columns_outside_the_blocks_come_last_in_their_order() -> None:
     importance = torch.diag(torch.tensor([1.0, 0.25, 0.0625, 0.0]))
     kept = ((2,),)
     assert importance_map(importance, matrix(4, 4, kept, kept)) == ("4000", "0f00", "0080", "0000")
@@ -61,8 +61,8 @@ def test_blocks_lie_along_the_diagonal(inputs: Index, outputs: Index, expected: 
     assert covered == matrix(4, 4, inputs, outputs).kept_share
 
 
-def test_a_block_holds_what_lies_within_it() -> None:
+def test_contains() -> None:
     block = Block(0.25, 0.5, 0.25, 0.5)
-    assert block.holds(0.25, 0.5)
-    assert not block.holds(0.5, 0.5)
-    assert not block.holds(0.3, 0.49)
+    assert block.contains(0.25, 0.5)
+    assert not block.contains(0.5, 0.5)
+    assert not block.contains(0.3, 0.49)

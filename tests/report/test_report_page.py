@@ -1,4 +1,4 @@
-"""The page: whole, alone, true to the plan, and safe whatever things are called."""
+"""The page is valid, self-contained, correct and escaped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pgb_lightning.encoders.base import MATRICES
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.report import Facts, render_page
 from pgb_lightning.report.summary import split_cut
-from pgb_lightning.report.tables import number
+from pgb_lightning.report.tables import format_number
 
 Make = Callable[..., tuple[PruningPlan, Facts]]
 
@@ -22,7 +22,7 @@ VOID = {"meta", "link", "image", "rect"}
 
 
 class Page(HTMLParser):
-    """Read a page: its elements, the text of each table cell, and whether all that opens is closed."""
+    """Parse a page into elements and table cells, and check that all tags are closed."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -61,8 +61,8 @@ class Page(HTMLParser):
 
 
 @pytest.mark.parametrize("preset", ["paper", "default"])
-def test_the_page_loads_nothing_and_runs_nothing(preset: str, made: Make) -> None:
-    html = render_page(*made(preset))
+def test_the_page_loads_no_file_and_runs_no_script(preset: str, plan_and_facts: Make) -> None:
+    html = render_page(*plan_and_facts(preset))
     page = Page(html)
     addresses = [
         value
@@ -80,8 +80,8 @@ def test_the_page_loads_nothing_and_runs_nothing(preset: str, made: Make) -> Non
 
 
 @pytest.mark.parametrize("preset", ["paper", "default"])
-def test_every_number_on_the_page_is_the_plans(preset: str, made: Make) -> None:
-    plan, facts = made(preset)
+def test_the_page_shows_the_numbers_of_the_plan(preset: str, plan_and_facts: Make) -> None:
+    plan, facts = plan_and_facts(preset)
     page = Page(render_page(plan, facts))
     heat = page.tables["groups"]
     assert heat[0] == ["layer", *MATRICES]
@@ -94,17 +94,17 @@ def test_every_number_on_the_page_is_the_plans(preset: str, made: Make) -> None:
         measured = facts.matrix_errors[f"{matrix.layer}.{matrix.kind}"]
         assert row[:3] == [f"{matrix.layer} {matrix.kind}", f"{matrix.rows} × {matrix.columns}", str(matrix.num_groups)]
         shares = [f"{matrix.kept_share:.1%}", f"{matrix.importance_kept:.1%}"]
-        assert row[4:] == [*shares, number(matrix.predicted_error, 3), number(measured, 3)]
+        assert row[4:] == [*shares, format_number(matrix.predicted_error, 3), format_number(measured, 3)]
     split = split_cut(plan)
-    for row, part in zip(page.tables["cut"][1:], split.values(), strict=True):
+    for row, part in zip(page.tables["split"][1:], split.values(), strict=True):
         assert row[3:] == [f"{part.kept_share:.1%}", f"{part.points:.1f}", f"{part.share:.1%}"]
     for layer, row in enumerate(page.tables["errors"][2:]):
         measured_errors = [facts.sublayer_errors[f"{layer}.{name}"] for name in ("attention", "ffn")]
-        assert row[2::2] == [number(error, 3) for error in measured_errors]
+        assert row[2::2] == [format_number(error, 3) for error in measured_errors]
 
 
-def test_blocks_are_drawn_where_the_plan_puts_them(made: Make) -> None:
-    plan, facts = made("paper")
+def test_blocks_are_drawn_at_their_positions(plan_and_facts: Make) -> None:
+    plan, facts = plan_and_facts("paper")
     page = Page(render_page(plan, facts))
     area = sum(float(each["width"]) * float(each["height"]) / 1e4 for each in page.all("rect"))
     assert area == pytest.approx(sum(matrix.kept_share for matrix in plan.matrices), abs=1e-3)
@@ -114,36 +114,36 @@ def test_blocks_are_drawn_where_the_plan_puts_them(made: Make) -> None:
     assert labels[0].startswith("Layer 0 Q, 24 × 24: ")
 
 
-def test_scores_and_latency_stand_beside_the_dense_models(made: Make) -> None:
-    plan, facts = made()
-    outcome = Page(render_page(plan, facts)).tables["outcome"]
-    by_name = {row[0]: row[1:] for row in outcome}
+def test_scores_and_latency_are_shown_beside_the_dense_model(plan_and_facts: Make) -> None:
+    plan, facts = plan_and_facts()
+    results = Page(render_page(plan, facts)).tables["results"]
+    by_name = {row[0]: row[1:] for row in results}
     assert by_name["val_accuracy"] == ["0.9125", "not measured", "0.8875", ""]
     assert by_name["encoder ms, 8 × 128 tokens"] == ["110", "55", "55", "50.0%"]
     assert by_name["pruned"] == ["", "55 ms"]
 
 
-def test_of_a_plan_alone_the_page_says_what_is_not_known(made: Make) -> None:
-    plan, _ = made()
+def test_missing_measurements_are_marked(plan_and_facts: Make) -> None:
+    plan, _ = plan_and_facts()
     html = render_page(plan)
     page = Page(html)
     assert not list(page.all("image"))
-    assert "nothing was calibrated" in html
     assert {row[-1] for row in page.tables["numbers"][1:]} == {"not measured"}
-    assert page.tables["outcome"][1][1:4] == ["not measured"] * 3
-    assert "calibration samples" in html  # the plan knows that
+    assert page.tables["results"][1][1:4] == ["not measured"] * 3
+    assert "calibration samples" in html  # the plan records their number
     assert "calibration samples" not in render_page(replace(plan, num_samples=0)).partition("</header>")[0]
 
 
-def test_nothing_pruned_and_nothing_known() -> None:
+def test_an_unpruned_plan_without_facts() -> None:
     whole = PruningPlan("bert", tuple(MatrixPlan(0, kind, 8, 8, None, None) for kind in MATRICES))
     html = render_page(whole)
-    assert "bert encoder, pruned to 100.0%" in html
-    assert "does not say what it was made with" in html
+    assert "bert encoder" in html
+    assert "100.0%" in html
+    assert "<dt><code>" not in html  # no settings
 
 
-def test_names_cannot_break_out(made: Make) -> None:
-    plan, facts = made()
+def test_names_are_escaped(plan_and_facts: Make) -> None:
+    plan, facts = plan_and_facts()
     evil = "<script>alert(1)</script>\" onload='x' {{ 7 * 7 }} &amp;"
     scores = {"dense": {evil: 0.5}}
     latency = tuple(replace(each, device=evil) for each in facts.latency)
@@ -152,18 +152,18 @@ def test_names_cannot_break_out(made: Make) -> None:
     assert not list(page.all("script"))
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     assert "49" not in html.partition("</title>")[0]
-    assert evil in [row[0] for row in page.tables["outcome"]]  # shown as it is
+    assert evil in [row[0] for row in page.tables["results"]]  # shown verbatim
 
 
-def test_the_page_can_be_read_without_seeing_it(made: Make) -> None:
-    page = Page(render_page(*made()))
+def test_the_page_is_accessible_to_screen_readers(plan_and_facts: Make) -> None:
+    page = Page(render_page(*plan_and_facts()))
     assert next(page.all("html"))["lang"] == "en"
     assert page.headings[0] == 1
     assert page.headings.count(1) == 1
     assert all(below - above <= 1 for above, below in zip(page.headings, page.headings[1:], strict=False))
     assert all(each.get("scope") in ("row", "col", "colgroup") for each in page.all("th"))
-    pictures = [each for each in page.all("svg", "div") if each.get("role") == "img"]
-    assert all(each["aria-label"] for each in pictures)
+    images = [each for each in page.all("svg", "div") if each.get("role") == "img"]
+    assert all(each["aria-label"] for each in images)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     referred = [value for _, a in page.elements for name, value in a.items() if name == "aria-labelledby"]
@@ -173,10 +173,10 @@ def test_the_page_can_be_read_without_seeing_it(made: Make) -> None:
 
 
 def contrast(one: str, other: str) -> float:
-    """Return the contrast of two colours, #RRGGBB, as WCAG 2 defines it."""
+    """Return the contrast of two colors, #RRGGBB, as WCAG 2 defines it."""
 
-    def luminance(colour: str) -> float:
-        channels = (int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5))
+    def luminance(color: str) -> float:
+        channels = (int(color[start : start + 2], 16) / 255 for start in (1, 3, 5))
         linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -184,19 +184,19 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def test_text_has_contrast_in_both_schemes(made: Make) -> None:
-    css = render_page(*made())
+def test_text_has_enough_contrast_in_both_color_schemes(plan_and_facts: Make) -> None:
+    css = render_page(*plan_and_facts())
     schemes = [dict(re.findall(r"--(\w+): (#\w{6});", part)) for part in css.split("prefers-color-scheme: dark")[:2]]
     assert len(schemes) == 2
-    for colours in schemes:
+    for colors in schemes:
         for ground in ("page", "surface"):
-            assert all(contrast(colours[text], colours[ground]) >= 4.5 for text in ("ink", "muted", "attention"))
-        assert contrast(colours["ink"], colours["heat"]) >= 4.5
-        assert all(contrast(colours[bar], colours["surface"]) >= 3 for bar in ("attention", "ffn"))
+            assert all(contrast(colors[text], colors[ground]) >= 4.5 for text in ("ink", "muted", "attention"))
+        assert contrast(colors["ink"], colors["heat"]) >= 4.5
+        assert all(contrast(colors[bar], colors["surface"]) >= 3 for bar in ("attention", "ffn"))
 
 
-def test_a_page_of_base_size_is_small(made: Make) -> None:
-    plan, facts = made("paper")
+def test_the_page_of_a_base_size_encoder_is_small(plan_and_facts: Make) -> None:
+    plan, facts = plan_and_facts("paper")
     noise = "0123456789abcdef" * 6
     rows = tuple(noise[shift % 16 :] + noise[: shift % 16] for shift in range(96))
     matrices = tuple(replace(matrix, layer=layer) for layer in range(12) for matrix in plan.matrices[:6])

@@ -1,4 +1,4 @@
-"""The numbers of a report are the plan's."""
+"""The numbers of a report are those of the plan."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ Make = Callable[..., tuple[PruningPlan, Facts]]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_split_adds_up_to_the_cut(preset: str, made: Make) -> None:
-    plan, _ = made(preset)
+def test_the_split_adds_up(preset: str, plan_and_facts: Make) -> None:
+    plan, _ = plan_and_facts(preset)
     split = split_cut(plan)
     assert set(split) == set(SUBLAYERS)
     assert sum(part.points for part in split.values()) == pytest.approx(100 * plan.pruning_ratio)
     assert sum(part.share for part in split.values()) == pytest.approx(1)
     assert sum(part.kept for part in split.values()) == plan.kept_parameters
     attention = [m for m in plan.matrices if m.kind in SUBLAYERS["attention"]]
-    assert split["attention"].kept_share == sum(m.kept_parameters for m in attention) / (4 * 24 * 24 * 3)
+    assert split["attention"].kept_share == sum(m.kept_parameters for m in attention) / (4 * 24 * 24 * plan.num_layers)
 
 
-def test_where_nothing_was_cut_nobody_bears_a_share() -> None:
+def test_the_split_of_an_unpruned_plan_is_zero() -> None:
     whole = PruningPlan("bert", tuple(MatrixPlan(0, kind, 8, 8, None, None) for kind in MATRICES))
     assert [(part.points, part.share) for part in split_cut(whole).values()] == [(0, 0), (0, 0)]
     assert predicted_error(whole, 0, "ffn") is None
 
 
 @pytest.mark.parametrize("preset", ["paper", "default"])
-def test_every_number_is_the_plans(preset: str, made: Make) -> None:
-    plan, facts = made(preset)
+def test_the_summary_holds_the_numbers_of_the_plan(preset: str, plan_and_facts: Make) -> None:
+    plan, facts = plan_and_facts(preset)
     found = json.loads(json.dumps(summarize(plan, facts)))
     assert found["pruning_ratio"] == plan.pruning_ratio
     assert found["settings"]["permutation"] == plan.config["permutation"]
@@ -57,14 +57,14 @@ def test_every_number_is_the_plans(preset: str, made: Make) -> None:
     assert found["scores"]["pruned"] == {}
 
 
-def test_what_was_not_measured_is_none(made: Make) -> None:
-    plan, _ = made()
+def test_missing_measurements_are_none(plan_and_facts: Make) -> None:
+    plan, _ = plan_and_facts()
     found = summarize(plan, Facts())
     assert {entry["measured_error"] for entry in found["matrices"] + found["sublayers"]} == {None}
     assert found["latency"] == []
 
 
-def test_the_size_of_a_block() -> None:
+def test_block_size() -> None:
     assert block_size(MatrixPlan(0, "Q", 8, 6, None, None)) == (8, 6)
     assert block_size(MatrixPlan(0, "Q", 8, 6, (), ())) == (0, 0)
     assert block_size(MatrixPlan(0, "Q", 8, 6, ((0, 1, 2),), ((5,),))) == (3, 1)
