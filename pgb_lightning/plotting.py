@@ -1,4 +1,4 @@
-"""The palette of all figures, and saving them."""
+"""Colors of all figures, and saving."""
 
 from __future__ import annotations
 
@@ -10,38 +10,39 @@ if TYPE_CHECKING:
 
 
 HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""One for each group; Okabe and Ito's, which people tell apart whatever their colour vision."""
-
+"""One color per group: the Okabe-Ito palette, which remains distinguishable with color vision deficiencies."""
 
 NEUTRAL = "#5A5A5A"
+"""Color of labels, and of everything that belongs to no group."""
 
-
-ENDINGS = (".svg", ".png", ".pdf")
-"""Formats of figures whose date and maker can be left out."""
+REPRODUCIBLE_SUFFIXES = (".svg", ".png", ".pdf")
+"""File formats whose creation date and creator can be omitted."""
 
 
 def require_matplotlib() -> None:
-    """Refuse to draw without matplotlib.
+    """Check that matplotlib is installed.
 
     Raises:
-        ImportError: It is not installed; the message has the command that does it.
+        ImportError: If it is not installed. The message contains the command that installs it.
     """
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise ImportError('Figures need matplotlib: pip install "pgb-lightning[figures]".') from error
+        raise ImportError('Figures need matplotlib. Run: pip install "pgb-lightning[figures]"') from error
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Save a figure; the same figure becomes the same file, to the byte, in the formats of :data:`ENDINGS`.
+    """Save a figure.
+
+    In the formats of :data:`REPRODUCIBLE_SUFFIXES`, equal figures give equal files, byte for byte.
 
     Args:
         figure: The figure.
-        path: The file, whose ending says the format; folders are made.
+        path: The file to write. Its suffix selects the format; missing folders are created.
     """
     import matplotlib
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"Date": None, "Creator": None} if path.suffix in REPRODUCIBLE_SUFFIXES else None  # others accept none
     with matplotlib.rc_context({"svg.hashsalt": "pgb-lightning"}):
-        # Other formats refuse metadata.
-        figure.savefig(path, dpi=200, metadata={"Date": None, "Creator": None} if path.suffix in ENDINGS else None)
+        figure.savefig(path, dpi=200, metadata=metadata)

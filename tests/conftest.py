@@ -130,30 +130,3 @@ def pruned_checkpoint(tiny_model_folder: Callable[..., Path], tmp_path: Path) ->
         return save(module, tmp_path / f"{what}.ckpt", plan, score=0.875)
 
     return make
-
-
-@pytest.fixture
-def bench_files(
-    tmp_path: Path, tiny_model_folder: Callable[..., Path], glue_folder: Callable[..., Path]
-) -> Callable[[str], tuple[str, str, str, str]]:
-    """Save a dense checkpoint of a task; give what the measuring commands need: task, checkpoint, data, model."""
-    # Weights large enough that pruning shows, and room for the usual 128 tokens.
-    settings = {"max_position_embeddings": 128, "initializer_range": 0.2}
-
-    def make(task: str) -> tuple[str, str, str, str]:
-        torch.manual_seed(0)
-        model, data = tiny_model_folder("bert", **settings), glue_folder(task, train=64, validation=40)
-        trainer, path = quiet_trainer(), tmp_path / f"{task}.ckpt"
-        trainer.strategy.connect(TextClassification(str(model), task=task))
-        trainer.save_checkpoint(path)
-        return task, str(path), str(data), str(model)
-
-    return make
-
-
-@pytest.fixture
-def own_threads() -> Iterator[None]:
-    """Put the number of threads back, which the measuring commands set."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)

@@ -1,1 +1,1 @@
-"""What makes the figures in the documentation. Nothing outside this package imports it."""
+"""Experiments and figures of the documentation. No other package imports this one."""

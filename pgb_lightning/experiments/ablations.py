@@ -1,16 +1,16 @@
-r"""Scores of the presets, of what is left of them without their parts, and of baselines: all from one calibration.
+r"""Scores of the presets, their ablations and the baselines, all from one calibration per dense model.
 
 Example:
     ::
 
         python -m pgb_lightning.experiments.ablations sst2 runs/sst2/seed0/dense.ckpt --data_dir DIR
 
-    Over dense models of several seeds, with mean and spread, before and after an epoch of re-finetuning::
+    Mean and standard deviation over dense models of several seeds, before and after one epoch of re-finetuning::
 
         python -m pgb_lightning.experiments.ablations sst2 '[runs/sst2/seed0/dense.ckpt, runs/sst2/seed1/dense.ckpt]' \\
           --seed [0,1] --data_dir DIR --refinetuning_epochs 1
 
-    Beside other people's methods, which are named in :data:`pgb_lightning.experiments.baselines.BASELINES`::
+    Together with baselines, whose names are in :data:`pgb_lightning.experiments.baselines.BASELINES`::
 
         python -m pgb_lightning.experiments.ablations sst2 runs/sst2/seed0/dense.ckpt --data_dir DIR \\
           --methods [default,paper,kwon,magnitude,top-layers,torch-pruning]
@@ -36,23 +36,23 @@ from pgb_lightning.config import PruningConfig, ridge_or_default
 from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.experiments.baselines import BASELINES
 from pgb_lightning.experiments.dense_reference import DenseReference, find_tokenizer
-from pgb_lightning.experiments.methods import METHODS, Candidates, ImpossibleError, Pruned, prune
-from pgb_lightning.experiments.records import Result, ResultLines
+from pgb_lightning.experiments.methods import METHODS, Candidates, NotApplicableError, Pruned, prune
+from pgb_lightning.experiments.records import Result, ResultFile
 from pgb_lightning.experiments.results import tabulate
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.search.candidates import list_candidates
 
-#: Settings of the data module that the command has itself.
-TAKEN = ("task", "model_name_or_path", "data_dir", "max_train_samples", "calibration_size", "seed")
+#: Settings of the data module that are arguments of the command.
+DATA_ARGUMENTS = ("task", "model_name_or_path", "data_dir", "max_train_samples", "calibration_size", "seed")
 
 
 class DenseModel:
-    """A dense model that is calibrated, and its candidates listed, once it is first pruned.
+    """A dense model that is loaded, calibrated and searched for candidates only when first needed.
 
     Args:
-        load: Reads and calibrates it.
+        load: Function that loads and calibrates the model.
         epochs: Epochs of re-finetuning.
-        learning_rate: For them.
+        learning_rate: Learning rate of re-finetuning.
     """
 
     def __init__(self, load: Callable[[], DenseReference], epochs: int, learning_rate: float) -> None:
@@ -67,7 +67,7 @@ class DenseModel:
         return self._load()
 
     def candidates(self, method: str) -> Candidates:
-        """List the shapes that a method searches; none if it does not."""
+        """Return the candidates of a method's search over shapes; none if it has no such search."""
         config = METHODS[method].config(0.5) if method in METHODS else None
         if config is None or config.search != "shapes":
             return []
@@ -77,7 +77,7 @@ class DenseModel:
         return self._candidates[key]
 
     def measure(self, method: str, ratio: float) -> Result:
-        """Prune, measure, and re-finetune and measure again if wanted; the dense model, too, trains as long."""
+        """Prune and evaluate, then re-finetune and evaluate again if requested. "dense" is trained for as long."""
         if method == "dense":
             pruned = Pruned(copy.deepcopy(self.reference.module), 0.0)
         else:
@@ -91,7 +91,7 @@ class DenseModel:
         return result
 
     def _score(self, module: TextClassification) -> Result:
-        return asdict(self.reference.measure(module))
+        return asdict(self.reference.evaluate(module))
 
 
 def run(
@@ -110,86 +110,106 @@ def run(
     num_threads: int = 1,
     out: str | None = None,
 ) -> list[Result]:
-    """Calibrate each dense model once, then prune by every method at every ratio and measure on the validation set.
+    """Calibrate each dense model once, prune it by every method at every ratio, and evaluate on the validation set.
 
-    What stands in ``out`` already is not measured again, so that an interrupted run goes on, and runs of other seeds,
-    ratios or methods can share a file. A result is that of its task, checkpoint (the file's content, wherever it lies),
-    data, tokenizer, seed and way of training.
+    Existing results in ``out`` are reused, so an interrupted run can be continued, and runs of other seeds, ratios or
+    methods can share a file. A result is identified by its task, checkpoint (the file's content, not its path), data,
+    tokenizer, seed, method, ratio and training settings.
 
     Args:
         task: A GLUE task.
-        ckpt_path: Lightning checkpoint of a dense `TextClassification`, such as the experiment leaves; or a list of
-            them, such as those of several seeds.
-        data_dir: Local parquet folder; the Hub if not given.
-        model_name_or_path: Where the tokenizer comes from; from where the model came if not given.
+        ckpt_path: Lightning checkpoint of a dense ``TextClassification``, such as
+            :mod:`pgb_lightning.experiments.seeds` writes, or a list of checkpoints, such as those of several seeds.
+        data_dir: Local folder of parquet files; the Hub if not given.
+        model_name_or_path: Name or path of the tokenizer; that of the checkpoint's model if not given.
         ratios: Values of ``pruning_ratio``.
-        methods: Which to run, by name, baselines among them; without the baselines if not given.
-        max_train_samples: Training rows that the calibration rows are drawn from, and that are trained on; all if not
-            given.
-        calibration_size: Calibration rows; 2,048 if not given.
-        seed: Draws rows, and the order of re-finetuning; one for all checkpoints, or a list of one for each.
-        refinetuning_epochs: Epochs of training after pruning, then measured again; none if 0. The dense model trains as
-            long.
-        refinetuning_learning_rate: For them.
+        methods: Names of methods and baselines; all methods and no baselines if not given.
+        max_train_samples: Number of training rows, from which the calibration rows are drawn; all if not given.
+        calibration_size: Number of calibration rows; 2,048 if not given.
+        seed: Seed for drawing rows and for the order of re-finetuning: one for all checkpoints, or one per checkpoint.
+        refinetuning_epochs: Epochs of re-finetuning, followed by another evaluation; none if 0. The dense model is
+            trained for as many epochs.
+        refinetuning_learning_rate: Learning rate of re-finetuning.
         data_options: Further settings of the data module, such as ``{"group_by_length": true}``.
         num_threads: CPU threads.
-        out: A file for the results and the shapes that were chosen: JSON, one result a line.
+        out: JSON-lines file for the results and the chosen shapes.
 
     Returns:
-        The results: for each checkpoint that of the dense model, and one a ratio and method. A method that a model
-        cannot have, such as groups that do not divide its matrices, is left out with a warning.
+        The results: for each checkpoint, one of the dense model and one per ratio and method. A method that cannot be
+        applied to a model, such as groups that do not divide its matrices, is skipped with a warning.
 
     Raises:
-        ValueError: A checkpoint is not there or of another task, there are not as many seeds, a method is unknown or
-            needs a package that is not installed, a ratio, ``refinetuning_epochs`` or its learning rate is out of
-            range, one of ``data_options`` is unknown, or ``out`` holds something else.
+        ValueError: If a checkpoint does not exist or is of another task; the number of seeds does not match; a method
+            is unknown or needs a package that is not installed; a ratio, ``refinetuning_epochs`` or its learning rate
+            is out of range; one of ``data_options`` is unknown; or ``out`` contains anything but results.
     """
     known = (*METHODS, *BASELINES)
     if unknown := [name for name in methods if name not in known]:
-        raise ValueError(f"methods names {unknown[0]!r}, which is none of {', '.join(map(repr, known))}.")
+        raise ValueError(f"methods contains {unknown[0]!r}. Choose from {', '.join(map(repr, known))}.")
     for name in methods:
         if name in BASELINES:
             BASELINES[name].check()
     paths = [ckpt_path] if isinstance(ckpt_path, str) else list(ckpt_path)
     if not paths or not all(Path(path).is_file() for path in paths):
-        raise ValueError(f"ckpt_path={paths} must be a checkpoint's file, or a list of some.")
+        raise ValueError(f"ckpt_path={paths} must be an existing checkpoint file, or a list of them.")
     seeds = [seed] * len(paths) if isinstance(seed, int) else list(seed)
     if len(seeds) != len(paths):
-        raise ValueError(f"seed={seeds} must be one number, or as many as there are checkpoints: {len(paths)}.")
+        raise ValueError(f"seed={seeds} must be one number, or one per checkpoint, of which there are {len(paths)}.")
     if refinetuning_epochs < 0:
-        raise ValueError(f"refinetuning_epochs={refinetuning_epochs} is out of range: give 0 or more.")
+        raise ValueError(f"refinetuning_epochs={refinetuning_epochs} is out of range. Use 0 or more.")
     if refinetuning_learning_rate <= 0:
-        raise ValueError(f"refinetuning_learning_rate={refinetuning_learning_rate} is out of range: give one above 0.")
+        raise ValueError(
+            f"refinetuning_learning_rate={refinetuning_learning_rate} is out of range. Use a value above 0."
+        )
     for ratio in ratios:
-        PruningConfig(pruning_ratio=ratio)  # refuses what is none
-    check_options("data_options", data_options or {}, GLUEDataModule, taken=TAKEN)
-    kept = ResultLines(out)
+        PruningConfig(pruning_ratio=ratio)  # raises if out of range
+    check_options("data_options", data_options or {}, GLUEDataModule, taken=DATA_ARGUMENTS)
+    stored = ResultFile(out)
     torch.set_num_threads(num_threads)
-    settings: Result = {"task": task, "data_dir": data_dir}
-    settings |= {"max_train_samples": max_train_samples, "calibration_size": calibration_size}
-    settings |= {"data_options": data_options, "refinetuning_epochs": refinetuning_epochs}
+    settings: Result = {
+        "task": task,
+        "data_dir": data_dir,
+        "max_train_samples": max_train_samples,
+        "calibration_size": calibration_size,
+        "data_options": data_options,
+        "refinetuning_epochs": refinetuning_epochs,
+    }
     if refinetuning_epochs:
         settings["refinetuning_learning_rate"] = refinetuning_learning_rate
     cells = dict.fromkeys([("dense", 0.0), *((name, ratio) for ratio in ratios for name in methods)])
     results: list[Result] = []
     for path, own_seed in dict.fromkeys(zip(paths, seeds, strict=True)):
         tokenizer = model_name_or_path or find_tokenizer(path)
-        source = (task, path, data_dir, tokenizer, max_train_samples, calibration_size, own_seed)
-        dense = DenseModel(
-            partial(DenseReference.load, *source, data_options), refinetuning_epochs, refinetuning_learning_rate
+        load = partial(
+            DenseReference.load,
+            task=task,
+            ckpt_path=path,
+            data_dir=data_dir,
+            model_name_or_path=tokenizer,
+            max_train_samples=max_train_samples,
+            calibration_size=calibration_size,
+            seed=own_seed,
+            data_options=data_options,
         )
+        dense = DenseModel(load, refinetuning_epochs, refinetuning_learning_rate)
         weights = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
         for method, ratio in cells:
-            cell = {**settings, "model_name_or_path": tokenizer, "weights": weights, "seed": own_seed}
-            cell |= {"method": method, "ratio": ratio}
-            result = kept.find(cell)
+            cell = {
+                **settings,
+                "model_name_or_path": tokenizer,
+                "weights": weights,
+                "seed": own_seed,
+                "method": method,
+                "ratio": ratio,
+            }
+            result = stored.find(cell)
             if result is None:
                 try:
                     result = {**cell, "checkpoint": path, **dense.measure(method, ratio)}
-                except ImpossibleError as error:
-                    warnings.warn(f"{method!r} is left out: {error}", stacklevel=2)
+                except NotApplicableError as error:
+                    warnings.warn(f"Method {method!r} is skipped: {error}", stacklevel=2)
                     continue
-                kept.add(result)
+                stored.add(result)
             results.append(result)
     Console(width=200).print(tabulate(results))
     return results

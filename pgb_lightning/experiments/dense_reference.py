@@ -1,4 +1,4 @@
-"""A fine-tuned model with its calibration and its validation set: what pruned versions are measured against."""
+"""A fine-tuned dense model with its calibration and validation set, against which pruned models are measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.baselines import Calibrated, make_permanent
-from pgb_lightning.experiments.trainer import make_trainer
+from pgb_lightning.experiments.training import make_trainer
 from pgb_lightning.glue_tasks import get_task
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.modules.metrics import make_metrics
@@ -29,14 +29,14 @@ Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a model does on the validation set.
+class Evaluation:
+    """Scores of a model on the validation set.
 
     Args:
         score: The task's first metric, in percent.
         loss: Mean loss.
-        divergence: Mean Kullback-Leibler divergence from the dense model's predictions (for regression, half the
-            mean squared difference).
+        divergence: Mean Kullback-Leibler divergence from the dense model's predictions; for regression, half the mean
+            squared difference.
     """
 
     score: float
@@ -45,22 +45,22 @@ class Measured:
 
 
 def find_tokenizer(ckpt_path: str) -> str:
-    """Return where the model of a checkpoint came from, and so its tokenizer."""
+    """Return the model name or path of a checkpoint, from which its tokenizer is loaded."""
     return str(load_checkpoint(ckpt_path)["hyper_parameters"]["model_name_or_path"])
 
 
 @dataclass(frozen=True)
 class DenseReference:
-    """A dense model, ready to be pruned again and again from one calibration.
+    """A calibrated dense model, from which any number of pruned models can be made.
 
     Args:
         task: The GLUE task.
         module: The dense module, in eval mode.
-        statistics: Of its encoder, moments included.
-        baselines: The model with the same calibration batches, for other people's methods.
-        data: Where all batches come from.
-        batches: The validation set.
-        logits: The dense model's, batch by batch.
+        statistics: Calibration statistics of its encoder, including moments.
+        baselines: The model with the same calibration batches, for the baselines.
+        data: The data module of all batches.
+        batches: Batches of the validation set.
+        logits: The dense model's logits on these batches.
     """
 
     task: str
@@ -76,36 +76,38 @@ class DenseReference:
         cls,
         task: str,
         ckpt_path: str,
-        data_dir: str | None,
-        model_name_or_path: str | None,
-        max_train_samples: int | None,
-        calibration_size: int | None,
-        seed: int,
+        data_dir: str | None = None,
+        model_name_or_path: str | None = None,
+        max_train_samples: int | None = None,
+        calibration_size: int | None = None,
+        seed: int = 0,
         data_options: dict[str, Any] | None = None,
     ) -> DenseReference:
-        """Read a checkpoint and calibrate it.
+        """Load a checkpoint and calibrate its model.
 
         Args:
             task: A GLUE task.
             ckpt_path: Lightning checkpoint of a dense :class:`TextClassification`.
-            data_dir: Local parquet folder; the Hub if not given.
-            model_name_or_path: Where the tokenizer comes from; from where the model came if not given.
-            max_train_samples: Training rows that the calibration rows are drawn from, and that are trained on; all if
-                not given.
-            calibration_size: Calibration rows; 2,048 if not given.
-            seed: Draws them.
+            data_dir: Local folder of parquet files; the Hub if not given.
+            model_name_or_path: Name or path of the tokenizer; that of the checkpoint's model if not given.
+            max_train_samples: Number of training rows, from which the calibration rows are drawn; all if not given.
+            calibration_size: Number of calibration rows; 2,048 if not given.
+            seed: Seed for drawing the rows.
             data_options: Further settings of the data module.
 
         Raises:
-            ValueError: The model was fine-tuned for another task.
+            ValueError: If the model was fine-tuned for another task.
         """
         module = TextClassification.load_from_checkpoint(ckpt_path, map_location="cpu").eval()
         if module.task is not None and module.task.name != task:
             raise ValueError(
-                f"task={task!r} is not what ckpt_path={ckpt_path!r} was fine-tuned for, which is {module.task.name!r}."
+                f"task={task!r} does not match ckpt_path={ckpt_path!r}, whose task is {module.task.name!r}. "
+                "Give the checkpoint's task."
             )
         data = GLUEDataModule(
-            *(task, model_name_or_path or module.hparams["model_name_or_path"], data_dir),
+            task,
+            model_name_or_path or module.hparams["model_name_or_path"],
+            data_dir,
             max_train_samples=max_train_samples,
             calibration_size=calibration_size,
             seed=seed,
@@ -134,29 +136,29 @@ class DenseReference:
         return find_encoder(self.module)
 
     def pruned(self, plan: PruningPlan, config: PruningConfig) -> TextClassification:
-        """Carry out a plan on a copy of the dense module."""
+        """Return a copy of the dense module, pruned by a plan."""
         module = copy.deepcopy(self.module)
         carry_out(find_encoder(module), plan, self.statistics, config)
         return module
 
     def refinetune(self, module: TextClassification, epochs: int, learning_rate: float) -> None:
-        """Train a pruned module in place, as the experiment does; its masks hold, and end as zeros in the weights.
+        """Re-finetune a module in place. Masks are applied during training and become zeros in the weights.
 
         Args:
-            module: What is left of the dense module.
-            epochs: Over the training rows.
-            learning_rate: Where the warm-up ends.
+            module: A pruned module, or a copy of the dense one.
+            epochs: Number of epochs over the training rows.
+            learning_rate: Peak learning rate, at the end of the warm-up.
         """
         module.learning_rate = learning_rate
         L.seed_everything(self.data.seed)
-        # on the CPU, where all that is measured is measured
+        # on the CPU, like all other measurements
         trainer = make_trainer(epochs, accelerator="cpu", enable_progress_bar=False, limit_val_batches=0)
         trainer.fit(module.train(), datamodule=self.data)
         make_permanent(module.eval())
 
     @torch.inference_mode()
-    def measure(self, module: TextClassification) -> Measured:
-        """Measure a module on the validation set."""
+    def evaluate(self, module: TextClassification) -> Evaluation:
+        """Evaluate a module on the validation set."""
         task = get_task(self.task)
         metrics: MetricCollection = make_metrics(task, task.num_labels)
         losses, divergences = [], []
@@ -168,11 +170,11 @@ class DenseReference:
             divergences.append(float(_divergence(output.logits, dense, task.is_regression)))
         rows = sum(map(len, self.logits))
         score = 100 * float(metrics.compute()[task.metrics[0]])
-        return Measured(score, sum(losses) / rows, sum(divergences) / rows)
+        return Evaluation(score=score, loss=sum(losses) / rows, divergence=sum(divergences) / rows)
 
 
 def _divergence(logits: Tensor, dense: Tensor, is_regression: bool) -> Tensor:
-    """Return the sum over rows of the divergence from the dense predictions."""
+    """Return the divergence from the dense predictions, summed over rows."""
     if is_regression:
         return (logits - dense).square().sum() / 2
     return nn.functional.kl_div(logits.log_softmax(-1), dense.log_softmax(-1), reduction="sum", log_target=True)

@@ -1,4 +1,4 @@
-"""Take a pruned checkpoint through every format and back, and measure what is lost, how large and how fast each is.
+"""Export a pruned checkpoint to every format, load it again, and compare outputs, file sizes, speed and scores.
 
 Run as ``python -m pgb_lightning.experiments.export_roundtrip --ckpt_path best.ckpt``.
 """
@@ -34,10 +34,10 @@ from pgb_lightning.modules.metrics import make_metrics
 Batch = Mapping[str, Tensor]
 Run = Callable[[Batch], list[Tensor]]
 
-#: Sequences and tokens of the batches on which outputs are compared; what is longer than the model takes is cut.
+#: (Batch size, length) of the batches on which outputs are compared; lengths are limited to the model's maximum.
 SHAPES = ((1, 1), (1, 7), (3, 32), (8, 128), (2, 300))
 
-#: Names of what is timed begin with these; the other formats run the same code as "PyTorch, pruned".
+#: Prefixes of the formats that are timed; the other formats run the same code as "PyTorch, pruned".
 TIMED = ("PyTorch", "ONNX")
 
 
@@ -53,20 +53,21 @@ def run(
     """Export a checkpoint to every format, load each, and compare.
 
     Args:
-        ckpt_path: A checkpoint of TextClassification or QuestionAnswering that was pruned.
-        report: A JSON file to leave the figures in.
-        data_dir: A folder with the validation set of the checkpoint's GLUE task, to score every format on.
-        batch_sizes: Sequences of the batches that are timed; 1 and 32 by default.
-        length: Tokens of each of them.
+        ckpt_path: Checkpoint of a pruned TextClassification or QuestionAnswering.
+        report: JSON file for the results.
+        data_dir: Folder with the validation set of the checkpoint's GLUE task, on which every format is scored.
+        batch_sizes: Batch sizes for timing; 1 and 32 by default.
+        length: Tokens per sequence for timing.
         repeats: Rounds of timing.
-        compiled: Whether to run the pruned model and its dense twin under ``torch.compile`` too, which takes minutes.
+        compiled: Whether to also run the pruned model and its dense twin under ``torch.compile``, which takes minutes.
 
     Returns:
-        By format: the largest difference of any output from the checkpoint's, megabytes of the weights' file,
-        milliseconds a batch, scores.
+        By format: the largest difference of any output from the checkpoint's, the size of the weights file in
+        megabytes, milliseconds per batch, and scores.
 
     Raises:
-        MisconfigurationException: A setting cannot work, or the packages of the extra "onnx" are missing.
+        MisconfigurationException: If a setting is out of range or does not apply to the checkpoint, or the packages of
+            the extra "onnx" are not installed.
     """
     try:
         require_onnx()
@@ -75,9 +76,9 @@ def run(
     source = read_source(ckpt_path)
     limit = find_encoder(source.model).max_length
     if not 1 <= length <= limit:
-        raise MisconfigurationException(f"length={length} is out of range: this model takes 1 to {limit} tokens.")
+        raise MisconfigurationException(f"length={length} is out of range. This model accepts 1 to {limit} tokens.")
     if data_dir is not None and not (isinstance(source.module, TextClassification) and source.module.task):
-        raise MisconfigurationException(f"data_dir={data_dir!r} is for checkpoints of a GLUE task; leave it out.")
+        raise MisconfigurationException(f"data_dir={data_dir!r} requires a checkpoint of a GLUE task. Remove data_dir.")
     with tempfile.TemporaryDirectory() as folder:
         runs, found = _export_all(source, Path(folder), compiled)
         shapes = [(size, min(tokens, limit)) for size, tokens in SHAPES]
@@ -98,7 +99,7 @@ def run(
 
 
 def _export_all(source: Source, folder: Path, compiled: bool) -> tuple[dict[str, Run], dict[str, dict[str, float]]]:
-    """Write every format, read it back, and return how to run each, with its size."""
+    """Write and reload every format; return a function that runs each, and its file size in megabytes."""
     model, auto = source.model, auto_class(source.model)
     export_huggingface(model, folder / "huggingface", source.plan, source.tokenizer, source.card)
     reloaded = auto.from_pretrained(folder / "huggingface")
@@ -115,16 +116,16 @@ def _export_all(source: Source, folder: Path, compiled: bool) -> tuple[dict[str,
         "back in a LightningModule": (back.eval().model, "huggingface"),
         "PyTorch, dense twin": (dense, "dense"),
     }
-    # Copies, in memory of their own: where a file is mapped weights need not be aligned, and products of few rows round
-    # otherwise (by some 1e-9): no loss of the format.
-    runs: dict[str, Run] = {name: torch_run(copy.deepcopy(made)) for name, (made, _) in models.items()}
-    files = {name: folder / where / "model.safetensors" for name, (_, where) in models.items()}
-    for what, exported in (("dense twin", dense), ("pruned", reloaded)):
+    # Copy the weights: those of a memory-mapped file may be unaligned, which changes the rounding of products with few
+    # rows (by about 1e-9) and is not a loss of the format.
+    runs: dict[str, Run] = {name: torch_run(copy.deepcopy(model)) for name, (model, _) in models.items()}
+    files = {name: folder / subfolder / "model.safetensors" for name, (_, subfolder) in models.items()}
+    for label, exported in (("dense twin", dense), ("pruned", reloaded)):
         if compiled:
-            name = f"PyTorch compiled, {what}"
-            runs[name], files[name] = torch_run(exported, compiled=True), files[f"PyTorch, {what}"]
+            name = f"PyTorch compiled, {label}"
+            runs[name], files[name] = torch_run(exported, compiled=True), files[f"PyTorch, {label}"]
         for kind, quantize in (("ONNX", None), ("ONNX int8", "int8")):
-            name = f"{kind}, {what}"
+            name = f"{kind}, {label}"
             target = export_onnx(exported, folder / name, quantize=quantize)  # type: ignore[arg-type]
             [files[name]] = target.glob("onnx/*.onnx")
             runs[name] = onnx_run(files[name])
@@ -132,7 +133,7 @@ def _export_all(source: Source, folder: Path, compiled: bool) -> tuple[dict[str,
 
 
 def torch_run(model: PreTrainedModel, compiled: bool = False) -> Run:
-    """Make a function that runs a transformers model on a batch and returns its outputs, without the hidden ones."""
+    """Make a function that runs a transformers model on a batch and returns its outputs, without hidden states."""
     names = output_names(model)
     forward: Callable[..., Any] = torch.compile(model, dynamic=True) if compiled else model
 
@@ -145,7 +146,7 @@ def torch_run(model: PreTrainedModel, compiled: bool = False) -> Run:
 
 
 def onnx_run(path: Path) -> Run:
-    """Make a function that runs an ONNX file on a batch, with as many threads as PyTorch has."""
+    """Make a function that runs an ONNX file on a batch, with PyTorch's number of threads."""
     from onnxruntime import InferenceSession, SessionOptions
 
     options = SessionOptions()
@@ -164,7 +165,7 @@ def onnx_run(path: Path) -> Run:
 
 
 def random_batch(model: PreTrainedModel, size: int, length: int, padded: bool = True) -> dict[str, Tensor]:
-    """Draw tokens, the same every time; where ``padded``, the rows have different lengths."""
+    """Draw random tokens with a fixed seed; if ``padded``, rows have different lengths."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, length + 1, (size, 1), generator=generator) if padded else torch.full((size, 1), length)
     lengths[0] = length
@@ -175,23 +176,23 @@ def random_batch(model: PreTrainedModel, size: int, length: int, padded: bool = 
 
 
 def differences(runs: Mapping[str, Run], batches: Iterable[Batch]) -> dict[str, float]:
-    """Return how far any output of any run lies from the first run's, at the real tokens of the batches."""
+    """Return the largest difference of each run's outputs from the first run's, over real tokens."""
     largest = dict.fromkeys(runs, 0.0)
     for batch in batches:
-        wanted: list[Tensor] = []
+        references: list[Tensor] = []
         for name, call in runs.items():
             outputs = call(batch)
-            wanted = wanted or outputs
-            for output, expected in zip(outputs, wanted, strict=True):
-                gap = (output - expected).abs()
-                if gap.shape[:2] == batch["attention_mask"].shape:  # an output a token
-                    gap = gap[batch["attention_mask"].bool()]
-                largest[name] = max(largest[name], float(gap.max()))
+            references = references or outputs
+            for output, reference in zip(outputs, references, strict=True):
+                difference = (output - reference).abs()
+                if difference.shape[:2] == batch["attention_mask"].shape:  # one output per token
+                    difference = difference[batch["attention_mask"].bool()]
+                largest[name] = max(largest[name], float(difference.max()))
     return largest
 
 
 def _scores(source: Source, runs: Mapping[str, Run], data_dir: str) -> dict[str, dict[str, float]]:
-    """Score what is timed on the validation set of the checkpoint's task."""
+    """Score the timed formats on the validation set of the checkpoint's task."""
     module = source.module
     assert isinstance(module, TextClassification)
     assert module.task is not None
@@ -220,11 +221,11 @@ def _print(found: Mapping[str, Mapping[str, float]], title: str) -> None:
     for column in columns:
         table.add_column(column, justify="right")
     for name, row in found.items():
-        table.add_row(name, *(_shown(column, row.get(column)) for column in columns))
+        table.add_row(name, *(_format(column, row.get(column)) for column in columns))
     Console(width=120).print(table)
 
 
-def _shown(column: str, value: float | None) -> str:
+def _format(column: str, value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.1e}" if column == "largest difference" and value else f"{value:.1f}"

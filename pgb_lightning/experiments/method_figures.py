@@ -1,4 +1,4 @@
-"""Draw what PGB does to one matrix, and the shapes that a sublayer can take.
+"""Figures of how PGB prunes one matrix, and of the shapes that a sublayer can have.
 
 Example:
     ::
@@ -32,33 +32,33 @@ SHAPES = {
     "both": (NEURONS // 2, 2, 2),
     "dropped": (0, 0, 0),
 }
-"""Neurons that are left, and the group numbers of W1 and W2."""
+"""Kept neurons, and the group numbers of W1 and W2."""
 
 
 def example_importance(rows: int = 24, columns: int = 36, num_groups: int = 3, seed: int = 0) -> Tensor:
-    """Make the importance of a small matrix whose rows and columns belong to groups that nobody can see.
+    """Make the importance of a small matrix with hidden groups, whose rows and columns are in random order.
 
     Args:
         rows: M.
         columns: N.
-        num_groups: Blocks to hide; divides M and N.
-        seed: The same seed makes the same matrix.
+        num_groups: Number of groups; divides M and N.
+        seed: Random seed.
 
     Returns:
-        Importance between 0 and 1, of shape (M, N): high where row and column are of one group, give or take
-        noise.
+        Importance between 0 and 1, of shape (M, N): high, apart from noise, where row and column are in the same
+        group.
     """
     generator = torch.Generator().manual_seed(seed)
     group_of_row = torch.randperm(rows, generator=generator) % num_groups
     group_of_column = torch.randperm(columns, generator=generator) % num_groups
     together = group_of_row[:, None] == group_of_column
     noise = torch.rand(rows, columns, generator=generator)
-    # Cubed, the noise leaves only a few high values outside the groups, which pruning will lose.
+    # Cubing the noise leaves few high values outside the groups.
     return torch.where(together, 0.3 + 0.7 * noise, 0.7 * noise**3)
 
 
 def kept_mask(groups: Blocks, rows: int, columns: int) -> Tensor:
-    """Mark the weights that each group keeps, in the matrix's own order.
+    """Return a mask of the weights that each group keeps, in the matrix's original order.
 
     Args:
         groups: The groups.
@@ -66,7 +66,7 @@ def kept_mask(groups: Blocks, rows: int, columns: int) -> Tensor:
         columns: N.
 
     Returns:
-        A boolean mask a group, (G, M, N).
+        Boolean mask of shape (G, M, N).
 
     Example:
         >>> halves = Blocks(rows=torch.tensor([[0, 2], [1, 3]]), columns=torch.tensor([[1], [0]]))
@@ -74,23 +74,23 @@ def kept_mask(groups: Blocks, rows: int, columns: int) -> Tensor:
         [[0, 1], [1, 0], [0, 1], [1, 0]]
     """
     mask = torch.zeros(len(groups.rows), rows, columns, dtype=torch.bool)
-    for one, of_rows, of_columns in zip(mask, groups.rows, groups.columns, strict=True):
-        one[of_rows[:, None], of_columns] = True
+    for group_mask, group_rows, group_columns in zip(mask, groups.rows, groups.columns, strict=True):
+        group_mask[group_rows[:, None], group_columns] = True
     return mask
 
 
 def draw(importance: Tensor, groups: Blocks) -> Figure:
-    """Draw a matrix's importance as it is, permuted into blocks, and pruned in the original order.
+    """Draw a matrix's importance in the original order, permuted into blocks, and pruned in the original order.
 
     Args:
         importance: I, of shape (M, N).
-        groups: What :func:`pgb_lightning.grouping.permutation.group` made of it.
+        groups: The groups that :func:`pgb_lightning.grouping.permutation.group` found.
 
     Returns:
         A matplotlib figure with three panels, side by side.
 
     Raises:
-        ImportError: matplotlib is not installed; the message has the command that does it.
+        ImportError: If matplotlib is not installed.
     """
     require_matplotlib()
     import matplotlib
@@ -105,12 +105,12 @@ def draw(importance: Tensor, groups: Blocks) -> Figure:
     order = groups.rows.flatten()[:, None], groups.columns.flatten()
     hues = [HUES[g % len(HUES)] for g in range(num_groups)]
 
-    def show(axes: Axes, values: Tensor, colour: str, where: Tensor | None = None) -> None:
-        # Starts above white, so that a kept weight of no importance still differs from a pruned one.
-        shades = LinearSegmentedColormap.from_list("", [_tint(colour, 0.14), colour])
+    def show(axes: Axes, values: Tensor, color: str, where: Tensor | None = None) -> None:
+        # The scale starts above white, so that kept weights of zero importance still differ from pruned ones.
+        shades = LinearSegmentedColormap.from_list("", [_tint(color, 0.14), color])
         hidden = np.ma.nomask if where is None else ~where.numpy()
         cells = np.ma.array(values.numpy(), mask=hidden)
-        # "none" keeps vector formats from resampling: one pixel a weight, scaled by whoever shows it.
+        # "none" prevents resampling in vector formats: one pixel per weight, scaled by the viewer.
         axes.imshow(cells, cmap=shades, vmin=0, vmax=float(importance.max()), interpolation="none", aspect="equal")
 
     with matplotlib.rc_context({"font.size": 9, "font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans"}):
@@ -129,19 +129,19 @@ def draw(importance: Tensor, groups: Blocks) -> Figure:
         original.set_ylabel(f"{shape[0]} inputs", color=NEUTRAL)
         _frame(permuted, shape, r"permuted $\tilde{W}$", f"{num_groups} blocks hold {share:.0%} of the importance")
         _frame(pruned, shape, r"$\hat{W}$* in the original order", f"{1 / num_groups:.0%} of the weights stay")
-        for end, label in ((permuted, "permute"), (pruned, "put back")):
-            _arrow_from_the_left(end, label)
+        for axes, label in ((permuted, "permute"), (pruned, "put back")):
+            _draw_arrow_from_left(axes, label)
     return figure
 
 
 def draw_shapes() -> Figure:
-    """Draw W1 and W2 of a small feed-forward sublayer in the shapes that the search tries, all in even order.
+    """Draw W1 and W2 of a small feed-forward sublayer in the shapes that the search considers, in block order.
 
     Returns:
-        A matplotlib figure with two panels a shape, W1 (inputs x neurons) above W2 (neurons x outputs).
+        A matplotlib figure with two panels per shape, W1 (inputs x neurons) above W2 (neurons x outputs).
 
     Raises:
-        ImportError: matplotlib is not installed; the message has the command that does it.
+        ImportError: If matplotlib is not installed.
     """
     require_matplotlib()
     from matplotlib.figure import Figure
@@ -179,15 +179,15 @@ def main(
     num_groups: int = 3,
     seed: int = 0,
 ) -> None:
-    """Draw what PGB does to one small made-up matrix, or the shapes of a sublayer, and write it to a file.
+    """Draw how PGB prunes one small synthetic matrix, or the shapes of a sublayer, and save the figure.
 
     Args:
-        path: The file to write, such as docs/img/pgb.svg; .svg, .png or .pdf.
-        drawing: "matrix": one matrix, permuted and pruned; "shapes": the shapes that a feed-forward sublayer can take.
+        path: File to write, such as docs/img/pgb.svg; .svg, .png or .pdf.
+        drawing: "matrix": one matrix, permuted and pruned; "shapes": the shapes of a feed-forward sublayer.
         rows: Rows of the matrix.
         columns: Columns of the matrix.
-        num_groups: Blocks hidden in it, and found again; divides rows and columns.
-        seed: Draws the matrix.
+        num_groups: Number of groups in the matrix; divides rows and columns.
+        seed: Random seed of the matrix.
     """
     if drawing == "shapes":
         save(draw_shapes(), Path(path))
@@ -196,14 +196,14 @@ def main(
     save(draw(importance, group(importance, num_groups, "balanced", num_permutations=6)), Path(path))
 
 
-def _tint(colour: str, strength: float) -> str:
-    """Mix a colour, #RRGGBB, with white."""
-    channels = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
+def _tint(color: str, strength: float) -> str:
+    """Mix a color, #RRGGBB, with white."""
+    channels = (int(color[start : start + 2], 16) for start in (1, 3, 5))
     return "#" + "".join(f"{round(255 - strength * (255 - channel)):02X}" for channel in channels)
 
 
 def _frame(axes: Axes, shape: Sequence[int], title: str, caption: str) -> None:
-    """Give a panel its words, thin white lines between the weights, and a border."""
+    """Add title and caption, thin white lines between the weights, and a border to a panel."""
     rows, columns = shape
     axes.set_title(title, pad=6)
     axes.set_xlabel(caption, color=NEUTRAL)
@@ -217,8 +217,8 @@ def _frame(axes: Axes, shape: Sequence[int], title: str, caption: str) -> None:
         spine.set_color("#B0B0B0")
 
 
-def _arrow_from_the_left(axes: Axes, label: str) -> None:
-    """Draw an arrow with a label into the gap to the left of a panel."""
+def _draw_arrow_from_left(axes: Axes, label: str) -> None:
+    """Draw a labeled arrow in the gap to the left of a panel."""
     tip, tail = (-0.03, 0.5), (-0.21, 0.5)
     arrow = {"arrowstyle": "-|>", "color": NEUTRAL, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", tip, tail, "axes fraction", arrowprops=arrow)

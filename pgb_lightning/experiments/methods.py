@@ -1,4 +1,4 @@
-"""Ways to prune: the presets, what is left of them without their parts, and the baselines, all by name."""
+"""Pruning methods by name: the presets, their ablations, and the baselines."""
 
 from __future__ import annotations
 
@@ -27,40 +27,46 @@ from pgb_lightning.search.candidates import Candidate
 Candidates = list[list[Candidate]]
 
 
-class ImpossibleError(ValueError):
-    """A method that a model cannot have."""
+class NotApplicableError(ValueError):
+    """Raised if a method cannot be applied to a model."""
 
 
-def as_set(reference: DenseReference, config: PruningConfig, candidates: Candidates) -> PruningPlan:
-    """Plan as the settings say."""
+def plan_by_config(reference: DenseReference, config: PruningConfig, candidates: Candidates) -> PruningPlan:
+    """Make the plan of the settings, without changes."""
     return make_plan(reference.encoder, reference.statistics, config, candidates)
 
 
-def by_magnitude(reference: DenseReference, config: PruningConfig, candidates: Candidates) -> PruningPlan:
-    """Let every weight's importance be its square."""
+def plan_by_magnitude(reference: DenseReference, config: PruningConfig, candidates: Candidates) -> PruningPlan:
+    """Use the squared weight as importance, in place of the second-order importance."""
     ones = {key: torch.ones_like(fisher) for key, fisher in reference.statistics.fisher.items()}
     return make_plan(reference.encoder, replace(reference.statistics, fisher=ones), config, candidates)
 
 
-def unpermuted(reference: DenseReference, config: PruningConfig, candidates: Candidates) -> PruningPlan:
-    """Cut each matrix into as many blocks, but along its diagonal as it comes."""
+def plan_without_permutation(reference: DenseReference, config: PruningConfig, candidates: Candidates) -> PruningPlan:
+    """Keep the plan's group numbers, but take the diagonal blocks of each matrix without permutation."""
     plan = make_plan(reference.encoder, reference.statistics, config, candidates)
     matrices = (
-        replace(matrix, input_index=_in_order(matrix.input_index), output_index=_in_order(matrix.output_index))
+        replace(
+            matrix, input_index=_diagonal_index(matrix.input_index), output_index=_diagonal_index(matrix.output_index)
+        )
         for matrix in plan.matrices
     )
     return replace(plan, matrices=tuple(matrices))
 
 
-def fixed_groups(
+def plan_with_fixed_groups(
     reference: DenseReference, config: PruningConfig, candidates: Candidates, number: int | None = None
 ) -> PruningPlan:
-    """Allow no group number but one, beside whole and pruned whole; by default as many as there can be.
+    """Allow only one group number, besides a dense and a fully pruned matrix.
 
-    A matrix with as many groups as its shorter side keeps one diagonal.
+    Args:
+        reference: The dense model and its calibration.
+        config: The settings.
+        candidates: For the search over shapes.
+        number: The group number; by default the length of each matrix's shorter side, which keeps one diagonal.
 
     Raises:
-        ImpossibleError: A matrix cannot have so many groups.
+        NotApplicableError: If a matrix cannot have this number of groups.
     """
     plan = make_plan(reference.encoder, reference.statistics, config, candidates)
     importances = encoder_importances(reference.encoder, reference.statistics.fisher)
@@ -70,7 +76,7 @@ def fixed_groups(
         summary = ImportanceSummary.from_importance(importance, groups)
         if groups not in summary.thresholds:
             rows, columns = importance.shape
-            raise ImpossibleError(f"{groups} groups do not divide a matrix of {rows} x {columns}.")
+            raise NotApplicableError(f"{groups} groups do not divide a matrix of {rows} x {columns}.")
         summaries[key] = replace(summary, thresholds={g: t for g, t in summary.thresholds.items() if g in (0, groups)})
     numbers, _ = choose_group_numbers(summaries, config)
     matrices = (plan_matrix(key, importances[key], numbers[key], config) for key in importances)
@@ -79,23 +85,23 @@ def fixed_groups(
 
 @dataclass(frozen=True)
 class Method:
-    """A way to prune, made of the parts of ours.
+    """A variant of PGB.
 
     Args:
-        preset: The preset it starts from.
-        settings: What is set otherwise.
-        plan: Makes the plan.
-        masked: Whether each matrix keeps as many weights as the plan says, but the most important ones, wherever they
-            are: unstructured, and without compensation.
+        preset: The preset on which it is based.
+        settings: Settings that differ from the preset.
+        plan: Function that makes the plan.
+        masked: Whether pruning is unstructured: each matrix keeps the number of weights of the plan, but the most
+            important ones at any position, as a mask without compensation.
     """
 
     preset: str
     settings: dict[str, Any] = field(default_factory=dict)
-    plan: Callable[[DenseReference, PruningConfig, Candidates], PruningPlan] = as_set
+    plan: Callable[[DenseReference, PruningConfig, Candidates], PruningPlan] = plan_by_config
     masked: bool = False
 
     def config(self, ratio: float) -> PruningConfig:
-        """Return the settings at a ratio."""
+        """Return the settings for a pruning ratio."""
         return PruningConfig.from_preset(self.preset, pruning_ratio=ratio, **self.settings)
 
 
@@ -109,23 +115,23 @@ METHODS: dict[str, Method] = {
     "default, no compensation": Method("default", {"compensation": False}),
     "default, unstructured": Method("default", masked=True),
     "paper, no compensation": Method("paper", {"compensation": False}),
-    "paper, no permutation": Method("paper", plan=unpermuted),
+    "paper, no permutation": Method("paper", plan=plan_without_permutation),
     "paper, unstructured": Method("paper", masked=True),
-    "paper, magnitude": Method("paper", plan=by_magnitude),
-    "paper, fixed G = 6": Method("paper", plan=partial(fixed_groups, number=6)),
-    "paper, full diagonal": Method("paper", plan=fixed_groups),
+    "paper, magnitude": Method("paper", plan=plan_by_magnitude),
+    "paper, fixed G = 6": Method("paper", plan=partial(plan_with_fixed_groups, number=6)),
+    "paper, full diagonal": Method("paper", plan=plan_with_fixed_groups),
 }
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """What a method makes of a dense model.
+    """A pruned model.
 
     Args:
         module: The pruned module.
-        removed: The share of the encoder's weights that it lacks.
-        kind: ``"shapes"`` if layers are smaller; ``"masks"`` if they have zeros.
-        shapes: What the search over shapes chose, if there was one.
+        removed: Fraction of the encoder's weights that was removed.
+        kind: ``"shapes"`` if layers are smaller; ``"masks"`` if weights are zero.
+        shapes: Shapes chosen by the search over shapes, if there was one.
     """
 
     module: TextClassification
@@ -139,8 +145,8 @@ def prune(reference: DenseReference, name: str, ratio: float, candidates: Candid
 
     Args:
         reference: The dense model and its calibration.
-        name: One of :data:`METHODS` or :data:`~pgb_lightning.experiments.baselines.BASELINES`.
-        ratio: Share of the weights to remove.
+        name: Name in :data:`METHODS` or :data:`~pgb_lightning.experiments.baselines.BASELINES`.
+        ratio: Fraction of the weights to remove.
         candidates: For the search over shapes.
     """
     if name in BASELINES:
@@ -148,7 +154,7 @@ def prune(reference: DenseReference, name: str, ratio: float, candidates: Candid
         return Pruned(module, reference.baselines.prune(name, module.model, ratio), BASELINES[name].kind)
     method, config = METHODS[name], METHODS[name].config(ratio)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a missed target shows in the table
+        warnings.simplefilter("ignore", UserWarning)  # the table shows if a target is missed
         plan = method.plan(reference, config, candidates)
     if not method.masked:
         return Pruned(reference.pruned(plan, config), plan.pruning_ratio, shapes=plan.config.get("shapes"))
@@ -159,7 +165,8 @@ def prune(reference: DenseReference, name: str, ratio: float, candidates: Candid
     return Pruned(module, plan.pruning_ratio, "masks")
 
 
-def _in_order(index: Index) -> Index:
+def _diagonal_index(index: Index) -> Index:
+    """Return the index of diagonal blocks with as many and as large groups."""
     if not index:
         return index
     size = len(index[0])

@@ -1,4 +1,4 @@
-"""Does the predicted rise of the loss rank shapes as the measured one does? One sublayer pruned at a time.
+"""Rank correlation of predicted and measured loss increases, with one sublayer pruned at a time.
 
 Example:
     ::
@@ -25,7 +25,7 @@ from pgb_lightning.compensation.fit import Stream, SublayerFit
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.base import SUBLAYERS
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.experiments.dense_reference import DenseReference, Measured
+from pgb_lightning.experiments.dense_reference import DenseReference, Evaluation
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.search.candidates import Candidate, list_candidates
 from pgb_lightning.surgery.apply import prune_sublayer
@@ -44,35 +44,42 @@ def run(
     num_threads: int = 1,
     out: str | None = None,
 ) -> dict[str, float]:
-    """Prune one sublayer after the other, in several shapes each, and compare predicted with measured.
+    """Prune each sublayer alone, in several shapes, and compare the predicted with the measured loss increases.
 
     Args:
         task: A GLUE task.
-        ckpt_path: Lightning checkpoint of a dense `TextClassification`, such as the experiment leaves.
-        data_dir: Local parquet folder; the Hub if not given.
-        model_name_or_path: Where the tokenizer comes from; from where the model came if not given.
-        candidates: Shapes drawn for each sublayer, evenly over its list in the order of predicted loss, half of them
-            in groups.
-        tokens: Calibration tokens that the sublayer is compensated on.
-        max_train_samples: Training rows that the calibration rows are drawn from; all if not given.
-        calibration_size: Calibration rows; 2,048 if not given.
-        seed: Draws them, and the candidates.
+        ckpt_path: Lightning checkpoint of a dense ``TextClassification``, such as
+            :mod:`pgb_lightning.experiments.seeds` writes.
+        data_dir: Local folder of parquet files; the Hub if not given.
+        model_name_or_path: Name or path of the tokenizer; that of the checkpoint's model if not given.
+        candidates: Number of shapes drawn for each sublayer, half of them with groups. They are spread evenly over the
+            sublayer's candidates in the order of predicted loss.
+        tokens: Calibration tokens for compensation.
+        max_train_samples: Number of training rows, from which the calibration rows are drawn; all if not given.
+        calibration_size: Number of calibration rows; 2,048 if not given.
+        seed: Seed for drawing the rows and the candidates.
         num_threads: CPU threads.
-        out: A CSV file for every single candidate.
+        out: CSV file for the values of each candidate.
 
     Returns:
-        Spearman's rank correlation of the predicted rise with the measured loss and divergence, for each kind of
-        sublayer, for each kind of shape, and for all.
+        Spearman's rank correlation of the predicted increase with the measured loss and with the divergence from the
+        dense model, for each kind of sublayer, for each kind of shape, and for all.
     """
     torch.set_num_threads(num_threads)
     reference = DenseReference.load(
-        task, ckpt_path, data_dir, model_name_or_path, max_train_samples, calibration_size, seed
+        task=task,
+        ckpt_path=ckpt_path,
+        data_dir=data_dir,
+        model_name_or_path=model_name_or_path,
+        max_train_samples=max_train_samples,
+        calibration_size=calibration_size,
+        seed=seed,
     )
-    config = PruningConfig(ridge=0.01)  # as predictions have it
-    found = list_candidates(reference.encoder, reference.statistics, config)
-    chooser = random.Random(seed)
-    drawn = [_draw(options[1:], candidates, chooser) for options in found]
-    results = list(_measure(reference, drawn, config, tokens))
+    config = PruningConfig(ridge=0.01)  # the ridge of the predictions
+    available = list_candidates(reference.encoder, reference.statistics, config)
+    generator = random.Random(seed)
+    drawn = [_draw(options[1:], candidates, generator) for options in available]
+    results = list(_evaluate(reference, drawn, config, tokens))
     if out:
         lines = [
             f'{c.layer},{c.sublayer},"{c.shape}",{c.parameters},{c.loss},{m.loss},{m.divergence},{m.score}'
@@ -82,28 +89,28 @@ def run(
     return _report(results)
 
 
-def _draw(options: list[Candidate], count: int, chooser: random.Random) -> list[Candidate]:
-    """Draw candidates from all over a list: half of them in groups, and half without, of which there are fewer."""
+def _draw(options: list[Candidate], count: int, generator: random.Random) -> list[Candidate]:
+    """Draw candidates evenly over the range of predicted losses: half with groups, and half without."""
     drawn: list[Candidate] = []
-    for in_groups in (False, True):
-        part = [candidate for candidate in options if ("groups" in candidate.shape) == in_groups]
+    for with_groups in (False, True):
+        part = [candidate for candidate in options if ("groups" in candidate.shape) == with_groups]
         ranked = sorted(part, key=lambda candidate: candidate.loss)
-        number = min(count // 2 if in_groups else count - count // 2, len(ranked))
+        number = min(count // 2 if with_groups else count - count // 2, len(ranked))
         cuts = [len(ranked) * i // number for i in range(number + 1)] if number else []
-        drawn += [chooser.choice(ranked[low:high]) for low, high in pairwise(cuts)]
+        drawn += [generator.choice(ranked[low:high]) for low, high in pairwise(cuts)]
     return drawn
 
 
 @torch.no_grad()
-def _measure(
+def _evaluate(
     reference: DenseReference, drawn: list[list[Candidate]], config: PruningConfig, tokens: int
-) -> Iterator[tuple[Candidate, Measured]]:
-    """Prune and compensate one sublayer; the rest of the model stays dense."""
-    encoder, streams, seen = reference.encoder, [], 0
-    for given in reference.statistics.inputs:
-        if seen < tokens:
-            streams.append(Stream(given, encoder.model.device))
-            seen += int(given.tokens.sum())
+) -> Iterator[tuple[Candidate, Evaluation]]:
+    """Prune and compensate one sublayer at a time, with the rest of the model dense, and evaluate the model."""
+    encoder, streams, num_tokens = reference.encoder, [], 0
+    for layer_input in reference.statistics.inputs:
+        if num_tokens < tokens:
+            streams.append(Stream(layer_input, encoder.model.device))
+            num_tokens += int(layer_input.tokens.sum())
     places = [(layer, sublayer) for layer in range(len(encoder.layers)) for sublayer in SUBLAYERS]
     for (layer, sublayer), options in zip(places, drawn, strict=True):
         original = copy.deepcopy(encoder.layers[layer])
@@ -113,13 +120,13 @@ def _measure(
             hidden = prune_sublayer(pruned, layer, sublayer, candidate.matrices)
             fit = SublayerFit(pruned, original, layer, sublayer, hidden, config.ridge, lambda tensor: tensor)
             fit.compensate([copy.copy(stream) for stream in streams])
-            yield candidate, reference.measure(module)
+            yield candidate, reference.evaluate(module)
         for stream in streams:
             stream.dense = stream.pruned = stream.run(encoder, original, sublayer, stream.dense)
 
 
-def _report(results: list[tuple[Candidate, Measured]]) -> dict[str, float]:
-    table = Table(title="Spearman's rank correlation of the predicted rise of the loss with what was measured")
+def _report(results: list[tuple[Candidate, Evaluation]]) -> dict[str, float]:
+    table = Table(title="Spearman's rank correlation of the predicted loss increase with measured values")
     for column in ("shapes", "candidates", "loss", "divergence"):
         table.add_column(column, justify="right")
     correlations: dict[str, float] = {}
@@ -127,7 +134,7 @@ def _report(results: list[tuple[Candidate, Measured]]) -> dict[str, float]:
     for name in (*SUBLAYERS, *kinds, "all"):
         chosen = [(c, m) for c, m in results if name in (c.sublayer, _kind(c), "all")]
         if len(chosen) < 3:
-            continue  # any two are ranked rightly or wrongly
+            continue  # the rank correlation of two values is always 1 or -1
         predicted = torch.tensor([c.loss for c, _ in chosen])
         correlations[f"{name}_loss"] = _spearman(predicted, torch.tensor([m.loss for _, m in chosen]))
         correlations[f"{name}_divergence"] = _spearman(predicted, torch.tensor([m.divergence for _, m in chosen]))
@@ -138,11 +145,11 @@ def _report(results: list[tuple[Candidate, Measured]]) -> dict[str, float]:
 
 
 def _kind(candidate: Candidate) -> str:
-    """Say what kind of shape a candidate is."""
+    """Return the kind of a candidate's shape."""
     if "groups" not in candidate.shape:
         return "fewer heads" if candidate.sublayer == "attention" else "fewer neurons"
     if any(matrix.num_groups == 0 for matrix in candidate.matrices):
-        return "Q or K pruned whole"
+        return "Q or K fully pruned"
     return f"{candidate.sublayer} groups"
 
 

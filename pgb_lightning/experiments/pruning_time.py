@@ -1,4 +1,4 @@
-"""How long pruning takes, against one forward and backward pass over the same calibration batches.
+"""Duration of pruning, compared with one forward and backward pass over the same calibration batches.
 
 Example:
     ::
@@ -8,21 +8,40 @@ Example:
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
 from pgb_lightning.calibration.collect import calibrate
 from pgb_lightning.config import PruningConfig
+from pgb_lightning.peak_memory import peak_memory
 from pgb_lightning.pruning import carry_out, make_plan, prepare
+
+PASS = "forward and backward"
+PRUNING_STEPS = ("calibration", "plan", "compensation and surgery")
+
+
+@dataclass(frozen=True)
+class PruningTime:
+    """Duration and memory of pruning.
+
+    Args:
+        seconds: Duration of each step in seconds.
+        peak_memory_before: Peak memory of the process before pruning, in bytes; ``None`` if not available.
+        peak_memory_after: Peak memory of the process after pruning, in bytes; ``None`` if not available.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory_before: int | None = None
+    peak_memory_after: int | None = None
 
 
 def run(
@@ -33,79 +52,84 @@ def run(
     num_layers: int = 12,
     pruning_ratio: float = 0.5,
     preset: str = "default",
-) -> dict[str, float]:
-    """Measure a full-size encoder with random weights on random tokens, all in one run.
+) -> PruningTime:
+    """Measure an encoder of base size with random weights on random tokens.
 
     Args:
-        num_samples: Calibration samples; the paper has 2,048.
-        length: Tokens a sample, all of them real.
-        batch_size: Samples a batch.
-        model_type: ``bert`` or ``roberta``, in their base sizes.
-        num_layers: Layers.
+        num_samples: Calibration samples; the paper uses 2,048.
+        length: Tokens per sample, without padding.
+        batch_size: Samples per batch.
+        model_type: ``bert`` or ``roberta``, in the base size.
+        num_layers: Number of layers.
         pruning_ratio: The target.
         preset: "default", "paper" or "balanced".
 
     Returns:
-        Seconds by step, and the peak of memory in MB before and after pruning.
+        Seconds of each step, and peak memory.
     """
+    config = PruningConfig.from_preset(preset, pruning_ratio=pruning_ratio)
+    architecture = AutoConfig.for_model(model_type, num_hidden_layers=num_layers)
+    measured = measure(architecture, config, num_samples, length, batch_size)
+    Console(width=100).print(_table(measured))
+    return measured
+
+
+def measure(
+    architecture: PretrainedConfig, config: PruningConfig, num_samples: int, length: int, batch_size: int
+) -> PruningTime:
+    """Measure a model with random weights on random tokens."""
     torch.manual_seed(0)
-    settings = AutoConfig.for_model(model_type, num_hidden_layers=num_layers)
-    model = AutoModelForSequenceClassification.from_config(settings).eval()  # type: ignore[no-untyped-call]
+    model = AutoModelForSequenceClassification.from_config(architecture).eval()  # type: ignore[no-untyped-call]
     batches = [
         {
-            "input_ids": torch.randint(5, settings.vocab_size, (batch_size, length)),
+            "input_ids": torch.randint(5, architecture.vocab_size, (batch_size, length)),
             "labels": torch.randint(2, (batch_size,)),
         }
         for _ in range(num_samples // batch_size)
     ]
-    found: dict[str, float] = {}
-    model(**batches[0]).loss.backward()  # warm up, and allocate the gradients that training has anyway
-    with _timed("forward and backward", found):
+
+    def loss(batch: dict[str, Tensor]) -> Tensor:
+        value: Tensor = model(**batch).loss
+        return value
+
+    seconds: dict[str, float] = {}
+    loss(batches[0]).backward()  # warm-up; also allocates the gradients, as training does
+    with _timed(PASS, seconds):
         for batch in batches:
-            model(**batch).loss.backward()
-    found["peak memory before, MB"] = _peak()
-    config = PruningConfig.from_preset(preset, pruning_ratio=pruning_ratio)
+            loss(batch).backward()
+    before = peak_memory()
     encoder = prepare(model, config)
-    with _timed("calibration", found):
+    with _timed("calibration", seconds):
         statistics = calibrate(
-            *(encoder, batches, lambda batch: model(**batch).loss),
-            max_tokens=config.compensation_tokens,
-            moments=config.needs_moments,
+            encoder, batches, loss, max_tokens=config.compensation_tokens, moments=config.needs_moments
         )
-    with _timed("plan", found):
+    with _timed("plan", seconds):
         plan = make_plan(encoder, statistics, config)
-    with _timed("compensation and surgery", found):
+    with _timed("compensation and surgery", seconds):
         carry_out(encoder, plan, statistics, config)
-    found["peak memory after, MB"] = _peak()
-    _print(found)
-    return found
+    return PruningTime(seconds, peak_memory_before=before, peak_memory_after=peak_memory())
 
 
 @contextmanager
-def _timed(name: str, found: dict[str, float]) -> Iterator[None]:
+def _timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Record the duration of the block under a name."""
     start = time.perf_counter()
     yield
-    found[name] = time.perf_counter() - start
+    seconds[name] = time.perf_counter() - start
 
 
-def _peak() -> float:
-    """Return the process's peak of resident memory so far."""
-    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-def _print(found: dict[str, float]) -> None:
+def _table(measured: PruningTime) -> Table:
     table = Table(title=f"Pruning time, {torch.get_num_threads()} threads")
     table.add_column("step")
     table.add_column("value", justify="right")
     table.add_column("x forward and backward", justify="right")
-    pass_time = found["forward and backward"]
-    for name, value in found.items():
-        relative = "" if name.endswith("MB") else f"{value / pass_time:.2f}"
-        table.add_row(name, f"{value:,.0f}" if name.endswith("MB") else f"{value:.1f} s", relative)
-    pruning = sum(found[name] for name in ("calibration", "plan", "compensation and surgery"))
-    table.add_row("pruning in all", f"{pruning:.1f} s", f"{pruning / pass_time:.2f}")
-    Console(width=100).print(table)
+    total = sum(measured.seconds[name] for name in PRUNING_STEPS)
+    for name, seconds in {**measured.seconds, "pruning in total": total}.items():
+        table.add_row(name, f"{seconds:.1f} s", f"{seconds / measured.seconds[PASS]:.2f}")
+    peaks = {"before": measured.peak_memory_before, "after": measured.peak_memory_after}
+    for stage, peak in peaks.items():
+        table.add_row(f"peak memory {stage} pruning", "not available" if peak is None else f"{peak / 1e6:,.0f} MB", "")
+    return table
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-r"""A whole family of models from one calibration: which shapes are chosen at every ratio, where groups, what is cut.
+r"""Plans for a range of pruning ratios from one calibration: the chosen shapes, the groups, and what is removed.
 
 Example:
     ::
 
         python -m pgb_lightning.experiments.ratio_sweep sst2 runs/sst2/seed0/dense.ckpt --data_dir DIR --out family.svg
 
-    How much of the cut the paper's recipe takes from attention, and how much from feed-forward networks (Table 6)::
+    How much the paper's preset removes from attention and how much from feed-forward sublayers (Table 6)::
 
         python -m pgb_lightning.experiments.ratio_sweep sst2 runs/sst2/seed0/dense.ckpt --data_dir DIR \
           --preset paper --ratios [0.4,0.5,0.6]
@@ -25,7 +25,7 @@ from rich.table import Table
 
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.base import SUBLAYERS, Sublayer
-from pgb_lightning.experiments.dense_reference import DenseReference, Measured
+from pgb_lightning.experiments.dense_reference import DenseReference, Evaluation
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.plotting import HUES, NEUTRAL, require_matplotlib, save
 from pgb_lightning.pruning import make_plan
@@ -52,21 +52,22 @@ def run(
     num_threads: int = 1,
     out: str | None = None,
 ) -> list[PruningPlan]:
-    """Calibrate once, make the plan of every ratio, and say where it has groups and what it cuts.
+    """Calibrate once, make the plan of every ratio, and print where it has groups and what it removes.
 
     Args:
         task: A GLUE task.
-        ckpt_path: Lightning checkpoint of a dense `TextClassification`, such as the experiment leaves.
-        data_dir: Local parquet folder; the Hub if not given.
-        model_name_or_path: Where the tokenizer comes from; from where the model came if not given.
+        ckpt_path: Lightning checkpoint of a dense ``TextClassification``, such as
+            :mod:`pgb_lightning.experiments.seeds` writes.
+        data_dir: Local folder of parquet files; the Hub if not given.
+        model_name_or_path: Name or path of the tokenizer; that of the checkpoint's model if not given.
         ratios: Values of ``pruning_ratio``.
-        preset: Whose plans.
-        measure: Whether to carry the plans out, too, and score the models on the validation set.
-        max_train_samples: Training rows that the calibration rows are drawn from; all if not given.
-        calibration_size: Calibration rows; 2,048 if not given.
-        seed: Draws them.
+        preset: Preset of the plans.
+        measure: Whether to also carry out the plans and evaluate the models on the validation set.
+        max_train_samples: Number of training rows, from which the calibration rows are drawn; all if not given.
+        calibration_size: Number of calibration rows; 2,048 if not given.
+        seed: Seed for drawing the rows.
         num_threads: CPU threads.
-        out: Where the figure goes, such as an SVG file.
+        out: File for the figure, such as an SVG file.
 
     Returns:
         The plans.
@@ -74,15 +75,21 @@ def run(
     configs = [PruningConfig.from_preset(preset, pruning_ratio=ratio) for ratio in sorted(ratios)]
     torch.set_num_threads(num_threads)
     reference = DenseReference.load(
-        task, ckpt_path, data_dir, model_name_or_path, max_train_samples, calibration_size, seed
+        task=task,
+        ckpt_path=ckpt_path,
+        data_dir=data_dir,
+        model_name_or_path=model_name_or_path,
+        max_train_samples=max_train_samples,
+        calibration_size=calibration_size,
+        seed=seed,
     )
     searched = any(config.search == "shapes" for config in configs)
     candidates = list_candidates(reference.encoder, reference.statistics, configs[0]) if searched else []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a missed target shows in the table
+        warnings.simplefilter("ignore", UserWarning)  # the table shows if a target is missed
         plans = [make_plan(reference.encoder, reference.statistics, config, candidates) for config in configs]
     found = [
-        reference.measure(reference.pruned(plan, config)) if measure else None
+        reference.evaluate(reference.pruned(plan, config)) if measure else None
         for plan, config in zip(plans, configs, strict=True)
     ]
     Console(width=100).print(_table(plans, found))
@@ -91,26 +98,26 @@ def run(
     return plans
 
 
-def grouped(plan: PruningPlan, layer: int, sublayer: Sublayer) -> bool:
-    """Tell whether any matrix of a sublayer is cut into more than one group."""
+def has_groups(plan: PruningPlan, layer: int, sublayer: Sublayer) -> bool:
+    """Return whether any matrix of a sublayer has more than one group."""
     return any(plan.matrix(layer, kind).num_groups > 1 for kind in SUBLAYERS[sublayer])
 
 
-def kept(plan: PruningPlan, layer: int, sublayer: Sublayer) -> float:
-    """Return the share of a sublayer's weights that a plan keeps."""
+def kept_fraction(plan: PruningPlan, layer: int, sublayer: Sublayer) -> float:
+    """Return the fraction of a sublayer's weights that a plan keeps."""
     matrices = [plan.matrix(layer, kind) for kind in SUBLAYERS[sublayer]]
     return sum(m.kept_parameters for m in matrices) / sum(m.total_parameters for m in matrices)
 
 
 def draw(plans: Sequence[PruningPlan], title: str) -> Figure:
-    """Draw what is kept of every sublayer at every ratio: blue, or orange where there are groups.
+    """Draw the fraction kept of every sublayer at every ratio: in blue, or in orange if the sublayer has groups.
 
     Args:
-        plans: Plans of one encoder, by rising ratio.
-        title: What stands above.
+        plans: Plans of one encoder, in ascending order of ratios.
+        title: Start of the figure's title.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: If matplotlib is not installed.
     """
     require_matplotlib()
     from matplotlib.colors import to_rgb
@@ -123,12 +130,13 @@ def draw(plans: Sequence[PruningPlan], title: str) -> Figure:
     cells = [[[1.0] * 3 for _ in plans] for _ in sublayers]
     for y, (layer, sublayer) in enumerate(sublayers):
         for x, plan in enumerate(plans):
-            share, in_groups = kept(plan, layer, sublayer), grouped(plan, layer, sublayer)
-            hue = to_rgb(HUES[1] if in_groups else HUES[0])
-            cells[y][x] = [1 - share * (1 - part) for part in hue]
-            if in_groups:  # seen where next to nothing is kept, too
+            fraction, grouped = kept_fraction(plan, layer, sublayer), has_groups(plan, layer, sublayer)
+            hue = to_rgb(HUES[1] if grouped else HUES[0])
+            cells[y][x] = [1 - fraction * (1 - part) for part in hue]
+            if grouped:  # visible even where almost nothing is kept
                 axes.add_patch(Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, fill=False, edgecolor=hue, linewidth=1.5))
-            axes.text(x, y, f"{share:.0%}", ha="center", va="center", fontsize=7, color="w" if share > 0.5 else "k")
+            text_color = "w" if fraction > 0.5 else "k"
+            axes.text(x, y, f"{fraction:.0%}", ha="center", va="center", fontsize=7, color=text_color)
     axes.imshow(cells, aspect="auto")
     axes.set_xticks(range(len(plans)), [f"{plan.pruning_ratio:.0%}" for plan in plans], fontsize=8)
     axes.set_yticks(range(len(sublayers)), [f"{layer} {sublayer}" for layer, sublayer in sublayers], fontsize=8)
@@ -140,17 +148,17 @@ def draw(plans: Sequence[PruningPlan], title: str) -> Figure:
     return figure
 
 
-def _table(plans: Sequence[PruningPlan], found: Sequence[Measured | None]) -> Table:
-    """Tabulate the points of the cut that each kind of sublayer bears, and how many are whole, smaller and so on."""
-    table = Table(title="The cut, and sublayers by shape, one calibration")
-    for column in ("removed", *SUBLAYERS, "whole", "smaller", "in groups", "dropped", "score", "KL"):
+def _table(plans: Sequence[PruningPlan], found: Sequence[Evaluation | None]) -> Table:
+    """Make a table of the weights removed from each kind of sublayer, in points, and of the sublayers by shape."""
+    table = Table(title="Weights removed, and number of sublayers by shape")
+    for column in ("removed", *SUBLAYERS, "dense", "smaller", "in groups", "dropped", "score", "KL"):
         table.add_column(column, justify="right")
     for plan, measured in zip(plans, found, strict=True):
         sublayers = [(layer, sublayer) for layer in range(plan.num_layers) for sublayer in SUBLAYERS]
-        shares = [kept(plan, *place) for place in sublayers]
-        whole, dropped = (sum(share == value for share in shares) for value in (1, 0))
-        groups = sum(grouped(plan, *place) for place in sublayers)
-        counts = (whole, len(sublayers) - whole - dropped - groups, groups, dropped)
+        fractions = [kept_fraction(plan, layer, sublayer) for layer, sublayer in sublayers]
+        dense, dropped = (sum(fraction == value for fraction in fractions) for value in (1, 0))
+        groups = sum(has_groups(plan, layer, sublayer) for layer, sublayer in sublayers)
+        counts = (dense, len(sublayers) - dense - dropped - groups, groups, dropped)
         scores = ("-", "-") if measured is None else (f"{measured.score:.1f}", f"{measured.divergence:.4f}")
         parts = (f"{part.points:.1f}" for part in split_cut(plan).values())
         table.add_row(f"{plan.pruning_ratio:.1%}", *parts, *map(str, counts), *scores)

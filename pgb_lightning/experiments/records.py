@@ -1,4 +1,4 @@
-"""Results in a file, one JSON object a line: added as they come, and found again by a run that goes on."""
+"""Results in JSON-lines files: one result per line, appended as they are measured, and reused by later runs."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ Result = dict[str, Any]
 
 
 def read_results(name: str, path: str | Path, needed: Collection[str] = ()) -> list[Result]:
-    """Read the results of a file, which may be in use: a line that is not finished does not count.
+    """Read the results of a file. The file may be in use: an incomplete last line is ignored.
 
     Args:
-        name: What the file is called in an error: the setting that names it.
+        name: The setting that names the file, for error messages.
         path: The file.
-        needed: Entries that every result must have.
+        needed: Keys that every result must have.
 
     Raises:
-        ValueError: It holds something else, or a result lacks an entry.
+        ValueError: If the file contains anything else, or a result lacks a key.
     """
     results = _parse(name, path, Path(path).read_text())
-    if lacking := [entry for result in results for entry in needed if entry not in result]:
-        raise ValueError(f"{name}={str(path)!r} holds a result without {lacking[0]!r}: measure it again.")
+    if missing := [key for result in results for key in needed if key not in result]:
+        raise ValueError(f"{name}={str(path)!r} contains a result without {missing[0]!r}. Measure it again.")
     return results
 
 
-class ResultLines:
-    """Keep results in a file that several runs may share; keep none without one.
+class ResultFile:
+    """Results in a file that several runs may share; without a file, results in memory.
 
-    A line that an interrupted run left unfinished is cut off.
+    An incomplete line that an interrupted run left is removed.
 
     Args:
-        path: The file, made with its folder where it is not there.
+        path: The file; it is created with its folder if it does not exist.
 
     Raises:
-        ValueError: It is a folder, or holds something else.
+        ValueError: If the path is a folder, or the file contains anything else.
     """
 
     def __init__(self, path: str | None) -> None:
@@ -45,20 +45,20 @@ class ResultLines:
         if self.path is None:
             return
         if self.path.is_dir():
-            raise ValueError(f"out={path!r} is a folder: name a file, such as results.jsonl in it.")
+            raise ValueError(f"out={path!r} is a folder. Give a file, such as results.jsonl in it.")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
             text = self.path.read_text()
             self._results = _parse("out", self.path, text)
-            if (whole := _whole(text)) != text:
-                self.path.write_text(whole)
+            if (complete := _complete_lines(text)) != text:
+                self.path.write_text(complete)
 
     def find(self, known: Result) -> Result | None:
-        """Look for a result of which some entries are known."""
+        """Return the first result that contains all given entries, if any."""
         return next((result for result in self._results if known.items() <= result.items()), None)
 
     def add(self, result: Result) -> None:
-        """Keep a result."""
+        """Append a result."""
         self._results.append(result)
         if self.path is not None:
             with self.path.open("a") as file:
@@ -66,15 +66,14 @@ class ResultLines:
 
 
 def _parse(name: str, path: str | Path, text: str) -> list[Result]:
-    """Make results of a file's text."""
     try:
-        return [dict(json.loads(line)) for line in _whole(text).splitlines()]
+        return [dict(json.loads(line)) for line in _complete_lines(text).splitlines()]
     except (ValueError, TypeError):
         raise ValueError(
-            f"{name}={str(path)!r} holds something else than one result a line: name another file, or move it away."
+            f"{name}={str(path)!r} must contain one JSON result per line. Give another file, or move this one away."
         ) from None
 
 
-def _whole(text: str) -> str:
-    """Cut off a line that is not finished."""
+def _complete_lines(text: str) -> str:
+    """Return the text without an incomplete last line."""
     return text[: text.rfind("\n") + 1]

@@ -1,19 +1,19 @@
-"""Fine-tune, prune, re-finetune, over seeds: the measurements behind ``docs/results.md``.
+"""Fine-tune, prune and re-finetune over several seeds: the measurements behind ``docs/results.md``.
 
 Example:
     ::
 
         python -m pgb_lightning.experiments.seeds sst2 runs/sst2 --data_dir DIR --max_train_samples 20000
 
-    Five seeds of another task, as long as the paper trains::
+    Five seeds of another task, trained as long as in the paper::
 
         python -m pgb_lightning.experiments.seeds mrpc runs/mrpc --seeds [0,1,2,3,4] --epochs 3 --refinetuning_epochs 3
 
-    Beside other people's methods, which are named in :data:`pgb_lightning.experiments.baselines.BASELINES`::
+    Together with baselines, whose names are in :data:`pgb_lightning.experiments.baselines.BASELINES`::
 
         python -m pgb_lightning.experiments.seeds cola runs/cola --presets [default,kwon,magnitude,top-layers]
 
-    SQuAD, batched by length::
+    SQuAD, with batches of similar lengths::
 
         python -m pgb_lightning.experiments.seeds squad runs/squad --data_options '{"group_by_length": true}'
 """
@@ -37,100 +37,76 @@ from pgb_lightning.cli.suggestions import check_options
 from pgb_lightning.config import PRESETS, PruningConfig
 from pgb_lightning.datamodules import GLUEDataModule, SQuADDataModule
 from pgb_lightning.experiments.baselines import BASELINES, BaselineCallback
-from pgb_lightning.experiments.spread import spread
-from pgb_lightning.experiments.trainer import make_trainer
-from pgb_lightning.glue_tasks import get_task
-from pgb_lightning.modules import QuestionAnswering, TextClassification
+from pgb_lightning.experiments.mean_std import format_mean_std
+from pgb_lightning.experiments.records import Result
+from pgb_lightning.experiments.task_setup import TaskSetup
+from pgb_lightning.experiments.training import train
 
-SQUAD_VERSIONS = {"squad": "1.1", "squad_v2": "2.0"}
-
-#: Peers that leave fewer layers, or narrower hidden states, than a teacher has.
-UNTEACHABLE = ("top-layers", "alternate-layers", "torch-pruning")
+#: Baselines whose models have fewer layers, or narrower hidden states, than the teacher, and cannot be distilled.
+NOT_DISTILLABLE = ("top-layers", "alternate-layers", "torch-pruning")
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What a task is measured with.
+class Experiment:
+    """Training settings of one task, and the two kinds of measurement.
 
     Args:
-        datamodule: Class of its data.
-        module: Class of its model.
-        options: What both are told to know the task.
-        max_length: Tokens of an input, as in the paper.
-        metrics: What is logged of it, the paper's metric first.
-        percent: Whether the metrics are logged in percent.
+        setup: The task's classes and metrics.
+        model_name_or_path: The pretrained encoder.
+        epochs: For fine-tuning the dense model.
+        refinetuning_epochs: For the pruned model.
+        learning_rate: For fine-tuning the dense model.
+        refinetuning_learning_rate: For the pruned model.
+        distillation: Whether the dense model is the teacher in re-finetuning.
     """
 
-    datamodule: type[GLUEDataModule] | type[SQuADDataModule]
-    module: type[TextClassification] | type[QuestionAnswering]
-    options: dict[str, Any]
-    max_length: int
-    metrics: tuple[str, ...]
-    percent: bool
+    setup: TaskSetup
+    model_name_or_path: str
+    epochs: int
+    refinetuning_epochs: int
+    learning_rate: float
+    refinetuning_learning_rate: float
+    distillation: bool
 
-    @classmethod
-    def of(cls, name: str) -> Subject:
-        """Look a task up.
+    def measure_dense(self, data: GLUEDataModule | SQuADDataModule, seed: int, checkpoint: Path) -> Result:
+        """Fine-tune the dense model, save it, and return its scores."""
+        L.seed_everything(seed)
+        module = self.setup.module(
+            model_name_or_path=self.model_name_or_path, learning_rate=self.learning_rate, **self.setup.options
+        )
+        _, scores = train(module, data, self.epochs, checkpoint)
+        return {"seed": seed, "dense": scores[self.setup.metrics[0]], "scores": {"dense": scores}}
 
-        Raises:
-            ValueError: It is neither a GLUE task nor "squad" nor "squad_v2".
-        """
-        if name in SQUAD_VERSIONS:
-            version_2 = ("val_HasAns_f1", "val_NoAns_f1", "val_best_f1") if name == "squad_v2" else ()
-            options = {"version": SQUAD_VERSIONS[name]}
-            return cls(
-                SQuADDataModule, QuestionAnswering, options, 384, ("val_f1", "val_exact_match", *version_2), True
-            )
-        try:
-            task = get_task(name)
-        except ValueError as error:
-            raise ValueError(f"{error} Or one of: {', '.join(SQUAD_VERSIONS)}.") from None
-        sets = [split.removeprefix("validation_") for split in task.validation_splits]
-        prefixes = ["val", *(f"val_{name}" for name in sets[1:])]
-        metrics = tuple(f"{prefix}_{metric}" for prefix in prefixes for metric in task.metrics)
-        return cls(GLUEDataModule, TextClassification, {"task": name}, 128, metrics, False)
-
-
-class ScoreBeforeTraining(L.Callback):
-    """Keep what the sanity check measures; over the whole validation set it is the score before training."""
-
-    def __init__(self) -> None:
-        self.scores: dict[str, float] = {}
-
-    def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Copy the metrics before they are reset."""
-        self.scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
-
-
-def train(
-    module: L.LightningModule,
-    datamodule: L.LightningDataModule,
-    epochs: int,
-    checkpoint: Path,
-    callbacks: Sequence[L.Callback] = (),
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Train a module, save its weights, and return its scores before (if it has callbacks) and after.
-
-    Args:
-        module: The module.
-        datamodule: Its data.
-        epochs: Epochs to train.
-        checkpoint: Where the weights go.
-        callbacks: Such as :class:`PGBCallback`; the first scores are then those of the pruned module.
-
-    Returns:
-        Validation metrics before and after training; before, none without callbacks.
-    """
-    before = ScoreBeforeTraining()
-    trainer = make_trainer(
-        epochs,
-        callbacks=[*callbacks, before],
-        num_sanity_val_steps=-1 if callbacks else 0,
-        check_val_every_n_epoch=epochs,  # only the last one counts
-    )
-    trainer.fit(module, datamodule=datamodule)
-    trainer.save_checkpoint(checkpoint, weights_only=True)
-    return before.scores, {name: float(value) for name, value in trainer.callback_metrics.items()}
+    def measure_pruned(
+        self,
+        data: GLUEDataModule | SQuADDataModule,
+        seed: int,
+        preset: str,
+        ratio: float,
+        dense_checkpoint: Path,
+        checkpoint: Path,
+    ) -> Result:
+        """Prune and re-finetune the dense model, save it, and return its scores before and after re-finetuning."""
+        L.seed_everything(seed)
+        module = self.setup.module(
+            model_name_or_path=self.model_name_or_path,
+            learning_rate=self.refinetuning_learning_rate,
+            fine_tuned_ckpt=str(dense_checkpoint),
+            **self.setup.options,
+        )
+        pruner = BaselineCallback(preset, ratio) if preset in BASELINES else PGBCallback(ratio, preset)
+        callbacks = [Distillation(), pruner] if self.distillation else [pruner]
+        before, after = train(module, data, self.refinetuning_epochs, checkpoint, callbacks)
+        metric = self.setup.metrics[0]
+        return {
+            "seed": seed,
+            "preset": preset,
+            "ratio": ratio,
+            "removed": _removed_fraction(pruner),
+            "before": before[metric],
+            "after": after[metric],
+            "scores": {"before": before, "after": after},
+        }
 
 
 def run(
@@ -151,152 +127,174 @@ def run(
     distillation: bool = False,
     num_threads: int = 1,
 ) -> None:
-    """Measure a task: dense, pruned, and re-finetuned, over seeds; ends in mean and spread of each metric.
+    """Measure the dense, pruned and re-finetuned models over seeds; print mean and standard deviation of each metric.
 
-    A seed draws the training rows, their order, the calibration rows and dropout. What is measured already is
-    read from ``out_dir``, so that an interrupted run goes on, and runs of different seeds can share a folder.
+    A seed determines the training rows, their order, the calibration rows and dropout. Existing results in ``out_dir``
+    are reused, so an interrupted run can be continued, and runs of different seeds can share a folder.
 
     Args:
-        task: A GLUE task, of which MNLI is scored on both of its validation sets; "squad" or "squad_v2".
-        out_dir: Folder for checkpoints and one JSON file a result, all of one model and way of training.
-        data_dir: Local parquet folder; the Hub if not given.
+        task: A GLUE task, "squad" or "squad_v2". MNLI is scored on both of its validation sets.
+        out_dir: Folder for checkpoints and one JSON file per result, all from one model and one set of training
+            settings.
+        data_dir: Local folder of parquet files; the Hub if not given.
         model_name_or_path: The pretrained encoder.
         seeds: Seeds to run.
         ratios: Values of ``pruning_ratio``.
-        presets: Of "default", "paper" and "balanced", and of the baselines' names.
-        max_train_samples: Training rows to use; all if not given.
+        presets: "default", "paper", "balanced", and names of baselines.
+        max_train_samples: Number of training rows; all if not given.
         epochs: For fine-tuning the dense model (the paper: 3).
-        refinetuning_epochs: For the pruned one (the paper: 3).
+        refinetuning_epochs: For the pruned model (the paper: 3).
         learning_rate: For fine-tuning the dense model.
-        refinetuning_learning_rate: For the pruned one (the paper: 2e-5 or 3e-5).
-        max_length: Tokens of an input, at most; if not given, 128 for GLUE and 384 for SQuAD.
+        refinetuning_learning_rate: For the pruned model (the paper: 2e-5 or 3e-5).
+        max_length: Maximum input length in tokens; 128 for GLUE and 384 for SQuAD if not given.
         data_options: Further settings of the data module, such as ``{"group_by_length": true}``.
-        distillation: Whether the dense model teaches the pruned one in re-finetuning.
-        num_threads: CPU threads; one where several runs share a machine.
+        distillation: Whether the dense model is the teacher in re-finetuning.
+        num_threads: CPU threads; use one if several runs share a machine.
 
     Raises:
-        ValueError: ``task`` is none, a number of epochs, a learning rate or a ratio is out of range, a preset or one of
-            ``data_options`` is unknown, a preset cannot be distilled, or ``out_dir`` holds results of other settings.
+        ValueError: If the task, a preset or one of ``data_options`` is unknown; a number of epochs, a learning rate or
+            a ratio is out of range; a preset cannot be distilled; or ``out_dir`` contains results of other settings.
     """
     for name, value in {"epochs": epochs, "refinetuning_epochs": refinetuning_epochs}.items():
         if value < 1:
-            raise ValueError(f"{name}={value} is out of range: give 1 or more.")
+            raise ValueError(f"{name}={value} is out of range. Use 1 or more.")
     rates = {"learning_rate": learning_rate, "refinetuning_learning_rate": refinetuning_learning_rate}
     for name, rate in rates.items():
         if rate <= 0:
-            raise ValueError(f"{name}={rate} is out of range: give one above 0.")
+            raise ValueError(f"{name}={rate} is out of range. Use a value above 0.")
     for ratio in ratios:
-        PruningConfig(pruning_ratio=ratio)  # refuses what is none
+        PruningConfig(pruning_ratio=ratio)  # raises if out of range
+    _check_presets(presets, distillation)
+    setup = TaskSetup.of(task)
+    taken = ["model_name_or_path", *setup.options, "data_dir", "max_train_samples", "seed"]
+    if max_length:
+        taken.append("max_length")
+    check_options("data_options", data_options or {}, setup.datamodule, taken)
+    data_options = {"max_length": max_length or setup.max_length, **(data_options or {})}
+    settings = {
+        "task": task,
+        "model_name_or_path": model_name_or_path,
+        "max_train_samples": max_train_samples,
+        "epochs": epochs,
+        "refinetuning_epochs": refinetuning_epochs,
+        "data_options": data_options,
+        "learning_rate": learning_rate,
+        "refinetuning_learning_rate": refinetuning_learning_rate,
+    }
+    if distillation:  # left out otherwise, so that folders from before this setting can be continued
+        settings["distillation"] = True
+    _claim_folder(Path(out_dir), settings)
+    torch.set_num_threads(num_threads)
+    experiment = Experiment(
+        setup=setup,
+        model_name_or_path=model_name_or_path,
+        epochs=epochs,
+        refinetuning_epochs=refinetuning_epochs,
+        learning_rate=learning_rate,
+        refinetuning_learning_rate=refinetuning_learning_rate,
+        distillation=distillation,
+    )
+    for seed in seeds:
+        folder = Path(out_dir) / f"seed{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        data = setup.datamodule(
+            model_name_or_path=model_name_or_path,
+            data_dir=data_dir,
+            max_train_samples=max_train_samples,
+            seed=seed,
+            **setup.options,
+            **data_options,
+        )
+        dense = folder / "dense.ckpt"
+        if not (folder / "dense.json").is_file():
+            _write(folder / "dense.json", experiment.measure_dense(data, seed, dense))
+        for ratio in ratios:
+            for preset in presets:
+                stem = folder / f"{preset}-{ratio}"
+                json_file, checkpoint = Path(f"{stem}.json"), Path(f"{stem}.ckpt")
+                if not json_file.is_file():
+                    _write(json_file, experiment.measure_pruned(data, seed, preset, ratio, dense, checkpoint))
+    results = _read_results(Path(out_dir), setup.metrics[0])
+    for name in setup.metrics:
+        Console(width=100).print(_table(results, name, 1 if setup.percent else 100))
+
+
+def _check_presets(presets: Sequence[str], distillation: bool) -> None:
+    """Check that all presets and baselines are known, installed, and can be distilled if required."""
     for preset in presets:
-        if distillation and preset in UNTEACHABLE:
+        if distillation and preset in NOT_DISTILLABLE:
             raise ValueError(
-                f"presets names {preset!r}, whose hidden states cannot be compared with those of distillation's "
-                "teacher: leave it out, or set distillation=False."
+                f"presets contains {preset!r}, whose hidden states do not match the teacher's. "
+                "Remove it, or set distillation=False."
             )
         if preset in BASELINES:
             BASELINES[preset].check()
         elif preset not in PRESETS:
             known = ", ".join(map(repr, (*PRESETS, *BASELINES)))
-            raise ValueError(f"presets names {preset!r}, which is none of {known}.")
-    subject = Subject.of(task)
-    given = {"model_name_or_path": model_name_or_path, **subject.options}
-    taken = [*given, "data_dir", "max_train_samples", "seed", *(["max_length"] if max_length else [])]
-    check_options("data_options", data_options or {}, subject.datamodule, taken)
-    data_options = {"max_length": max_length or subject.max_length, **(data_options or {})}
-    settings = {
-        **{"task": task, "model_name_or_path": model_name_or_path, "max_train_samples": max_train_samples},
-        **{"epochs": epochs, "refinetuning_epochs": refinetuning_epochs, "data_options": data_options},
-        **{"learning_rate": learning_rate, "refinetuning_learning_rate": refinetuning_learning_rate},
-    }
-    if distillation:  # results with and without are of different folders
-        settings["distillation"] = True
-    _claim(Path(out_dir), settings)
-    torch.set_num_threads(num_threads)
-    metric = subject.metrics[0]
-    for seed in seeds:
-        folder = Path(out_dir) / f"seed{seed}"
-        folder.mkdir(parents=True, exist_ok=True)
-        data = subject.datamodule(
-            **given, data_dir=data_dir, max_train_samples=max_train_samples, seed=seed, **data_options
-        )
-        dense = folder / "dense.ckpt"
-        if not (folder / "dense.json").is_file():
-            L.seed_everything(seed)
-            module = subject.module(**given, learning_rate=learning_rate)
-            _, scores = train(module, data, epochs, dense)
-            _store(folder / "dense.json", {"seed": seed, "dense": scores[metric], "scores": {"dense": scores}})
-        for ratio in ratios:
-            for preset in presets:
-                name = f"{preset}-{ratio}"
-                if (folder / f"{name}.json").is_file():
-                    continue
-                L.seed_everything(seed)
-                module = subject.module(**given, learning_rate=refinetuning_learning_rate, fine_tuned_ckpt=str(dense))
-                pruner = BaselineCallback(preset, ratio) if preset in BASELINES else PGBCallback(ratio, preset)
-                callbacks = [Distillation(), pruner] if distillation else [pruner]
-                before, after = train(module, data, refinetuning_epochs, folder / f"{name}.ckpt", callbacks)
-                result = {
-                    **{"seed": seed, "preset": preset, "ratio": ratio, "removed": _removed(pruner)},
-                    **{"before": before[metric], "after": after[metric]},
-                    "scores": {"before": before, "after": after},
-                }
-                _store(folder / f"{name}.json", result)
-    results = [json.loads(path.read_text()) for path in sorted(Path(out_dir).glob("seed*/*.json"))]
-    for result in results:  # those of before there were `scores` have the paper's metric alone
-        for stage in result.keys() & {"dense", "before", "after"}:
-            result.setdefault("scores", {}).setdefault(stage, {})[metric] = result[stage]
-    for name in subject.metrics:
-        Console(width=100).print(_table(results, name, 1 if subject.percent else 100))
+            raise ValueError(f"presets contains {preset!r}. Choose from {known}.")
 
 
-def _removed(pruner: PGBCallback | BaselineCallback) -> float:
+def _removed_fraction(pruner: PGBCallback | BaselineCallback) -> float:
     if isinstance(pruner, BaselineCallback):
         return pruner.removed
     assert pruner.plan is not None
     return pruner.plan.pruning_ratio
 
 
-def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
-    """Keep a folder to one way of training, whose results alone may be averaged."""
+def _claim_folder(out_dir: Path, settings: dict[str, Any]) -> None:
+    """Record the settings of a folder, or check that they are the recorded ones: other results must not be averaged."""
     out_dir.mkdir(parents=True, exist_ok=True)
     path = out_dir / "settings.json"
-    before = json.loads(path.read_text()) if path.is_file() else settings
+    recorded = json.loads(path.read_text()) if path.is_file() else settings
     changed = [
-        f"{name}={settings.get(name)!r}, not {before.get(name)!r}"
-        for name in dict.fromkeys((*settings, *before))
-        if before.get(name) != settings.get(name)
+        f"{name}={settings.get(name)!r}, not {recorded.get(name)!r}"
+        for name in dict.fromkeys((*settings, *recorded))
+        if recorded.get(name) != settings.get(name)
     ]
     if changed:
         raise ValueError(
-            f"out_dir={str(out_dir)!r} holds results of other settings: {'; '.join(changed)}. Name another."
+            f"out_dir={str(out_dir)!r} contains results of other settings: {'; '.join(changed)}. Use another folder."
         )
-    _store(path, settings)
+    _write(path, settings)
 
 
-def _table(results: list[dict[str, Any]], metric: str, scale: float) -> Table:
-    """Tabulate results: mean and standard deviation over seeds, in points."""
+def _read_results(out_dir: Path, metric: str) -> list[Result]:
+    """Read all results of a folder; old files, which have no ``scores``, contain the paper's metric only."""
+    results: list[Result] = [json.loads(path.read_text()) for path in sorted(out_dir.glob("seed*/*.json"))]
+    for result in results:
+        for stage in result.keys() & {"dense", "before", "after"}:
+            result.setdefault("scores", {}).setdefault(stage, {})[metric] = result[stage]
+    return results
+
+
+def _table(results: list[Result], metric: str, scale: float) -> Table:
+    """Make a table of mean and standard deviation over seeds, in percent."""
     dense = _scores(results, "dense", metric, scale)
-    title = f"{metric}, mean ± standard deviation over {len(dense)} seeds; dense {spread(dense)}"
-    table = Table(title=title)
+    table = Table(title=f"{metric}, mean ± standard deviation over {len(dense)} seeds; dense {format_mean_std(dense)}")
     for column in ("ratio", "preset", "removed", "pruned", "re-finetuned", "seeds"):
         table.add_column(column, justify="right")
-    settings = sorted({(r["ratio"], r["preset"]) for r in results if "ratio" in r})
+    settings = sorted({(result["ratio"], result["preset"]) for result in results if "ratio" in result})
     for ratio, preset in settings:
-        rows = [r for r in results if (r.get("ratio"), r.get("preset")) == (ratio, preset)]
-        columns = [spread([100 * row["removed"] for row in rows])]
+        rows = [result for result in results if (result.get("ratio"), result.get("preset")) == (ratio, preset)]
         after = _scores(rows, "after", metric, scale)
-        columns += [spread(_scores(rows, "before", metric, scale)), spread(after)]
-        table.add_row(str(ratio), preset, *columns, str(len(after)))
+        table.add_row(
+            str(ratio),
+            preset,
+            format_mean_std([100 * row["removed"] for row in rows]),
+            format_mean_std(_scores(rows, "before", metric, scale)),
+            format_mean_std(after),
+            str(len(after)),
+        )
     return table
 
 
-def _scores(results: list[dict[str, Any]], stage: str, metric: str, scale: float) -> list[float]:
-    """Pick a metric out of the results that have it."""
-    found = [result["scores"].get(stage, {}).get(metric) for result in results]
-    return [scale * value for value in found if value is not None]
+def _scores(results: list[Result], stage: str, metric: str, scale: float) -> list[float]:
+    """Return a metric of the results that have it."""
+    values = [result["scores"].get(stage, {}).get(metric) for result in results]
+    return [scale * value for value in values if value is not None]
 
 
-def _store(path: Path, result: dict[str, Any]) -> None:
+def _write(path: Path, result: dict[str, Any]) -> None:
     path.write_text(json.dumps(result) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""The command that measures round trips."""
+"""Export round trips: every format gives the outputs of the checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.export_roundtrip import differences, random_batch, run, torch_run
 
 
-def test_a_checkpoint_goes_through_every_format(
+def test_every_format_gives_the_outputs_of_the_checkpoint(
     pruned_checkpoint: Callable[..., Path], glue_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxruntime")
@@ -41,31 +41,31 @@ def test_a_checkpoint_goes_through_every_format(
     assert found["ONNX int8, dense twin"]["megabytes"] < found["ONNX, dense twin"]["megabytes"]
 
 
-def test_compiled_models_are_run_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, made = classifier().eval(), []
+def test_compiled_models_are_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, compiled = classifier().eval(), []
 
     def compile_eagerly(model: torch.nn.Module, dynamic: bool) -> torch.nn.Module:
-        made.append(model)
+        compiled.append(model)
         return plain(model, dynamic=dynamic, backend="eager")
 
     plain = torch.compile
     monkeypatch.setattr(torch, "compile", compile_eagerly)
     runs = {"plain": torch_run(model), "compiled": torch_run(model, compiled=True)}
     assert differences(runs, [random_batch(model, 2, 7)])["compiled"] == 0
-    assert made == [model]
+    assert compiled == [model]
     torch._dynamo.reset()
 
 
-def test_settings_that_cannot_work_are_refused_before_work(pruned_checkpoint: Callable[..., Path]) -> None:
+def test_invalid_settings_raise(pruned_checkpoint: Callable[..., Path]) -> None:
     pytest.importorskip("onnxruntime")
-    with pytest.raises(MisconfigurationException, match="length=65 is out of range: this model takes 1 to 64 tokens"):
+    with pytest.raises(MisconfigurationException, match=r"length=65 .* 64"):
         run(str(pruned_checkpoint()), length=65)
-    with pytest.raises(MisconfigurationException, match="data_dir='here' is for checkpoints of a GLUE task"):
+    with pytest.raises(MisconfigurationException, match="data_dir='here'"):
         run(str(pruned_checkpoint("reader")), data_dir="here", length=8)
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_a_model_takes_as_many_tokens_as_said_and_no_more(model_type: str) -> None:
+def test_max_length_is_the_limit_of_the_model(model_type: str) -> None:
     model = classifier(model_type)
     longest = find_encoder(model).max_length
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_a_model_takes_as_many_tokens_as_said_and_no_more(model_type: str) -> No
             model(**random_batch(model, 2, longest + 1))
 
 
-def test_differences_are_counted_at_real_tokens_only() -> None:
+def test_differences_at_padding_are_ignored() -> None:
     batch = {"attention_mask": torch.tensor([[1, 1, 0]])}
     runs = {
         "first": lambda batch: [torch.zeros(1, 3), torch.zeros(1, 2)],

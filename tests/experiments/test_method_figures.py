@@ -1,4 +1,4 @@
-"""The figure of one matrix."""
+"""The figures of one pruned matrix and of the shapes of a sublayer."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ MASK = kept_mask(GROUPS, *IMPORTANCE.shape)
 
 
 def image(axes: Axes, index: int) -> np.ma.MaskedArray[tuple[int, ...], np.dtype[np.float32]]:
-    """Return what a panel shows in one of its layers; hidden cells are masked."""
+    """Return the values of one image of a panel; hidden cells are masked."""
     return np.ma.asarray(axes.images[index].get_array())
 
 
 def inside(values: NDArray[Any], outline: Rectangle) -> NDArray[Any]:
-    """Cut out what a rectangle is drawn around."""
+    """Return the values inside a rectangle."""
     (left, top), (width, height) = outline.get_xy(), (outline.get_width(), outline.get_height())
     assert (left % 1, top % 1) == (0.5, 0.5)
     row, column = round(top + 0.5), round(left + 0.5)
@@ -51,10 +51,9 @@ def panels() -> list[Axes]:
 
 
 def test_the_hidden_groups_are_found() -> None:
-    """Else the figure would show a method that does not work."""
     share = float(GROUPS.kept_importance(IMPORTANCE).sum() / IMPORTANCE.sum())
     assert share > 0.6
-    assert IMPORTANCE[MASK.any(0)].min() >= 0.3  # what example_importance promises of weights within a group
+    assert IMPORTANCE[MASK.any(0)].min() >= 0.3  # the smallest importance within a group
 
 
 def test_the_first_panel_is_the_matrix(panels: list[Axes]) -> None:
@@ -68,7 +67,7 @@ def test_outlined_blocks_hold_the_kept_importance(panels: list[Axes]) -> None:
     assert f"{sum(sums) / IMPORTANCE.sum():.0%} of the importance" in panels[1].get_xlabel()
 
 
-def test_each_outlined_block_is_all_that_is_coloured_in_its_hue(panels: list[Axes]) -> None:
+def test_each_color_fills_exactly_its_block(panels: list[Axes]) -> None:
     outlines = [patch for patch in panels[1].patches if isinstance(patch, Rectangle)]
     for g, outline in enumerate(outlines):
         shown = ~np.ma.getmaskarray(image(panels[1], 1 + g))
@@ -86,7 +85,7 @@ def test_the_last_panel_shows_each_groups_weights_in_their_original_places(panel
         np.testing.assert_array_equal(layer.compressed(), IMPORTANCE[MASK[g]].numpy())
 
 
-def test_groups_of_any_matrix_are_disjoint_shares() -> None:
+def test_groups_of_any_matrix_are_disjoint() -> None:
     importance = torch.rand(12, 8, generator=torch.Generator().manual_seed(1))
     mask = kept_mask(group(importance, 4, "greedy", num_permutations=6), 12, 8)
     assert mask.sum(0).max() == 1
@@ -102,7 +101,7 @@ def test_the_file_is_the_same_every_time(tmp_path: Path) -> None:
     assert first.stat().st_size < 200_000
 
 
-def test_without_matplotlib_the_message_has_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_message_has_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r'pip install "pgb-lightning\[figures\]"'):
         draw(IMPORTANCE, GROUPS)
@@ -113,10 +112,10 @@ def test_importing_the_module_does_not_import_matplotlib() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_the_picture_in_the_documentation_is_there() -> None:
-    picture = Path(__file__).parents[2] / "docs" / "img" / "pgb.svg"
-    assert picture.is_file()
-    assert picture.stat().st_size < 200_000
+def test_the_figure_of_the_documentation_exists() -> None:
+    figure = Path(__file__).parents[2] / "docs" / "img" / "pgb.svg"
+    assert figure.is_file()
+    assert figure.stat().st_size < 200_000
 
 
 def test_shapes_are_drawn_to_scale(tmp_path: Path) -> None:
@@ -135,4 +134,4 @@ def test_shapes_are_drawn_to_scale(tmp_path: Path) -> None:
     main(str(tmp_path / "shapes.svg"), drawing="shapes")
     root, made = Path(__file__).parents[2], (tmp_path / "shapes.svg").read_text()
     if f"\nmatplotlib=={matplotlib.__version__};" in (root / "constraints.txt").read_text():
-        assert made == (root / "docs/img/shapes.svg").read_text()  # other versions place text a little elsewhere
+        assert made == (root / "docs/img/shapes.svg").read_text()  # other versions may place text differently

@@ -1,4 +1,4 @@
-"""Results a line each: found again, shared, and an unfinished or foreign file seen to first."""
+"""JSON-lines files of results: results are found again, and incomplete or foreign files are recognized."""
 
 from __future__ import annotations
 
@@ -6,46 +6,49 @@ from pathlib import Path
 
 import pytest
 
-from pgb_lightning.experiments.records import ResultLines
+from pgb_lightning.experiments.records import ResultFile
 
 
-def test_results_are_found_again_by_what_is_known_of_them(tmp_path: Path) -> None:
+def test_results_are_found_by_known_entries(tmp_path: Path) -> None:
     path = str(tmp_path / "new" / "out.jsonl")
-    first = ResultLines(path)
+    first = ResultFile(path)
     results = [{"method": name, "options": {"by_length": True}, "score": number} for number, name in enumerate("ab")]
     for result in results:
         first.add(result)
-    for kept in (first, ResultLines(path)):
-        assert kept.find({"method": "b", "options": {"by_length": True}}) == results[1]
-        assert kept.find({"method": "b", "options": None}) is None
-        assert kept.find({"method": "b", "seed": 0}) is None
-    another = ResultLines(path)
+    for stored in (first, ResultFile(path)):
+        assert stored.find({"method": "b", "options": {"by_length": True}}) == results[1]
+        assert stored.find({"method": "b", "options": None}) is None
+        assert stored.find({"method": "b", "seed": 0}) is None
+    another = ResultFile(path)
     another.add({"method": "c"})
     assert len(Path(path).read_text().splitlines()) == 3
 
 
-def test_an_unfinished_line_is_measured_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("incomplete", ['{"method": "b", "sco', '{"method": "b"}'])
+def test_an_incomplete_line_is_removed(incomplete: str, tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    for unfinished in ('{"method": "b", "sco', '{"method": "b"}'):
-        path.write_text('{"method": "a"}\n' + unfinished)
-        kept = ResultLines(str(path))
-        assert kept.find({"method": "b"}) is None
-        kept.add({"method": "b", "score": 1.0})
-        assert ResultLines(str(path)).find({"method": "b"}) == {"method": "b", "score": 1.0}
+    path.write_text('{"method": "a"}\n' + incomplete)
+    stored = ResultFile(str(path))
+    assert stored.find({"method": "b"}) is None
+    stored.add({"method": "b", "score": 1.0})
+    assert ResultFile(str(path)).find({"method": "b"}) == {"method": "b", "score": 1.0}
 
 
-def test_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:
-    for text in ('{\n "task": "sst2"\n}\n', "[1, 2]\n3\n", "method,score\n"):
-        path = tmp_path / "out.json"
-        path.write_text(text)
-        with pytest.raises(ValueError, match=r"out='.*out\.json' holds something else than one result a line: name"):
-            ResultLines(str(path))
-        assert path.read_text() == text
-    with pytest.raises(ValueError, match=r"out='.*' is a folder: name a file"):
-        ResultLines(str(tmp_path))
+@pytest.mark.parametrize("text", ['{\n "task": "sst2"\n}\n', "[1, 2]\n3\n", "method,score\n"])
+def test_other_files_raise_and_stay_unchanged(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"out='.*out\.json'"):
+        ResultFile(str(path))
+    assert path.read_text() == text
 
 
-def test_nothing_is_kept_without_a_file() -> None:
-    kept = ResultLines(None)
-    kept.add({"method": "a"})
-    assert kept.find({"method": "a"}) == {"method": "a"}
+def test_a_folder_raises(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"out='.*' is a folder"):
+        ResultFile(str(tmp_path))
+
+
+def test_without_a_file_results_are_kept_in_memory() -> None:
+    stored = ResultFile(None)
+    stored.add({"method": "a"})
+    assert stored.find({"method": "a"}) == {"method": "a"}

@@ -1,4 +1,4 @@
-"""One table and one figure of many results: averaged where they may be, and refused where not."""
+"""One table and one figure of many results: results of equal settings are averaged, others raise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Result = dict[str, Any]
 
 
 def result(method: str = "default", ratio: float = 0.5, seed: int = 0, score: float = 80.0, **others: Any) -> Result:
-    """Make up what the ablations measure of one method, ratio and seed."""
+    """Make a result of one method, ratio and seed, as the ablations write it."""
     settings = {"task": "sst2", "max_train_samples": None, "refinetuning_epochs": 1}
     cell = {"checkpoint": f"seed{seed}/dense.ckpt", "weights": f"{seed:016}", "seed": seed}
     measured = {"kind": "shapes", "removed": ratio + 0.01, "score": score, "loss": 0.25, "divergence": 0.0125}
@@ -31,13 +31,13 @@ def write(path: Path, *found: Result) -> str:
 
 
 def rows_of(shown: str) -> list[list[str]]:
-    """Split a Markdown table into its cells, the head first, without the line below it."""
+    """Return the cells of a Markdown table, the header first, without the delimiter row."""
     head, below, *lines = filter(str.strip, shown.splitlines())
     assert set(below.strip()) == {"|", "-"}
     return [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in (head, *lines)]
 
 
-def test_seeds_are_averaged_and_tasks_stand_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_seeds_are_averaged_and_tasks_keep_their_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = write(
         tmp_path / "sst2.jsonl",
         *(result(seed=seed, score=80.0 + seed) for seed in range(3)),
@@ -61,7 +61,7 @@ def test_seeds_are_averaged_and_tasks_stand_in_order(tmp_path: Path, capsys: pyt
     assert rows[2][8:] == ["82.0 ± 1.0", "0.0625 ± 0.0000", "0.500 ± 0.000", "3"]
 
 
-def test_methods_are_picked_and_ordered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_methods_are_selected_and_ordered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "out.jsonl", *(result(name) for name in ("default", "paper", "kwon", "dense")))
     shown = results.run((path,), methods=("kwon", "default"))
     assert [one["method"] for one in shown] == ["dense", "kwon", "default"]
@@ -78,19 +78,19 @@ def test_methods_are_picked_and_ordered(tmp_path: Path, capsys: pytest.CaptureFi
     assert {tuple(row[5:]) for row in rows} == {("80.0", "0.0125", "0.250", "1")}
 
 
-def test_not_all_that_was_pruned_need_be_refinetuned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_some_results_may_lack_refinetuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     not_yet = {name: value for name, value in result(seed=1).items() if name != "refinetuned"}
     results.run(write(tmp_path / "out.jsonl", result(), not_yet), markdown=True)
     _, row = rows_of(capsys.readouterr().out)
     assert row[5:] == ["80.0 ± 0.0", "0.0125 ± 0.0000", "0.250 ± 0.000", "81.0", "0.0625", "0.500", "2 (1)"]
 
 
-def test_a_result_counts_once(tmp_path: Path) -> None:
+def test_duplicate_results_count_once(tmp_path: Path) -> None:
     path = write(tmp_path / "out.jsonl", result(), result(score=81.0), result(seed=1), result(weights="f" * 16))
     assert [one["score"] for one in results.run((path, path))] == [80.0, 80.0, 80.0]
 
 
-def test_a_file_in_use_is_read_and_left_alone(tmp_path: Path) -> None:
+def test_a_file_in_use_is_read_and_not_changed(tmp_path: Path) -> None:
     path = Path(write(tmp_path / "out.jsonl", result()))
     text = path.read_text() + json.dumps(result("kwon"))[:-9]
     path.write_text(text)
@@ -109,64 +109,60 @@ def test_a_file_in_use_is_read_and_left_alone(tmp_path: Path) -> None:
         ("model_name_or_path", ("one", "another")),
     ],
 )
-def test_what_was_trained_in_different_ways_is_not_averaged(
-    name: str, values: tuple[object, object], tmp_path: Path
-) -> None:
+def test_results_of_different_settings_raise(name: str, values: tuple[object, object], tmp_path: Path) -> None:
     first, second = (write(tmp_path / f"{n}.jsonl", result(**{name: value})) for n, value in enumerate(values))
-    expected = f"files hold results of sst2 with {name} of {' and '.join(map(json.dumps, values))}, which do not belong"
-    with pytest.raises(ValueError, match=re.escape(expected) + ".* give files"):
-        results.run((first, second))  # of one model and seed, too
+    expected = f"files .*sst2.*{name} is {re.escape(' and '.join(map(json.dumps, values)))}"
+    with pytest.raises(ValueError, match=expected):
+        results.run((first, second))  # even of one model and seed
     other = write(tmp_path / "other.jsonl", result("kwon", seed=1, **{name: values[1]}))
-    with pytest.raises(ValueError, match=re.escape(expected)):
+    with pytest.raises(ValueError, match=expected):
         results.run((first, other))
     assert len(results.run((first, other), methods=("kwon",))) == 1
     assert len(results.run((first, write(tmp_path / "task.jsonl", result(task="cola", **{name: values[1]}))))) == 2
 
 
-def test_where_the_data_lay_does_not_matter(tmp_path: Path) -> None:
+def test_data_folders_may_differ(tmp_path: Path) -> None:
     path = write(tmp_path / "out.jsonl", result(data_dir="here"), result(seed=1, data_dir="there"))
     assert len(results.run(path)) == 2
 
 
-def test_other_files_and_methods_are_refused(tmp_path: Path) -> None:
+def test_invalid_files_and_methods_raise(tmp_path: Path) -> None:
     for missing in (tmp_path / "none.jsonl", tmp_path):
-        with pytest.raises(ValueError, match=rf"files names '{missing}', which is not there: give what --out"):
+        with pytest.raises(ValueError, match=f"files .*'{missing}'"):
             results.run((str(missing),))
     for text in ("score\n1\n", "[1, 2]\n"):
         (tmp_path / "other.txt").write_text(text)
-        with pytest.raises(ValueError, match=r"files='.*other\.txt' holds something else than one result a line"):
+        with pytest.raises(ValueError, match=r"files='.*other\.txt'"):
             results.run((str(tmp_path / "other.txt"),))
     for name in ("weights", "seed", "score", "kind"):
         lacking = {key: value for key, value in result().items() if key != name}
-        with pytest.raises(
-            ValueError, match=rf"files='.*out\.jsonl' holds a result without '{name}': measure it again"
-        ):
+        with pytest.raises(ValueError, match=rf"files='.*out\.jsonl' .*'{name}'"):
             results.run(write(tmp_path / "out.jsonl", result(), lacking))
     for text in ("", '{"task": "ss'):
         (tmp_path / "new.jsonl").write_text(text)
-        with pytest.raises(ValueError, match=r"files=\['.*new\.jsonl'\] hold no result yet: give"):
+        with pytest.raises(ValueError, match=r"files=\['.*new\.jsonl'\] .*no results"):
             results.run(str(tmp_path / "new.jsonl"))
     path = write(tmp_path / "out.jsonl", result(), result("paper"))
-    with pytest.raises(ValueError, match="methods names 'kwon', which is none of 'default', 'paper'"):
+    with pytest.raises(ValueError, match=r"methods .*'kwon'.* 'default', 'paper'"):
         results.run((path,), methods=("kwon",))
     for out in ("scores", "scores.jpg", "scores.jsonl"):
-        with pytest.raises(ValueError, match=rf"out='{out}' is no figure's file: let it end in one of \.svg, \.png, "):
+        with pytest.raises(ValueError, match=rf"out='{out}' .*\.svg, \.png, \.pdf"):
             results.run(path, out=out)
 
 
-def test_a_loss_that_is_none_is_shown_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_loss_of_nan_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "out.jsonl", result(), result(seed=1, loss=math.nan, score=82.0))
     results.run(path, markdown=True)
     assert rows_of(capsys.readouterr().out)[1][5:8] == ["81.0 ± 1.4", "0.0125 ± 0.0000", "nan ± nan"]
 
 
-def test_figures_want_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_need_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r'Figures need matplotlib: pip install "pgb-lightning\[figures\]"'):
+    with pytest.raises(ImportError, match=r'pip install "pgb-lightning\[figures\]"'):
         results.run(write(tmp_path / "out.jsonl", result()), out=str(tmp_path / "scores.svg"))
 
 
-@pytest.mark.parametrize(("tasks", "methods"), [(1, 2), (1, 14), (2, 5), (4, 14)])
+@pytest.mark.parametrize(("tasks", "methods"), [(1, 2), (2, 5), (4, 14)])
 def test_the_legend_is_not_cut_off(tasks: int, methods: int) -> None:
     names = [f"default, without a part {number}" for number in range(methods)]
     found = [result(name, task=task) for task in ("sst2", "cola", "mrpc", "qnli")[:tasks] for name in names]
@@ -178,7 +174,7 @@ def test_the_legend_is_not_cut_off(tasks: int, methods: int) -> None:
     assert whole.y0 <= inside.y0 < inside.y1 <= min(axes.bbox.y0 for axes in figure.axes)
 
 
-def test_scores_are_drawn_against_what_was_removed(tmp_path: Path) -> None:
+def test_scores_are_drawn_against_the_removed_fraction(tmp_path: Path) -> None:
     found = [
         result(name, ratio, seed, 80 + seed) for name in ("default", "kwon") for ratio in (0.3, 0.5) for seed in (0, 1)
     ]

@@ -1,172 +1,196 @@
-"""The seeded experiment: real scores in files, resumed where it stopped, and summed up."""
+"""The experiment over seeds: scores are written to files, reused, and averaged in tables."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers.fakes import squad_folder
 
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.experiments import seeds as experiment
+from pgb_lightning.experiments import seeds
+from pgb_lightning.experiments.task_setup import TaskSetup
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.surgery.checks import is_pruned
 
-pytestmark = pytest.mark.usefixtures("own_threads")
+pytestmark = pytest.mark.usefixtures("restored_threads")
+
+Run = Callable[..., None]
 
 
-def test_scores_are_measured_kept_and_tabulated(
-    tmp_path: Path,
-    tiny_model_folder: Callable[..., Path],
-    glue_folder: Callable[..., Path],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def run() -> None:
-        experiment.run(
-            *("sst2", str(tmp_path), str(glue_folder("sst2", train=64, validation=40)), str(tiny_model_folder("bert"))),
-            seeds=(0, 1),
+@pytest.fixture(scope="module")
+def run_sst2(tiny_model_folder: Callable[..., Path], glue_folder: Callable[..., Path]) -> Run:
+    """Run the experiment on a tiny model and SST-2 at one ratio."""
+
+    def run(out_dir: Path, **settings: Any) -> None:
+        seeds.run(
+            task="sst2",
+            out_dir=str(out_dir),
+            data_dir=str(glue_folder("sst2", train=64, validation=40)),
+            model_name_or_path=str(tiny_model_folder("bert")),
             ratios=(0.5,),
-            presets=("paper", "default"),
             max_length=32,
+            **settings,
         )
 
-    run()
-    shown = capsys.readouterr().out
-    results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("seed*/*.json"))]
-    assert len(results) == 2 * 3
-    pruned = [result for result in results if "preset" in result]
-    assert all(abs(result["removed"] - 0.5) <= 0.01 for result in pruned)
-    assert all(0 <= result[key] <= 1 for result in pruned for key in ("before", "after"))
-    for result in pruned:
-        name = tmp_path / f"seed{result['seed']}" / f"{result['preset']}-0.5.ckpt"
-        module = TextClassification.load_from_checkpoint(name)
-        assert is_pruned(find_encoder(module))
-    assert "over 2 seeds" in shown
-    mean = 50 * sum(result["after"] for result in pruned if result["preset"] == "paper")
-    assert f"{mean:.1f} ±" in shown
-
-    def never(*args: object, **kwargs: object) -> None:
-        raise AssertionError("everything is measured already")
-
-    monkeypatch.setattr(experiment, "train", never)
-    run()
-    assert shown.endswith(capsys.readouterr().out)
+    return run
 
 
-def test_every_metric_and_validation_set_is_tabulated(
-    tmp_path: Path,
-    tiny_model_folder: Callable[..., Path],
-    glue_folder: Callable[..., Path],
-    capsys: pytest.CaptureFixture[str],
+@pytest.fixture(scope="module")
+def measured(run_sst2: Run, tmp_path_factory: pytest.TempPathFactory, restored_threads: None) -> Path:
+    """Return a folder with results of two seeds and two presets."""
+    folder = tmp_path_factory.mktemp("seeds")
+    run_sst2(folder, seeds=(0, 1), presets=("paper", "default"))
+    return folder
+
+
+def read(folder: Path, name: str, seed: int = 0) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / f"seed{seed}" / f"{name}.json").read_text())
+    return result
+
+
+def metrics_of_tables(printed: str) -> list[str]:
+    return [line.split(",")[0].strip() for line in printed.splitlines() if ", mean ±" in line]
+
+
+def test_scores_and_pruned_checkpoints_are_written(measured: Path) -> None:
+    assert len(list(measured.glob("seed*/*.json"))) == 2 * 3
+    for seed in (0, 1):
+        for preset in ("paper", "default"):
+            result = read(measured, f"{preset}-0.5", seed)
+            assert abs(result["removed"] - 0.5) <= 0.01
+            assert all(0 <= result[key] <= 1 for key in ("before", "after"))
+            module = TextClassification.load_from_checkpoint(measured / f"seed{seed}" / f"{preset}-0.5.ckpt")
+            assert is_pruned(find_encoder(module))
+
+
+def test_existing_results_are_reused_and_averaged(
+    measured: Path, run_sst2: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for task, names in (("mrpc", ["val_accuracy", "val_f1"]), ("mnli", ["val_accuracy", "val_mismatched_accuracy"])):
-        folder = tmp_path / task
-        experiment.run(
-            *(task, str(folder), str(glue_folder(task, train=64, validation=40)), str(tiny_model_folder("bert"))),
-            seeds=(0,),
-            ratios=(0.5,),
-            presets=("default",),
-            epochs=2,
-            max_length=64,
-        )
-        shown = capsys.readouterr().out
-        assert [line.split(",")[0].strip() for line in shown.splitlines() if ", mean ±" in line] == names
-        pruned = json.loads((folder / "seed0" / "default-0.5.json").read_text())
-        assert all(pruned["scores"]["before"][name] >= 0 for name in names)
-        assert pruned["before"] == pruned["scores"]["before"][names[0]]
-        assert torch.load(folder / "seed0" / "dense.ckpt", weights_only=True)["epoch"] == 2
-        assert torch.load(folder / "seed0" / "default-0.5.ckpt", weights_only=True)["epoch"] == 1
+    monkeypatch.setattr(seeds, "train", None)  # calling it would fail
+    run_sst2(measured, seeds=(0, 1), presets=("paper", "default"))
+    printed = capsys.readouterr().out
+    assert "over 2 seeds" in printed
+    mean = 50 * sum(read(measured, "paper-0.5", seed)["after"] for seed in (0, 1))
+    assert f"{mean:.1f} ±" in printed
 
 
-def test_peers_are_measured_beside_presets(
-    tmp_path: Path,
-    tiny_model_folder: Callable[..., Path],
-    glue_folder: Callable[..., Path],
-    capsys: pytest.CaptureFixture[str],
+def test_baselines_are_measured_from_the_same_dense_model(
+    measured: Path, run_sst2: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    folder = Path(shutil.copytree(measured, tmp_path / "copy"))
     baselines = ("kwon", "magnitude", "top-layers")
-    experiment.run(
-        *("sst2", str(tmp_path), str(glue_folder("sst2", train=64, validation=40)), str(tiny_model_folder("bert"))),
-        seeds=(0,),
-        ratios=(0.5,),
-        presets=("default", *baselines),
-        max_length=32,
-    )
-    shown = capsys.readouterr().out
+    run_sst2(folder, seeds=(0,), presets=baselines)
+    printed = capsys.readouterr().out
     for name in baselines:
-        assert name in shown
-        result = json.loads((tmp_path / "seed0" / f"{name}-0.5.json").read_text())
+        assert name in printed
+        result = read(folder, f"{name}-0.5")
         assert result["removed"] == pytest.approx(0.5, abs=0.01)
         assert {"val_loss", "val_accuracy"} <= result["scores"]["before"].keys()
-    weights = torch.load(tmp_path / "seed0" / "magnitude-0.5.ckpt", weights_only=True)["state_dict"]
+    weights = torch.load(folder / "seed0" / "magnitude-0.5.ckpt", weights_only=True)["state_dict"]
     matrices = [value for name, value in weights.items() if ".layer." in name and value.ndim == 2]
     zeros = sum(int((matrix == 0).sum()) for matrix in matrices)
     assert zeros / sum(map(torch.numel, matrices)) == pytest.approx(0.5, abs=1e-3)  # after training
 
 
-def test_distilled_results_are_kept_apart(
-    tmp_path: Path, tiny_model_folder: Callable[..., Path], glue_folder: Callable[..., Path]
+def test_results_with_and_without_distillation_need_different_folders(
+    measured: Path, run_sst2: Run, tmp_path: Path
 ) -> None:
-    data, model = str(glue_folder("sst2", train=64, validation=40)), str(tiny_model_folder("bert"))
-    settings = {"seeds": (0,), "ratios": (0.5,), "presets": ("default", "kwon"), "max_length": 32}
-    experiment.run("sst2", str(tmp_path), data, model, distillation=True, **settings)
+    shutil.copytree(measured / "seed0", tmp_path / "seed0", ignore=shutil.ignore_patterns("*-0.5.*"))
+    settings: dict[str, Any] = {"seeds": (0,), "presets": ("default", "kwon")}
+    run_sst2(tmp_path, distillation=True, **settings)
     for name in settings["presets"]:
-        result = json.loads((tmp_path / "seed0" / f"{name}-0.5.json").read_text())
-        assert result["scores"]["after"]["train_distillation"] > 0
+        assert read(tmp_path, f"{name}-0.5")["scores"]["after"]["train_distillation"] > 0
     assert json.loads((tmp_path / "settings.json").read_text())["distillation"] is True
-    with pytest.raises(ValueError, match=r"other settings: distillation=None, not True\. Name another"):
-        experiment.run("sst2", str(tmp_path), data, model, **settings)
+    with pytest.raises(ValueError, match=r"out_dir=.*distillation=None, not True"):
+        run_sst2(tmp_path, **settings)
 
 
-def test_an_unknown_preset_is_refused_first(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"presets names 'best', which is none of 'default', .*'kwon'"):
-        experiment.run("mrpc", str(tmp_path / "made"), presets=("best",))
-    assert not (tmp_path / "made").exists()
-
-
-def test_unknown_options_of_the_data_claim_no_folder(tmp_path: Path) -> None:
-    for options in ({"group_by_lenght": True}, {"seed": 1}, {"task": "cola"}, {"version": "2.0"}):
-        with pytest.raises(ValueError, match=rf"data_options names '{next(iter(options))}', which is "):
-            experiment.run("squad", str(tmp_path / "made"), data_options=options)
-    with pytest.raises(ValueError, match="data_options names 'max_length', which is decided by another argument"):
-        experiment.run("squad", str(tmp_path / "made"), max_length=64, data_options={"max_length": 32})
-    assert not (tmp_path / "made").exists()
-
-
-@pytest.mark.parametrize(("task", "version"), [("squad", "1.1"), ("squad_v2", "2.0")])
-def test_squad_is_measured_in_percent(
-    task: str, version: str, tmp_path: Path, tiny_model_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("task", "names"),
+    [("mrpc", ["val_accuracy", "val_f1"]), ("mnli", ["val_accuracy", "val_mismatched_accuracy"])],
+)
+def test_there_is_a_table_for_every_metric_and_validation_set(
+    task: str,
+    names: list[str],
+    tmp_path: Path,
+    tiny_model_folder: Callable[..., Path],
+    glue_folder: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    model = tiny_model_folder("bert", max_position_embeddings=128)
-    experiment.run(
-        *(task, str(tmp_path / "out"), str(squad_folder(tmp_path / "data", version)), str(model)),
+    seeds.run(
+        task=task,
+        out_dir=str(tmp_path),
+        data_dir=str(glue_folder(task, train=64, validation=40)),
+        model_name_or_path=str(tiny_model_folder("bert")),
+        seeds=(0,),
+        ratios=(0.5,),
+        presets=("default",),
+        epochs=2,
+        max_length=64,
+    )
+    assert metrics_of_tables(capsys.readouterr().out) == names
+    pruned = read(tmp_path, "default-0.5")
+    assert all(pruned["scores"]["before"][name] >= 0 for name in names)
+    assert pruned["before"] == pruned["scores"]["before"][names[0]]
+    assert torch.load(tmp_path / "seed0" / "dense.ckpt", weights_only=True)["epoch"] == 2
+    assert torch.load(tmp_path / "seed0" / "default-0.5.ckpt", weights_only=True)["epoch"] == 1
+
+
+def test_squad_is_measured_in_percent(
+    tmp_path: Path, tiny_model_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    seeds.run(
+        task="squad_v2",
+        out_dir=str(tmp_path / "out"),
+        data_dir=str(squad_folder(tmp_path / "data", "2.0")),
+        model_name_or_path=str(tiny_model_folder("bert", max_position_embeddings=128)),
         seeds=(0,),
         ratios=(0.5,),
         presets=("default",),
         max_length=96,
         data_options={"stride": 16, "group_by_length": True},
     )
-    shown = capsys.readouterr().out
-    names = ["val_f1", "val_exact_match"]
-    names += ["val_HasAns_f1", "val_NoAns_f1", "val_best_f1"] if version == "2.0" else []
-    assert [line.split(",")[0].strip() for line in shown.splitlines() if ", mean ±" in line] == names
-    scores = json.loads((tmp_path / "out" / "seed0" / "default-0.5.json").read_text())["scores"]["after"]
-    assert f"{scores['val_f1']:.1f} " in shown
+    printed = capsys.readouterr().out
+    assert metrics_of_tables(printed) == list(TaskSetup.of("squad_v2").metrics)
+    scores = read(tmp_path / "out", "default-0.5")["scores"]["after"]
+    assert f"{scores['val_f1']:.1f} " in printed
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["data_options"]["group_by_length"]
 
 
-def test_results_without_further_scores_are_still_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("task", "options", "metrics", "percent"),
+    [
+        ("squad", {"version": "1.1"}, ("val_f1", "val_exact_match"), True),
+        (
+            "squad_v2",
+            {"version": "2.0"},
+            ("val_f1", "val_exact_match", "val_HasAns_f1", "val_NoAns_f1", "val_best_f1"),
+            True,
+        ),
+        ("cola", {"task": "cola"}, ("val_matthews",), False),
+    ],
+)
+def test_a_task_determines_options_and_metrics(
+    task: str, options: dict[str, str], metrics: tuple[str, ...], percent: bool
+) -> None:
+    setup = TaskSetup.of(task)
+    assert (setup.options, setup.metrics, setup.percent) == (options, metrics, percent)
+
+
+def test_old_results_without_all_scores_are_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed, score in enumerate((0.8, 0.9)):
         folder = tmp_path / f"seed{seed}"
         folder.mkdir()
         pruned = {"seed": seed, "preset": "paper", "ratio": 0.3, "removed": 0.301, "before": score, "after": score}
         (folder / "dense.json").write_text(json.dumps({"seed": seed, "dense": score}))
         (folder / "paper-0.3.json").write_text(json.dumps(pruned))
-    experiment.run("mrpc", str(tmp_path), seeds=(0, 1), ratios=(0.3,), presets=("paper",))
+    seeds.run("mrpc", str(tmp_path), seeds=(0, 1), ratios=(0.3,), presets=("paper",))
     first, second = capsys.readouterr().out.split("val_f1")
     assert "over 2 seeds; dense 85.0 ± 7.1" in " ".join(first.split())
     assert "85.0 ± 7.1" in first.splitlines()[-3]
@@ -174,35 +198,30 @@ def test_results_without_further_scores_are_still_counted(tmp_path: Path, capsys
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "match"),
     [
-        ({"ratios": (0.5, 1.0)}, r"pruning_ratio=1.0 is out of range"),
-        ({"learning_rate": 0.0}, r"learning_rate=0.0 is out of range: give one above 0"),
-        ({"refinetuning_learning_rate": -1e-5}, r"refinetuning_learning_rate=-1e-05 is out of range"),
-        ({"presets": ("default", "top-layers"), "distillation": True}, r"'top-layers', whose hidden states cannot be"),
+        ({"presets": ("best",)}, r"presets .*'best'.*'default', .*'kwon'"),
+        ({"ratios": (0.5, 1.0)}, r"pruning_ratio=1\.0"),
+        ({"epochs": 0}, "epochs=0 .*1 or more"),
+        ({"refinetuning_epochs": 0}, "refinetuning_epochs=0 .*1 or more"),
+        ({"learning_rate": 0.0}, r"learning_rate=0\.0 .*above 0"),
+        ({"refinetuning_learning_rate": -1e-5}, "refinetuning_learning_rate=-1e-05"),
+        ({"presets": ("default", "top-layers"), "distillation": True}, "'top-layers'.*distillation=False"),
+        ({"task": "imdb"}, "cola, sst2.*squad, squad_v2"),
+        ({"data_options": {"group_by_lenght": True}}, "data_options .*'group_by_lenght'"),
+        ({"data_options": {"seed": 1}}, "data_options .*'seed'"),
+        ({"data_options": {"task": "cola"}}, "data_options .*'task'"),
+        ({"data_options": {"version": "2.0"}}, "data_options .*'version'"),
+        ({"max_length": 64, "data_options": {"max_length": 32}}, "data_options .*'max_length'"),
     ],
 )
-def test_what_would_fail_after_the_dense_model_is_refused_before_it(
-    settings: dict[str, object], message: str, tmp_path: Path
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        experiment.run("mrpc", str(tmp_path / "made"), **settings)
-    assert not (tmp_path / "made").exists()
+def test_invalid_settings_raise_before_a_folder_is_made(settings: dict[str, Any], match: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=match):
+        seeds.run(**{"task": "squad", "out_dir": str(tmp_path / "new"), **settings})
+    assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("name", ["epochs", "refinetuning_epochs"])
-def test_training_for_no_epoch_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"{name}=0 is out of range: give 1 or more"):
-        experiment.run("mrpc", str(tmp_path), **{name: 0})
-
-
-def test_a_folder_is_kept_to_one_way_of_training(tmp_path: Path) -> None:
-    experiment.run("mrpc", str(tmp_path), seeds=())
-    with pytest.raises(ValueError, match=r"epochs=3, not 1; data_options=.*64}, not {.*128}\. Name another"):
-        experiment.run("mrpc", str(tmp_path), seeds=(), epochs=3, max_length=64)
-
-
-def test_an_unknown_task_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"choose one of: cola, sst2.* Or one of: squad, squad_v2"):
-        experiment.run("imdb", str(tmp_path / "made"))
-    assert not (tmp_path / "made").exists()
+def test_a_folder_has_results_of_one_set_of_settings(tmp_path: Path) -> None:
+    seeds.run("mrpc", str(tmp_path), seeds=())
+    with pytest.raises(ValueError, match=r"out_dir=.*epochs=3, not 1; data_options=.*64}, not {.*128}"):
+        seeds.run("mrpc", str(tmp_path), seeds=(), epochs=3, max_length=64)

@@ -1,4 +1,4 @@
-"""Other people's ways to prune, in our own words and on our own footing: one a file, to be measured beside PGB."""
+"""Published pruning methods reimplemented with the same inputs and budget as PGB, one per file."""
 
 from pgb_lightning.experiments.baselines.callback import BaselineCallback
 from pgb_lightning.experiments.baselines.masks import make_permanent

@@ -1,4 +1,4 @@
-"""Prune by a baseline as ``trainer.fit`` starts, where ``PGBCallback`` would prune."""
+"""Callback that prunes with a baseline when ``trainer.fit`` starts, at the point where ``PGBCallback`` prunes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pgb_lightning.experiments.baselines.registry import Calibrated
 
 
 class BaselineCallback(pl.Callback):
-    """Prune ``module.model`` by a baseline before the optimizer is created.
+    """Prune ``module.model`` with a baseline before the optimizer is created.
 
-    For measurements on one device: it needs a data module with a ``calibration_dataloader()``, and prunes in every fit.
-    Masks hold in training and are zeros in the weights afterwards.
+    Intended for experiments on one device. It needs a data module with a ``calibration_dataloader()``, and prunes in
+    every fit. Masks are applied during training and become zeros in the weights at the end of the fit.
 
     Args:
-        name: One of :data:`~pgb_lightning.experiments.baselines.BASELINES`.
-        pruning_ratio: Share of the encoder's weights to remove; what was removed is :attr:`removed`.
+        name: Name of a baseline in :data:`~pgb_lightning.experiments.baselines.BASELINES`.
+        pruning_ratio: Fraction of the encoder's weights to remove. The fraction that was removed is :attr:`removed`.
     """
 
     def __init__(self, name: str, pruning_ratio: float) -> None:
@@ -32,10 +32,10 @@ class BaselineCallback(pl.Callback):
         if stage == "fit":
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             model: Any = pl_module.model
-            with isolate_rng():  # pruning leaves the order of training as it was
+            with isolate_rng():  # the order of training batches must not depend on pruning
                 calibrated = Calibrated(model, list(data.calibration_dataloader()))
                 self.removed = calibrated.prune(self.name, model, self.pruning_ratio)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave plain layers, with zeros where there were masks."""
+        """Replace masked layers by plain layers with zeros in their weights."""
         make_permanent(pl_module)

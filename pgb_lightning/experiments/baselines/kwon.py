@@ -1,19 +1,21 @@
-"""Heads and neurons by the Fisher information of their masks, and masks tuned to make up for what is gone.
+"""Prune heads and neurons by the Fisher information of their masks, and rescale the remaining ones.
 
 After Kwon, Kim, Mahoney, Hassoun, Keutzer, Gholami: *A Fast Post-Training Pruning Framework for Transformers*, NeurIPS
-2022. Every head and neuron has a mask, 1 while it is whole. Three steps, all from one pass over calibration samples:
+2022. Every head and neuron has a mask with the value 1. There are three steps, all based on one pass over the
+calibration samples:
 
-1. *Search.* With a diagonal Fisher the loss rises by half the sum of the pruned masks' Fisher information. For every
-   number of heads the budget leaves a number of neurons; the most important of both are kept, and the number of heads
-   with the least rise is best.
-2. *Rearrangement.* Within a layer the Fisher's off-diagonals count too: as many units go as before, but others if the
-   block says so, found greedily.
-3. *Tuning.* Layer by layer the masks that are left are scaled so that the sublayer gives what the dense model's gave,
-   in least squares.
+1. *Search.* With a diagonal Fisher matrix, the loss increases by half the sum of the pruned masks' Fisher information.
+   For every number of heads, the budget determines the number of neurons. The most important heads and neurons are
+   kept, and the number of heads with the smallest increase is chosen.
+2. *Rearrangement.* Within a layer, the off-diagonal entries of the Fisher matrix are taken into account: the number of
+   pruned units stays the same, but units are exchanged greedily where the layer's block of the matrix favors it.
+3. *Tuning.* Layer by layer, the remaining masks are scaled by least squares so that the sublayer's output matches that
+   of the dense model.
 
-Theirs budgets FLOPs or latency; here parameters are budgeted, as with all others. They add up gradients of batches,
-here they are of single samples; they solve least squares by LSMR with damping, here by a ridge. The pruned heads and
-neurons are then cut out of the model as PGB does it, so that sizes count alike.
+Differences from the original: the budget is in parameters, as for all other methods here, not FLOPs or latency;
+gradients are those of single samples, not sums over batches; least squares is solved with a ridge, not by damped LSMR.
+The pruned heads and neurons are then removed from the model in the same way as PGB does it, so that sizes are
+comparable.
 """
 
 from __future__ import annotations
@@ -30,21 +32,21 @@ from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.prediction.elimination import unit_indices
 from pgb_lightning.surgery.apply import apply_plan
 
-#: Units that are kept, ascending, by (layer number, sublayer).
+#: Kept units in ascending order, by (layer index, sublayer).
 Kept = dict[tuple[int, Sublayer], Tensor]
 
 
 def prune_heads_and_neurons(model: PreTrainedModel, found: MaskGradients, ratio: float, tune: bool = True) -> None:
-    """Remove heads and neurons, and scale those that are left.
+    """Remove heads and neurons, and rescale the remaining ones.
 
     Args:
         model: A fine-tuned model.
-        found: What calibration found of it.
-        ratio: Share of the encoder's weights to remove.
-        tune: Whether to scale.
+        found: Mask gradients of the model on the calibration samples.
+        ratio: Fraction of the encoder's weights to remove.
+        tune: Whether to rescale the remaining heads and neurons.
     """
     encoder = find_encoder(model)
-    plan = plan_of(encoder, rearranged(found, search(encoder, found, ratio)))
+    plan = make_mask_plan(encoder, rearrange_all(found, search(encoder, found, ratio)))
     if tune:
         tune_masks(encoder, plan, found.inputs)
     else:
@@ -52,16 +54,16 @@ def prune_heads_and_neurons(model: PreTrainedModel, found: MaskGradients, ratio:
 
 
 def search(encoder: Encoder, found: MaskGradients, ratio: float) -> Kept:
-    """Choose heads and neurons by the diagonal of the Fisher information."""
+    """Choose the heads and neurons to keep by the diagonal of the Fisher information matrix."""
     scores = {key: gradients.square().sum(0) for key, gradients in found.gradients.items()}
-    sizes = {kind: linear.weight.numel() for (_, kind), linear in encoder.linears()}  # alike in all layers
+    sizes = {kind: linear.weight.numel() for (_, kind), linear in encoder.linears()}  # the same in all layers
     total = len(encoder.layers) * sum(sizes.values())
     costs, flat = {}, {}
     for sublayer, kinds in SUBLAYERS.items():
         costs[sublayer] = sum(sizes[kind] for kind in kinds) // len(scores[0, sublayer])
         flat[sublayer] = torch.cat([scores[layer, sublayer] for layer in range(len(encoder.layers))])
     heads, neurons = (flat[sublayer].sort(descending=True).values for sublayer in SUBLAYERS)
-    lost_heads, lost_neurons = _lost(heads), _lost(neurons)
+    lost_heads, lost_neurons = _lost_importance(heads), _lost_importance(neurons)
     numbers = torch.arange(len(heads) + 1)
     room = ((1 - ratio) * total - numbers * costs["attention"]) / costs["ffn"]
     numbers, room = numbers[room >= 0], room[room >= 0].floor().long().clamp(max=len(neurons))
@@ -76,41 +78,41 @@ def search(encoder: Encoder, found: MaskGradients, ratio: float) -> Kept:
     return kept
 
 
-def rearranged(found: MaskGradients, kept: Kept) -> Kept:
-    """Exchange units within each sublayer by its block of the Fisher information."""
+def rearrange_all(found: MaskGradients, kept: Kept) -> Kept:
+    """Exchange units within each sublayer according to its block of the Fisher information matrix."""
     return {key: rearrange(found.gradients[key], len(units)) for key, units in kept.items()}
 
 
 def rearrange(gradients: Tensor, count: int) -> Tensor:
-    """Choose the units to keep so that Σ over samples of (the pruned units' summed gradient)² is small.
+    """Choose the units to keep so that Σ over samples of (sum of the pruned units' gradients)² is small.
 
-    The least important units are pruned first. Then each of the others, the less important first, joins them, and
-    whichever is the most harmful in that company is kept instead.
+    The search is greedy. It starts with the least important units as the pruned set. Each other unit, in ascending
+    order of importance, is added to the set, and the unit whose removal reduces the sum most is taken out again.
 
     Args:
-        gradients: Gradient of each sample's loss by each mask, (samples, units).
-        count: Units to keep.
+        gradients: Gradient of each sample's loss with respect to each mask, of shape (samples, units).
+        count: Number of units to keep.
 
     Returns:
-        The units to keep, ascending.
+        The units to keep, in ascending order.
     """
     fisher = gradients.T @ gradients
     order = fisher.diagonal().argsort(stable=True)
     pruned = torch.zeros(len(order), dtype=torch.bool)
     pruned[order[: len(order) - count]] = True
-    reach = fisher[:, pruned].sum(1)
+    coupling = fisher[:, pruned].sum(1)
     for unit in order[len(order) - count :] if pruned.any() else ():
         pruned[unit] = True
-        reach += fisher[:, unit]
-        saved = 2 * reach - fisher.diagonal()
+        coupling += fisher[:, unit]
+        saved = 2 * coupling - fisher.diagonal()
         worst = saved.masked_fill(~pruned, -torch.inf).argmax()
         pruned[worst] = False
-        reach -= fisher[:, worst]
+        coupling -= fisher[:, worst]
     return (~pruned).nonzero().flatten()
 
 
-def plan_of(encoder: Encoder, kept: Kept) -> PruningPlan:
-    """Say in a plan which heads and neurons are kept."""
+def make_mask_plan(encoder: Encoder, kept: Kept) -> PruningPlan:
+    """Make the plan that keeps the given heads and neurons."""
     matrices: list[MatrixPlan] = []
     for (layer, kind), linear in encoder.linears():
         sublayer: Sublayer = "attention" if kind in SUBLAYERS["attention"] else "ffn"
@@ -124,6 +126,6 @@ def plan_of(encoder: Encoder, kept: Kept) -> PruningPlan:
     return PruningPlan(encoder.model_type, tuple(matrices))
 
 
-def _lost(scores: Tensor) -> Tensor:
-    """Return the sum of what is lost when the first 0, 1, 2, ... of some descending scores are kept."""
+def _lost_importance(scores: Tensor) -> Tensor:
+    """Return the sum of the scores that are lost if the first 0, 1, 2, ... of the descending scores are kept."""
     return scores.sum() - torch.cat([scores.new_zeros(1), scores.cumsum(0)])

@@ -1,4 +1,4 @@
-"""Gradients of the loss by masks on heads and neurons, sample by sample, in one pass."""
+"""Per-sample gradients of the loss with respect to masks on heads and neurons, collected in one pass."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.base import SUBLAYERS, Sublayer
 from pgb_lightning.encoders.find import find_encoder
 
-#: Real tokens on which masks are tuned, at most: as many as PGB compensates on.
+#: Maximum number of real tokens on which masks are tuned: the same as for PGB's compensation.
 MAX_TOKENS = PruningConfig().compensation_tokens
 
 
 @dataclass(frozen=True)
 class MaskGradients:
-    """What one pass over the calibration samples tells.
+    """Statistics from one pass over the calibration samples.
 
     Args:
-        gradients: Gradient of each sample's loss by the mask of each head or neuron, (samples, units), in double
-            precision, by (layer number, sublayer).
-        inputs: The first layer's inputs, batch by batch, up to a number of tokens.
+        gradients: Gradient of each sample's loss with respect to the mask of each head or neuron, of shape
+            (samples, units), in double precision, by (layer index, sublayer).
+        inputs: The first layer's inputs, one entry per batch, limited to :data:`MAX_TOKENS` real tokens.
     """
 
     gradients: dict[tuple[int, Sublayer], Tensor]
@@ -35,14 +35,14 @@ class MaskGradients:
 
 
 def collect_mask_gradients(model: PreTrainedModel, batches: Sequence[dict[str, Tensor]]) -> MaskGradients:
-    """Run the pass.
+    """Collect mask gradients and first-layer inputs.
 
-    A mask multiplies what a head or neuron hands on to the sublayer's last matrix, so its gradient is the sum of
-    activation times gradient there. No parameter's ``grad`` is touched.
+    A mask multiplies the output of a head or neuron, which is an input of the sublayer's last matrix. Its gradient is
+    therefore the sum of activation times gradient at that input. The ``grad`` of the parameters is not changed.
 
     Args:
-        model: A dense model, in eval mode; its output has a ``loss``, the mean over samples.
-        batches: Labelled batches.
+        model: A dense model in eval mode; its output has a ``loss``, the mean over samples.
+        batches: Labeled batches.
     """
     encoder = find_encoder(model)
     keys: list[tuple[int, Sublayer]] = [(layer, name) for layer in range(len(encoder.layers)) for name in SUBLAYERS]
@@ -51,18 +51,18 @@ def collect_mask_gradients(model: PreTrainedModel, batches: Sequence[dict[str, T
     inputs: list[LayerInput] = []
     first = encoder.layers[0]
     parameters = inspect.signature(first.forward).parameters
-    entered: dict[str, Any] = {}
+    first_input: dict[str, Any] = {}
 
-    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        entered.update({**dict(zip(parameters, args, strict=False)), **kwargs})
+    def record_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        first_input.update(zip(parameters, args, strict=False), **kwargs)
 
-    def watch(key: tuple[int, Sublayer]) -> Any:
+    def record_activation(key: tuple[int, Sublayer]) -> Any:
         return lambda module, args: activations.__setitem__(key, args[0])
 
-    handles = [first.register_forward_pre_hook(enter, with_kwargs=True)]
+    handles = [first.register_forward_pre_hook(record_input, with_kwargs=True)]
     for layer, sublayer in keys:
         closing = encoder.matrix(layer, SUBLAYERS[sublayer][-1])
-        handles.append(closing.register_forward_pre_hook(watch((layer, sublayer))))
+        handles.append(closing.register_forward_pre_hook(record_activation((layer, sublayer))))
     room = MAX_TOKENS
     try:
         for batch in batches:
@@ -70,14 +70,14 @@ def collect_mask_gradients(model: PreTrainedModel, batches: Sequence[dict[str, T
                 loss = model(**batch).loss
                 gradients = torch.autograd.grad(loss, [activations[key] for key in keys])
             for key, gradient in zip(keys, gradients, strict=True):
-                # The loss is the batch's mean: a sample's own gradient is B times its part of it.
+                # The loss is the mean over the batch, so a sample's own gradient is B times its part.
                 summed = (activations[key].detach() * gradient).sum(1) * len(gradient)
                 unit = encoder.head_size if key[1] == "attention" else 1
                 parts[key].append(summed.view(len(gradient), -1, unit).sum(2).double().cpu())
             if room > 0:
-                hidden = entered["hidden_states"].detach().cpu()
+                hidden = first_input["hidden_states"].detach().cpu()
                 tokens = batch.get("attention_mask", torch.ones(hidden.shape[:2])).bool().cpu()
-                inputs.append(LayerInput(hidden, entered.get("attention_mask"), tokens))
+                inputs.append(LayerInput(hidden, first_input.get("attention_mask"), tokens))
                 room -= int(tokens.sum())
     finally:
         for handle in handles:

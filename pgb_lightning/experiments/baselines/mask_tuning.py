@@ -1,4 +1,4 @@
-"""Scale the heads and neurons that are left so that each sublayer gives what the dense model's gave."""
+"""Scale the remaining heads and neurons so that each sublayer's output matches that of the dense model."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from pgb_lightning.layers.linear import GroupedLinear
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery.apply import prune_sublayer
 
-#: Pull of the masks towards 1, as a share of the mean diagonal.
+#: Regularization of the masks towards 1, as a fraction of the mean diagonal.
 RIDGE = 0.01
-#: Masks beyond this tell of a problem without a stable solution; the sublayer keeps its masks of 1 then.
+#: If a mask exceeds this magnitude, the problem has no stable solution, and the sublayer keeps its masks of 1.
 LARGEST = 10.0
 
 
 @torch.no_grad()
 def tune_masks(encoder: Encoder, plan: PruningPlan, inputs: list[LayerInput]) -> None:
-    """Carry out a plan sublayer by sublayer, and tune what is left of each to the dense model.
+    """Carry out a plan sublayer by sublayer, and tune the masks of each sublayer to the dense model.
 
-    A sublayer's output is compared with its residual, before the LayerNorm, so that what earlier sublayers lost counts
-    as well. The masks are multiplied into the closing matrix.
+    The output of a sublayer is compared after the residual addition and before the LayerNorm, so that the tuning also
+    accounts for errors of earlier sublayers. The masks are multiplied into the sublayer's closing matrix.
 
     Args:
         encoder: The dense encoder, in eval mode; it is pruned in place.
-        plan: Which heads and neurons are kept.
+        plan: The heads and neurons to keep.
         inputs: The first layer's inputs on the calibration samples.
     """
     streams = [Stream(given, encoder.model.device) for given in inputs]
@@ -43,10 +43,10 @@ def tune_masks(encoder: Encoder, plan: PruningPlan, inputs: list[LayerInput]) ->
 
 
 def _tune(encoder: Encoder, original: nn.Module, layer: int, sublayer: Sublayer, streams: list[Stream]) -> None:
-    """Move the dense stream past a sublayer, and tune the pruned one to it."""
+    """Advance the dense stream by one sublayer, and tune the pruned sublayer to it."""
     closing = encoder.matrix(layer, SUBLAYERS[sublayer][-1])
     dense = original.get_submodule(encoder.family.paths[SUBLAYERS[sublayer][-1]])
-    rows, weight = _weights_left(closing)
+    rows, weight = _remaining_weights(closing)
     power: Tensor | float = 0.0
     cross: Tensor | float = 0.0
     for stream in streams:
@@ -68,10 +68,10 @@ def _tune(encoder: Encoder, original: nn.Module, layer: int, sublayer: Sublayer,
             weight.mul_(masks.repeat_interleave(unit).unsqueeze(1).to(weight))
 
 
-def _weights_left(closing: nn.Module) -> tuple[Tensor | None, Tensor | None]:
-    """Return which inputs a closing matrix reads, ``None`` for all, and its weights (M, N) as a view, if any are left.
+def _remaining_weights(closing: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """Return the inputs that a closing matrix reads (``None``: all) and a view of its weights, of shape (M, N), if any.
 
-    Where the model needs all heads, those left are the one block of a grouped layer.
+    In models that need all heads, the kept heads are the only block of a grouped layer.
     """
     if isinstance(closing, GroupedLinear):
         return closing.input_index[0].long(), closing.weight[0]
@@ -79,17 +79,17 @@ def _weights_left(closing: nn.Module) -> tuple[Tensor | None, Tensor | None]:
 
 
 def solve_masks(power: Tensor, missing: Tensor, weight: Tensor, unit: int, ridge: float = RIDGE) -> Tensor:
-    """Find the masks m that make Σ over units of m_u x_u W_u nearest to a target.
+    """Solve for the masks m for which Σ over units of m_u x_u W_u is closest to a target in least squares.
 
     Args:
         power: XᵀX of the closing matrix's inputs, (M, M).
         missing: Xᵀ(target - X W), (M, N).
         weight: W, (M, N).
-        unit: Neighbouring inputs that share a mask.
-        ridge: Pull towards 1, as a share of the mean diagonal.
+        unit: Number of neighboring inputs that share a mask.
+        ridge: Regularization towards 1, as a fraction of the mean diagonal.
 
     Returns:
-        The masks, one a unit.
+        The masks, one per unit.
 
     Example:
         >>> x, w = torch.eye(2, dtype=torch.double), torch.eye(2, dtype=torch.double)

@@ -1,4 +1,4 @@
-"""Zeros in place of single weights: they stay zero in training, and save neither time nor room."""
+"""Masks on single weights: masked weights stay zero in training, but save neither time nor memory."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from pgb_lightning.layers.linear import ConstantLinear
 
 
 def mask_matrices(
-    encoder: Encoder, importances: Mapping[tuple[int, str], Tensor], shares: Mapping[tuple[int, str], float]
+    encoder: Encoder, importances: Mapping[tuple[int, str], Tensor], kept_fractions: Mapping[tuple[int, str], float]
 ) -> None:
-    """Keep the most important weights of each matrix, a share of its own, and mask the others.
+    """Keep a given fraction of each matrix's weights, the most important ones, and mask the others.
 
     Args:
         encoder: A dense encoder; its layers get masks.
-        importances: Importance of each weight, (M, N) a matrix.
-        shares: The share of its weights that each matrix keeps.
+        importances: Importance of each matrix's weights, of shape (M, N), by (layer index, matrix kind).
+        kept_fractions: Fraction of its weights that each matrix keeps.
     """
     for key, linear in encoder.linears():
         flat = importances[key].T.flatten()
         mask = torch.zeros_like(flat)
-        mask[flat.topk(round(shares[key] * flat.numel())).indices] = 1
+        mask[flat.topk(round(kept_fractions[key] * flat.numel())).indices] = 1
         placed = mask.view_as(linear.weight).to(linear.weight)
         prune.custom_from_mask(linear, "weight", placed)  # type: ignore[no-untyped-call]
 
 
 def kept_weights(encoder: Encoder) -> int:
-    """Count the weights of the six matrix kinds that are left: not removed with their rows or columns, nor masked."""
+    """Count the weights of the six matrix kinds that are neither removed nor masked."""
     count = 0
     for layer in range(len(encoder.layers)):
         for kind in MATRICES:
@@ -45,7 +45,7 @@ def kept_weights(encoder: Encoder) -> int:
 
 
 def make_permanent(module: nn.Module) -> None:
-    """Write the zeros of masked layers into their weights, and take the masks off."""
+    """Write the zeros of masked layers into their weights, and remove the masks."""
     for child in module.modules():
         if hasattr(child, "weight_mask"):
             prune.remove(child, "weight")  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
-"""Lightning's own ``ModelPruning``, told to do the same once: global, unstructured, by magnitude.
+"""Lightning's ``ModelPruning`` callback, set to global unstructured magnitude pruning and applied once.
 
-Left alone, the callback prunes at the end of each training epoch. Here it prunes before the first, so that it is
-measured where all others are. Its masks are those of :mod:`pgb_lightning.experiments.baselines.magnitude`.
+By default the callback prunes at the end of each training epoch. Here it prunes before the first epoch, at the same
+point as all other methods. Its masks equal those of :mod:`pgb_lightning.experiments.baselines.magnitude`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from transformers import PreTrainedModel
 from pgb_lightning.encoders.find import find_encoder
 
 
-def prune_as_lightning_does(model: PreTrainedModel, found: None, ratio: float) -> None:
-    """Mask weights with Lightning's callback.
+def prune_with_model_pruning(model: PreTrainedModel, found: None, ratio: float) -> None:
+    """Mask weights with Lightning's ``ModelPruning``.
 
     Args:
         model: A fine-tuned model; its matrices get masks.
-        found: It learns nothing from calibration.
-        ratio: Share of the weights to mask.
+        found: Unused; this method needs no calibration.
+        ratio: Fraction of the weights to mask.
     """
     weights = [(linear, "weight") for _, linear in find_encoder(model).linears()]
     callback = ModelPruning("l1_unstructured", weights, amount=ratio, use_lottery_ticket_hypothesis=False)
-    whole: Any = model  # it looks at nothing that is a LightningModule's alone
+    module: Any = model  # the callback uses nothing that is specific to a LightningModule
     trainer: Any = None
-    callback.setup(trainer, whole, "fit")
+    callback.setup(trainer, module, "fit")
     callback.apply_pruning(ratio)

@@ -1,4 +1,4 @@
-"""The baselines by name, and what they have in common."""
+"""Registry of the baselines, with a common interface."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pgb_lightning.experiments.baselines.kwon import prune_heads_and_neurons
 from pgb_lightning.experiments.baselines.magnitude import prune_by_magnitude
 from pgb_lightning.experiments.baselines.mask_gradients import collect_mask_gradients
 from pgb_lightning.experiments.baselines.masks import kept_weights
-from pgb_lightning.experiments.baselines.model_pruning import prune_as_lightning_does
+from pgb_lightning.experiments.baselines.model_pruning import prune_with_model_pruning
 from pgb_lightning.experiments.baselines.top_layers import drop_layers
 from pgb_lightning.experiments.baselines.torch_pruning import collect_gradients, prune_with_torch_pruning
 from pgb_lightning.modes import eval_mode
@@ -24,40 +24,44 @@ from pgb_lightning.modes import eval_mode
 Batch = dict[str, Tensor]
 
 
-def nothing(model: PreTrainedModel, batches: Sequence[Batch]) -> None:
-    """Learn nothing from calibration."""
+def collect_nothing(model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+    """Collect no statistics."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A way to prune that is not ours.
+    """A published pruning method.
 
     Args:
-        prune: Prunes a fine-tuned model in place, given what ``collect`` found and the share of weights to remove.
-        kind: ``"shapes"`` if the layers get smaller; ``"masks"`` if they only get zeros, which saves neither time nor
-            room in memory.
-        collect: Learns from labelled calibration batches what it needs to know of a model, for any share.
-        package: A package of PyPI that it needs beyond ours.
+        prune: Prunes a fine-tuned model in place, given the statistics of ``collect`` and the fraction of weights to
+            remove.
+        kind: ``"shapes"`` if layers become smaller; ``"masks"`` if weights only become zero, which saves neither time
+            nor memory.
+        collect: Collects the statistics that the method needs from labeled calibration batches. They do not depend on
+            the fraction to remove.
+        package: Additional PyPI package that the method needs.
     """
 
     prune: Callable[[PreTrainedModel, Any, float], None]
     kind: Literal["shapes", "masks"]
-    collect: Callable[[PreTrainedModel, Sequence[Batch]], Any] = nothing
+    collect: Callable[[PreTrainedModel, Sequence[Batch]], Any] = collect_nothing
     package: str | None = None
 
     def check(self) -> None:
-        """Require the package.
+        """Check that the required package is installed.
 
         Raises:
-            ValueError: It is not installed.
+            ValueError: If it is not installed.
         """
         if self.package is not None and find_spec(self.package.replace("-", "_")) is None:
-            raise ValueError(f"this baseline needs {self.package}, which is not installed: pip install {self.package}.")
+            raise ValueError(
+                f"This baseline needs {self.package}, which is not installed. Run: pip install {self.package}"
+            )
 
 
 BASELINES: dict[str, Baseline] = {
     "magnitude": Baseline(prune_by_magnitude, "masks"),
-    "model-pruning": Baseline(prune_as_lightning_does, "masks"),
+    "model-pruning": Baseline(prune_with_model_pruning, "masks"),
     "kwon": Baseline(prune_heads_and_neurons, "shapes", collect_mask_gradients),
     "kwon-untuned": Baseline(partial(prune_heads_and_neurons, tune=False), "shapes", collect_mask_gradients),
     "top-layers": Baseline(partial(drop_layers, order="top"), "shapes"),
@@ -70,11 +74,11 @@ BASELINES: dict[str, Baseline] = {
 
 
 class Calibrated:
-    """A fine-tuned model with its calibration batches; each baseline learns from them once, when it is first asked for.
+    """A fine-tuned model with its calibration batches; statistics are collected once, when first needed.
 
     Args:
-        model: A transformers model whose output has a ``loss``. It stays as it is.
-        batches: Labelled calibration batches.
+        model: A transformers model whose output has a ``loss``. It is not changed.
+        batches: Labeled calibration batches.
     """
 
     def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
@@ -86,18 +90,18 @@ class Calibrated:
         """Prune a model in place.
 
         Args:
-            name: One of :data:`BASELINES`.
+            name: Name of a baseline in :data:`BASELINES`.
             model: The fine-tuned model itself, or a copy of it.
-            ratio: Share of the encoder's Q, K, V, O, W1 and W2 weights to remove.
+            ratio: Fraction of the encoder's Q, K, V, O, W1 and W2 weights to remove.
 
         Returns:
-            The share that was removed, which may be another: layers, for one, go whole.
+            The fraction that was removed. It may differ from ``ratio``, since layers, for example, are removed whole.
 
         Raises:
-            ValueError: There is no such baseline, or it needs a package that is not installed.
+            ValueError: If there is no such baseline, or it needs a package that is not installed.
         """
         if name not in BASELINES:
-            raise ValueError(f"{name!r} is no baseline; choose one of {', '.join(map(repr, BASELINES))}.")
+            raise ValueError(f"Unknown baseline {name!r}. Choose one of {', '.join(map(repr, BASELINES))}.")
         baseline = BASELINES[name]
         baseline.check()
         if baseline.collect not in self._found:

@@ -1,8 +1,9 @@
-"""Whole layers go, and nothing makes up for them.
+"""Drop whole layers, without compensation.
 
 After Sajjad, Dalvi, Durrani, Nakov: *On the Effect of Dropping Layers of Pre-trained Transformer Models*, Computer
-Speech & Language 77, 2023. They drop before fine-tuning; here the fine-tuned model loses layers and is re-finetuned, as
-with all others. Only multiples of one layer can be removed: the nearest number is taken.
+Speech & Language 77, 2023. The authors drop layers before fine-tuning; here layers are dropped from the fine-tuned
+model, which is then re-finetuned, as for all other methods. Only whole layers can be removed, so the number of layers
+nearest to the requested fraction is used.
 """
 
 from __future__ import annotations
@@ -21,21 +22,23 @@ def drop_layers(
     ratio: float,
     order: Literal["top", "alternate"] = "top",
 ) -> None:
-    """Drop layers for good.
+    """Drop layers permanently.
 
     Args:
         model: A fine-tuned model.
-        found: It learns nothing from calibration.
-        ratio: Share of the layers to drop; at least one goes, and one stays.
-        order: ``"top"`` drops the last ones; ``"alternate"`` spreads them evenly, from the last one down.
+        found: Unused; this method needs no calibration.
+        ratio: Fraction of the layers to drop; at least one is dropped, and at least one is kept.
+        order: ``"top"`` drops the last layers; ``"alternate"`` drops evenly spaced layers, starting from the last.
 
     Raises:
-        ValueError: There is one layer only.
+        ValueError: If the encoder has only one layer.
     """
     encoder = find_encoder(model)
     total = len(encoder.layers)
     if total < 2:
-        raise ValueError(f"the encoder has {total} layer, and dropping layers must leave one: use another method.")
+        raise ValueError(
+            f"The encoder has {total} layer, and at least one layer must remain. Use a method that keeps layers."
+        )
     dropped = choose_layers(total, min(max(round(ratio * total), 1), total - 1), order)
     stack = encoder.model.get_submodule(encoder.family.layers)
     assert isinstance(stack, nn.ModuleList)
@@ -45,7 +48,7 @@ def drop_layers(
 
 
 def choose_layers(total: int, count: int, order: Literal["top", "alternate"]) -> set[int]:
-    """Say which layers to drop.
+    """Choose the layers to drop.
 
     Example:
         >>> sorted(choose_layers(6, 3, "top")), sorted(choose_layers(6, 3, "alternate"))

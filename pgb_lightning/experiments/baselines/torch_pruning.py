@@ -1,13 +1,14 @@
-"""``torch-pruning`` from PyPI: channels that depend on each other go together, wherever they lie.
+"""The PyPI package ``torch-pruning``, which removes dependent channels of all layers together.
 
-Fang, Ma, Song, Mi, Wang: *DepGraph: Towards Any Structural Pruning*, CVPR 2023. Set up as its own example for BERT
-does: whole heads and single channels, ranked over the whole model. Importance is its Taylor score, weight times
-gradient over what goes together, from the calibration samples, in place of the example's magnitude, so that it knows as
-much as the others do.
+Fang, Ma, Song, Mi, Wang: *DepGraph: Towards Any Structural Pruning*, CVPR 2023. The setup follows the package's example
+for BERT: whole heads and single channels, ranked over the whole model. The importance is the package's Taylor score,
+weight times gradient summed over dependent weights. It is computed on the calibration samples and replaces the
+example's magnitude score, so that the method has the same information as the others.
 
-It knows no budget but a share of channels, so the share that leaves the wanted number of encoder weights is searched
-for. Left alone it narrows the hidden states too, and with them embeddings and head, which saves weights that the budget
-does not count. ``narrow=False`` keeps it inside the sublayers, where the others work.
+The package takes a fraction of channels, not a budget, so the fraction that leaves the target number of encoder weights
+is found by bisection. By default it also narrows the hidden states, and with them the embeddings and the head, which
+saves weights that the budget does not count. ``narrow=False`` restricts it to the insides of the sublayers, as for the
+other methods.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from pgb_lightning.encoders.base import SUBLAYERS, Encoder
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.baselines.masks import kept_weights
 
-#: Steps of the search for the share of channels: each halves what is left to search.
+#: Steps of the bisection for the fraction of channels.
 STEPS = 9
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """What it learns from calibration.
+    """Gradients on the calibration samples.
 
     Args:
-        values: The gradients by all parameters, in order, summed over batches.
-        example: One row of a batch, from which the dependences are traced.
+        values: Gradients with respect to all parameters, in order, summed over batches.
+        example: One row of a batch, used to trace the dependencies.
     """
 
     values: list[Tensor]
@@ -43,11 +44,11 @@ class Gradients:
 
 
 def collect_gradients(model: PreTrainedModel, batches: Sequence[dict[str, Tensor]]) -> Gradients:
-    """Sum gradients up; leave none behind.
+    """Sum the gradients over batches, without changing the ``grad`` of the parameters.
 
     Args:
-        model: A fine-tuned model, in eval mode; its output has a ``loss``.
-        batches: Labelled batches.
+        model: A fine-tuned model in eval mode; its output has a ``loss``.
+        batches: Labeled batches.
     """
     parameters = list(model.parameters())
     sums = [torch.zeros_like(parameter) for parameter in parameters]
@@ -65,25 +66,25 @@ def prune_with_torch_pruning(model: PreTrainedModel, found: Gradients, ratio: fl
 
     Args:
         model: A fine-tuned model.
-        found: What calibration found of it.
-        ratio: Share of the encoder's weights to remove.
-        narrow: Whether the hidden states between the layers get narrower too.
+        found: Gradients of the model on the calibration samples.
+        ratio: Fraction of the encoder's weights to remove.
+        narrow: Whether to narrow the hidden states between the layers as well.
     """
     target = (1 - ratio) * kept_weights(find_encoder(model))
     low, high = 0.0, 1.0
     best = (float("inf"), 0.5)
     for _ in range(STEPS):
-        share = (low + high) / 2
+        fraction = (low + high) / 2
         trial = copy.deepcopy(model)
-        _prune(trial, found, share, narrow)
+        _prune(trial, found, fraction, narrow)
         left = kept_weights(find_encoder(trial))
-        best = min(best, (abs(left - target), share))
-        low, high = (share, high) if left > target else (low, share)
+        best = min(best, (abs(left - target), fraction))
+        low, high = (fraction, high) if left > target else (low, fraction)
     _prune(model, found, best[1], narrow)
 
 
-def _prune(model: PreTrainedModel, found: Gradients, share: float, narrow: bool) -> None:
-    """Prune one model by one share of channels."""
+def _prune(model: PreTrainedModel, found: Gradients, fraction: float, narrow: bool) -> None:
+    """Prune one model by one fraction of channels."""
     import torch_pruning
 
     encoder = find_encoder(model)
@@ -99,8 +100,8 @@ def _prune(model: PreTrainedModel, found: Gradients, share: float, narrow: bool)
         found.example,
         importance=torch_pruning.importance.TaylorImportance(),
         global_pruning=True,
-        pruning_ratio=share,
-        head_pruning_ratio=share,
+        pruning_ratio=fraction,
+        head_pruning_ratio=fraction,
         num_heads=heads,
         prune_num_heads=True,
         prune_head_dims=False,
@@ -112,7 +113,7 @@ def _prune(model: PreTrainedModel, found: Gradients, share: float, narrow: bool)
 
 
 def _ignored(model: PreTrainedModel, encoder: Encoder, narrow: bool) -> list[nn.Module]:
-    """List the layers whose outputs stay as they are: those outside the encoder's layers, at least."""
+    """List the layers whose outputs keep their width: at least those outside the encoder's layers."""
     matrices = [linear for _, linear in encoder.linears()]
     ignored: list[Any] = [m for m in model.modules() if isinstance(m, nn.Linear) and m not in matrices]
     if not narrow:

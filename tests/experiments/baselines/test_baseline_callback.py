@@ -1,4 +1,4 @@
-"""A baseline in a fit: pruned before the optimizer exists, in the fit alone."""
+"""A baseline in a fit: the model is pruned before the optimizer is created, and only in a fit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pgb_lightning.modules import TextClassification
 
 
 @pytest.mark.filterwarnings("ignore:Calibrating on all")
-def test_a_peer_prunes_before_training_and_leaves_the_order_of_training(
+def test_a_baseline_prunes_before_training_and_keeps_the_order_of_batches(
     tiny_model_folder: Callable[..., Path], glue_folder: Callable[..., Path]
 ) -> None:
     model = str(tiny_model_folder("bert"))
@@ -28,11 +28,11 @@ def test_a_peer_prunes_before_training_and_leaves_the_order_of_training(
         seen: list[torch.Tensor] = []
         step = module.training_step
 
-        def watched(batch: dict[str, torch.Tensor], batch_idx: int, step=step, seen=seen) -> torch.Tensor:  # type: ignore[no-untyped-def]
+        def recording_step(batch: dict[str, torch.Tensor], batch_idx: int, step=step, seen=seen) -> torch.Tensor:  # type: ignore[no-untyped-def]
             seen.append(batch["input_ids"])
             return step(batch, batch_idx)  # type: ignore[no-any-return]
 
-        module.training_step = watched  # type: ignore[method-assign]
+        module.training_step = recording_step  # type: ignore[method-assign]
         quiet_trainer(callbacks=callbacks).fit(module, datamodule=data)
         orders.append(seen)
     assert all(map(torch.equal, *orders))

@@ -1,4 +1,4 @@
-"""Heads and neurons by the Fisher information of their masks: against brute force."""
+"""Pruning of heads and neurons by the Fisher information of their masks, compared with brute force."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from pgb_lightning.encoders.base import SUBLAYERS
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.experiments.baselines.kwon import plan_of, prune_heads_and_neurons, rearrange, rearranged, search
+from pgb_lightning.experiments.baselines.kwon import (
+    make_mask_plan,
+    prune_heads_and_neurons,
+    rearrange,
+    rearrange_all,
+    search,
+)
 from pgb_lightning.experiments.baselines.mask_gradients import MaskGradients, collect_mask_gradients
 from pgb_lightning.experiments.baselines.masks import kept_weights
 from pgb_lightning.surgery.checks import is_pruned
@@ -23,11 +29,11 @@ def fisher_loss(gradients: Tensor, kept: list[int]) -> float:
     return float(gradients[:, pruned].sum(1).square().sum())
 
 
-def test_rearranging_never_does_harm_and_finds_units_that_cancel() -> None:
+def test_rearrangement_never_increases_the_loss_and_finds_units_that_cancel() -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(10):
         gradients = torch.randn(20, 8, generator=generator, dtype=torch.double)
-        gradients[:, 1] = -gradients[:, 0] + 0.01  # important alone, harmless together
+        gradients[:, 1] = -gradients[:, 0] + 0.01  # important alone, but not together
         by_diagonal = gradients.square().sum(0).topk(6).indices.tolist()
         kept = rearrange(gradients, 6).tolist()
         assert len(set(kept)) == 6
@@ -37,7 +43,7 @@ def test_rearranging_never_does_harm_and_finds_units_that_cancel() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 5])
-def test_nothing_or_everything_may_be_kept(count: int) -> None:
+def test_no_units_or_all_units_can_be_kept(count: int) -> None:
     assert rearrange(torch.eye(5, dtype=torch.double), count).tolist() == list(range(count))
 
 
@@ -52,7 +58,7 @@ def test_the_search_finds_the_best_numbers_of_heads_and_neurons(ratio: float) ->
     }
     found = MaskGradients(gradients, [])  # type: ignore[arg-type]
     kept = search(encoder, found, ratio)
-    plan = plan_of(encoder, kept)
+    plan = make_mask_plan(encoder, kept)
     assert 0 <= plan.pruning_ratio - ratio < 48 / plan.total_parameters  # a neuron has 48 weights
 
     def lost(number: int) -> float:
@@ -70,7 +76,7 @@ def test_the_search_finds_the_best_numbers_of_heads_and_neurons(ratio: float) ->
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_heads_and_neurons_are_cut_out(model_type: str) -> None:
+def test_heads_and_neurons_are_removed(model_type: str) -> None:
     model = classifier(model_type)
     encoder = find_encoder(model)
     total = kept_weights(encoder)
@@ -81,8 +87,8 @@ def test_heads_and_neurons_are_cut_out(model_type: str) -> None:
     assert logits(model).isfinite().all()
 
 
-@pytest.mark.parametrize("model_type", ["bert", "mpnet"])  # heads cut out, and heads in a block
-def test_tuning_brings_the_model_nearer_to_the_dense_one(model_type: str) -> None:
+@pytest.mark.parametrize("model_type", ["bert", "mpnet"])  # heads removed, and heads as one block
+def test_tuning_reduces_the_difference_from_the_dense_model(model_type: str) -> None:
     dense = logits(classifier(model_type))
     errors = []
     for tune in (True, False):
@@ -92,12 +98,12 @@ def test_tuning_brings_the_model_nearer_to_the_dense_one(model_type: str) -> Non
     assert errors[0] < 0.8 * errors[1]
 
 
-def test_untuned_is_the_dense_model_with_zero_masks() -> None:
+def test_without_tuning_it_equals_the_dense_model_with_zero_masks() -> None:
     model, masked = classifier(), classifier()
     encoder = find_encoder(masked)
     given = batches()
     found = collect_mask_gradients(masked, given)
-    kept = rearranged(found, search(encoder, found, 0.5))
+    kept = rearrange_all(found, search(encoder, found, 0.5))
     prune_heads_and_neurons(model, collect_mask_gradients(model, given), 0.5, tune=False)
     with torch.no_grad():
         for (layer, name), units in kept.items():

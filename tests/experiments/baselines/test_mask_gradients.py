@@ -1,4 +1,4 @@
-"""Gradients by masks, against masks that are really there."""
+"""Mask gradients, compared with those of explicit masks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pgb_lightning.experiments.baselines.mask_gradients import collect_mask_grad
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_gradients_are_those_of_each_sample_by_each_mask(model_type: str) -> None:
+def test_gradients_equal_those_of_explicit_masks(model_type: str) -> None:
     model = classifier(model_type)
     encoder = find_encoder(model)
     found = collect_mask_gradients(model, batches(2))
-    sample = {name: value[3:4] for name, value in batches(2)[1].items()}  # row 8 + 3 of all
+    sample = {name: value[3:4] for name, value in batches(2)[1].items()}  # row 8 + 3
     for (layer, name), gradients in found.gradients.items():
         assert gradients.shape == (16, 2 if name == "attention" else 96)
         mask = torch.ones(gradients.shape[1], requires_grad=True)
@@ -28,7 +28,7 @@ def test_gradients_are_those_of_each_sample_by_each_mask(model_type: str) -> Non
         torch.testing.assert_close(gradients[11].float(), mask.grad, rtol=1e-3, atol=1e-6)
 
 
-def test_first_inputs_are_kept_for_tuning_up_to_a_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_layer_inputs_are_limited_to_a_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     model = classifier()
     given = batches(6)
     found = collect_mask_gradients(model, given)

@@ -1,4 +1,4 @@
-"""Global magnitude, and Lightning's own callback: the same masks, which hold in training."""
+"""Global magnitude pruning and Lightning's callback give the same masks, which are kept in training."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.baselines import make_permanent
 from pgb_lightning.experiments.baselines.magnitude import prune_by_magnitude
 from pgb_lightning.experiments.baselines.masks import kept_weights, mask_matrices
-from pgb_lightning.experiments.baselines.model_pruning import prune_as_lightning_does
+from pgb_lightning.experiments.baselines.model_pruning import prune_with_model_pruning
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_the_smallest_weights_of_all_go(model_type: str) -> None:
+def test_the_smallest_weights_are_masked(model_type: str) -> None:
     model = classifier(model_type)
     encoder = find_encoder(model)
     weights = torch.cat([linear.weight.detach().abs().flatten() for _, linear in encoder.linears()])
@@ -27,15 +27,15 @@ def test_the_smallest_weights_of_all_go(model_type: str) -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.88])
-def test_lightnings_own_callback_makes_the_same_masks(ratio: float) -> None:
+def test_model_pruning_makes_the_same_masks(ratio: float) -> None:
     ours, theirs = classifier(), classifier()
     prune_by_magnitude(ours, None, ratio)
-    prune_as_lightning_does(theirs, None, ratio)
+    prune_with_model_pruning(theirs, None, ratio)
     for (_, one), (_, other) in zip(find_encoder(ours).linears(), find_encoder(theirs).linears(), strict=True):
         assert torch.equal(one.weight_mask, other.weight_mask)
 
 
-def test_masks_hold_in_training_and_become_zeros() -> None:
+def test_masks_are_kept_in_training_and_become_zeros() -> None:
     model = classifier()
     encoder = find_encoder(model)
     prune_by_magnitude(model, None, 0.5)
@@ -53,13 +53,13 @@ def test_masks_hold_in_training_and_become_zeros() -> None:
     torch.testing.assert_close(logits(model), after)
 
 
-def test_each_matrix_keeps_a_share_of_its_own() -> None:
+def test_each_matrix_keeps_its_own_fraction() -> None:
     model = classifier()
     encoder = find_encoder(model)
     importances = {key: linear.weight.detach().T.square() for key, linear in encoder.linears()}
-    shares = {key: 0.25 * (number % 5) for number, key in enumerate(importances)}
-    mask_matrices(encoder, importances, shares)
+    fractions = {key: 0.25 * (number % 5) for number, key in enumerate(importances)}
+    mask_matrices(encoder, importances, fractions)
     for key, linear in encoder.linears():
-        assert linear.weight_mask.mean() == pytest.approx(shares[key], abs=1e-3)
-        kept, gone = importances[key].T[linear.weight_mask == 1], importances[key].T[linear.weight_mask == 0]
-        assert not len(kept) or not len(gone) or kept.min() >= gone.max()
+        assert linear.weight_mask.mean() == pytest.approx(fractions[key], abs=1e-3)
+        kept, removed = importances[key].T[linear.weight_mask == 1], importances[key].T[linear.weight_mask == 0]
+        assert not len(kept) or not len(removed) or kept.min() >= removed.max()

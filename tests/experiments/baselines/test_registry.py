@@ -1,4 +1,4 @@
-"""All baselines, one way to call them."""
+"""All baselines through their common interface."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ INSTALLED = [name for name, baseline in BASELINES.items() if not baseline.packag
 
 
 @pytest.mark.parametrize("name", INSTALLED)
-def test_a_peer_removes_about_what_it_is_told_and_can_be_trained(name: str) -> None:
+def test_a_baseline_removes_about_the_requested_fraction_and_can_be_trained(name: str) -> None:
     model = classifier()
     before = copy.deepcopy(model.state_dict())
     calibrated = Calibrated(model, batches())
     copied = copy.deepcopy(model).train()
     total = kept_weights(find_encoder(model))
     removed = calibrated.prune(name, copied, 0.6)
-    assert removed == pytest.approx(0.6, abs=0.07)  # layers are thirds
+    assert removed == pytest.approx(0.6, abs=0.07)  # one layer is a third
     assert 1 - kept_weights(find_encoder(copied)) / total == removed
     assert copied.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -34,7 +34,7 @@ def test_a_peer_removes_about_what_it_is_told_and_can_be_trained(name: str) -> N
     assert loss.isfinite()
 
 
-def test_calibration_is_read_once_for_all_that_want_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_are_collected_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = classifier()
     calibrated = Calibrated(model, batches())
     calibrated.prune("kwon", copy.deepcopy(model), 0.5)
@@ -43,10 +43,10 @@ def test_calibration_is_read_once_for_all_that_want_the_same(monkeypatch: pytest
         assert calibrated.prune(name, classifier(), ratio) == pytest.approx(ratio, abs=0.01)
 
 
-def test_what_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_or_missing_baselines_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     model = classifier()
-    with pytest.raises(ValueError, match="'best' is no baseline; choose one of 'magnitude', 'model-pruning'"):
+    with pytest.raises(ValueError, match=r"'best'.*'magnitude', 'model-pruning'"):
         Calibrated(model, []).prune("best", model, 0.5)
     monkeypatch.setattr(registry, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="needs torch-pruning, which is not installed: pip install torch-pruning"):
+    with pytest.raises(ValueError, match="pip install torch-pruning"):
         Calibrated(model, []).prune("torch-pruning", model, 0.5)
