@@ -1,33 +1,36 @@
-# Common chores, each in the project's own .venv, which is made on first use: see `make help`.
+# Common tasks. Each runs in the project's own .venv, which is created on first use. See `make help`.
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 DOCS := .venv/.docs
 OLDEST := .venv-oldest
-# A test a core at a time, each on one thread: threads of several tests would mostly wait for one another.
+# One process per core, each with one thread: the threads of several tests would compete for the cores.
 WORKERS := -n auto --maxprocesses 4
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-oldest check docs wheel clean
+.PHONY: help venv demo test test-fast test-oldest check docs wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
-venv: $(STAMP) ## make or update .venv: the project (editable), its tools and the demo's packages
+venv: $(STAMP) ## create or update .venv: the project (editable), its tools and the demo's packages
 
-demo: $(STAMP) ## fine-tune, prune and re-fine-tune a small real BERT; leaves runs/demo/report.json
+demo: $(STAMP) ## fine-tune, prune and re-finetune a small real BERT; writes runs/demo/report.json
 	$(BIN)/python -m pgb_lightning.experiments.demo
 
-test: $(STAMP) ## run the whole test suite, doctests included, offline
+test: $(STAMP) ## run the complete test suite, including doctests, offline
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS)
 
-test-oldest: $(OLDEST)/.installed ## the same with the oldest supported packages, in .venv-oldest (gigabytes)
+test-fast: $(STAMP) ## run the tests that are not marked slow, for daily work
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) -m "not slow"
+
+test-oldest: $(OLDEST)/.installed ## run the complete test suite with the oldest supported packages, in .venv-oldest (several gigabytes)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest $(WORKERS)
 
-# mypy cannot follow an editable install to the top-level folders callbacks/ and datamodules/, hence the copy.
-# It looks into the current folder first: run it beside the copy, not beside the sources.
+# mypy does not find the top-level folders callbacks/ and datamodules/ through an editable install, so it checks an
+# installed copy. It searches the working directory first, so it must run next to the copy and not next to the sources.
 check: $(STAMP) ## check style, formatting and types
 	$(BIN)/ruff check --extend-exclude build .
 	$(BIN)/ruff format --check --extend-exclude build .
@@ -36,11 +39,11 @@ check: $(STAMP) ## check style, formatting and types
 	@$(PIP) install --no-deps --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p pgb_lightning
 
-docs: $(DOCS) ## build the documentation site into build/docs; a broken link or docstring is an error
+docs: $(DOCS) ## build the documentation site into build/docs; broken links and docstrings are errors
 	@echo "docs: building the site into build/docs"
 	@$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees docs build/docs
 
-wheel: $(STAMP) ## build sdist and wheel into dist/, and check what the wheel installs
+wheel: $(STAMP) ## build sdist and wheel into dist/ and check what the wheel installs
 	@echo "wheel: building sdist and wheel"
 	@rm -rf build/wheel dist && mkdir -p build
 	@$(BIN)/python -m build --outdir dist . >build/build.log 2>&1 || { cat build/build.log >&2; exit 1; }
@@ -48,13 +51,13 @@ wheel: $(STAMP) ## build sdist and wheel into dist/, and check what the wheel in
 	@$(PIP) install --no-deps --no-index --target build/wheel dist/*.whl
 	$(BIN)/python -I tests/helpers/check_wheel.py build/wheel
 
-clean: ## remove all that was made here, .venv included; only runs/ stays
+clean: ## remove everything created here, including .venv but not runs/
 	rm -rf .venv .venv-oldest build dist docs/api *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt requirements-demo.txt
 	@$(PYTHON) -c "$$CHECK_PYTHON"
-	@echo "venv: making .venv"
+	@echo "venv: creating .venv"
 	@$(PYTHON) -m venv .venv
 	@echo "venv: installing pgb-lightning with its pinned runtime, test and dev packages (minutes the first time)"
 	@$(PIP) install --constraint constraints.txt --editable ".[test,dev,figures,onnx,completion]"
@@ -63,7 +66,7 @@ $(STAMP): pyproject.toml constraints.txt requirements-demo.txt
 	@touch $@
 
 $(DOCS): $(STAMP)
-	@echo "docs: installing what builds the site"
+	@echo "docs: installing the documentation tools"
 	@$(PIP) install --constraint constraints.txt --editable ".[docs]"
 	@touch $@
 
@@ -77,11 +80,11 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt requirements-demo.tx
 		--no-deps --requirement requirements-demo.txt
 	@touch $@
 
-# Old Pythons must be able to read it too, to say that they are old.
+# Written so that old Python versions can run it too.
 define CHECK_PYTHON
 import sys
 if sys.version_info < (3, 10):
-    sys.exit("Python 3.10 or newer is needed, but %s is %s; name another: make PYTHON=python3.12 ..." % (
+    sys.exit("Python 3.10 or newer is required, but %s is %s. Choose another one: make PYTHON=python3.12 ..." % (
         sys.executable, sys.version.split()[0]))
 endef
 export CHECK_PYTHON

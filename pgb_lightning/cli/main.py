@@ -1,4 +1,4 @@
-"""The console command `pgb`: fit, validate, test and predict from YAML, export, benchmark and report."""
+"""The console command ``pgb``: fit, validate, test and predict from YAML files, and export, benchmark and report."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch
 from jsonargparse import auto_cli, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -19,31 +20,35 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from pgb_lightning import benchmark, callbacks
 from pgb_lightning._compat import CLASS_PATH_KEY, apply_lightning_checkpoint, connect_cli_hooks, make_trainer_parser
 from pgb_lightning.checkpoints import load_checkpoint
-from pgb_lightning.cli.suggestions import SuggestingParser
+from pgb_lightning.cli.configs import ConfigFileAction
+from pgb_lightning.cli.parser import PGBArgumentParser
 from pgb_lightning.export.command import run_export
 from pgb_lightning.process_group import close_process_group
 from pgb_lightning.report.command import run_report
 from pgb_lightning.surgery.from_state_dict import StructureError
 
-#: Commands that take no trainer, model or data, which LightningCLI would ask for.
+#: Commands that do not take a trainer, a model or data, which LightningCLI would require.
 COMMANDS: dict[str, Callable[..., Any]] = {
     "export": run_export,
     "benchmark": benchmark.run,
     "report": run_report,
 }
 
-#: What may stand for a checkpoint's path beside a file: Lightning's own words, and places that are not on a disk here.
-CHECKPOINT_WORDS = r"best|last|hpc|registry(:.*)?|\w+://.*"
+#: Values of ``ckpt_path`` other than local paths: Lightning's keywords and remote locations.
+CHECKPOINT_KEYWORDS = r"best|last|hpc|registry(:.*)?|\w+://.*"
 
-#: What a folder holds that is a checkpoint itself, written in parts: by FSDP, by torch, by DeepSpeed.
-CHECKPOINT_PARTS = ("meta.pt", ".metadata", "latest")
+#: Files that identify a folder as a sharded checkpoint of FSDP, torch or DeepSpeed.
+SHARDED_CHECKPOINT_FILES = ("meta.pt", ".metadata", "latest")
 
-#: A word of the command line that sets something of the model, or (second group) a part of something.
+#: A command-line argument that sets a hyperparameter of the model or (second group) a part of one.
 MODEL_SETTING = r"--model\.(?:init_args\.)?(\w+)([.+][^=]*)?"
 
-#: What the Trainer's commands do here.
+#: The help text of ``--config``.
+CONFIG_HELP = "A YAML file, or the name of a packaged configuration such as glue/sst2/prune."
+
+#: Descriptions of the Trainer's commands.
 DESCRIPTIONS = {
-    "fit": "Train a model. With PGBCallback among the callbacks, prune it first, then re-finetune what is left.",
+    "fit": "Train a model. With PGBCallback among the callbacks, prune it first and then re-finetune it.",
     "validate": "Score a model or a checkpoint on the validation set.",
     "test": "Score a model or a checkpoint on the test set.",
     "predict": "Predict with a model or a checkpoint. With PredictionWriter or AnswerWriter among the callbacks, write "
@@ -53,17 +58,24 @@ DESCRIPTIONS = {
 
 @connect_cli_hooks
 class PGBCLI(LightningCLI):
-    """Lightning's command line, made to resume and evaluate the checkpoints of pruned models."""
+    """Lightning's command line with support for resuming and evaluating checkpoints of pruned models."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Create a parser whose ``--config`` also takes the names of packaged configurations."""
+        kwargs.setdefault("dump_header", [f"lightning.pytorch=={lightning.pytorch.__version__}"])
+        parser: LightningArgumentParser = self.parser_class(**kwargs)
+        parser.add_argument("-c", "--config", action=ConfigFileAction, help=CONFIG_HELP)
+        return parser
 
     def add_commands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        """Describe every command in one place, also those that run elsewhere (see :func:`main`).
+        """Add all commands with their descriptions, including those that :func:`main` runs without a Trainer.
 
-        Lightning's own takes the first line of the Trainer's docstrings, which breaks off in mid-sentence.
+        Lightning would take the first line of the Trainer's docstrings, which ends in mid-sentence.
         """
         assert isinstance(self.trainer_class, type)  # Lightning's Trainer
-        commands = parser.add_subcommands(title="commands", description="Each has a --help of its own.")
+        commands = parser.add_subcommands(title="commands", description="Each has its own --help.")
         for name in self.subcommands():
-            usage = f"pgb {name} --config FILE [--ckpt_path FILE] [--SETTING VALUE ...]"
+            usage = f"pgb {name} --config FILE_OR_NAME [--ckpt_path FILE] [--SETTING VALUE ...]"
             settings = {"description": DESCRIPTIONS[name], "usage": usage, **kwargs.get(name, {})}
             commands.add_subcommand(name, make_trainer_parser(self, name, **settings), help=DESCRIPTIONS[name])
         for name, command in COMMANDS.items():
@@ -73,47 +85,49 @@ class PGBCLI(LightningCLI):
             commands.add_subcommand(name, command_parser, help=description)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and keep out the commands that take no trainer, model or data.
+        """Parse the arguments, and check the command and ``ckpt_path``.
 
         Raises:
-            MisconfigurationException: One of them was not the first word.
+            MisconfigurationException: If a command without a Trainer is not the first argument, or ``ckpt_path`` does
+                not exist or is a folder that is not a checkpoint.
         """
         super().parse_arguments(parser, args)
         name = self.config.get("subcommand")
         if name in COMMANDS:
-            raise MisconfigurationException(
-                f"{name} takes its settings after its name: `pgb {name} --config FILE ...`."
-            )
-        self._words = sys.argv[1:] if args is None else args
-        path = self.config[name].get("ckpt_path") if name else None
-        if not path or re.fullmatch(CHECKPOINT_WORDS, str(path)):
+            raise MisconfigurationException(f"{name} must be the first argument: `pgb {name} --config FILE ...`.")
+        self._arguments = sys.argv[1:] if args is None else args
+        ckpt_path = self.config[name].get("ckpt_path") if name else None
+        if not ckpt_path or re.fullmatch(CHECKPOINT_KEYWORDS, str(ckpt_path)):
             return
-        place = Path(path).expanduser()
-        self.config[name].ckpt_path = str(place)
-        if not place.exists() or (place.is_dir() and not any((place / part).exists() for part in CHECKPOINT_PARTS)):
+        path = Path(ckpt_path).expanduser()
+        self.config[name].ckpt_path = str(path)
+        is_sharded = path.is_dir() and any((path / file).exists() for file in SHARDED_CHECKPOINT_FILES)
+        if not path.exists() or (path.is_dir() and not is_sharded):
             raise MisconfigurationException(
-                f"ckpt_path={path!r} is {'a folder' if place.exists() else 'not there'}; give a checkpoint that a fit "
-                "left (best.ckpt or last.ckpt in its folder), or leave ckpt_path out to start from the model as it is."
+                f"ckpt_path={ckpt_path!r} {'is a folder' if path.exists() else 'does not exist'}. Give a checkpoint "
+                "file from a fit (best.ckpt or last.ckpt), or omit ckpt_path to start from the configured model."
             )
 
     def apply_checkpoint(self) -> None:
-        """Let the checkpoint's hyperparameters replace those of the files, and the command line those of both.
+        """Apply the checkpoint's hyperparameters over those of the files, and the command line's over both.
 
         Raises:
-            MisconfigurationException: A word would change a part of a setting, of which the rest is the checkpoint's.
+            MisconfigurationException: If a command-line argument would change only a part of a hyperparameter that is
+                taken from the checkpoint.
         """
         before = self._model_settings()
         self._merge_checkpoint()
-        if not self._checkpoint_file():
+        if not self._has_checkpoint_file():
             return
         after = self._model_settings()
-        for name, part in (match.groups() for word in self._words if (match := re.match(MODEL_SETTING, str(word)))):
+        matches = [re.match(MODEL_SETTING, str(argument)) for argument in self._arguments]
+        for name, part in (match.groups() for match in matches if match):
             if name not in before or name not in after:
                 continue
             if part:
                 raise MisconfigurationException(
-                    f"--model.{name}{part} would change a part of what ckpt_path brings along; give all of "
-                    f"--model.{name}, or leave it out."
+                    f"--model.{name}{part} changes only a part of {name}, which is taken from ckpt_path. Give --model."
+                    f"{name} completely, or omit it."
                 )
             after[name] = before[name]
 
@@ -122,14 +136,14 @@ class PGBCLI(LightningCLI):
         return (command.get("model") or {}).get("init_args") or {}
 
     def _merge_checkpoint(self) -> None:
-        """Merge the checkpoint's hyperparameters into the configuration, whoever wrote the checkpoint.
+        """Merge the checkpoint's hyperparameters into the configuration.
 
-        Lightning does it for checkpoints that the command line wrote, which say what class they belong to.
-        One written by a Python program does not: take the class that the configuration names.
+        Lightning does so for checkpoints that its command line wrote, which name their class. For checkpoints that a
+        Python program wrote, the class is the one in the configuration.
         """
         config = self.config[self.config.subcommand]
         model = config.get("model")
-        if model and self._checkpoint_file():
+        if model and self._has_checkpoint_file():
             try:
                 checkpoint = load_checkpoint(config.ckpt_path)
             except ValueError as error:
@@ -143,22 +157,22 @@ class PGBCLI(LightningCLI):
         apply_lightning_checkpoint(self)
 
     def before_instantiate_classes(self) -> None:
-        """Leave `fine_tuned_ckpt` unread when a checkpoint brings all the weights anyway."""
+        """Skip ``fine_tuned_ckpt`` when a checkpoint provides all weights."""
         model = self.config[self.subcommand].get("model")
-        if model and self._checkpoint_file() and "fine_tuned_ckpt" in model.get("init_args", {}):
+        if model and self._has_checkpoint_file() and "fine_tuned_ckpt" in model.get("init_args", {}):
             model.init_args.fine_tuned_ckpt = None
 
     def before_fit(self) -> None:
-        """Let callbacks look at the model before any data are prepared."""
+        """Let pruning callbacks check the model before any data are prepared."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, callbacks.PGBCallback):
                 callback.check(self.model)
 
     def instantiate_classes(self) -> None:
-        """Make the objects; where a setting is wrong, say just that and not how the parser came upon it.
+        """Create the objects, and report an invalid setting without the parser's context.
 
         Raises:
-            MisconfigurationException: What a module, data module or callback says about its settings.
+            MisconfigurationException: If a module, data module or callback rejects a setting.
         """
         try:
             super().instantiate_classes()
@@ -168,55 +182,59 @@ class PGBCLI(LightningCLI):
                 cause = cause.__cause__
             raise cause or error from None
 
-    def _checkpoint_file(self) -> bool:
+    def _has_checkpoint_file(self) -> bool:
+        """Return whether ``ckpt_path`` is a file and not one of Lightning's keywords, such as "last"."""
         path = self.config[self.config.subcommand].get("ckpt_path")
-        return bool(path) and Path(path).is_file()  # and not one of Lightning's words, such as "last"
+        return bool(path) and Path(path).is_file()
 
 
 def run(args: list[str] | None = None) -> PGBCLI:
-    """Run a command and return what it made.
+    """Run a command and return its objects.
 
     Args:
-        args: The command line's words; None takes them from the process.
+        args: The command-line arguments, or ``None`` for those of the process.
 
     Returns:
-        The command line object, with `trainer`, `model` and `datamodule`.
+        The command line object with the attributes ``trainer``, ``model`` and ``datamodule``.
 
     Example:
-        >>> cli = run(["fit", "--config", "configs/demo/prune.yaml"])  # doctest: +SKIP
+        >>> cli = run(["fit", "--config", "demo/prune"])  # doctest: +SKIP
     """
     if find_spec("shtab"):
         set_parsing_settings(add_print_completion_argument=True)
     return PGBCLI(
-        parser_class=SuggestingParser,
+        parser_class=PGBArgumentParser,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=42,
         parser_kwargs={
-            "description": "Fine-tune BERT-like encoders, prune them in one shot, fine-tune them again, and take them "
-            "away. Settings come from YAML files and from the command line, which has the last word."
+            "description": "Fine-tune BERT-like encoders, prune them in one shot, re-finetune them and export them. "
+            "Settings come from YAML files (--config takes a path or a name such as glue/sst2/prune) and from the "
+            "command line, which takes precedence."
         },
         args=args,
     )
 
 
 def main(args: list[str] | None = None) -> None:
-    """Be the console command: run, and end with one line where a setting is wrong.
+    """Run the console command, and exit with one line if a setting is invalid.
 
     Args:
-        args: The command line's words; None takes them from the process.
+        args: The command-line arguments, or ``None`` for those of the process.
     """
-    words = sys.argv[1:] if args is None else args
-    if os.getcwd() not in sys.path:  # classes of one's own lie where one works; at the end, to hide no package
+    arguments = sys.argv[1:] if args is None else args
+    # Users' own classes are in the working directory. It comes last so that it hides no installed package.
+    if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    is_plain_command = bool(arguments) and arguments[0] in COMMANDS
     try:
-        if words and words[0] in COMMANDS:
-            auto_cli(COMMANDS[words[0]], args=words[1:], as_positional=False, prog=f"pgb {words[0]}")
+        if is_plain_command:
+            auto_cli(COMMANDS[arguments[0]], args=arguments[1:], as_positional=False, prog=f"pgb {arguments[0]}")
         else:
             run(args)
             close_process_group()
     except (MisconfigurationException, FileNotFoundError, IsADirectoryError, StructureError) as error:
         sys.exit(f"pgb: {error}")
-    except ValueError as error:  # of a pure function; in a fit it may be anybody's
-        if words and words[0] in COMMANDS:
+    except ValueError as error:
+        if is_plain_command:  # in a fit, the error may come from anywhere and needs its traceback
             sys.exit(f"pgb: {error}")
         raise

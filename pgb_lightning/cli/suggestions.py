@@ -1,4 +1,4 @@
-"""Say what was probably meant where the command line knows no such setting."""
+"""Suggest the setting that was probably meant when a setting is unknown."""
 
 from __future__ import annotations
 
@@ -6,88 +6,78 @@ import inspect
 from collections.abc import Collection
 from difflib import get_close_matches
 from pydoc import locate
-from typing import NoReturn
-
-from lightning.pytorch.cli import LightningArgumentParser
 
 from pgb_lightning._compat import UNKNOWN_SETTING
 
 
-class SuggestingParser(LightningArgumentParser):
-    """Lightning's parser; after its message about an unknown setting of a class it names the one that comes near."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End with the message, and what was probably meant."""
-        super().error(message + suggestion(message), ex)
-
-
-def suggestion(message: str) -> str:
-    """Return a line to add to a message of jsonargparse: the setting that comes near, and where all of them stand.
+def suggest_setting(message: str) -> str:
+    """Return a line to append to an error of jsonargparse: the closest setting, and how to list all of them.
 
     Args:
-        message: The message; of its unknown settings the first counts.
+        message: The error message. Only its first unknown setting is considered.
 
     Returns:
-        Empty if it is about something else.
+        The line, or an empty string if the message is about something else.
 
     Example:
-        >>> print(suggestion("class_path 'pgb_lightning.callbacks.PGBCallback': Option 'max_group' is not accepted"))
+        >>> message = "class_path 'pgb_lightning.callbacks.PGBCallback': Option 'max_group' is not accepted"
+        >>> print(suggest_setting(message))
         <BLANKLINE>
-        'max_group' is no setting of PGBCallback. Did you mean 'max_groups'?
+        'max_group' is not a setting of PGBCallback. Did you mean 'max_groups'?
     """
-    found = list(UNKNOWN_SETTING.finditer(message))
-    unknown = next((match for match in found if match["path"]), None)
+    matches = list(UNKNOWN_SETTING.finditer(message))
+    unknown = next((match for match in matches if match["path"]), None)
     if unknown is None:
         return ""
     name = unknown["path"].rpartition(".")[2]
-    hints = _near(unknown["option"], _settings(locate(unknown["path"])))
-    key = next((match["key"] for match in found if match["key"]), None)
+    hints = _suggest_closest(unknown["option"], _list_settings(locate(unknown["path"])))
+    key = next((match["key"] for match in matches if match["key"]), None)
     hints += [f"All settings: --{key}.help {name}"] if key else []
-    return "\n" + " ".join([f"{unknown['option']!r} is no setting of {name}.", *hints])
+    return "\n" + " ".join([f"{unknown['option']!r} is not a setting of {name}.", *hints])
 
 
 def check_options(name: str, options: Collection[str], cls: type, taken: Collection[str] = ()) -> None:
-    """Refuse options that a class does not take.
+    """Check that a class accepts the given options.
 
     Args:
-        name: The setting that holds them.
-        options: Their names.
-        cls: The class that they are for.
-        taken: Which of its settings other arguments of the command decide.
+        name: The setting that holds the options, for the message.
+        options: The names of the options.
+        cls: The class that receives them.
+        taken: Settings of the class that other arguments of the command determine.
 
     Raises:
-        ValueError: One is no setting of the class, or one that another argument of the command decides.
+        ValueError: If an option is not a setting of the class, or another argument of the command determines it.
 
     Example:
         >>> from pgb_lightning.datamodules import SQuADDataModule
         >>> check_options("data_options", {"strides": 64}, SQuADDataModule)
         Traceback (most recent call last):
-        ValueError: data_options names 'strides', which is no setting of SQuADDataModule. Did you mean 'stride'?
+        ValueError: data_options has 'strides', which is not a setting of SQuADDataModule. Did you mean 'stride'?
     """
-    known = _settings(cls)
+    known = _list_settings(cls)
     for option in options:
         if option not in known:
-            hints = _near(option, known)
-            raise ValueError(" ".join([f"{name} names {option!r}, which is no setting of {cls.__name__}.", *hints]))
+            hints = _suggest_closest(option, known)
+            raise ValueError(" ".join([f"{name} has {option!r}, which is not a setting of {cls.__name__}.", *hints]))
         if option in taken:
             raise ValueError(
-                f"{name} names {option!r}, which is decided by another argument: give that one (see --help), and leave "
-                f"{option!r} out of {name}."
+                f"{name} has {option!r}, which another argument of this command determines. Set that argument instead "
+                f"(see --help), and remove {option!r} from {name}."
             )
 
 
-def _near(name: str, known: Collection[str]) -> list[str]:
-    near = get_close_matches(name, known, n=1)
-    return [f"Did you mean {near[0]!r}?"] if near else []
+def _suggest_closest(name: str, known: Collection[str]) -> list[str]:
+    closest = get_close_matches(name, known, n=1)
+    return [f"Did you mean {closest[0]!r}?"] if closest else []
 
 
-def _settings(found: object) -> list[str]:
-    """List what a class may be given, also through ``**kwargs`` that go to its bases; nothing if that is unknown."""
+def _list_settings(cls: object) -> list[str]:
+    """Return the known arguments of a class, including those that ``**kwargs`` pass to its bases."""
     names: list[str] = []
-    for cls in getattr(found, "__mro__", [found]):
+    for base in getattr(cls, "__mro__", [cls]):
         try:
-            parameters = inspect.signature(cls).parameters.values()
-        except (TypeError, ValueError):  # of none that is written in C
+            parameters = inspect.signature(base).parameters.values()
+        except (TypeError, ValueError):  # classes written in C have no signature
             break
         names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         if not any(p.kind == p.VAR_KEYWORD for p in parameters):

@@ -1,4 +1,4 @@
-"""Check an installed wheel: run as `python -I check_wheel.py FOLDER`, with FOLDER the installation's target."""
+"""Check an installed wheel against the checkout: run as ``python -I check_wheel.py FOLDER`` on its installation."""
 
 from __future__ import annotations
 
@@ -6,25 +6,56 @@ import importlib
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 
-def main(folder: Path) -> None:
-    """Import each package from the wheel, not from the checkout, and look for what must and must not be there."""
-    # An editable install's finder would hand out the checkout: take it away, so that only the wheel is left.
+
+def source_folders() -> dict[str, Path]:
+    """Return the top-level package folders of the checkout by the names they are imported as."""
+    folders = [path.parent for path in ROOT.glob("*/__init__.py")]
+    return {path.name if path.name == "pgb_lightning" else f"pgb_lightning.{path.name}": path for path in folders}
+
+
+def source_packages() -> set[str]:
+    """Return the names of all packages of the checkout: every folder with Python files."""
+    return {
+        ".".join((name, *file.parent.relative_to(folder).parts))
+        for name, folder in source_folders().items()
+        for file in folder.rglob("*.py")
+    }
+
+
+def list_files(folder: Path) -> set[Path]:
+    """Return the files below a folder, relative to it, without caches and hidden files."""
+    files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    return {path for path in files if not any(part.startswith((".", "__pycache__")) for part in path.parts)}
+
+
+def check(folder: Path) -> None:
+    """Check that an installation has all packages and files of the checkout, and no others.
+
+    Args:
+        folder: The target folder of ``pip install --target``.
+    """
+    # Without the finder of an editable install, imports can come from the wheel only.
     sys.meta_path = [finder for finder in sys.meta_path if "__editable__" not in str(finder)]
     sys.path.insert(0, str(folder))
-    packages = ("callbacks", "datamodules", "modules", "export", "benchmark", "report", "peers")
-    for name in ("pgb_lightning", *(f"pgb_lightning.{package}" for package in packages)):
+    packages = source_packages()
+    for name in sorted(packages):
         file = Path(importlib.import_module(name).__file__ or "")
-        assert file.is_relative_to(folder), f"{name} came from {file}, not from the wheel"
-    assert (folder / "pgb_lightning" / "py.typed").is_file(), "py.typed is missing: users would get no types"
-    templates = folder / "pgb_lightning" / "report" / "templates"
-    assert {"page.html", "page.css"} <= {path.name for path in templates.glob("*")}, "the report's page is missing"
-    packages = {path.name for path in folder.iterdir() if path.suffix != ".dist-info"} - {"bin", "__pycache__"}
-    assert packages == {"pgb_lightning"}, f"the wheel puts {sorted(packages)} into site-packages"
-    licences = list(folder.glob("*.dist-info/licenses/LICENSE"))
-    assert licences, "the licence is missing"
-    print(f"The wheel is right: {', '.join(sorted(packages))}, with callbacks, datamodules, types and licence.")
+        assert file.is_relative_to(folder), f"{name} was imported from {file}, not from the wheel"
+    expected = {
+        Path(*name.split("."), path) for name, source in source_folders().items() for path in list_files(source)
+    }
+    installed = {Path("pgb_lightning", path) for path in list_files(folder / "pgb_lightning")}
+    missing, unexpected = sorted(map(str, expected - installed)), sorted(map(str, installed - expected))
+    assert not missing, f"missing in the wheel: {', '.join(missing)}"
+    assert not unexpected, f"in the wheel but not in the checkout: {', '.join(unexpected)}"
+    top_level = {path.name for path in folder.iterdir() if path.suffix != ".dist-info"} - {"bin", "__pycache__"}
+    assert top_level == {"pgb_lightning"}, f"the wheel adds {sorted(top_level)} to site-packages"
+    assert list(folder.glob("*.dist-info/licenses/LICENSE")), "the license is missing"
+    configs = sum(path.suffix == ".yaml" for path in installed)
+    print(f"The wheel is complete: {len(packages)} packages, {len(installed)} files, {configs} of them configurations.")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve())
+    check(Path(sys.argv[1]).resolve())

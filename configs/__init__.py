@@ -1,0 +1,1 @@
+"""Configuration files for the ``pgb`` command, installed as ``pgb_lightning.configs``."""
