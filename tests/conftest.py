@@ -112,9 +112,13 @@ def pruned_checkpoint(tiny_model_folder: Callable[..., Path], tmp_path: Path) ->
     """Make a checkpoint as a fit leaves it: `pruned_checkpoint("classifier")`, "reader" or "dense"."""
 
     def make(
-        what: str = "classifier", model_type: str = "bert", name: str | None = None, preset: str = "balanced"
+        what: str = "classifier",
+        model_type: str = "bert",
+        name: str | None = None,
+        preset: str = "balanced",
+        **changes: Any,
     ) -> Path:
-        folder = str(tiny_model_folder(model_type))
+        folder = str(tiny_model_folder(model_type, **changes))
         tokens = torch.randint(5, len(VOCABULARY), (8, 9), generator=torch.Generator().manual_seed(0))
         batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
         module: FineTuning

@@ -15,12 +15,13 @@ from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.export_roundtrip import differences, random_batch, run, torch_run
 
 
+@pytest.mark.slow
 def test_every_format_gives_the_outputs_of_the_checkpoint(
     pruned_checkpoint: Callable[..., Path], glue_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxruntime")
     found = run(
-        str(pruned_checkpoint()),
+        str(pruned_checkpoint(num_hidden_layers=1)),
         report=str(tmp_path / "report.json"),
         data_dir=str(glue_folder("sst2")),
         batch_sizes=[2],
