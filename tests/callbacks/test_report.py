@@ -186,7 +186,7 @@ def test_short_runs_and_those_that_leave_no_files(
 def test_the_terminal_says_it(trainer: MakeTrainer, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         trainer(PGBCallback(), PGBReport()).fit(OwnModule(), make_loader(), make_loader(16))
-    assert "points cut, " in " ".join(caplog.text.split())
+    assert "% attention" in " ".join(caplog.text.split())
     assert "re-finetuned" in caplog.text
     assert "encoder ms, 8 x 40 tokens" in caplog.text
 
