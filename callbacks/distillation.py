@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from pgb_lightning.callbacks.trainer_queries import shards_first
 from pgb_lightning.checkpoints import load_checkpoint
-from pgb_lightning.distillation import Call, Teacher, hidden_loss, listening, scores_loss
+from pgb_lightning.distillation import Call, Teacher, hidden_loss, logits_loss, record_calls
 from pgb_lightning.encoders.base import join_path
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.surgery.checks import is_pruned
@@ -157,10 +157,10 @@ class Distillation(pl.Callback):
             MisconfigurationException: The model has no scores, but they have a weight.
         """
         assert self.teacher is not None
-        wanted = self.teacher.answer(call)
+        wanted = self.teacher.run(call)
         loss = call.hidden[-1].new_zeros(())
         if self.logits_weight:
-            if not call.scores():
+            if not call.logits():
                 raise MisconfigurationException(
                     f"Distillation: {type(self.teacher.model).__name__} returns no logits by name: it was told "
                     "return_dict=False, or is a class without any. Set logits_weight=0 to learn from hidden states "
@@ -168,7 +168,7 @@ class Distillation(pl.Callback):
                 )
             kind = getattr(self.teacher.model.config, "problem_type", None)
             exclusive = kind in (None, "single_label_classification")
-            loss = loss + self.logits_weight * scores_loss(call, wanted, self.temperature, exclusive)
+            loss = loss + self.logits_weight * logits_loss(call, wanted, self.temperature, exclusive)
         if self.hidden_weight:
             loss = loss + self.hidden_weight * hidden_loss(call, wanted)
         return loss
@@ -224,7 +224,7 @@ class Distillation(pl.Callback):
 
         @wraps(step)
         def training_step(*args: Any, **kwargs: Any) -> Any:
-            with listening(model, inside) as calls:
+            with record_calls(model, inside) as calls:
                 output = step(*args, **kwargs)
             if output is None:  # Lightning skips the batch
                 return None

@@ -1,10 +1,10 @@
-"""Learn from the dense model: its outputs and its hidden states, on the very inputs that the student is given.
+"""Distillation losses: match the outputs and hidden states of the dense model on the same inputs.
 
-The loss for class scores is the Kullback-Leibler divergence from the teacher's, both softened by a temperature (Hinton,
-Vinyals, Dean 2015); numbers and labels that do not exclude each other are compared as they are, by their squares.
-Since pruning leaves the hidden size alone, each layer's hidden states are compared with those of the same layer of the
-teacher (as CoFi does, but without a learned map between them), in squares, as a share of the teacher's own; padding
-does not count.
+For classes, the loss is the Kullback-Leibler divergence between the distributions of teacher and student, both softened
+by a temperature (Hinton, Vinyals and Dean, 2015). For regression and multi-label outputs it is the mean squared error.
+Pruning does not change the hidden size, so the hidden states of each layer are compared directly with those of the same
+layer of the teacher (CoFi learns a projection between them). That loss is the squared error, divided by the squared
+norm of the teacher's hidden states. Padding is ignored.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from transformers import PreTrainedModel
 
 from pgb_lightning.encoders.find import find_encoder
 
-#: What transformers calls the outputs that a loss is made of.
-SCORES = ("logits", "start_logits", "end_logits")
+#: Names of the outputs of transformers models that are compared.
+LOGITS = ("logits", "start_logits", "end_logits")
 
 
 @dataclass
 class Call:
-    """One run of a transformers model.
+    """One forward call of a transformers model.
 
     Args:
-        args: What it was given by position.
-        kwargs: What it was given by name.
-        output: What it returned.
+        args: The positional arguments.
+        kwargs: The keyword arguments.
+        output: The output of the model.
         hidden: The hidden states after each layer, (B, S, d).
-        mask: Which tokens are real, (B, S), if it was told.
+        mask: The attention mask, (B, S), if one was given.
     """
 
     args: tuple[Any, ...] = ()
@@ -44,25 +44,28 @@ class Call:
     hidden: list[Tensor] = field(default_factory=list)
     mask: Tensor | None = None
 
-    def scores(self) -> dict[str, Tensor]:
-        """Return the outputs that can be compared; none if the model has no head."""
+    def logits(self) -> dict[str, Tensor]:
+        """Return the outputs to compare by name; empty if the model has no head."""
         named = self.output if isinstance(self.output, Mapping) else {}
-        return {name: named[name] for name in SCORES if name in named}
+        return {name: named[name] for name in LOGITS if name in named}
 
-    def tokens(self, like: Tensor) -> Tensor:
-        """Return which tokens are real, as (B, S) ones and zeros of another tensor's type."""
-        if self.mask is None or self.mask.shape != like.shape[:2]:  # none, or one of the user's own form
+    def token_mask(self, like: Tensor) -> Tensor:
+        """Return a mask of shape (B, S), 1 for tokens and 0 for padding, with the dtype and device of ``like``."""
+        if self.mask is None or self.mask.shape != like.shape[:2]:  # no mask, or a mask of another form
             return torch.ones(like.shape[:2], dtype=like.dtype, device=like.device)
         return self.mask.to(like)
 
 
 @contextmanager
-def listening(model: PreTrainedModel, encoder: str | None = None) -> Iterator[list[Call]]:
-    """List the runs of a model that are made meanwhile.
+def record_calls(model: PreTrainedModel, encoder: str | None = None) -> Iterator[list[Call]]:
+    """Record the forward calls of a model while the context is active.
 
     Args:
-        model: A transformers model that is, or wraps, an encoder with a known map.
-        encoder: The encoder's attribute path in it, where there are several.
+        model: A transformers model that is, or contains, a supported encoder.
+        encoder: The attribute path of the encoder, if the model contains several.
+
+    Yields:
+        The list to which each call is appended.
     """
     calls: list[Call] = []
     current = Call()
@@ -93,13 +96,13 @@ def listening(model: PreTrainedModel, encoder: str | None = None) -> Iterator[li
 
 
 class Teacher:
-    """A dense model that answers what a student is asked; it never learns, and belongs to no module.
+    """A frozen dense model that runs on the inputs of a student. It is not a submodule of any module.
 
-    A resumed run knows its teacher again by :attr:`fingerprint`, sixteen hexadecimal digits of all its weights.
+    :attr:`fingerprint`, a hash of all its weights with 16 hexadecimal digits, identifies it when a run is resumed.
 
     Args:
-        model: The model; it is put in eval mode and frozen.
-        encoder: The encoder's attribute path in it, where there are several.
+        model: The model. It is frozen and switched to eval mode.
+        encoder: The attribute path of the encoder, if the model contains several.
     """
 
     def __init__(self, model: PreTrainedModel, encoder: str | None = None) -> None:
@@ -109,41 +112,43 @@ class Teacher:
         self.fingerprint = _hash(model)
 
     @torch.no_grad()
-    def answer(self, call: Call) -> Call:
-        """Run on the same inputs."""
-        with listening(self.model, self.encoder) as calls:
+    def run(self, call: Call) -> Call:
+        """Run the teacher on the inputs of a call."""
+        with record_calls(self.model, self.encoder) as calls:
             self.model(*call.args, **call.kwargs)
         return calls[0]
 
 
-def scores_loss(student: Call, teacher: Call, temperature: float, exclusive: bool = True) -> Tensor:
-    """Compare the outputs of two runs.
+def logits_loss(student: Call, teacher: Call, temperature: float, exclusive: bool = True) -> Tensor:
+    """Compute the loss between the outputs of two calls.
 
     Args:
-        student: The run that learns.
-        teacher: The run that it learns from.
-        temperature: Divides the scores before the softmax; the loss is multiplied by its square, which keeps its
-            gradient's size.
-        exclusive: Whether scores compete, as those of classes do, and positions of an answer; numbers do not.
+        student: The call of the student.
+        teacher: The call of the teacher.
+        temperature: Divides the logits before the softmax. The loss is multiplied by its square, so that the scale of
+            the gradients does not depend on it.
+        exclusive: Whether the logits are those of exclusive classes or of answer positions, which are compared after a
+            softmax. Otherwise they are compared by their squared error.
 
     Returns:
-        The loss, a mean over samples (over real tokens, where each token has scores) and over outputs.
+        The loss, averaged over samples (over tokens without padding if each token has logits) and over outputs.
 
     Example:
         >>> same = Call(output={"logits": torch.tensor([[2.0, 1.0]])})
-        >>> float(scores_loss(same, same, temperature=2.0))
+        >>> float(logits_loss(same, same, temperature=2.0))
         0.0
     """
     losses = []
-    for name, wanted in teacher.scores().items():
-        given = student.scores()[name]
-        if exclusive and wanted.shape[-1] > 1:
-            log_given, log_wanted = ((scores.float() / temperature).log_softmax(-1) for scores in (given, wanted))
-            rows = temperature**2 * (log_wanted.exp() * (log_wanted - log_given)).sum(-1)
+    for name, target in teacher.logits().items():
+        logits = student.logits()[name]
+        if exclusive and target.shape[-1] > 1:
+            log_student = (logits.float() / temperature).log_softmax(-1)
+            log_teacher = (target.float() / temperature).log_softmax(-1)
+            rows = temperature**2 * (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
         else:
-            rows = (given.float() - wanted.float()).square().mean(-1)
+            rows = (logits.float() - target.float()).square().mean(-1)
         if rows.dim() == 2:
-            rows, tokens = rows.flatten(), teacher.tokens(rows).flatten()
+            rows, tokens = rows.flatten(), teacher.token_mask(rows).flatten()
             losses.append((rows * tokens).sum() / tokens.sum().clamp_min(1))
         else:
             losses.append(rows.mean())
@@ -151,21 +156,21 @@ def scores_loss(student: Call, teacher: Call, temperature: float, exclusive: boo
 
 
 def hidden_loss(student: Call, teacher: Call) -> Tensor:
-    """Compare hidden states layer by layer.
+    """Compute the loss between the hidden states of two calls, layer by layer.
 
     Args:
-        student: The run that learns.
-        teacher: The run that it learns from, with as many layers of the same width.
+        student: The call of the student.
+        teacher: The call of the teacher, with the same number of layers and hidden size.
 
     Returns:
-        Squared distance over real tokens as a share of the teacher's squares, a mean over layers: 0 if they agree, 1
-        if the student's are zero.
+        The squared error without padding, relative to the squared norm of the teacher's hidden states and averaged over
+        layers: 0 if the hidden states are equal, 1 if those of the student are zero.
     """
     losses = []
-    for given, wanted in zip(student.hidden, teacher.hidden, strict=True):
-        tokens = teacher.tokens(wanted).unsqueeze(-1).float()
-        power = (wanted.float().square() * tokens).sum()
-        losses.append(((given.float() - wanted.float()).square() * tokens).sum() / power.clamp_min(1e-12))
+    for hidden, target in zip(student.hidden, teacher.hidden, strict=True):
+        tokens = teacher.token_mask(target).unsqueeze(-1).float()
+        norm = (target.float().square() * tokens).sum()
+        losses.append(((hidden.float() - target.float()).square() * tokens).sum() / norm.clamp_min(1e-12))
     return torch.stack(losses).mean()
 
 

@@ -1,4 +1,4 @@
-"""How long models take, measured side by side."""
+"""Latency measurements in interleaved rounds."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.utils.benchmark import Timer
 def measure_latency(
     runs: Mapping[str, Callable[[], object]], repeats: int = 7, min_time: float = 0.2
 ) -> dict[str, list[float]]:
-    """Measure several functions in turn, so that a drift of the machine's speed meets all of them.
+    """Measure several functions in interleaved rounds, so that changes of the machine's speed affect all of them.
 
     Args:
-        runs: Functions by name; each is warmed up first.
-        repeats: Rounds; every function is measured once a round.
-        min_time: Seconds that one measurement lasts at least.
+        runs: Functions by name. Each is warmed up first.
+        repeats: Number of rounds. Every function is measured once per round.
+        min_time: Minimum duration of one measurement, in seconds.
 
     Returns:
-        What each round found, in seconds a call, in ascending order.
+        The seconds per call of every round, ascending, by name.
 
     Example:
         >>> [len(times) for times in measure_latency({"a": lambda: sum(range(9))}, repeats=3, min_time=0.001).values()]
@@ -40,15 +40,15 @@ def measure_latency(
 def compare_latency(
     runs: Mapping[str, Callable[[], object]], repeats: int = 7, min_time: float = 0.2
 ) -> dict[str, float]:
-    """Measure several functions in turn, and take the median over rounds.
+    """Measure several functions in interleaved rounds and return the medians.
 
     Args:
-        runs: Functions by name; each is warmed up first.
-        repeats: Rounds; every function is measured once a round.
-        min_time: Seconds that one measurement lasts at least.
+        runs: Functions by name. Each is warmed up first.
+        repeats: Number of rounds. Every function is measured once per round.
+        min_time: Minimum duration of one measurement, in seconds.
 
     Returns:
-        The median over rounds, in seconds a call.
+        The median seconds per call, by name.
 
     Example:
         >>> sorted(compare_latency({"a": lambda: sum(range(9)), "b": lambda: None}, repeats=1, min_time=0.001))
@@ -59,6 +59,6 @@ def compare_latency(
 
 
 def _calls_within(timer: Timer, seconds: float) -> int:
-    """Warm a function up, and return how many calls fill a measurement."""
+    """Warm up a function and return the number of calls that take about ``seconds``."""
     timer.timeit(2)
     return max(1, round(seconds / timer.timeit(2).mean))

@@ -1,4 +1,4 @@
-"""The losses of distillation, against what they stand for; and the ears that they need."""
+"""Distillation losses against reference values, and recording of forward calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from helpers.tiny import MODEL_TYPES, batches, classifier, pruned
 from torch import nn
 from transformers import BertConfig, BertForQuestionAnswering, BertForTokenClassification
 
-from pgb_lightning.distillation import Call, Teacher, hidden_loss, listening, scores_loss
+from pgb_lightning.distillation import Call, Teacher, hidden_loss, logits_loss, record_calls
 
 
 def call(**output: torch.Tensor) -> Call:
@@ -18,76 +18,76 @@ def call(**output: torch.Tensor) -> Call:
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_a_run_is_heard_with_all_that_a_teacher_needs(model_type: str) -> None:
+def test_calls_are_recorded_with_inputs_outputs_and_hidden_states(model_type: str) -> None:
     model = pruned(model_type)
     given = batches(2)
-    with listening(model) as calls:
+    with record_calls(model) as calls:
         outputs = [model(**batch) for batch in given]
     assert len(calls) == 2
-    for heard, output, batch in zip(calls, outputs, given, strict=True):
-        assert heard.scores().keys() == {"logits"}
-        assert heard.output is output
-        assert [tuple(states.shape) for states in heard.hidden] == [(8, 11, 24)] * 3
-        assert torch.equal(heard.tokens(heard.hidden[0]).bool(), batch["attention_mask"].bool())
+    for recorded, output, batch in zip(calls, outputs, given, strict=True):
+        assert recorded.logits().keys() == {"logits"}
+        assert recorded.output is output
+        assert [tuple(states.shape) for states in recorded.hidden] == [(8, 11, 24)] * 3
+        assert torch.equal(recorded.token_mask(recorded.hidden[0]).bool(), batch["attention_mask"].bool())
         everything = model(**batch, output_hidden_states=True).hidden_states
-        torch.testing.assert_close(heard.hidden, list(everything[1:]))
+        torch.testing.assert_close(recorded.hidden, list(everything[1:]))
     model(**given[0])
-    assert len(calls) == 2  # nobody listens any more
+    assert len(calls) == 2  # the hooks are removed
 
 
-def test_a_teacher_agrees_with_itself_and_never_learns() -> None:
+def test_the_loss_of_a_teacher_with_itself_is_zero_and_it_is_frozen() -> None:
     model = classifier().train()
     teacher = Teacher(copy.deepcopy(model))
     model.eval()
-    with listening(model) as calls:
+    with record_calls(model) as calls:
         model(**batches(1)[0])
-    answer = teacher.answer(calls[0])
+    answer = teacher.run(calls[0])
     assert not teacher.model.training
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
     assert not answer.hidden[0].requires_grad
-    assert float(scores_loss(calls[0], answer, 2.0)) == pytest.approx(0, abs=1e-6)
-    assert float(hidden_loss(calls[0], answer)) == pytest.approx(0, abs=1e-9)
+    assert float(logits_loss(calls[0], answer, 2.0).detach()) == pytest.approx(0, abs=1e-6)
+    assert float(hidden_loss(calls[0], answer).detach()) == pytest.approx(0, abs=1e-9)
     assert teacher.fingerprint == Teacher(copy.deepcopy(model)).fingerprint
     with torch.no_grad():
         model.classifier.bias[0] += 1e-3
     assert teacher.fingerprint != Teacher(model).fingerprint
 
 
-def test_classes_are_compared_by_softened_divergence() -> None:
+def test_classes_are_compared_by_the_softened_divergence() -> None:
     generator = torch.Generator().manual_seed(0)
     given, wanted = torch.randn(2, 6, 3, generator=generator)
     expected = 9 * nn.functional.kl_div((given / 3).log_softmax(-1), (wanted / 3).softmax(-1), reduction="batchmean")
-    torch.testing.assert_close(scores_loss(call(logits=given), call(logits=wanted), 3.0), expected)
+    torch.testing.assert_close(logits_loss(call(logits=given), call(logits=wanted), 3.0), expected)
 
 
 @pytest.mark.parametrize(("width", "exclusive"), [(1, True), (1, False), (4, False)])
-def test_numbers_are_compared_by_squares(width: int, exclusive: bool) -> None:
+def test_other_outputs_are_compared_by_squared_error(width: int, exclusive: bool) -> None:
     given, wanted = torch.zeros(5, width), torch.full((5, width), 2.0)
-    assert float(scores_loss(call(logits=given), call(logits=wanted), 7.0, exclusive)) == 4.0
+    assert float(logits_loss(call(logits=given), call(logits=wanted), 7.0, exclusive)) == 4.0
 
 
-def test_starts_and_ends_of_answers_count_alike() -> None:
+def test_start_and_end_logits_have_equal_weight() -> None:
     model = BertForQuestionAnswering(
         BertConfig(vocab_size=60, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48)
     ).eval()
-    with listening(model) as calls:
+    with record_calls(model) as calls:
         model(input_ids=batches(1)[0]["input_ids"])
-    other = {name: value + torch.randn(8, 11) for name, value in calls[0].scores().items()}
+    other = {name: value + torch.randn(8, 11) for name, value in calls[0].logits().items()}
     assert other.keys() == {"start_logits", "end_logits"}
-    parts = [scores_loss(call(logits=calls[0].scores()[name]), call(logits=other[name]), 2.0) for name in other]
-    torch.testing.assert_close(scores_loss(calls[0], call(**other), 2.0), (parts[0] + parts[1]) / 2)
+    parts = [logits_loss(call(logits=calls[0].logits()[name]), call(logits=other[name]), 2.0) for name in other]
+    torch.testing.assert_close(logits_loss(calls[0], call(**other), 2.0), (parts[0] + parts[1]) / 2)
 
 
-def test_padding_counts_neither_in_hidden_states_nor_in_scores_of_tokens() -> None:
+def test_padding_is_ignored() -> None:
     model = BertForTokenClassification(
         BertConfig(vocab_size=60, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
     ).eval()
     batch = {name: batches(1)[0][name] for name in ("input_ids", "attention_mask")}
-    with listening(model) as calls:
+    with record_calls(model) as calls:
         model(**batch)
     padding = (1 - batch["attention_mask"]).unsqueeze(-1)
     noise = Call(output={"logits": calls[0].output.logits + padding}, hidden=[h + padding for h in calls[0].hidden])
     assert float(hidden_loss(noise, calls[0])) == 0
-    assert float(scores_loss(noise, calls[0], 1.0)) == pytest.approx(0, abs=1e-7)
+    assert float(logits_loss(noise, calls[0], 1.0)) == pytest.approx(0, abs=1e-7)
     zero = Call(hidden=[torch.zeros_like(h) for h in calls[0].hidden])
     assert float(hidden_loss(zero, calls[0])) == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""Side-by-side timing: order and ratio, never an absolute time."""
+"""Interleaved timing: only ratios are tested, not absolute times."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from pgb_lightning.latency import compare_latency
 
 
-def test_the_slower_function_is_told_from_the_faster() -> None:
+def test_the_slower_function_takes_longer() -> None:
     times = compare_latency(
         {"slow": lambda: time.sleep(0.02), "fast": lambda: time.sleep(0.002)}, repeats=3, min_time=0.02
     )

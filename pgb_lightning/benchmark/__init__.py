@@ -1,4 +1,4 @@
-"""``pgb benchmark``: how fast and how large pruned models are, against the dense one in the same run."""
+"""``pgb benchmark``: latency, size and memory of pruned models, compared with the dense model in the same run."""
 
 from pgb_lightning.benchmark.command import run
 

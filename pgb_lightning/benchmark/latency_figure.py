@@ -1,4 +1,4 @@
-"""The figure of a benchmark: latency against what was pruned."""
+"""The figure of a benchmark: latency over the fraction of removed weights."""
 
 from __future__ import annotations
 
@@ -11,32 +11,36 @@ from pgb_lightning.plotting import save
 SERIES = {
     "groups": ("#D55E00", "the paper's groups"),
     "narrow": ("#0072B2", "fewer heads and neurons"),
-    "G =": ("#009E73", "all in one number of groups"),
+    "G =": ("#009E73", "uniform group number"),
     "plan": ("#CC79A7", "the plan"),
     "checkpoint": ("#000000", "the checkpoint"),
 }
-"""By how names begin: hues that people tell apart whatever their colour vision (Okabe and Ito), and words."""
+"""Color (colorblind-safe palette of Okabe and Ito) and label for each prefix of model names."""
 
 
-def draw(results: dict[str, Any], path: Path) -> None:
-    """Draw latency against the share of the encoder's weights that is left, one panel a batch.
+def draw_latency(results: dict[str, Any], path: Path) -> None:
+    """Draw latency over the fraction of removed encoder weights, one panel per batch.
 
-    Each series starts at the dense model. The dashed line is what would be saved if time fell with the weights.
+    Each series starts at the dense model. The dashed line is a latency proportional to the number of weights. If
+    matplotlib is not installed, nothing is drawn and a warning is issued.
 
     Args:
-        results: What :func:`pgb_lightning.benchmark.run` found.
-        path: Where the SVG goes; nothing is drawn without matplotlib, but a warning says so.
+        results: The result of :func:`pgb_lightning.benchmark.run`.
+        path: The SVG file to write.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        warnings.warn("no figure was drawn: install matplotlib (pip install 'pgb-lightning[figures]').", stacklevel=2)
+        warnings.warn(
+            "No figure was drawn, because matplotlib is not installed: pip install 'pgb-lightning[figures]'.",
+            stacklevel=2,
+        )
         return
     rows = results["latency"]
     figure = Figure(figsize=(3.4 * len(rows), 3.4), layout="constrained")
     for axes, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
         dense = row["eager"]["dense"]["median"]
-        axes.plot([0, 1], [1, 0], "--", color="#5A5A5A", linewidth=1, label="as much as weights")
+        axes.plot([0, 1], [1, 0], "--", color="#5A5A5A", linewidth=1, label="proportional to weights")
         axes.axhline(1, color="#5A5A5A", linewidth=0.6)
         for series, (hue, label) in SERIES.items():
             names = ["dense", *(name for name in row["eager"] if name.startswith(series))]
@@ -49,8 +53,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
             spread.append([(each["high"] - each["median"]) / dense for each in found])
             axes.errorbar([x for x, _ in points], middle, spread, marker="o", capsize=2, color=hue, label=label)
         axes.set_title(f"batch {row['batch_size']} x {row['length']} tokens", fontsize=10)
-        axes.set_xlabel("share of encoder weights removed")
+        axes.set_xlabel("fraction of encoder weights removed")
         axes.set_ylim(0, None)
-    figure.axes[0].set_ylabel("latency, of the dense model's")
+    figure.axes[0].set_ylabel("latency / dense latency")
     figure.axes[0].legend(fontsize=8)
     save(figure, path)

@@ -1,4 +1,4 @@
-"""What a benchmark measures of each model."""
+"""The measurements of a benchmark: latency, training steps, bytes and peak memory."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ Times = dict[str, list[float]]
 
 
 def forward_times(models: Mapping[str, nn.Module], batch: dict[str, Tensor], repeats: int, min_time: float) -> Times:
-    """Measure inference, in seconds a batch."""
-    return measure_latency({name: partial(_infer, model, batch) for name, model in models.items()}, repeats, min_time)
+    """Measure inference, in seconds per batch."""
+    return measure_latency(
+        {name: partial(_run_inference, model, batch) for name, model in models.items()}, repeats, min_time
+    )
 
 
 def sublayer_times(
     models: Mapping[str, PreTrainedModel], batch: dict[str, Tensor], repeats: int, min_time: float
 ) -> dict[str, Times]:
-    """Measure the attention and the feed-forward sublayers of all layers, on states that are random."""
+    """Measure the sublayers of all layers by kind, on random hidden states, in seconds per batch."""
     shape, first = batch["input_ids"].shape, next(iter(models.values()))
     hidden = torch.randn(*shape, first.config.hidden_size, device=first.device).to(first.dtype)
     times: dict[str, Times] = {}
@@ -37,18 +39,18 @@ def sublayer_times(
         runs: dict[str, Callable[[], object]] = {}
         for name, model in models.items():
             encoder = find_encoder(model)
-            runs[name] = partial(_in_turn, [partial(encoder.run, layer, sublayer, hidden) for layer in encoder.layers])
+            runs[name] = partial(_call_all, [partial(encoder.run, layer, sublayer, hidden) for layer in encoder.layers])
         times[sublayer] = measure_latency(runs, repeats, min_time)
     return times
 
 
 def training_times(models: Mapping[str, nn.Module], batch: dict[str, Tensor], repeats: int, min_time: float) -> Times:
-    """Measure a training step: forward, backward, AdamW, with dropout."""
+    """Measure a training step (forward, backward, AdamW, with dropout), in seconds per step."""
     optimizers = {name: torch.optim.AdamW(model.parameters(), lr=1e-6) for name, model in models.items()}
     try:
         for model in models.values():
             model.train()
-        runs = {name: partial(_train, model, optimizers[name], batch) for name, model in models.items()}
+        runs = {name: partial(_training_step, model, optimizers[name], batch) for name, model in models.items()}
         return measure_latency(runs, repeats, min_time)
     finally:
         for model in models.values():
@@ -56,7 +58,7 @@ def training_times(models: Mapping[str, nn.Module], batch: dict[str, Tensor], re
 
 
 def encoder_bytes(model: nn.Module) -> int:
-    """Return what the encoder's layers take in a checkpoint."""
+    """Return the size of the encoder's layers in a checkpoint, in bytes."""
     encoder = find_encoder(model)
     stack = encoder.model.get_submodule(encoder.family.layers)
     return sum(int(value.nbytes) for value in stack.state_dict().values())
@@ -71,7 +73,7 @@ def peak_memory(model: nn.Module, batch: dict[str, Tensor]) -> int | None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         held = torch.cuda.memory_allocated(device)
-        _infer(model, batch)
+        _run_inference(model, batch)
         own = sum(int(value.nbytes) for value in model.state_dict().values())
         return int(torch.cuda.max_memory_allocated(device)) - int(held) + own
     with tempfile.TemporaryDirectory() as folder:
@@ -86,13 +88,13 @@ def _increase_of_peak(path: str) -> int | None:
     before = peak_of_process()
     model, batch, threads = torch.load(path, weights_only=False)  # written by this program a moment ago
     torch.set_num_threads(threads)
-    _infer(model, batch)
+    _run_inference(model, batch)
     after = peak_of_process()
     return None if before is None or after is None else after - before
 
 
 @torch.inference_mode()
-def _infer(model: nn.Module, batch: dict[str, Tensor]) -> Any:
+def _run_inference(model: nn.Module, batch: dict[str, Tensor]) -> Any:
     output = model(**batch)
     if next(model.parameters()).device.type == "cuda":
         torch.cuda.synchronize()
@@ -100,14 +102,16 @@ def _infer(model: nn.Module, batch: dict[str, Tensor]) -> Any:
 
 
 @torch.inference_mode()
-def _in_turn(calls: list[Callable[[], Tensor]]) -> None:
+def _call_all(calls: list[Callable[[], Tensor]]) -> None:
     output = [call() for call in calls][-1]
     if output.device.type == "cuda":
         torch.cuda.synchronize()
 
 
-def _train(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> None:
-    model(**batch)[0].float().square().mean().backward()  # any loss takes as long, and all heads have outputs
+def _training_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> None:
+    model(**batch)[
+        0
+    ].float().square().mean().backward()  # the loss does not affect the time, and every head has an output
     optimizer.step()
     optimizer.zero_grad()
     if batch["input_ids"].device.type == "cuda":

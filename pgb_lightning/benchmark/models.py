@@ -1,4 +1,4 @@
-"""The models that a benchmark compares."""
+"""The models compared by a benchmark."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from pgb_lightning.encoders.base import MATRICES, Encoder
 from pgb_lightning.encoders.families import FAMILIES
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.grouping.group_numbers import allowed_groups
-from pgb_lightning.plan import MatrixPlan, PruningPlan
+from pgb_lightning.plan import Index, MatrixPlan, PruningPlan
 from pgb_lightning.pruning import make_plan
 from pgb_lightning.surgery.apply import apply_plan
 
 
 def random_model(model_type: str, num_layers: int | None) -> PreTrainedModel:
-    """Make a dense model of base size with random weights.
+    """Create a dense model of base size with random weights.
 
     Args:
-        model_type: The transformers ``model_type``; its configuration's defaults are the base size.
-        num_layers: Layers; as many as the base size has if not given.
+        model_type: The transformers ``model_type``. The defaults of its configuration are the base size.
+        num_layers: Number of layers; by default that of the base size.
 
     Raises:
-        ValueError: There is no map of such a model.
+        ValueError: If the model type is not supported.
     """
     if model_type not in FAMILIES:
-        raise ValueError(f"architecture={model_type!r} has no map; choose one of {', '.join(sorted(FAMILIES))}.")
+        raise ValueError(f"architecture={model_type!r} is not supported. Choose one of {', '.join(sorted(FAMILIES))}.")
     torch.manual_seed(0)
     layers = {} if num_layers is None else {_layers_name(model_type): num_layers}
     model: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
@@ -44,38 +44,38 @@ def random_model(model_type: str, num_layers: int | None) -> PreTrainedModel:
 def pruned_models(
     dense: PreTrainedModel, ratios: Sequence[float], numbers: Sequence[int] = (), plan: PruningPlan | None = None
 ) -> dict[str, PreTrainedModel]:
-    """Prune copies of a dense model, without looking at its weights.
+    """Prune copies of a dense model with plans that do not depend on its weights.
 
     Args:
         dense: The dense model.
-        ratios: Pruning ratios; at each a model in the paper's groups, and one with fewer heads and neurons.
-        numbers: Group numbers; for each a model of which every matrix is cut into so many groups, and one where W1 and
-            W2 group the neurons alike, as ``permutation="compensated"`` has it.
-        plan: A plan to carry out as well.
+        ratios: Pruning ratios. For each there is a model with the paper's groups, and one with fewer heads and neurons.
+        numbers: Group numbers. For each there is a model with that number of groups in every matrix, and one whose W1
+            and W2 share the groups of neurons, as with ``permutation="compensated"``.
+        plan: Another plan to apply.
 
     Returns:
-        "dense" first, which is the model itself.
+        The models by name. The first is ``"dense"``, the given model.
 
     Raises:
-        ValueError: The plan belongs to another encoder, or a group number does not divide a matrix.
+        ValueError: If the plan does not match the encoder, or a group number does not divide a matrix.
     """
     encoder = find_encoder(dense)
     plans: dict[str, PruningPlan] = {} if plan is None else {"plan": plan}
     for ratio in ratios:
-        plans[f"groups {ratio:g}"] = grouped_plan(encoder, ratio)
+        plans[f"groups {ratio:g}"] = paper_plan(encoder, ratio)
         plans[f"narrow {ratio:g}"] = narrow_plan(encoder, ratio)
     for number in numbers:
-        plans[f"G = {number}"] = plan_of_one_number(encoder, number)
-        plans[f"G = {number}, alike"] = plan_of_one_number(encoder, number, alike=True)
+        plans[f"G = {number}"] = uniform_group_plan(encoder, number)
+        plans[f"G = {number}, shared neurons"] = uniform_group_plan(encoder, number, shared_neurons=True)
     models = {"dense": dense}
-    for name, chosen in plans.items():
+    for name, each in plans.items():
         models[name] = copy.deepcopy(dense)
-        apply_plan(find_encoder(models[name]), chosen)
+        apply_plan(find_encoder(models[name]), each)
     return models
 
 
-def grouped_plan(encoder: Encoder, ratio: float) -> PruningPlan:
-    """Run the paper's recipe on importances that are random: its shapes are real, its choices are not."""
+def paper_plan(encoder: Encoder, ratio: float) -> PruningPlan:
+    """Return a plan of the paper's recipe for random importances: realistic shapes, random indices."""
     generator = torch.Generator().manual_seed(0)
     fisher = {
         key: torch.rand(linear.weight.T.shape, generator=generator).to(linear.weight.device)
@@ -84,33 +84,40 @@ def grouped_plan(encoder: Encoder, ratio: float) -> PruningPlan:
     return make_plan(encoder, Calibration(fisher, [], 0), PruningConfig.from_preset("paper", pruning_ratio=ratio))
 
 
-def plan_of_one_number(encoder: Encoder, number: int, alike: bool = False) -> PruningPlan:
-    """Cut every matrix into so many groups of inputs and outputs that are drawn: nothing lies in order.
+def uniform_group_plan(encoder: Encoder, number: int, shared_neurons: bool = False) -> PruningPlan:
+    """Return a plan with the same number of groups in every matrix, with random inputs and outputs in each group.
 
     Args:
         encoder: A dense encoder.
-        number: G.
-        alike: Whether the inputs of W2's groups are the outputs of W1's.
+        number: The group number G.
+        shared_neurons: Whether the input groups of W2 are the output groups of W1.
 
     Raises:
-        ValueError: The number does not divide both sides of a matrix.
+        ValueError: If the number does not divide both dimensions of a matrix.
     """
     generator = torch.Generator().manual_seed(0)
     matrices: list[MatrixPlan] = []
     for (layer, kind), linear in encoder.linears():
-        size = (linear.in_features, linear.out_features)
-        if number not in allowed_groups(*size, number):
-            raise ValueError(f"num_groups={number} does not divide both sides of a {size[0]} x {size[1]} matrix.")
-        rows, columns = (torch.randperm(n, generator=generator).view(number, -1).sort().values.tolist() for n in size)
-        inputs = matrices[-1].output_index if alike and kind == "W2" else tuple(map(tuple, rows))
-        matrices.append(MatrixPlan(layer, kind, *size, inputs, tuple(map(tuple, columns))))
+        rows, columns = linear.in_features, linear.out_features
+        if number not in allowed_groups(rows, columns, number):
+            raise ValueError(f"num_groups={number} does not divide both dimensions of a {rows} x {columns} matrix.")
+        inputs, outputs = _random_groups(rows, number, generator), _random_groups(columns, number, generator)
+        if shared_neurons and kind == "W2":
+            inputs = matrices[-1].output_index
+        matrices.append(MatrixPlan(layer, kind, rows, columns, inputs, outputs))
     return PruningPlan(encoder.model_type, tuple(matrices))
 
 
-def narrow_plan(encoder: Encoder, ratio: float) -> PruningPlan:
-    """Keep the same number of heads and neurons in every layer, the first ones, so that a ratio is met.
+def _random_groups(size: int, number: int, generator: torch.Generator) -> Index:
+    """Split ``size`` indices into random groups of equal size."""
+    groups = torch.randperm(size, generator=generator).view(number, -1).sort().values
+    return tuple(map(tuple, groups.tolist()))
 
-    This is the dense-but-narrower model of as many parameters: no grouping can be faster.
+
+def narrow_plan(encoder: Encoder, ratio: float) -> PruningPlan:
+    """Return a plan that keeps the first heads and neurons of every layer, as many as the ratio allows.
+
+    The result is a narrower dense model. No grouping with as many parameters can be faster.
     """
     linears = dict(encoder.linears())
     width = linears[0, "Q"].in_features

@@ -1,4 +1,4 @@
-"""The benchmark command: what it writes is what it measured."""
+"""The command ``pgb benchmark``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from helpers.tiny import classifier
 
 from pgb_lightning import benchmark
 from pgb_lightning.benchmark import command, measures
-from pgb_lightning.benchmark.command import realised
+from pgb_lightning.benchmark.command import realized_savings
+from pgb_lightning.benchmark.measures import peak_memory as real_peak_memory
 from pgb_lightning.benchmark.models import narrow_plan
 from pgb_lightning.encoders.find import find_encoders
 from pgb_lightning.surgery.apply import apply_plan
@@ -23,22 +24,23 @@ QUICK: dict[str, Any] = {"batch_sizes": (2,), "lengths": (8,), "repeats": 2, "mi
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Benchmark tiny models, one layer of which is dense and one narrower."""
+    """Benchmark tiny models, and skip peak memory, which takes one process per model."""
 
     def models(*args: object) -> dict[str, Any]:
-        dense, narrow = classifier(layers=2), classifier(layers=2)
+        dense, narrow = classifier(layers=1), classifier(layers=1)
         [encoder] = find_encoders(narrow)
         apply_plan(encoder, narrow_plan(encoder, 0.5))
         return {"dense": dense.eval(), "narrow 0.5": narrow.eval()}
 
     threads = torch.get_num_threads()
-    monkeypatch.setattr(command, "random_model", lambda *_: classifier(layers=2).eval())
+    monkeypatch.setattr(command, "random_model", lambda *_: classifier(layers=1).eval())
     monkeypatch.setattr(command, "pruned_models", models)
+    monkeypatch.setattr(measures, "peak_memory", lambda model, batch: 1_000_000 + batch["input_ids"].numel())
     yield
     torch.set_num_threads(threads)
 
 
-def test_everything_is_measured_written_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_results_are_written_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = benchmark.run(out_dir=str(tmp_path), num_threads=1, **QUICK)
     assert json.loads((tmp_path / "benchmark.json").read_text()) == json.loads(json.dumps(found))
     [row] = found["latency"]
@@ -51,7 +53,7 @@ def test_everything_is_measured_written_and_drawn(tmp_path: Path, capsys: pytest
     sizes = found["models"]["narrow 0.5"]
     assert sizes["kept"] == pytest.approx(0.5, abs=0.03)
     assert sizes["bytes_kept"] == pytest.approx(0.5, abs=0.06)  # biases and LayerNorms weigh more in a tiny model
-    assert sizes["peak_memory_bytes"] > 0
+    assert sizes["peak_memory_bytes"] == 1_000_016
     assert found["machine"]["threads"] == 1
     shown = capsys.readouterr().out
     assert "batch 2 x length 8" in shown
@@ -68,10 +70,10 @@ def test_a_checkpoint_is_measured_against_its_dense_twin(
     assert found["models"]["dense"]["kept"] == 1
     assert found["models"]["checkpoint"]["kept"] == pytest.approx(0.5, abs=0.05)
     assert found["training"]["checkpoint"]["median"] > 0
-    assert "the checkpoint" in (tmp_path / "out" / "benchmark.svg").read_text().replace("&#160;", " ")
+    assert "checkpoint" in (tmp_path / "out" / "benchmark.svg").read_text().replace("&#160;", " ")
 
 
-def test_models_train_on_as_they_were(tmp_path: Path) -> None:
+def test_training_times_restore_the_models(tmp_path: Path) -> None:
     models = command.pruned_models()  # type: ignore[call-arg]
     modes = {name: model.training for name, model in models.items()}
     batch = {"input_ids": torch.randint(5, 9, (2, 4))}
@@ -81,36 +83,42 @@ def test_models_train_on_as_they_were(tmp_path: Path) -> None:
 
 
 def test_compiled_models_are_measured_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model: plain(model, backend="eager"))
+    compiled: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)  # type: ignore[func-returns-value]
     found = benchmark.run(out_dir=str(tmp_path), compiled=True, training=False, **QUICK)
     assert found["latency"][0]["compiled"].keys() == {"dense", "narrow 0.5"}
+    assert len(compiled) == 2
     assert "training" not in found
-    torch._dynamo.reset()
 
 
-def test_share_of_flops_that_became_time() -> None:
-    assert realised(speedup=1.0, flops=0.5) == 0
-    assert realised(speedup=0.8, flops=0.5) == pytest.approx(-0.5)
-    assert realised(speedup=4.0, flops=0.25) == 1
+@pytest.mark.slow
+def test_peak_memory() -> None:
+    model, batch = classifier(layers=1).eval(), {"input_ids": torch.randint(5, 9, (2, 4))}
+    assert (real_peak_memory(model, batch) or 0) > 0
+
+
+def test_realized_savings() -> None:
+    assert realized_savings(speedup=1.0, flops=0.5) == 0
+    assert realized_savings(speedup=0.8, flops=0.5) == pytest.approx(-0.5)
+    assert realized_savings(speedup=4.0, flops=0.25) == 1
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_sizes": (0,)}, r"batch_sizes=\[0\] is out of range"),
-        ({"lengths": ()}, r"lengths=\[\] is out of range"),
-        ({"lengths": (4000,)}, "lengths=4000 is out of range: 'bert' takes up to"),
-        ({"repeats": 0}, "repeats=0 is out of range"),
-        ({"num_layers": 0}, "num_layers=0 is out of range: give a whole number of at least 1"),
-        ({"num_threads": 0}, "num_threads=0 is out of range"),
-        ({"device": "meta"}, "device='meta' cannot be used here"),
-        ({"device": "abacus"}, r"device='abacus' cannot be used here \(.*\); give 'cpu'"),
-        ({"pruning_ratios": (1.0,)}, r"pruning_ratios=\[1.0\] is out of range"),
-        ({"plan": "nowhere.json"}, "plan='nowhere.json' cannot be read as a plan: No such file"),
+        ({"batch_sizes": (0,)}, r"batch_sizes=\[0\]"),
+        ({"lengths": ()}, r"lengths=\[\]"),
+        ({"lengths": (4000,)}, "lengths=4000"),
+        ({"repeats": 0}, "repeats=0"),
+        ({"num_layers": 0}, "num_layers=0"),
+        ({"num_threads": 0}, "num_threads=0"),
+        ({"device": "meta"}, "device='meta'"),
+        ({"device": "abacus"}, "device='abacus'"),
+        ({"pruning_ratios": (1.0,)}, r"pruning_ratios=\[1\.0\]"),
+        ({"plan": "nowhere.json"}, r"plan='nowhere\.json'"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         benchmark.run(out_dir=str(tmp_path / "out"), **{**QUICK, **settings})
     assert not (tmp_path / "out").exists()
