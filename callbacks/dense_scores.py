@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from pgb_lightning.checkpoints import explained, kept_scores
+from pgb_lightning.checkpoints import get_monitored_scores, load_checked
 
 
 def dense_scores(path: str | Path) -> dict[str, float]:
@@ -25,11 +25,11 @@ def dense_scores(path: str | Path) -> dict[str, float]:
     try:
         # Mapped, not read: of a large file only these few words are wanted.
         read = partial(torch.load, path, map_location="cpu", weights_only=True, mmap=True)
-        states: Mapping[str, Any] = explained(path, read).get("callbacks", {})
+        states: Mapping[str, Any] = load_checked(path, read).get("callbacks", {})
     except (OSError, ValueError) as error:
         rank_zero_warn(f"PGBReport: the dense model's score is not known; dense_ckpt={error}")
         return {}
-    if scores := kept_scores(states, path):
+    if scores := get_monitored_scores(states, path):
         return scores
     rank_zero_warn(
         f"PGBReport: the dense model's score is not known; dense_ckpt={str(path)!r} is not a checkpoint that "

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pgb_lightning.callbacks.folder_writer import FolderWriter
 from pgb_lightning.datamodules.glue import GLUEDataModule
-from pgb_lightning.glue_tasks import plain_name
+from pgb_lightning.glue_tasks import normalize_class_name
 
 HIGHEST_SCORE = 5.0
 """STS-B's scores go from 0 to this."""
@@ -117,8 +117,8 @@ def _in_row_order(trainer: pl.Trainer, batches: Sequence[Any], rows: Sequence[Se
 def _class_names(pl_module: pl.LightningModule, data: GLUEDataModule, split: str) -> tuple[str, ...]:
     """Give the classes the leaderboard's names, in the order that the model learned where it says so."""
     config = getattr(getattr(pl_module, "model", None), "config", None)
-    own = [plain_name(name) for _, name in sorted((getattr(config, "id2label", None) or {}).items())]
-    known = {plain_name(name): name for name in data.task.class_names}
+    own = [normalize_class_name(name) for _, name in sorted((getattr(config, "id2label", None) or {}).items())]
+    known = {normalize_class_name(name): name for name in data.task.class_names}
     return tuple(known[name] for name in own) if known and set(own) == set(known) else data.class_names(split)
 
 

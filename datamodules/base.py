@@ -19,7 +19,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from pgb_lightning.config import CALIBRATION_SIZE
 from pgb_lightning.datamodules.checks import check_labels, check_texts
 from pgb_lightning.datamodules.sampling import LengthGroupedSampler, calibration_rows, shuffle_batches
-from pgb_lightning.glue_tasks import are_reordered
+from pgb_lightning.glue_tasks import differ_only_in_order
 from pgb_lightning.packaged import read_tokenizer
 
 SECRET_LABEL = -1
@@ -197,7 +197,7 @@ class TextDataModule(L.LightningDataModule):
         named = {name: feature.names for name, feature in features.items() if isinstance(feature, ClassLabel)}
         for name, names in named.items():
             first, expected = next(iter(named.items()))
-            if are_reordered(names, expected):
+            if differ_only_in_order(names, expected):
                 raise MisconfigurationException(
                     f"column 'label' numbers its classes {', '.join(expected)} in {self.describe(first)}, but "
                     f"{', '.join(names)} in {self.describe(name)}; write them in one order."

@@ -1,4 +1,4 @@
-"""Read checkpoint files, and say plainly what is wrong with one."""
+"""Read checkpoint files, with clear errors for damaged or unsuitable ones."""
 
 from __future__ import annotations
 
@@ -12,69 +12,69 @@ import torch
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a Lightning checkpoint: tensors and plain values only, no code.
+    """Load a Lightning checkpoint to the CPU with ``weights_only=True``.
 
     Args:
         path: The file.
 
-    Returns:
-        Its content, on the CPU.
-
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is cut off, or no Lightning checkpoint.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is truncated or not a Lightning checkpoint.
     """
-    checkpoint: dict[str, Any] = explained(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
+    checkpoint: dict[str, Any] = load_checked(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
     return checkpoint
 
 
-def explained(path: str | Path, read: Callable[[], Any]) -> Any:
-    """Read a checkpoint, and explain why where that fails.
+def load_checked(path: str | Path, load: Callable[[], Any]) -> Any:
+    """Call a function that loads a checkpoint, check the result, and explain failures.
 
     Args:
-        path: Its name, for the message.
-        read: Reads it.
+        path: The name of the checkpoint, for the message.
+        load: The function.
 
     Returns:
-        What was read.
+        The loaded checkpoint.
 
     Raises:
-        ValueError: The file is cut off, or no Lightning checkpoint.
+        ValueError: If the file is truncated or not a Lightning checkpoint.
     """
     try:
-        checkpoint = read()
-    except Exception as error:  # an unpickler that is fed anything raises anything
-        seek_failed = isinstance(error, OSError) and error.errno == errno.EINVAL  # to before a cut-off file's beginning
+        checkpoint = load()
+    except Exception as error:  # unpickling an arbitrary file can raise any exception
+        # In a truncated file, torch may seek to a position before its start.
+        seek_failed = isinstance(error, OSError) and error.errno == errno.EINVAL
         if isinstance(error, (OSError, MemoryError, ImportError)) and not seek_failed:
             raise
         if "Weights only load failed" in str(error) and "GLOBAL" in str(error):
             raise ValueError(
-                f"{str(path)!r} holds more than tensors and plain values, such as a hyperparameter that is an object "
-                "of some class. Save plain values (str(path) for a Path); or, for a file that you trust, pass "
-                f"weights_only=False to fit, validate, ... Torch says: {shorten(str(error), 300)}"
+                f"{str(path)!r} contains more than tensors and plain values, for example a hyperparameter that is a "
+                "custom object. Save plain values (str(path) for a Path). If you trust the file, you can pass "
+                f"weights_only=False to fit, validate, test or predict. The error was: {shorten(str(error), 300)}"
             ) from error
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"{str(path)!r} cannot be read as a checkpoint: it is cut off, as after a crash during writing, or no "
-            f"checkpoint at all ({first}). Go on from an earlier one{_others(Path(path))}."
+            f"{str(path)!r} cannot be read: it is truncated, for example by a crash during writing, or it is not a "
+            f"checkpoint ({first}). Use an earlier checkpoint{_list_others(Path(path))}."
         ) from error
     if not isinstance(checkpoint, Mapping) or "state_dict" not in checkpoint:
-        found = ", ".join(map(str, list(checkpoint)[:5])) if isinstance(checkpoint, Mapping) else type(checkpoint)
+        is_mapping = isinstance(checkpoint, Mapping)
+        found = ", ".join(map(str, list(checkpoint)[:5])) if is_mapping else f"a {type(checkpoint).__name__}"
         raise ValueError(
-            f"{str(path)!r} is not a Lightning checkpoint: it has no 'state_dict', only {found}; give one that "
-            "Lightning saved."
+            f"{str(path)!r} is not a Lightning checkpoint: it has no 'state_dict', only {found}. Give a checkpoint "
+            "that Lightning saved."
         )
     return checkpoint
 
 
-def kept_scores(states: Mapping[str, Any], path: str | Path) -> dict[str, float]:
-    """Return the scores for which a checkpoint was kept, by what was monitored.
+def get_monitored_scores(states: Mapping[str, Any], path: str | Path) -> dict[str, float]:
+    """Return the scores by which ``ModelCheckpoint`` callbacks kept a checkpoint, by monitored metric.
 
-    A checkpoint that was kept as the last one, or renamed since, remembers the scores of others only, and has none.
+    The result is empty for a checkpoint that was kept as the last one or has been renamed since, because its callback
+    states have the scores of other files only.
 
     Args:
-        states: What its callbacks stored.
-        path: Its file.
+        states: The callback states of the checkpoint.
+        path: The file.
     """
     name, scores = Path(path).resolve().name, {}
     for state in states.values():
@@ -85,10 +85,10 @@ def kept_scores(states: Mapping[str, Any], path: str | Path) -> dict[str, float]
     return scores
 
 
-def _others(path: Path) -> str:
-    """Name the checkpoints that lie beside one, newest first."""
+def _list_others(path: Path) -> str:
+    """Return the names of up to five other checkpoints in the same folder, newest first, for a message."""
     if not path.parent.is_dir():
         return ""
     found = [other for other in path.parent.glob(f"*{path.suffix}") if other.is_file() and other.name != path.name]
     found.sort(key=lambda other: other.stat().st_mtime, reverse=True)
-    return f"; beside it there are {', '.join(other.name for other in found[:5])}" if found else ""
+    return f" from the same folder: {', '.join(other.name for other in found[:5])}" if found else ""

@@ -1,4 +1,4 @@
-"""The nine GLUE tasks: where their text and labels are, and how each is scored."""
+"""The nine GLUE tasks: their columns, labels, splits and metrics."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Literal
 
 MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
 
+#: The dataset on the Hub with all nine tasks, one configuration each.
 GLUE_REPOSITORY = "nyu-mll/glue"
-"""The Hub's data set with all nine tasks, one configuration each."""
 
 
 @dataclass(frozen=True)
 class GLUETask:
-    """One GLUE task, in the terms of the Hub's `nyu-mll/glue`.
+    """One GLUE task, as in the Hub's ``nyu-mll/glue``.
 
     Args:
         name: The Hub's configuration name.
-        text_columns: One column for a single sentence, two for a pair.
+        text_columns: One column for single sentences, two for pairs.
         num_labels: Number of classes, or 1 for regression.
-        metrics: The paper's metric (its Table A2) first, then the benchmark's further official ones.
-        validation_splits: Names of the splits with public labels; the first is the one to report.
-        test_splits: Names of the splits without public labels (the Hub writes -1).
-        class_names: What the leaderboard calls the classes, in the Hub's order; empty where it takes numbers.
-        leaderboard: What the leaderboard calls a test split's file (without .tsv), one for each of `test_splits`.
+        metrics: The paper's metric (Table A2) first, then the other official ones.
+        validation_splits: Names of the splits with public labels. Scores are reported on the first.
+        test_splits: Names of the splits without public labels (-1 on the Hub).
+        class_names: The leaderboard's names of the classes, in the Hub's order. Empty if it expects numbers.
+        leaderboard: The leaderboard's file name for each of ``test_splits``, without ``.tsv``.
     """
 
     name: str
@@ -38,12 +38,13 @@ class GLUETask:
 
     @property
     def is_regression(self) -> bool:
-        """Whether labels are numbers and not classes."""
+        """Whether labels are numbers instead of classes."""
         return self.num_labels == 1
 
 
-_TWO_WAY = ("entailment", "not_entailment")
+_ENTAILMENT = ("entailment", "not_entailment")
 
+#: All tasks by name.
 TASKS: dict[str, GLUETask] = {
     task.name: task
     for task in (
@@ -52,61 +53,63 @@ TASKS: dict[str, GLUETask] = {
         GLUETask("mrpc", ("sentence1", "sentence2"), metrics=("accuracy", "f1"), leaderboard=("MRPC",)),
         GLUETask("qqp", ("question1", "question2"), metrics=("accuracy", "f1"), leaderboard=("QQP",)),
         GLUETask(
-            *("stsb", ("sentence1", "sentence2"), 1),
+            "stsb",
+            ("sentence1", "sentence2"),
+            num_labels=1,
             metrics=("spearman", "pearson"),
             leaderboard=("STS-B",),
         ),
         GLUETask(
-            *("mnli", ("premise", "hypothesis"), 3),
+            "mnli",
+            ("premise", "hypothesis"),
+            num_labels=3,
             validation_splits=("validation_matched", "validation_mismatched"),
             test_splits=("test_matched", "test_mismatched"),
             class_names=("entailment", "neutral", "contradiction"),
             leaderboard=("MNLI-m", "MNLI-mm"),
         ),
-        GLUETask("qnli", ("question", "sentence"), class_names=_TWO_WAY, leaderboard=("QNLI",)),
-        GLUETask("rte", ("sentence1", "sentence2"), class_names=_TWO_WAY, leaderboard=("RTE",)),
+        GLUETask("qnli", ("question", "sentence"), class_names=_ENTAILMENT, leaderboard=("QNLI",)),
+        GLUETask("rte", ("sentence1", "sentence2"), class_names=_ENTAILMENT, leaderboard=("RTE",)),
         GLUETask("wnli", ("sentence1", "sentence2"), leaderboard=("WNLI",)),
     )
 }
 
 
 def get_task(name: str) -> GLUETask:
-    """Look a task up by its Hub configuration name.
+    """Return a task by its Hub configuration name.
 
     Args:
-        name: For example "sst2".
-
-    Returns:
-        The task's row of the table.
+        name: For example ``"sst2"``.
 
     Raises:
-        ValueError: If there is no such task; the message lists the known ones.
+        ValueError: If there is no such task. The message lists all tasks.
 
     Example:
         >>> get_task("stsb").metrics
         ('spearman', 'pearson')
     """
     if name not in TASKS:
-        raise ValueError(f"task={name!r} is not a GLUE task; choose one of: {', '.join(TASKS)}.")
+        raise ValueError(f"task={name!r} is not a GLUE task. Choose one of: {', '.join(TASKS)}.")
     return TASKS[name]
 
 
-def plain_name(name: object) -> str:
-    """Write a class's name so that spelling variants agree: small letters and digits only.
+def normalize_class_name(name: object) -> str:
+    """Return the lowercase letters and digits of a class name, so that spelling variants are equal.
 
     Example:
-        >>> plain_name("Not-Entailment") == plain_name("not_entailment")
+        >>> normalize_class_name("Not-Entailment") == normalize_class_name("not_entailment")
         True
     """
     return "".join(filter(str.isalnum, str(name).casefold()))
 
 
-def are_reordered(names: Iterable[object], others: Iterable[object]) -> bool:
-    """Tell whether some classes are the same as others but stand in another order, whatever their spelling.
+def differ_only_in_order(names: Iterable[object], others: Iterable[object]) -> bool:
+    """Return whether two lists have the same class names in different orders, ignoring spelling variants.
 
     Example:
-        >>> are_reordered(["entailment", "neutral"], ["Neutral", "Entailment"])
+        >>> differ_only_in_order(["entailment", "neutral"], ["Neutral", "Entailment"])
         True
     """
-    first, second = ([plain_name(name) for name in one] for one in (names, others))
+    first = [normalize_class_name(name) for name in names]
+    second = [normalize_class_name(name) for name in others]
     return first != second and sorted(first) == sorted(second)

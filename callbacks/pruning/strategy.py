@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from pgb_lightning.callbacks.trainer_queries import shards_first
-from pgb_lightning.checkpoints import explained
+from pgb_lightning.checkpoints import load_checked
 from pgb_lightning.surgery.from_state_dict import StructureError
 
 _WRAPPED = ("setup", "load_checkpoint", "load_model_state_dict")
@@ -43,7 +43,7 @@ def before_strategy_setup(trainer: pl.Trainer, action: Callable[[bool], None]) -
     @wraps(load_checkpoint)
     def load_explained(checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            return explained(checkpoint_path, lambda: load_checkpoint(checkpoint_path, *args, **kwargs))
+            return load_checked(checkpoint_path, lambda: load_checkpoint(checkpoint_path, *args, **kwargs))
         except ValueError as error:
             raise MisconfigurationException(f"ckpt_path={error}") from error
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pgb_lightning import modules
 from pgb_lightning._compat import CLASS_PATH_KEY
-from pgb_lightning.checkpoints import kept_scores, load_checkpoint
+from pgb_lightning.checkpoints import get_monitored_scores, load_checkpoint
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.card import CardFacts
 from pgb_lightning.modules.finetuning import FineTuning
@@ -74,7 +74,7 @@ def read_source(ckpt_path: str | Path) -> Source:
         )
     name = str(hparams["model_name_or_path"])
     states = checkpoint.get("callbacks", {})
-    plan, scores = _stored_plan(states), kept_scores(states, ckpt_path)
+    plan, scores = _stored_plan(states), get_monitored_scores(states, ckpt_path)
     task = hparams.get("task") or (f"SQuAD {hparams['version']}" if "version" in hparams else None)
     plan = plan if plan is not None and matches(encoder, plan) else None
     return Source(module, _read_tokenizer(name), plan, CardFacts(base_model=_hub_name(name), task=task, scores=scores))

@@ -27,7 +27,7 @@ from transformers import (
 from pgb_lightning._compat import provides_data
 from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.encoders.find import find_encoders
-from pgb_lightning.packaged import naming_model, resolve_model
+from pgb_lightning.packaged import explain_model_errors, resolve_model
 from pgb_lightning.surgery.from_state_dict import StructureError, follow_state_dict
 
 
@@ -141,7 +141,7 @@ class FineTuning(L.LightningModule):
                 f"hf_config has no 'model_type', only {', '.join(hf_config)}; add one, for example bert."
             )
         if hf_config is None:
-            with naming_model(name, "configuration"):
+            with explain_model_errors(name, "configuration"):
                 config = AutoConfig.from_pretrained(resolve_model(name))
         else:
             config = AutoConfig.for_model(**hf_config)
@@ -149,7 +149,7 @@ class FineTuning(L.LightningModule):
         # Weights stored in half precision are trained in single, as everything else is.
         model: PreTrainedModel
         if read_weights:
-            with naming_model(name, "weights"):
+            with explain_model_errors(name, "weights"):
                 model = self.auto_model.from_pretrained(resolve_model(name), config=config, dtype=torch.float32)
         else:
             model = self.auto_model.from_config(config, dtype=torch.float32)

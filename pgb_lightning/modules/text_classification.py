@@ -12,7 +12,7 @@ from torchmetrics import MetricCollection
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from pgb_lightning.glue_tasks import GLUETask, are_reordered, get_task, plain_name
+from pgb_lightning.glue_tasks import GLUETask, differ_only_in_order, get_task, normalize_class_name
 from pgb_lightning.modules.finetuning import FineTuning
 from pgb_lightning.modules.metrics import make_metrics
 
@@ -112,12 +112,12 @@ class TextClassification(FineTuning):
         if not isinstance(names, (list, tuple)) or len(names) != self.num_labels:
             return
         own = [str(name) for _, name in sorted((self.model.config.id2label or {}).items())]
-        if not _are_numbers(own) and list(map(plain_name, own)) != list(map(plain_name, names)):
+        if not _are_numbers(own) and list(map(normalize_class_name, own)) != list(map(normalize_class_name, names)):
             rank_zero_warn(
                 f"The model calls its classes {', '.join(own)}, the data {', '.join(map(str, names))}; if these "
                 "are not the same in this order, give a model (or ckpt_path) that was fine-tuned on such data."
             )
-        if stage == "fit" and (_are_numbers(own) or are_reordered(own, names)):
+        if stage == "fit" and (_are_numbers(own) or differ_only_in_order(own, names)):
             self.model.config.id2label = dict(enumerate(names))
             self.model.config.label2id = {name: number for number, name in enumerate(names)}
             self._remember_config()

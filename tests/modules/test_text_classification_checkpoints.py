@@ -197,11 +197,11 @@ def test_settings_that_a_resumed_optimizer_ignores_are_mentioned(
 def test_a_model_that_cannot_be_read_is_named(glue_folder: Folder, tmp_path: Path) -> None:
     with pytest.raises(
         MisconfigurationException,
-        match=r"^model_name_or_path='.*nobody': its configuration cannot be read; give a name on",
+        match=r"^model_name_or_path='.*nobody': its configuration cannot be read",
     ):
         TextClassification(str(tmp_path / "nobody"))
     with pytest.raises(
-        MisconfigurationException, match=r"^model_name_or_path='.*nobody': its tokenizer cannot be read; give a name on"
+        MisconfigurationException, match=r"^model_name_or_path='.*nobody': its tokenizer cannot be read"
     ):
         GLUEDataModule("sst2", str(tmp_path / "nobody"), str(glue_folder("sst2"))).setup("fit")
 
@@ -213,7 +213,7 @@ def test_a_damaged_model_is_named_too(tiny: str, glue_folder: Folder, tmp_path: 
     with pytest.raises(MisconfigurationException, match=r"^model_name_or_path='.*cut': its weights cannot be read"):
         TextClassification(str(cut))
     AutoModelForSequenceClassification.from_pretrained(tiny).save_pretrained(bare)  # without its tokenizer
-    with pytest.raises(MisconfigurationException, match=r"bare': its tokenizer knows nothing but special tokens"):
+    with pytest.raises(MisconfigurationException, match=r"bare': its tokenizer has special tokens only"):
         GLUEDataModule("sst2", str(bare), str(glue_folder("sst2"))).setup("fit")
 
 
