@@ -1,4 +1,4 @@
-"""What a budget counts: parameters, FLOPs, or seconds on the user's device."""
+"""The cost of a candidate in the unit of the budget: parameters, FLOPs or seconds on this device."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pgb_lightning.surgery.folding import fold
 
 
 def candidate_cost(encoder: Encoder, candidates: Sequence[Sequence[Candidate]], config: PruningConfig) -> CandidateCost:
-    """Make the function that says what a candidate costs.
+    """Return the function that computes the cost of a candidate.
 
     Args:
-        encoder: The dense encoder; with ``budget="latency"`` its shapes are measured.
-        candidates: Which candidates there are.
-        config: Says what is counted, and at which batch size and length.
+        encoder: The dense encoder. With ``budget="latency"``, the shapes of its sublayers are measured.
+        candidates: The candidates of every sublayer.
+        config: The pruning settings: the budget, and the batch size and sequence length of FLOPs and latency.
     """
     if config.budget == "latency":
         return measure_table(encoder, candidates, config.latency_batch_size, config.latency_length)
@@ -27,12 +27,12 @@ def candidate_cost(encoder: Encoder, candidates: Sequence[Sequence[Candidate]], 
 
 
 def candidate_flops(candidate: Candidate, attention_unit: int, length: int) -> int:
-    """Return the FLOPs of one sequence, a multiply-add counted as two.
+    """Return the FLOPs of a candidate for one sequence. A multiply-add counts as two.
 
     Args:
         candidate: The candidate.
-        attention_unit: How many features of attention are left out together.
-        length: Tokens of the sequence.
+        attention_unit: Number of attention features that are removed together.
+        length: Number of tokens of the sequence.
     """
     flops = 2 * length * candidate.parameters
     last = fold(candidate.matrices, candidate.sublayer, attention_unit).matrices.get("O")

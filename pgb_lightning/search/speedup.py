@@ -1,7 +1,7 @@
-"""Meet a speed-up: measure what a plan reaches as a whole, and correct the budget by what it missed.
+"""Plans for a target speedup: measure the speedup of a plan's whole encoder and correct the budget by the difference.
 
-A latency table is of sublayers on their own, whose weights and activations stay in the cache from call to call; a whole
-encoder's do not, and its plan would fall short by a tenth.
+The latency table measures single sublayers, whose weights and activations stay in the CPU's cache from call to call.
+Those of a whole encoder do not, so a plan made from the table alone would miss the target by about 10 percent.
 """
 
 from __future__ import annotations
@@ -17,42 +17,50 @@ from pgb_lightning.plan import PruningPlan
 from pgb_lightning.search.latency_table import layers_runner, measure_fastest
 from pgb_lightning.surgery.apply import apply_plan
 
-#: Plans that are measured, at most.
-ROUNDS = 5
-#: How near a plan must come, as a share of the target.
-CLOSE = 0.02
+#: Maximum number of plans that are measured.
+MAX_ROUNDS = 5
+#: Accepted distance from the target, as a fraction of the target.
+TOLERANCE = 0.02
 
 
 def meet_speedup(
     encoder: Encoder, config: PruningConfig, plan_at: Callable[[float], tuple[PruningPlan, float]]
 ) -> tuple[PruningPlan, float]:
-    """Find the plan whose encoder, measured whole, comes nearest to the share of time that may be kept.
+    """Find the plan whose measured latency comes nearest to the target.
 
     Args:
-        encoder: The dense encoder; it is as it was afterwards.
-        config: The target, and the batch that is measured.
-        plan_at: Makes a plan that removes a share of the time, and says which share it removes by the table.
+        encoder: The dense encoder. It is unchanged afterwards.
+        config: The pruning settings: the target, and the batch size and sequence length of the measurement.
+        plan_at: Makes a plan that removes a given fraction of the latency according to the table. Returns the plan and
+            the fraction that it removes.
 
     Returns:
-        The plan, and the share of the time that it removes.
+        The plan, and the fraction of the encoder's latency that it removes as measured.
     """
     target = left = 1 - config.cut
     found: list[tuple[float, PruningPlan]] = []
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ROUNDS):
         plan, _ = plan_at(1 - left)
         if any(plan.matrices == other.matrices for _, other in found):
             break
-        kept = measure_kept_time(encoder, plan, config.latency_batch_size, config.latency_length)
+        kept = measure_latency_ratio(encoder, plan, config.latency_batch_size, config.latency_length)
         found.append((kept, plan))
-        if abs(kept / target - 1) < CLOSE:
+        if abs(kept / target - 1) < TOLERANCE:
             break
         left = min(left * target / kept, 0.999)
     kept, plan = min(found, key=lambda pair: abs(pair[0] / target - 1))
     return plan, 1 - kept
 
 
-def measure_kept_time(encoder: Encoder, plan: PruningPlan, batch_size: int, length: int) -> float:
-    """Measure which share of a dense encoder's time is left once a plan is carried out on a copy of it."""
+def measure_latency_ratio(encoder: Encoder, plan: PruningPlan, batch_size: int, length: int) -> float:
+    """Measure the latency of a pruned copy of an encoder as a fraction of the dense encoder's.
+
+    Args:
+        encoder: The dense encoder. It is unchanged afterwards.
+        plan: The plan for the copy.
+        batch_size: Number of sequences per batch.
+        length: Number of tokens per sequence.
+    """
     pruned = replace(encoder, model=copy.deepcopy(encoder.model))
     apply_plan(pruned, plan)
     with eval_mode(encoder.model), eval_mode(pruned.model):

@@ -43,7 +43,7 @@ def test_the_speed_up_is_measured_said_and_logged(
 
 
 def test_another_precision_than_the_measured_one_is_said(trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speedup, "measure_kept_time", lambda *_: 0.5)
+    monkeypatch.setattr(speedup, "measure_latency_ratio", lambda *_: 0.5)
     callback = PGBCallback(target_speedup=2.0, latency_batch_size=1, latency_length=4)
     with pytest.warns(UserWarning, match=r"measured in the precision that the module was built in; with .*bf16-mixed"):
         trainer(callback, precision="bf16-mixed").fit(OwnModule(), make_loader())
@@ -52,7 +52,7 @@ def test_another_precision_than_the_measured_one_is_said(trainer: MakeTrainer, m
 def test_time_is_what_is_budgeted(trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a table in which attention takes no time, no attention is pruned."""
     monkeypatch.setattr(LatencyTable, "__call__", lambda _, c: 0.0 if c.sublayer == "attention" else c.parameters)
-    monkeypatch.setattr(speedup, "measure_kept_time", lambda *_: 0.5)
+    monkeypatch.setattr(speedup, "measure_latency_ratio", lambda *_: 0.5)
     callback = PGBCallback(target_speedup=2.0, latency_batch_size=1, latency_length=4)
     trainer(callback).fit(OwnModule(), make_loader())
     plan = callback.plan

@@ -1,8 +1,10 @@
-"""The latency table: which shapes are told apart, what is kept on disk, and that nothing is left changed."""
+"""The latency table: which shapes it distinguishes, how it is cached, and that the encoder is unchanged."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,42 +13,163 @@ from helpers.tiny import MODEL_TYPES, batches, classifier
 from test_candidates import candidates_of, statistics_of
 
 from pgb_lightning import PruningConfig
+from pgb_lightning.calibration.collect import Calibration
 from pgb_lightning.cost import encoder_cost
+from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.pruning import carry_out, make_plan
 from pgb_lightning.search import latency_table, speedup
 from pgb_lightning.search.candidates import Candidate
 from pgb_lightning.search.costs import candidate_cost, candidate_flops
-from pgb_lightning.search.latency_table import cache_folder, measure_encoder, measure_table, shape_key
+from pgb_lightning.search.latency_table import cache_folder, measure_encoder, measure_table, shape_key, table_setting
+
+#: Settings with few shapes, to measure little.
+FEW_SHAPES = PruningConfig(ridge=1e-9, max_groups=2)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return find_encoder(classifier(layers=1))
+
+
+@pytest.fixture(scope="module")
+def candidates() -> list[list[Candidate]]:
+    return candidates_of(classifier(layers=1))
+
+
+@pytest.fixture(scope="module")
+def statistics() -> Calibration:
+    return statistics_of(classifier(layers=2), batches(6))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[Candidate]:
+    """Replace measurements by a function of the parameters; the list holds the candidates that were measured."""
+    measured: list[Candidate] = []
+
+    def seconds(encoder: Encoder, candidate: Candidate, hidden: torch.Tensor) -> float:
+        measured.append(candidate)
+        return 1e-9 * (candidate.parameters + 50)
+
+    monkeypatch.setattr(latency_table, "_time_candidate", seconds)
+    return measured
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_every_shape_is_measured_once_and_kept(
+def test_every_shape_is_measured_once_and_the_encoder_is_unchanged(
     model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = classifier(model_type, layers=2)
-    encoder, found = find_encoder(model), candidates_of(model)
+    monkeypatch.setattr(latency_table, "NUM_CALLS", 1)
+    model = classifier(model_type, layers=1)
+    encoder, found = find_encoder(model), candidates_of(model, FEW_SHAPES)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     table = measure_table(encoder, found, 1, 8, tmp_path)
     assert all(table(candidate) > 0 for options in found for candidate in options)
     assert len(table.seconds) == len({shape_key(candidate, 12) for options in found for candidate in options})
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    [path] = tmp_path.glob("*.json")
+    [path] = tmp_path.iterdir()
     assert json.loads(path.read_text()) == table.seconds
 
-    def never(*_: object) -> float:
-        raise AssertionError("everything was measured before")
 
-    monkeypatch.setattr(latency_table, "_time_candidate", never)
-    assert measure_table(encoder, found, 1, 8, tmp_path) == table
-    with pytest.raises(AssertionError, match="measured before"):
-        measure_table(encoder, found, 2, 8, tmp_path)  # another batch size is another table
+def test_a_cached_table_is_read_and_extended(
+    encoder: Encoder, candidates: list[list[Candidate]], clock: list[Candidate], tmp_path: Path
+) -> None:
+    attention, ffn = candidates
+    measure_table(encoder, [attention], 1, 8, tmp_path)
+    assert {candidate.sublayer for candidate in clock} == {"attention"}
+    clock.clear()
+    table = measure_table(encoder, [attention, ffn], 1, 8, tmp_path)
+    assert {candidate.sublayer for candidate in clock} == {"ffn"}
+    clock.clear()
+    assert measure_table(encoder, [attention, ffn], 1, 8, tmp_path) == table
+    assert not clock
 
 
-def test_a_shape_is_its_blocks_and_what_must_be_moved() -> None:
-    attention, ffn = candidates_of(classifier(layers=1))
-    shapes = {candidate.shape: shape_key(candidate, 12) for candidate in (*attention, *ffn)}
+def other_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency_table, "processor_name", lambda: "another processor")
+
+
+def other_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency_table, "KERNEL_VERSION", latency_table.KERNEL_VERSION + 1)
+
+
+def other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+
+
+def other_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 999)
+
+
+def other_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
+
+
+def other_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "0.1")
+
+
+def other_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        other_processor,
+        other_kernels,
+        other_threads,
+        other_cores,
+        other_instructions,
+        other_torch,
+        other_precision,
+    ],
+)
+def test_a_table_of_another_machine_or_version_is_not_read(
+    change: Callable[[pytest.MonkeyPatch], None],
+    encoder: Encoder,
+    candidates: list[list[Candidate]],
+    clock: list[Candidate],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = measure_table(encoder, candidates, 1, 8, tmp_path)
+    clock.clear()
+    change(monkeypatch)
+    assert measure_table(encoder, candidates, 1, 8, tmp_path) == table
+    assert clock  # measured again
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_table_is_of_one_encoder_shape_and_batch(encoder: Encoder) -> None:
+    settings = [
+        table_setting(encoder, 1, 8),
+        table_setting(encoder, 2, 8),
+        table_setting(encoder, 1, 9),
+        table_setting(find_encoder(classifier("roberta", layers=1)), 1, 8),
+        table_setting(find_encoder(classifier(layers=1, hidden_size=48)), 1, 8),
+        table_setting(find_encoder(classifier(layers=1, num_attention_heads=3)), 1, 8),
+        table_setting(find_encoder(classifier(layers=1, intermediate_size=48)), 1, 8),
+        table_setting(find_encoder(classifier(layers=1).bfloat16()), 1, 8),
+        table_setting(find_encoder(classifier(layers=1, attn_implementation="eager")), 1, 8),
+    ]
+    assert len({json.dumps(setting) for setting in settings}) == len(settings)
+
+
+def test_without_a_matmul_precision_the_newer_setting_is_used(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> str:
+        raise RuntimeError
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", fail)
+    assert table_setting(encoder, 1, 8)["matmul_precision"] == str(torch.backends.cuda.matmul.fp32_precision)
+
+
+def test_shape_keys_describe_blocks_gathers_and_scatters(candidates: list[list[Candidate]]) -> None:
+    attention, ffn = candidates
+    shapes = {str(candidate.shape): shape_key(candidate, 12) for candidate in (*attention, *ffn)}
     assert shapes["whole"] == "attention: 24x24, 24x24, 24x24, 24x24"
     assert shapes["1 heads"] == "attention: 24x12, 24x12, 24x12, 12x24"
     assert shapes["48 neurons"] == "ffn: 24x48, 48x24"
@@ -55,7 +178,7 @@ def test_a_shape_is_its_blocks_and_what_must_be_moved() -> None:
     assert shapes["dropped"] in ("attention: -, -, -, -", "ffn: -, -")
 
 
-def test_tables_lie_where_caches_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_folder_follows_xdg_cache_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "pgb_lightning" / "latency"
     monkeypatch.delenv("XDG_CACHE_HOME")
@@ -63,15 +186,14 @@ def test_tables_lie_where_caches_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 @pytest.mark.parametrize("budget", ["flops", "latency"])
-def test_a_plan_meets_its_budget(budget: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("clock")
+def test_a_plan_meets_its_budget(
+    budget: str, statistics: Calibration, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    # A clock that counts weights, so that the test does not depend on the machine's.
-    monkeypatch.setattr(latency_table, "_time_candidate", lambda _, candidate, __: 1e-9 * (candidate.parameters + 50))
-    monkeypatch.setattr(speedup, "measure_kept_time", lambda _, plan, *__: 1 - plan.pruning_ratio)
-    model = classifier(layers=3)
-    encoder, data = find_encoder(model), batches(6)
+    monkeypatch.setattr(speedup, "measure_latency_ratio", lambda _, plan, *__: 1 - plan.pruning_ratio)
+    encoder = find_encoder(classifier(layers=2))
     config = PruningConfig(pruning_ratio=0.5, budget=budget, latency_length=9)  # type: ignore[arg-type]
-    statistics = statistics_of(model, data)
     before = encoder_cost(encoder, 9).flops
     plan = make_plan(encoder, statistics, config)
     carry_out(encoder, plan, statistics, config)
@@ -82,28 +204,26 @@ def test_a_plan_meets_its_budget(budget: str, monkeypatch: pytest.MonkeyPatch, t
     assert measure_encoder(encoder, 1, 4) > 0
 
 
-def test_flops_are_those_that_the_modules_cost() -> None:
-    model = classifier(layers=1)
-    found = candidates_of(model)
-    flops = sum(candidate_flops(options[0], 12, 9) for options in found)
-    assert flops == encoder_cost(find_encoder(model), 9).flops
-    by_weights = candidate_cost(find_encoder(model), found, PruningConfig())
-    assert sum(by_weights(options[0]) for options in found) == encoder_cost(find_encoder(model)).parameters
+def test_costs_of_dense_candidates_are_those_of_the_encoder(
+    encoder: Encoder, candidates: list[list[Candidate]]
+) -> None:
+    flops = sum(candidate_flops(options[0], 12, 9) for options in candidates)
+    assert flops == encoder_cost(encoder, 9).flops
+    parameters = candidate_cost(encoder, candidates, PruningConfig())
+    assert sum(parameters(options[0]) for options in candidates) == encoder_cost(encoder).parameters
 
 
 def test_a_shape_that_is_not_faster_than_the_dense_one_is_never_chosen(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    statistics: Calibration, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def clock(_: object, candidate: Candidate, __: object) -> float:
+    def seconds(_: object, candidate: Candidate, __: object) -> float:
         if candidate.sublayer == "attention":
-            return 1.0 if candidate.shape == "whole" else 1.5  # whatever is done to attention makes it slower
+            return 1.0 if candidate.loss == 0 else 1.5  # pruning attention makes it slower
         return float(candidate.parameters)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(latency_table, "_time_candidate", clock)
-    monkeypatch.setattr(speedup, "measure_kept_time", lambda *_: 1 / 1.5)
-    model = classifier(layers=3)
-    config = PruningConfig(target_speedup=1.5)
-    plan = make_plan(find_encoder(model), statistics_of(model, batches(6)), config)
-    assert all(plan.matrix(layer, kind).kept_share == 1 for layer in range(3) for kind in "QKVO")
+    monkeypatch.setattr(latency_table, "_time_candidate", seconds)
+    monkeypatch.setattr(speedup, "measure_latency_ratio", lambda *_: 1 / 1.5)
+    plan = make_plan(find_encoder(classifier(layers=2)), statistics, PruningConfig(target_speedup=1.5))
+    assert all(plan.matrix(layer, kind).kept_share == 1 for layer in range(2) for kind in "QKVO")
     assert plan.pruning_ratio > 0.1
