@@ -1,24 +1,22 @@
-"""What an encoder costs: parameters and FLOPs, counted from its modules."""
+"""The cost of an encoder: parameters and FLOPs, counted from its modules."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from pgb_lightning.encoders.base import MATRICES, Encoder
-from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
+from pgb_lightning.layers.matrix import as_matrix
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of an encoder.
+    """The cost of an encoder.
 
     Args:
-        parameters: Weights of the six matrix kinds; biases, LayerNorms, embeddings and heads are not counted,
-            as in the paper.
-        flops: Floating-point operations of one sequence through those matrices and through attention, a
-            multiply-add counted as two.
+        parameters: Weights of the six matrix kinds. Biases, LayerNorms, embeddings and heads are not counted, as in the
+            paper.
+        flops: Floating-point operations of one sequence through those matrices and through attention; a multiply-add
+            counts as two.
     """
 
     parameters: int
@@ -26,34 +24,33 @@ class Cost:
 
 
 def encoder_cost(encoder: Encoder, length: int = 128) -> Cost:
-    """Count what an encoder, dense or grouped, costs.
+    """Count the parameters and FLOPs of an encoder, dense or pruned.
 
     Args:
         encoder: The encoder.
         length: Tokens of the sequence for which FLOPs are counted.
 
+    Raises:
+        TypeError: If another library has replaced a layer by one whose weights cannot be counted.
+
     Example:
         >>> from transformers import BertConfig, BertModel
-        >>> from pgb_lightning.encoders.base import find_encoder
+        >>> from pgb_lightning.encoders import find_encoder
         >>> encoder_cost(find_encoder(BertModel(BertConfig(num_hidden_layers=2)))).parameters
         14155776
     """
     parameters = flops = 0
-    for number in range(len(encoder.layers)):
-        kept = {kind: _weights(encoder, number, kind) for kind in MATRICES}
+    for layer in range(len(encoder.layers)):
+        kept = {kind: _kept_weights(encoder, layer, kind) for kind in MATRICES}
         parameters += sum(kept.values())
         flops += 2 * length * sum(kept.values())
         if kept["O"]:
             # Scores Q Kᵀ and their product with V: two products of length x length x width.
-            flops += 2 * 2 * length**2 * int(encoder.matrix(number, "V").out_features)  # type: ignore[arg-type]
+            flops += 2 * 2 * length**2 * as_matrix(encoder.matrix(layer, "V")).out_features
     return Cost(parameters, flops)
 
 
-def _weights(encoder: Encoder, layer: int, kind: str) -> int:
-    """Return the number of weights left of a matrix."""
+def _kept_weights(encoder: Encoder, layer: int, kind: str) -> int:
+    """Return the number of weights that are kept of a matrix."""
     module = encoder.find_matrix(layer, kind)
-    if isinstance(module, (nn.Linear, GroupedLinear)):
-        return module.weight.numel()
-    if module is None or isinstance(module, ConstantLinear):
-        return 0
-    raise TypeError(f"layer {layer} {kind} is a {type(module).__name__}, whose weights cannot be counted.")
+    return 0 if module is None else as_matrix(module).kept_weights().numel()

@@ -1,42 +1,45 @@
-"""The pruning plan: the contract between deciding and doing, and a JSON file a person can read."""
+"""The pruning plan: the contract between deciding and doing, and a JSON file that people can read."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pgb_lightning.atomic_write import write_atomically
 from pgb_lightning.encoders.base import EXPENDABLE, MATRICES, SUBLAYERS, Sublayer
+from pgb_lightning.layers.matrix import PRUNED, BlockShape
+from pgb_lightning.shapes import Dropped, Groups, Heads, Neurons, Shape
 
-#: Raised whenever the meaning of a stored plan changes.
+#: Increased whenever the meaning of a stored plan changes.
 SCHEMA_VERSION = 1
 
-#: G index lists, one a block; ``None`` stands for "all of them, in order": the matrix is kept whole.
+#: G index lists, one a block; ``()`` for a matrix that is removed, ``None`` for one that stays dense.
 Index = tuple[tuple[int, ...], ...] | None
 
 
 @dataclass(frozen=True)
 class MatrixPlan:
-    """What becomes of one weight matrix W in R^{M x N} (rows are inputs).
+    """The plan for one weight matrix W in R^{M x N} (rows are inputs).
 
     Args:
-        layer: Number of the layer, from 0.
+        layer: Layer index, from 0.
         kind: One of Q, K, V, O, W1, W2.
         rows: M, the inputs.
         columns: N, the outputs.
-        input_index: The rows of each block (π_r, cut into G parts); ``()`` if the matrix is pruned whole,
-            ``None`` if it is kept whole.
+        input_index: The rows of each block (π_r, split into G parts); ``()`` if the matrix is removed, ``None`` if it
+            stays dense.
         output_index: The columns of each block (π_c), likewise.
-        importance_kept: Share of the matrix's importance that lies in the blocks, in [0, 1].
-        predicted_error: Rise of the loss that the removed weights predict; ``None`` where nobody measured it. Under
-            ``search="groups"`` half their importance summed up (Eq. 2), before compensation; under ``"shapes"``
-            what is left after it, a sublayer's neurons or heads counted at its closing matrix.
+        importance_kept: Fraction of the matrix's importance that lies in the blocks, in [0, 1].
+        predicted_error: Predicted rise of the loss; ``None`` if unknown. Under ``search="groups"`` it is half the
+            importance of the removed weights (Eq. 2), before compensation. Under ``search="shapes"`` it is what remains
+            after compensation; the neurons or heads of a sublayer are counted at its closing matrix.
 
     Raises:
-        ValueError: The blocks overlap, are of unequal size, or lie outside the matrix.
+        ValueError: If the blocks overlap, differ in size, or lie outside the matrix.
+        TypeError: If ``importance_kept`` or ``predicted_error`` is not a number.
     """
 
     layer: int
@@ -52,9 +55,9 @@ class MatrixPlan:
         for name in ("importance_kept", "predicted_error"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) and not (value is None and name == "predicted_error"):
-                raise TypeError(f"{name}={value!r} must be a number")
+                raise TypeError(f"{name}={value!r} must be a number.")
         if self.kind not in MATRICES:
-            raise ValueError(f"{self}: kind={self.kind!r} is unknown; it is one of {', '.join(MATRICES)}.")
+            raise ValueError(f"{self}: kind={self.kind!r} is unknown; expected one of {', '.join(MATRICES)}.")
         if (self.input_index is None) != (self.output_index is None):
             raise ValueError(f"{self}: input_index and output_index must both be given, or both be null.")
         if self.input_index is None or self.output_index is None:
@@ -69,8 +72,17 @@ class MatrixPlan:
 
     @property
     def num_groups(self) -> int:
-        """G: 0 if the matrix is pruned whole, 1 if it is kept whole or is one smaller block."""
+        """G: 0 if the matrix is removed, 1 if it is dense or a single smaller block."""
         return 1 if self.input_index is None else len(self.input_index)
+
+    @property
+    def block_shape(self) -> BlockShape | None:
+        """G, m and n; ``PRUNED`` if the matrix is removed, ``None`` if it stays dense."""
+        if self.input_index is None or self.output_index is None:
+            return None
+        if not self.input_index:
+            return PRUNED
+        return BlockShape(len(self.input_index), len(self.input_index[0]), len(self.output_index[0]))
 
     @property
     def total_parameters(self) -> int:
@@ -79,36 +91,35 @@ class MatrixPlan:
 
     @property
     def kept_share(self) -> float:
-        """Share of the matrix's weights in the blocks."""
+        """Fraction of the matrix's weights in the blocks."""
         return self.kept_parameters / self.total_parameters
 
     @property
     def kept_parameters(self) -> int:
         """Weights in the blocks."""
-        if self.input_index is None or self.output_index is None:
-            return self.total_parameters
-        return sum(len(rows) * len(columns) for rows, columns in zip(self.input_index, self.output_index, strict=True))
+        shape = self.block_shape
+        return self.total_parameters if shape is None else shape.groups * shape.inputs * shape.outputs
 
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """What becomes of every matrix of an encoder: frozen, versioned, JSON-able.
+    """The plan for every matrix of an encoder: frozen, versioned, JSON-serializable.
 
     Args:
-        model_type: The transformers ``model_type`` the plan was made for.
+        model_type: The transformers ``model_type`` that the plan was made for.
         matrices: One entry for every layer and matrix kind, in order.
-        config: The settings the plan was made with (:meth:`PruningConfig.to_dict`); a record, never read back.
-        num_samples: Calibration samples behind the plan.
-        fingerprint: Hash of the dense weights the plan was made for, as returned by
+        config: The settings that the plan was made with (:meth:`PruningConfig.to_dict`); informative only.
+        num_samples: Number of calibration samples.
+        fingerprint: Hash of the dense weights that the plan was made for, as returned by
             :func:`~pgb_lightning.encoders.fingerprint.fingerprint`; empty if unknown.
-        schema_version: Version of this record's meaning.
+        schema_version: Version of this record's format.
 
     Raises:
-        ValueError: The entries do not form whole layers, or a dropped sublayer keeps a matrix.
+        ValueError: If the entries do not form complete layers, or a dropped sublayer keeps a matrix.
 
     Example:
-        >>> whole = [MatrixPlan(0, kind, 8, 8, None, None) for kind in ("Q", "K", "V", "O", "W1", "W2")]
-        >>> plan = PruningPlan("bert", tuple(whole))
+        >>> dense = [MatrixPlan(0, kind, 8, 8, None, None) for kind in ("Q", "K", "V", "O", "W1", "W2")]
+        >>> plan = PruningPlan("bert", tuple(dense))
         >>> PruningPlan.from_json(plan.to_json()) == plan
         True
     """
@@ -123,13 +134,13 @@ class PruningPlan:
     def __post_init__(self) -> None:
         _check_version(self.schema_version)
         if not isinstance(self.config, Mapping):
-            raise TypeError(f"config={self.config!r} must be a mapping")
+            raise TypeError(f"config={self.config!r} must be a mapping.")
         found = [(matrix.layer, matrix.kind) for matrix in self.matrices]
         expected = [(layer, kind) for layer in range(self.num_layers) for kind in MATRICES]
         if not found or found != expected:
             raise ValueError(
-                f"matrices must list {', '.join(MATRICES)} for every layer in order, at least one layer; "
-                f"the plan lists {len(found)} matrices."
+                f"matrices must list {', '.join(MATRICES)} for each of one or more layers, in order; the plan has "
+                f"{len(found)} matrices."
             )
         for layer in range(self.num_layers):
             for kinds in SUBLAYERS.values():
@@ -138,13 +149,13 @@ class PruningPlan:
                 alive = [kind for kind in kinds if self.matrix(layer, kind).num_groups > 0]
                 if dead and alive:
                     raise ValueError(
-                        f"layer {layer}: {dead[0]} is pruned whole, so its sublayer only adds a constant, but "
-                        f"{alive[0]} is kept; prune {', '.join(kinds)} together."
+                        f"layer {layer}: {dead[0]} is removed, so its sublayer only adds a constant, but {alive[0]} is "
+                        f"kept. Remove all of {', '.join(kinds)}."
                     )
 
     @property
     def num_layers(self) -> int:
-        """Layers of the encoder."""
+        """Number of layers of the encoder."""
         return len(self.matrices) // len(MATRICES)
 
     def matrix(self, layer: int, kind: str) -> MatrixPlan:
@@ -152,12 +163,30 @@ class PruningPlan:
         return self.matrices[layer * len(MATRICES) + MATRICES.index(kind)]
 
     def is_dropped(self, layer: int, sublayer: Sublayer) -> bool:
-        """Tell whether a whole sublayer becomes LayerNorm(x + bias')."""
+        """Return whether a sublayer is dropped and becomes LayerNorm(x + bias')."""
         return all(self.matrix(layer, kind).num_groups == 0 for kind in SUBLAYERS[sublayer])
+
+    def shape(self, layer: int, sublayer: Sublayer, head_size: int) -> Shape:
+        """Return the shape that a sublayer is given.
+
+        Args:
+            layer: Layer index.
+            sublayer: The sublayer.
+            head_size: Features of an attention head.
+        """
+        matrices = [self.matrix(layer, kind) for kind in SUBLAYERS[sublayer]]
+        if self.is_dropped(layer, sublayer):
+            return Dropped()
+        closing = matrices[-1].block_shape
+        features = matrices[-1].rows if closing is None else closing.groups * closing.inputs
+        numbers = tuple(matrix.num_groups for matrix in matrices)
+        if any(number != 1 for number in numbers):
+            return Groups(numbers, features if sublayer == "ffn" else None)
+        return Neurons(features) if sublayer == "ffn" else Heads(features // head_size)
 
     @property
     def total_parameters(self) -> int:
-        """Weights of the dense encoder's six matrix kinds (biases, embeddings and heads are not counted)."""
+        """Weights of the dense encoder's six matrix kinds; biases, embeddings and heads are not counted."""
         return sum(matrix.total_parameters for matrix in self.matrices)
 
     @property
@@ -167,45 +196,44 @@ class PruningPlan:
 
     @property
     def pruning_ratio(self) -> float:
-        """The share of weights that the plan removes."""
+        """Fraction of the weights that the plan removes."""
         return 1 - self.kept_parameters / self.total_parameters
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan as JSON primitives, with what follows from it for a reader's convenience."""
+        """Return the plan as JSON primitives, with derived entries for readers."""
         plain = {**asdict(self), "config": dict(self.config), "summary": self._summary()}
         for entry, matrix in zip(plain["matrices"], self.matrices, strict=True):
             entry.update(num_groups=matrix.num_groups, kept_share=matrix.kept_share)
         return json.loads(json.dumps(plain))  # type: ignore[no-any-return]  # tuples become lists
 
     def _summary(self) -> dict[str, Any]:
-        """Say how much is removed, and what becomes of each sublayer."""
-        fates = [
-            {name: "dropped" if self.is_dropped(layer, name) else "kept" for name in SUBLAYERS}
+        """Return how much is removed, and which sublayers are dropped."""
+        sublayers = [
+            {"layer": layer, **{name: "dropped" if self.is_dropped(layer, name) else "kept" for name in SUBLAYERS}}
             for layer in range(self.num_layers)
         ]
-        sublayers = [{"layer": layer, **fate} for layer, fate in enumerate(fates)]
         return {"pruning_ratio": self.pruning_ratio, "kept_parameters": self.kept_parameters, "sublayers": sublayers}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> PruningPlan:
-        """Rebuild a plan from :meth:`to_dict`, which a person may have edited.
+        """Return the plan in a dictionary made by :meth:`to_dict` and possibly edited by hand.
 
-        The index lists count: ``[]`` prunes a matrix whole, ``null`` keeps it whole. ``summary`` and ``kept_share``
-        are not read; ``num_groups`` must agree with the lists where it is there.
+        The index lists decide: ``[]`` removes a matrix, ``null`` keeps it dense. ``summary`` and ``kept_share`` are
+        ignored; ``num_groups``, if present, must agree with the lists.
 
         Raises:
-            ValueError: An entry is missing, unknown or does not make sense, or a newer release wrote the plan.
+            ValueError: If an entry is missing, unknown or invalid, or a newer release wrote the plan.
         """
         try:
             entries = plain["matrices"]
             _check_version(plain["schema_version"])
-            values = _known(cls, plain, "the plan", derived=("summary",))
+            values = _known_fields(cls, plain, "the plan", derived=("summary",))
             return cls(**values | {"matrices": tuple(map(_matrix_from_dict, entries))})
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"not a pruning plan: {error}.") from error
 
     def to_json(self) -> str:
-        """Return the plan as JSON text, the summary first, then one matrix a line."""
+        """Return the plan as JSON text: the summary first, then one matrix a line."""
         plain = self.to_dict()
         plain = {"summary": plain.pop("summary"), **plain}
         matrices = ",\n    ".join(json.dumps(entry, separators=(",", ":")) for entry in plain.pop("matrices"))
@@ -214,73 +242,68 @@ class PruningPlan:
 
     @classmethod
     def from_json(cls, text: str) -> PruningPlan:
-        """Rebuild a plan from :meth:`to_json`.
+        """Return the plan in a text made by :meth:`to_json`.
 
         Raises:
-            ValueError: The text is no JSON, or no plan.
+            ValueError: If the text is not JSON, or not a plan.
         """
         return cls.from_dict(json.loads(text))
 
     def save(self, path: str | Path) -> None:
-        """Write the plan to a JSON file, in one step: whoever reads the file meets a whole plan or none."""
-        unfinished = Path(f"{path}.{os.getpid()}.tmp")
-        try:
-            unfinished.write_text(self.to_json(), encoding="utf-8")
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        """Write the plan to a JSON file, atomically."""
+        write_atomically(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> PruningPlan:
         """Read a plan from a JSON file.
 
         Raises:
-            ValueError: There is no such file, or it holds no plan; the message names it.
+            ValueError: If the file cannot be read or holds no plan; the message names it.
         """
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise ValueError(f"{str(path)!r} cannot be read as a plan: {error.strerror}.") from error
         except ValueError as error:
-            raise ValueError(f"{str(path)!r} holds no plan that can be carried out: {error}") from error
+            raise ValueError(f"{str(path)!r} is not a valid plan: {error}") from error
 
 
 def _check_version(version: Any) -> None:
     if version != SCHEMA_VERSION:
         raise ValueError(
-            f"schema_version={version!r}: this release of pgb-lightning reads plans of version {SCHEMA_VERSION}; use "
-            "the release that wrote the plan, or prune again."
+            f"schema_version={version!r} is not supported: this release of pgb-lightning reads version "
+            f"{SCHEMA_VERSION}. Use the release that wrote the plan, or prune again."
         )
 
 
-def _known(record: type, entry: Mapping[str, Any], what: str, derived: tuple[str, ...]) -> dict[str, Any]:
-    """Return a stored record's fields without what is derived from them.
+def _known_fields(record: type, entry: Mapping[str, Any], what: str, derived: tuple[str, ...]) -> dict[str, Any]:
+    """Return the fields of a stored record without the derived ones.
 
     Raises:
-        ValueError: There is a field that this release does not know, such as a misspelt one.
+        ValueError: If there is an unknown field, such as a misspelled one.
     """
     known = [field.name for field in fields(record)]
     if unknown := sorted(set(entry) - {*known, *derived}):
-        raise ValueError(f"{what} has the unknown field {unknown[0]!r}; known are {', '.join(known)}.")
+        raise ValueError(f"{what} has the unknown field {unknown[0]!r}; expected {', '.join(known)}.")
     return {name: value for name, value in entry.items() if name not in derived}
 
 
 def _matrix_from_dict(entry: Mapping[str, Any]) -> MatrixPlan:
-    values = _known(MatrixPlan, entry, "a matrix", derived=("num_groups", "kept_share"))
-    index = {name: _frozen(entry[name]) for name in ("input_index", "output_index")}
+    values = _known_fields(MatrixPlan, entry, "a matrix", derived=("num_groups", "kept_share"))
+    index = {name: _as_tuples(entry[name]) for name in ("input_index", "output_index")}
     matrix = MatrixPlan(**{**values, **index})
     if entry.get("num_groups", matrix.num_groups) != matrix.num_groups:
         raise ValueError(
             f"{matrix}: num_groups={entry['num_groups']} contradicts input_index, which has {matrix.num_groups} "
-            "blocks; edit the index lists ([] prunes the matrix whole, null keeps it whole) and leave num_groups out."
+            "blocks. Edit the index lists ([] removes the matrix, null keeps it dense) and leave num_groups out."
         )
     return matrix
 
 
-def _frozen(index: list[list[int]] | None) -> Index:
+def _as_tuples(index: list[list[int]] | None) -> Index:
     frozen = None if index is None else tuple(tuple(block) for block in index)
     if any(type(position) is not int for block in frozen or () for position in block):
-        raise TypeError("index lists must hold lists of whole numbers")
+        raise TypeError("index lists must hold lists of integers")
     return frozen
 
 

@@ -1,4 +1,4 @@
-"""The plan: JSON and back, and no plan that cannot be carried out."""
+"""The plan: JSON and back, and the plans that are refused."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 from pgb_lightning import MatrixPlan, PruningPlan
 from pgb_lightning.encoders.base import MATRICES
 from pgb_lightning.plan import SCHEMA_VERSION
+from pgb_lightning.shapes import Dropped, Groups, Heads, Neurons
 
 
 def blocks(size: int, groups: int) -> st.SearchStrategy[tuple[tuple[int, ...], ...]]:
-    def cut(order: list[int]) -> tuple[tuple[int, ...], ...]:
+    def split(order: list[int]) -> tuple[tuple[int, ...], ...]:
         width = size // groups
         return tuple(tuple(order[g * width : (g + 1) * width]) for g in range(groups))
 
-    return st.permutations(range(size)).map(cut)
+    return st.permutations(range(size)).map(split)
 
 
 @st.composite
@@ -58,12 +59,12 @@ def test_counts_follow_from_the_blocks(plan: PruningPlan) -> None:
         assert plan.is_dropped(layer, "ffn") == (plan.matrix(layer, "W2").num_groups == 0)
 
 
-def whole(layers: int = 1) -> list[MatrixPlan]:
+def dense(layers: int = 1) -> list[MatrixPlan]:
     return [MatrixPlan(layer, kind, 4, 4, None, None) for layer in range(layers) for kind in MATRICES]
 
 
 def test_the_file_is_readable_json_with_a_matrix_a_line(tmp_path: Path) -> None:
-    plan = PruningPlan("bert", tuple(whole(2)))
+    plan = PruningPlan("bert", tuple(dense(2)))
     plan.save(tmp_path / "plan.json")
     lines = (tmp_path / "plan.json").read_text().splitlines()
     assert sum('"kind":"W1"' in line for line in lines) == 2
@@ -81,45 +82,45 @@ def test_the_file_is_readable_json_with_a_matrix_a_line(tmp_path: Path) -> None:
         (None, ((0, 1), (2, 3)), "must both be given, or both be null"),
     ],
 )
-def test_blocks_that_cannot_be_are_refused(rows: object, columns: object, message: str) -> None:
+def test_invalid_blocks_are_refused(rows: object, columns: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MatrixPlan(0, "Q", 4, 4, rows, columns)  # type: ignore[arg-type]
 
 
 def test_a_dropped_sublayer_keeps_no_matrix_but_q_or_k_may_go_alone() -> None:
-    matrices = whole()
+    matrices = dense()
     for gone in ("Q", "K"):
         matrices[MATRICES.index(gone)] = replace(matrices[MATRICES.index(gone)], input_index=(), output_index=())
     PruningPlan("bert", tuple(matrices))
     for gone, kept in (("V", "Q"), ("W1", "W2")):
-        broken = whole()
+        broken = dense()
         broken[MATRICES.index(gone)] = replace(broken[MATRICES.index(gone)], input_index=(), output_index=())
-        with pytest.raises(ValueError, match=f"layer 0: {gone} is pruned whole.* but {kept} is kept"):
+        with pytest.raises(ValueError, match=f"layer 0: {gone} .*{kept}"):
             PruningPlan("bert", tuple(broken))
 
 
 def test_missing_layers_and_foreign_files_are_refused() -> None:
-    with pytest.raises(ValueError, match="matrices must list Q, K, V, O, W1, W2 for every layer"):
-        PruningPlan("bert", tuple(whole()[:-1]))
+    with pytest.raises(ValueError, match="matrices.* Q, K, V, O, W1, W2"):
+        PruningPlan("bert", tuple(dense()[:-1]))
     with pytest.raises(ValueError, match="not a pruning plan: 'matrices'"):
         PruningPlan.from_dict({"weights": []})
-    newer = json.loads(PruningPlan("bert", tuple(whole())).to_json())
+    newer = json.loads(PruningPlan("bert", tuple(dense())).to_json())
     newer["schema_version"] = 99
-    with pytest.raises(ValueError, match="schema_version=99: this release"):
+    with pytest.raises(ValueError, match="schema_version=99"):
         PruningPlan.from_dict(newer)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 0}, "schema_version=0: this release of pgb-lightning reads plans of version 1"),
-        ({"schema_version": 2, "novelty": 1}, "schema_version=2: this release"),
-        ({"fingerprnt": ""}, "the plan has the unknown field 'fingerprnt'; known are model_type, matrices, "),
-        ({"matrices": [{"layer": 0, "kind": "Q", "groups": 2}]}, "a matrix has the unknown field 'groups'; known are"),
+        ({"schema_version": 0}, "schema_version=0.* 1"),
+        ({"schema_version": 2, "novelty": 1}, "schema_version=2"),
+        ({"fingerprnt": ""}, "'fingerprnt'.* model_type, matrices, "),
+        ({"matrices": [{"layer": 0, "kind": "Q", "groups": 2}]}, "unknown field 'groups'"),
     ],
 )
 def test_other_versions_and_unknown_fields_are_named(change: dict[str, object], message: str) -> None:
-    plain = PruningPlan("bert", tuple(whole())).to_dict()
+    plain = PruningPlan("bert", tuple(dense())).to_dict()
     with pytest.raises(ValueError, match=message):
         PruningPlan.from_dict({**plain, **change})
 
@@ -127,7 +128,7 @@ def test_other_versions_and_unknown_fields_are_named(change: dict[str, object], 
 def test_the_schema_in_the_docs_has_the_fields_that_are_written() -> None:
     schema = json.loads((Path(__file__).parents[1] / "docs" / "plan.schema.json").read_text())
     matrix = schema["$defs"]["matrix"]
-    plain = PruningPlan("bert", tuple(whole())).to_dict()
+    plain = PruningPlan("bert", tuple(dense())).to_dict()
     assert schema["properties"].keys() == plain.keys()
     assert matrix["properties"].keys() == plain["matrices"][0].keys()
     assert schema["properties"]["schema_version"]["const"] == SCHEMA_VERSION
@@ -141,7 +142,26 @@ def test_the_schema_in_the_docs_has_the_fields_that_are_written() -> None:
 
 @pytest.mark.parametrize("keep", ["schema_version", "kind", "layer"])
 def test_what_the_schema_requires_is_required(keep: str) -> None:
-    plain = PruningPlan("bert", tuple(whole())).to_dict()
+    plain = PruningPlan("bert", tuple(dense())).to_dict()
     (plain if keep in plain else plain["matrices"][0]).pop(keep)
     with pytest.raises(ValueError, match=f"not a pruning plan: .*'{keep}'"):
         PruningPlan.from_dict(plain)
+
+
+def test_shapes_of_sublayers() -> None:
+    matrices = {(m.layer, m.kind): m for m in dense(2)}
+
+    def change(layer: int, kind: str, rows: object, columns: object) -> None:
+        matrices[layer, kind] = replace(matrices[layer, kind], input_index=rows, output_index=columns)
+
+    for kind in ("Q", "K", "V"):
+        change(0, kind, ((0, 1, 2, 3),), ((2, 3),))
+    change(0, "O", ((2, 3),), ((0, 1, 2, 3),))
+    change(0, "W1", ((0, 1), (2, 3)), ((0, 1), (2, 3)))
+    for kind in ("Q", "K", "V", "O"):
+        change(1, kind, (), ())
+    plan = PruningPlan("bert", tuple(matrices.values()))
+    assert plan.shape(0, "attention", head_size=2) == Heads(1)
+    assert plan.shape(0, "ffn", head_size=2) == Groups((2, 1), neurons=4)
+    assert plan.shape(1, "attention", head_size=2) == Dropped()
+    assert plan.shape(1, "ffn", head_size=2) == Neurons(4)

@@ -1,4 +1,4 @@
-"""The verb: one call prunes any mapped model, hits its target, and refuses what it cannot do."""
+"""``prune``: one call prunes a model of any family, meets its target, and refuses what it cannot do."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from pgb_lightning.search.candidates import Candidate, list_candidates
 from pgb_lightning.surgery.dense_twin import dense_twin
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize(
+    ("model_type", "ratio"), [(m, r) for m in MODEL_TYPES for r in (0.3, 0.5, 0.7, 0.88) if m == "bert" or r == 0.5]
+)
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7, 0.88])
 def test_the_target_is_met_within_a_point(model_type: str, preset: str, ratio: float) -> None:
     model = classifier(model_type)
     plan = prune(model, batches(4), PruningConfig.from_preset(preset, pruning_ratio=ratio))
@@ -92,11 +93,11 @@ def test_the_search_is_nearer_to_the_dense_model_than_the_paper_s_recipe() -> No
 def test_statistics_without_moments_are_refused() -> None:
     model = classifier(layers=1)
     statistics = calibrate(find_encoder(model), batches(1), lambda batch: model(**batch).loss)
-    with pytest.raises(ValueError, match=r"search=.shapes. needs the second moments .* moments=True"):
+    with pytest.raises(ValueError, match=r"search=.shapes.* moments=True"):
         make_plan(find_encoder(model), statistics, PruningConfig())
 
 
-def test_a_module_of_one_s_own_with_a_loss_of_its_own() -> None:
+def test_a_custom_module_with_a_custom_loss() -> None:
     class Regressor(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -115,31 +116,31 @@ def test_a_module_of_one_s_own_with_a_loss_of_its_own() -> None:
     assert all(parameter.grad is not None for parameter in find_encoder(model).model.encoder.parameters())
 
 
-def test_the_paper_s_threshold_is_taken_literally_and_a_miss_said_loudly() -> None:
+def test_a_given_threshold_is_used_as_it_is_and_a_missed_target_is_reported() -> None:
     model = classifier()
     config = PruningConfig.from_preset("paper", pruning_ratio=0.5, importance_threshold=1e9)
-    with pytest.warns(UserWarning, match=r"pruning_ratio=0.5 was asked for, but the plan removes 1.0000 .*auto"):
+    with pytest.warns(UserWarning, match=r"pruning_ratio=0\.5 .* 1\.0000 .*auto"):
         plan = prune(model, batches(2), config)
     assert plan.kept_parameters == 0
     assert plan.config["importance_threshold_used"] == 1e9
 
 
 @pytest.mark.parametrize(
-    ("ratio", "shapes", "message"),
+    ("ratio", "shapes", "removed"),
     [
-        (0.5, (("whole", "dropped"), ("96 neurons", "dropped")), "0.6667 .*no shapes .* nearer without removing less"),
-        (0.9, (("whole", "dropped"), ("96 neurons",)), "0.3333 .*no shapes .* remove more"),
+        (0.5, (("2 heads", "dropped"), ("96 neurons", "dropped")), "0.6667"),
+        (0.9, (("2 heads", "dropped"), ("96 neurons",)), "0.3333"),
     ],
 )
-def test_a_miss_of_the_search_says_that_shapes_are_wanting(
-    ratio: float, shapes: tuple[tuple[str, ...], ...], message: str
+def test_a_warning_reports_that_no_shapes_meet_the_target(
+    ratio: float, shapes: tuple[tuple[str, ...], ...], removed: str
 ) -> None:
     model = classifier(layers=1)
     encoder, config = find_encoder(model), PruningConfig(pruning_ratio=ratio)
     statistics = calibrate(encoder, batches(2), lambda batch: model(**batch).loss, moments=True)
     found = list_candidates(encoder, statistics, config)
-    few = [[one for one in options if one.shape in names] for options, names in zip(found, shapes, strict=True)]
-    with pytest.warns(UserWarning, match=f"pruning_ratio={ratio} was asked for, but the plan removes {message}"):
+    few = [[one for one in options if str(one.shape) in names] for options, names in zip(found, shapes, strict=True)]
+    with pytest.warns(UserWarning, match=f"pruning_ratio={ratio} .* {removed}"):
         make_plan(encoder, statistics, config, few)
 
 
@@ -154,12 +155,10 @@ def test_two_encoders_and_one_named() -> None:
 def test_bad_calls_leave_the_model_as_it_was() -> None:
     model = classifier(layers=1)
     before = copy.deepcopy(model.state_dict())
-    unlabelled = [{name: batch[name] for name in ("input_ids", "attention_mask")} for batch in batches(1)]
-    with pytest.raises(ValueError, match="BertForSequenceClassification returned no loss: give batches with labels"):
-        prune(model, unlabelled)
-    with pytest.raises(
-        TypeError, match=r"^a batch is a tuple, not a mapping of the model's arguments: give batches such"
-    ):
+    unlabeled = [{name: batch[name] for name in ("input_ids", "attention_mask")} for batch in batches(1)]
+    with pytest.raises(ValueError, match="BertForSequenceClassification returned no loss"):
+        prune(model, unlabeled)
+    with pytest.raises(TypeError, match="tuple"):
         prune(model, [tuple(batch.values()) for batch in batches(1)])
     with pytest.raises(ValueError, match="calibration loader"):
         prune(model, [])
@@ -168,6 +167,6 @@ def test_bad_calls_leave_the_model_as_it_was() -> None:
         raise AssertionError("data must not be read before the target is checked")
         yield
 
-    with pytest.raises(ValueError, match="cannot be reached with max_groups=1"):
+    with pytest.raises(ValueError, match="max_groups=1"):
         prune(model, never(), PruningConfig.from_preset("balanced", max_groups=1))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

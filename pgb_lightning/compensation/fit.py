@@ -1,4 +1,4 @@
-"""Weight compensation: refit what is left of each matrix by least squares (Eq. 4)."""
+"""Weight compensation: refit the kept weights of each matrix by least squares (Eq. 4)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pgb_lightning.compensation.least_squares import LeastSquares
 from pgb_lightning.compensation.ridge import SplitMoments, choose_ridge, held_out
 from pgb_lightning.config import Ridge
 from pgb_lightning.encoders.base import SUBLAYERS, Encoder, Sublayer
-from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
+from pgb_lightning.layers.matrix import BlockIndex, MatrixLayer, as_matrix
 from pgb_lightning.modes import eval_mode
 from pgb_lightning.plan import PruningPlan
-from pgb_lightning.surgery.apply import prune_layer, select
+from pgb_lightning.surgery.apply import prune_layer, select_features
 from pgb_lightning.surgery.checks import check_plan
 from pgb_lightning.surgery.folding import Hidden
 
@@ -35,42 +35,50 @@ def compensate(
     track: Callable[[range], Iterable[int]] = lambda layers: layers,
     errors: FitErrors | None = None,
 ) -> None:
-    """Carry out a plan layer by layer, refitting the kept weights to the dense model's outputs (Eq. 4).
+    """Apply a plan layer by layer, refitting the kept weights to the dense model's outputs (Eq. 4).
 
-    Two streams of hidden states run through the encoder side by side: the dense model's, and that of the model
-    pruned so far. Every matrix is refitted to give the dense outputs from the *pruned* inputs, so each layer
-    also corrects what the earlier ones lost. Padding tokens do not count.
+    Two streams of hidden states run through the encoder side by side: that of the dense model, and that of the model
+    pruned so far. Every matrix is refitted to produce the dense outputs from the *pruned* inputs, so each layer also
+    corrects the errors of the previous ones. Padding tokens do not count.
 
     Args:
-        encoder: A dense encoder; it is grouped afterwards, or as it was if anything goes wrong.
-        plan: What becomes of its matrices.
+        encoder: A dense encoder. It is pruned in place, and restored if an error occurs.
+        plan: The plan.
         inputs: The first layer's inputs on the calibration samples.
-        ridge: Pull towards the original weights, as a share of the mean input gram; "auto" chooses it for each matrix
-            by samples that were held out, and then fits the weights to all.
+        ridge: Weight of the pull towards the original weights, as a fraction of the mean input power. "auto" chooses it
+            for each matrix on held-out samples, and then fits the weights to all samples.
         all_reduce: Sums a tensor over the processes that share the calibration.
-        track: Goes over the layers, to show progress.
-        errors: Where to note what is left as error, if anybody wants to know.
+        track: Iterates over the layers, to show progress.
+        errors: Records the remaining errors, if given.
 
     Raises:
-        ValueError: The plan does not fit the encoder.
+        ValueError: If the plan does not fit the encoder.
     """
     check_plan(encoder, plan)
     stack = encoder.model.get_submodule(encoder.family.layers)
     assert isinstance(stack, nn.ModuleList)
     streams = [Stream(given, encoder.model.device, hold_out=ridge == "auto") for given in inputs]
     originals: list[nn.Module] = []
-    exact = True  # nothing pruned so far, so both streams are the same and there is nothing to refit
+    exact = True  # nothing is pruned so far, so both streams are equal and need no refit
     with eval_mode(encoder.model), torch.no_grad():
         try:
             for layer in track(range(plan.num_layers)):
                 originals.append(copy.deepcopy(stack[layer]))
                 hidden = prune_layer(encoder, plan, layer)
                 for name in SUBLAYERS:
-                    given = (encoder, originals[layer], layer, name, hidden[name], ridge, all_reduce, errors)
-                    sublayer = SublayerFit(*given)
+                    sublayer = SublayerFit(
+                        encoder=encoder,
+                        original=originals[layer],
+                        layer=layer,
+                        name=name,
+                        hidden=hidden[name],
+                        ridge=ridge,
+                        all_reduce=all_reduce,
+                        errors=errors,
+                    )
                     exact = exact and all(plan.matrix(layer, kind).input_index is None for kind in SUBLAYERS[name])
                     if exact:
-                        sublayer.pass_by(streams)
+                        sublayer.skip(streams)
                     else:
                         sublayer.compensate(streams)
         except BaseException:
@@ -83,9 +91,9 @@ class Stream:
     """The hidden states of one calibration batch, in the dense and in the pruned model.
 
     Args:
-        given: The first layer's input; both models start from it.
-        device: Where the layers run. The states wait in main memory.
-        hold_out: Whether some samples are held out, to choose the ridge by.
+        given: The first layer's input, which is the same for both models.
+        device: Device of the layers. The states are kept in main memory.
+        hold_out: Whether some samples are held out, to choose the ridge.
     """
 
     def __init__(self, given: LayerInput, device: torch.device, hold_out: bool = False) -> None:
@@ -96,11 +104,11 @@ class Stream:
         self.held = held_out(given.tokens).to(device) if hold_out else None
 
     def inputs(self) -> tuple[Tensor, Tensor]:
-        """Return the real tokens' states in the pruned and in the dense model, (T, d) each."""
+        """Return the states of the real tokens in the pruned and in the dense model, (T, d) each."""
         return self.pruned[self.tokens].to(self.device), self.dense[self.tokens].to(self.device)
 
     def real(self, states: Tensor) -> Tensor:
-        """Return the real tokens' rows of (B, S, ...) states on the device: (T, ...)."""
+        """Return the real tokens' rows of (B, S, ...) states on the device, (T, ...)."""
         return states[self.tokens.to(states.device)]
 
     def run(self, encoder: Encoder, layer: nn.Module, sublayer: Sublayer, hidden: Tensor) -> Tensor:
@@ -110,17 +118,17 @@ class Stream:
 
 @dataclass(frozen=True)
 class SublayerFit:
-    """One sublayer under compensation: as it was, and as it is becoming.
+    """The compensation of one sublayer.
 
     Args:
         encoder: The encoder, in which the sublayer is pruned already.
-        original: The layer as it was, on its own.
-        layer: Its number.
-        name: Which of its sublayers.
-        hidden: Which of its neurons, or features of its heads, are left.
-        ridge: Pull towards the original weights.
+        original: A copy of the layer before pruning.
+        layer: Layer index.
+        name: The sublayer.
+        hidden: The inner features that are left; ``None`` if all are.
+        ridge: Weight of the pull towards the original weights.
         all_reduce: Sums a tensor over the processes that share the calibration.
-        errors: Where to note what is left as error, if anybody wants to know.
+        errors: Records the remaining errors, if given.
     """
 
     encoder: Encoder
@@ -133,34 +141,34 @@ class SublayerFit:
     errors: FitErrors | None = None
 
     def compensate(self, streams: list[Stream]) -> None:
-        """Refit the matrices in the order in which they act, and move both streams past the sublayer."""
+        """Refit the matrices in the order in which they are applied, and move both streams past the sublayer."""
         *opening, closing = SUBLAYERS[self.name]
-        if isinstance(self.pruned(closing), ConstantLinear):
-            self._refit_constant(closing, streams)
-        else:
+        if self.pruned(closing).kept_weights().numel():
             self._refit_opening(opening, streams)
             self._refit_closing(closing, streams)
+        else:
+            self._refit_constant(closing, streams)
         for stream in streams:
             stream.pruned = stream.run(self.encoder, self.encoder.layers[self.layer], self.name, stream.pruned)
         if self.errors is not None:
             pairs = ((stream.pruned[stream.tokens], stream.dense[stream.tokens]) for stream in streams)
-            width, device = int(self.encoder.model.config.hidden_size), self.encoder.model.device
+            width, device = self.encoder.hidden_size, self.encoder.model.device
             self.errors.sublayers[self.layer, self.name] = relative_error(pairs, width, device, self.all_reduce)
 
-    def pass_by(self, streams: list[Stream]) -> None:
-        """Move both streams past a sublayer of which, as of all before it, nothing was pruned."""
+    def skip(self, streams: list[Stream]) -> None:
+        """Move both streams past a sublayer, if neither it nor any before it was pruned."""
         for stream in streams:
             stream.dense = stream.pruned = stream.run(self.encoder, self.original, self.name, stream.dense)
         if self.errors is not None:
             self.errors.matrices |= {(self.layer, kind): 0.0 for kind in SUBLAYERS[self.name]}
             self.errors.sublayers[self.layer, self.name] = 0.0
 
-    def pruned(self, kind: str) -> nn.Module:
-        """Return what stands for a matrix now."""
-        return self.encoder.matrix(self.layer, kind)
+    def pruned(self, kind: str) -> MatrixLayer:
+        """Return the layer that holds a matrix now."""
+        return as_matrix(self.encoder.matrix(self.layer, kind))
 
     def dense(self, kind: str) -> nn.Linear:
-        """Return the dense model's matrix."""
+        """Return the dense model's layer."""
         linear = self.original.get_submodule(self.encoder.family.paths[kind])
         assert isinstance(linear, nn.Linear)
         return linear
@@ -168,8 +176,7 @@ class SublayerFit:
     def _refit_opening(self, kinds: list[str], streams: list[Stream]) -> None:
         """Refit Q, K and V, or W1: they read the sublayer's input, so no layer needs to run.
 
-        They share one pair of moments, of the dense inputs X and the pruned inputs X̂: the targets are X W, so
-        X̂ᵀY is X̂ᵀX W.
+        They share the moments of the dense inputs X and the pruned inputs X̂. The targets are X W, so X̂ᵀY is X̂ᵀX W.
         """
         width = self.dense(kinds[0]).in_features
         everything = torch.arange(width, device=self.encoder.model.device).view(1, -1)
@@ -183,103 +190,89 @@ class SublayerFit:
         moments.finish(self.all_reduce)
         covariance = None if dense_inputs is None else dense_inputs.finish(self.all_reduce)
         for kind in kinds:
-            dense, pruned = select(self.dense(kind), self.hidden, of_inputs=False), self.pruned(kind)
+            dense, pruned = select_features(self.dense(kind), self.hidden, of_inputs=False), self.pruned(kind)
             weight = dense.weight.T.double()
             mean_y = moments.all.mean_y @ weight + (0 if dense.bias is None else dense.bias)
-            explained = self._refit(pruned, moments, partial(_of_states, weight, *_blocks(pruned)), mean_y)
+            explained = self._refit(pruned, moments, partial(_of_states, weight, pruned.index()), mean_y)
             if self.errors is not None and covariance is not None:
                 total = float(moments.all.count * (weight * (covariance @ weight)).sum())
                 self.errors.add_matrix((self.layer, kind), total, explained)
 
     def _refit_closing(self, kind: str, streams: list[Stream]) -> None:
-        """Refit O or W2, whose input depends on the matrices just refitted."""
+        """Refit O or W2, whose input depends on the matrices that were just refitted."""
         dense, pruned = self.dense(kind), self.pruned(kind)
-        assert isinstance(pruned, (nn.Linear, GroupedLinear))
-        moments = SplitMoments(*_blocks(pruned), pruned.in_features, dense.out_features, self.ridge == "auto")
+        rows, columns = pruned.index()
+        moments = SplitMoments(rows, columns, pruned.in_features, dense.out_features, self.ridge == "auto")
         for stream in streams:
             targets = self._run_dense(stream, dense)
-            with captured(pruned) as calls:
+            with captured(self.encoder.matrix(self.layer, kind)) as calls:
                 stream.run(self.encoder, self.encoder.layers[self.layer], self.name, stream.pruned)
             moments.add(stream.real(calls[0][0]), targets, stream.held)
         moments.finish(self.all_reduce)
         explained = self._refit(pruned, moments, _of_blocks, moments.all.mean_y)
         if self.errors is not None:
-            self.errors.add_matrix((self.layer, kind), float(moments.all.total_squares), explained)
+            self.errors.add_matrix((self.layer, kind), float(moments.all.spread), explained)
 
     def _refit_constant(self, kind: str, streams: list[Stream]) -> None:
-        """Let a dropped sublayer add the mean of what the dense one added."""
-        dense = self.dense(kind)
-        moments = Moments(*_blocks(self.pruned(kind)), 0, dense.out_features)
+        """Set the constant of a dropped sublayer to the mean output of the dense closing matrix."""
+        dense, pruned = self.dense(kind), self.pruned(kind)
+        rows, columns = pruned.index()
+        moments = Moments(rows, columns, 0, dense.out_features)
         for stream in streams:
             targets = self._run_dense(stream, dense)
             moments.add(targets[:, :0], targets)
         moments.finish(self.all_reduce)
-        _set_bias(self.pruned(kind), moments.mean_y)
+        _set_bias(pruned, moments.mean_y)
         if self.errors is not None:
-            self.errors.add_matrix((self.layer, kind), float(moments.total_squares), 0.0)
+            self.errors.add_matrix((self.layer, kind), float(moments.spread), 0.0)
 
     def _refit(
-        self, module: nn.Module, moments: SplitMoments, problem: Callable[[Moments], LeastSquares], mean_y: Tensor
+        self, matrix: MatrixLayer, moments: SplitMoments, problem: Callable[[Moments], LeastSquares], mean_y: Tensor
     ) -> float:
-        """Set a layer's weights by Eq. 4, and its bias so that the mean output is right.
+        """Set a layer's weights by Eq. 4, and its bias so that the mean output is exact.
 
         Returns:
-            How much of the targets' squared deviations from their mean the layer explains.
+            The explained sum of squares: how much of the targets' squared deviations from their mean is reproduced.
         """
         bias, explained = mean_y.clone(), 0.0
-        if isinstance(module, (GroupedLinear, nn.Linear)):
-            whole = isinstance(module, nn.Linear)
-            start = module.weight.T.unsqueeze(0) if whole else module.weight
+        start = matrix.kept_weights()
+        if start.numel():
             everything = problem(moments.all)
             weight = everything.solve(start, choose_ridge(self.ridge, moments, problem, start))
-            rows, columns = _blocks(module)
+            rows, columns = matrix.index()
             bias[columns] -= torch.einsum("gm,gmn->gn", moments.all.mean_x[rows], weight)
-            module.weight.copy_(weight[0].T if whole else weight)
+            start.copy_(weight)
             explained = everything.explained(weight)
-        _set_bias(module, bias)
+        _set_bias(matrix, bias)
         return explained
 
     def _run_dense(self, stream: Stream, closing: nn.Linear) -> Tensor:
-        """Move the dense stream past the sublayer; return the closing matrix's outputs, (T, N)."""
+        """Move the dense stream past the sublayer, and return the closing matrix's outputs, (T, N)."""
         with captured(closing) as calls:
             stream.dense = stream.run(self.encoder, self.original, self.name, stream.dense)
         return stream.real(calls[0][1])
 
 
-def _blocks(module: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return the inputs (G, m) and outputs (G, n) of a layer's blocks; a whole matrix is one block."""
-    if isinstance(module, GroupedLinear):
-        return module.input_index.long(), module.output_index.long()
-    if isinstance(module, nn.Linear):
-        device = module.weight.device
-        return (
-            torch.arange(module.in_features, device=device).view(1, -1),
-            torch.arange(module.out_features, device=device).view(1, -1),
-        )
-    device = next(module.parameters()).device
-    nothing = torch.zeros(0, 0, dtype=torch.long, device=device)
-    return nothing, nothing
-
-
 def _of_blocks(moments: Moments) -> LeastSquares:
-    """State Eq. 4 where the moments are those of a matrix's blocks."""
+    """Return Eq. 4 for moments of a matrix's blocks."""
     return LeastSquares(moments.gram, moments.cross)
 
 
-def _of_states(weight: Tensor, rows: Tensor, columns: Tensor, moments: Moments) -> LeastSquares:
-    """State Eq. 4 where the moments are those of hidden states, and the targets are what dense weights make of them."""
+def _of_states(weight: Tensor, index: BlockIndex, moments: Moments) -> LeastSquares:
+    """Return Eq. 4 for moments of hidden states, whose targets are the outputs of a dense ``weight``, (M, N)."""
+    rows, columns = index
     gram = moments.gram[0][rows.unsqueeze(2), rows.unsqueeze(1)]
     return LeastSquares(gram, torch.bmm(moments.cross[0][rows], weight[:, columns].transpose(0, 1)))
 
 
-def _set_bias(module: nn.Module, bias: Tensor) -> None:
-    if isinstance(module.bias, Tensor):
-        module.bias.copy_(bias)
+def _set_bias(matrix: MatrixLayer, bias: Tensor) -> None:
+    if matrix.bias is not None:
+        matrix.bias.copy_(bias)
 
 
 @contextmanager
 def captured(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Collect the (input, output) of each call of a layer."""
+    """Record the input and output of each call of a layer."""
     calls: list[tuple[Tensor, Tensor]] = []
     handle = module.register_forward_hook(lambda _, args, output: calls.append((args[0], output)))
     try:

@@ -1,8 +1,4 @@
-"""Where Q, K, V, O, W1, W2 and the sublayers live, by transformers ``model_type``.
-
-This is the only file that knows how an encoder is built; the method sees layers, matrices and sublayers.
-To support another encoder, add one :class:`Family`.
-"""
+"""How an encoder is described: a :class:`Family` for each kind, an :class:`Encoder` for each model."""
 
 from __future__ import annotations
 
@@ -18,30 +14,30 @@ Sublayer = Literal["attention", "ffn"]
 #: The six matrix kinds in the order in which a layer computes them, with the paper's names.
 MATRICES = ("Q", "K", "V", "O", "W1", "W2")
 
-#: The matrices of each sublayer; the last one closes it (its output is added to the residual stream).
+#: The matrices of each sublayer. The last one closes it: its output is added to the residual stream.
 SUBLAYERS: dict[Sublayer, tuple[str, ...]] = {"attention": ("Q", "K", "V", "O"), "ffn": ("W1", "W2")}
 
-#: The matrices that may be pruned whole alone: attention then still mixes tokens, only less selectively. Without any
-#: other matrix a sublayer adds the same to every token, and is dropped.
+#: The matrices that can be removed on their own: attention then still mixes tokens, but less selectively. Without any
+#: other matrix, a sublayer adds the same vector to every token and is dropped.
 EXPENDABLE = ("Q", "K")
 
 
 @dataclass(frozen=True)
 class Family:
-    """The map of one family of encoders.
+    """How the encoders of one family are built.
 
     Args:
         layers: Path from the encoder to its list of layers.
         paths: For each matrix kind, the path of its linear layer inside a layer.
         cores: For each sublayer, the path of the module that is replaced when the sublayer is dropped.
         attend: Runs the attention sublayer of a layer, residual and LayerNorm included:
-            (model, layer, hidden states (B, S, d), attention mask) -> (B, S, d). The model is there for what its
-            layers share.
-        feed: The same for the feed-forward sublayer: (layer, hidden states (B, S, d)) -> (B, S, d).
-        tokenwise: Path of a module in a layer, and its method that runs the feed-forward sublayer (or the part of
-            it that is in the module) token by token; ``None`` if there is no such method.
-        num_neurons: The configuration's name for the neurons of a feed-forward network.
-        needs_all_heads: Whether attention is computed for all heads, also for those of which no weight is left.
+            (model, layer, hidden states (B, S, d), attention mask) -> (B, S, d). The model provides what its layers
+            share.
+        feed: Runs the feed-forward sublayer, likewise: (layer, hidden states (B, S, d)) -> (B, S, d).
+        tokenwise: Path of a module in a layer, and the name of its method that runs the feed-forward sublayer (or the
+            part of it inside the module) independently for each token; ``None`` if there is no such method.
+        num_neurons: Name of the configuration's setting for the neurons of a feed-forward network.
+        needs_all_heads: Whether attention is computed for all heads, including those without weights.
     """
 
     layers: str
@@ -54,18 +50,18 @@ class Family:
     needs_all_heads: bool = False
 
 
-#: What the model types of exported models begin with; the rest names the family (:mod:`pgb_lightning.export.models`).
+#: Prefix of the model types of exported models; the rest is the family's (:mod:`pgb_lightning.export.models`).
 EXPORTED = "pgb-lightning-"
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A transformers encoder seen through its map.
+    """A transformers encoder with the description of its family.
 
     Args:
-        name: The encoder's attribute path in the module it was found in; empty if it is that module.
+        name: The encoder's attribute path in the module in which it was found; empty if it is that module.
         model: The transformers model that owns the layers.
-        architecture: The map of its ``model_type``.
+        family: How its layers are built.
     """
 
     name: str
@@ -74,27 +70,45 @@ class Encoder:
 
     @property
     def model_type(self) -> str:
-        """The transformers ``model_type``, such as ``"bert"``, also of an exported model."""
-        return family_name(self.model)
+        """The transformers ``model_type``, such as ``"bert"``; that of the original model for an exported one."""
+        return model_type_of(self.model)
+
+    @property
+    def where(self) -> str:
+        """The encoder's path, for messages."""
+        return repr(self.name or "the root")
+
+    @property
+    def hidden_size(self) -> int:
+        """The width d of the residual stream."""
+        return int(self.model.config.hidden_size)
 
     @property
     def head_size(self) -> int:
         """Features of an attention head."""
-        return int(self.model.config.hidden_size // self.model.config.num_attention_heads)
+        return self.hidden_size // int(self.model.config.num_attention_heads)
 
     @property
     def attention_unit(self) -> int:
-        """Features inside attention that are left out together: a head's, or all where the model needs all heads."""
+        """Features of attention that are removed together: those of a head, or all if the model needs all heads."""
         return self.inner_size("attention") if self.family.needs_all_heads else self.head_size
 
+    def unit(self, sublayer: Sublayer) -> int:
+        """Return how many inner features of a sublayer are removed together: those of a head, or a single neuron."""
+        return self.attention_unit if sublayer == "attention" else 1
+
     def inner_size(self, sublayer: Sublayer) -> int:
-        """Return how many features lie between the ends of a dense sublayer: those of all heads, or the neurons."""
-        config = self.model.config
-        return int(config.hidden_size if sublayer == "attention" else getattr(config, self.family.num_neurons))
+        """Return the number of inner features of a dense sublayer: the features of all heads, or the neurons."""
+        return self.hidden_size if sublayer == "attention" else int(getattr(self.model.config, self.family.num_neurons))
+
+    def matrix_size(self, kind: str, inner_size: int) -> tuple[int, int]:
+        """Return M and N of a matrix, given the number of inner features of its sublayer."""
+        closes = any(kind == kinds[-1] for kinds in SUBLAYERS.values())
+        return (inner_size, self.hidden_size) if closes else (self.hidden_size, inner_size)
 
     @property
     def max_length(self) -> int:
-        """Tokens that the encoder takes at most; where positions begin behind the padding's, they are fewer."""
+        """The most tokens in a sequence; position embeddings up to the padding's index are not used."""
         padding = self.model.get_submodule("embeddings.position_embeddings").padding_idx
         return int(self.model.config.max_position_embeddings) - (0 if padding is None else int(padding) + 1)  # type: ignore[arg-type]
 
@@ -102,8 +116,8 @@ class Encoder:
         """Run one sublayer of a layer, residual and LayerNorm included.
 
         Args:
-            layer: One of :attr:`layers`, or one that is built alike.
-            sublayer: Which of its sublayers.
+            layer: One of :attr:`layers`, or a copy.
+            sublayer: The sublayer.
             hidden: Hidden states, (B, S, d).
             mask: The attention mask in the form that the layers take.
 
@@ -120,26 +134,34 @@ class Encoder:
         return list(self.model.get_submodule(self.family.layers).children())
 
     def matrix(self, layer: int, kind: str) -> nn.Module:
-        """Return the module at matrix ``kind`` of layer number ``layer``.
+        """Return the layer that holds a matrix.
+
+        Args:
+            layer: Layer index, from 0.
+            kind: One of :data:`MATRICES`.
 
         Raises:
-            AttributeError: The matrix is gone because its sublayer was dropped.
+            AttributeError: If it was removed with its sublayer.
         """
         return self.layers[layer].get_submodule(self.family.paths[kind])
 
     def find_matrix(self, layer: int, kind: str) -> nn.Module | None:
-        """Return the module at a matrix, or ``None`` if it is gone with its sublayer."""
+        """Return the layer that holds a matrix, or ``None`` if it was removed with its sublayer."""
         try:
             return self.matrix(layer, kind)
         except AttributeError:
             return None
+
+    def set_matrix(self, layer: int, kind: str, module: nn.Module) -> None:
+        """Replace the layer that holds a matrix."""
+        self.layers[layer].set_submodule(self.family.paths[kind], module)
 
     def path(self, layer: int, kind: str) -> str:
         """Return a matrix's attribute path from the module in which the encoder was found."""
         return join_path(self.name, self.family.layers, str(layer), self.family.paths[kind])
 
     def linears(self) -> Iterator[tuple[tuple[int, str], nn.Linear]]:
-        """Yield ``(layer number, matrix kind), linear`` for every matrix that is still dense."""
+        """Yield ``(layer index, matrix kind), linear`` for every matrix that is still an ``nn.Linear``."""
         for number in range(len(self.layers)):
             for kind in MATRICES:
                 module = self.find_matrix(number, kind)
@@ -147,8 +169,8 @@ class Encoder:
                     yield (number, kind), module
 
 
-def family_name(model: PreTrainedModel) -> str:
-    """Return the ``model_type`` under which an encoder's map is known."""
+def model_type_of(model: PreTrainedModel) -> str:
+    """Return the ``model_type`` under which a model's family is registered."""
     return str(model.config.model_type).removeprefix(EXPORTED)
 
 

@@ -1,4 +1,4 @@
-"""BERT, and the models built like it: RoBERTa, XLM-RoBERTa, CamemBERT and ELECTRA."""
+"""BERT and the models with its layers: RoBERTa, XLM-RoBERTa, CamemBERT and ELECTRA."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from transformers import PreTrainedModel
 from pgb_lightning.encoders.base import Family
 
 
-def _bert_attend(_: PreTrainedModel, layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
+def _attend(_: PreTrainedModel, layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
     return layer.attention(hidden, attention_mask=mask)[0]  # type: ignore[no-any-return, operator]
 
 
-def _bert_feed(layer: nn.Module, hidden: Tensor) -> Tensor:
+def _feed(layer: nn.Module, hidden: Tensor) -> Tensor:
     return layer.feed_forward_chunk(hidden)  # type: ignore[no-any-return, operator]
 
 
@@ -27,8 +27,8 @@ BERT = Family(
         "W2": "output.dense",
     },
     cores={"attention": "attention.self", "ffn": "intermediate"},
-    attend=_bert_attend,
-    feed=_bert_feed,
+    attend=_attend,
+    feed=_feed,
     tokenwise=("", "feed_forward_chunk"),
     num_neurons="intermediate_size",
 )

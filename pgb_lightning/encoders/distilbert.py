@@ -1,4 +1,4 @@
-"""DistilBERT: attention and feed-forward network are modules of their own, without LayerNorm inside."""
+"""DistilBERT, whose attention and feed-forward modules do not include their LayerNorm."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from transformers import PreTrainedModel
 from pgb_lightning.encoders.base import Family
 
 
-def _distilbert_attend(_: PreTrainedModel, layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
+def _attend(_: PreTrainedModel, layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
     context = layer.attention(hidden, attention_mask=mask)[0]  # type: ignore[operator]
     return layer.sa_layer_norm(context + hidden)  # type: ignore[no-any-return, operator]
 
 
-def _distilbert_feed(layer: nn.Module, hidden: Tensor) -> Tensor:
+def _feed(layer: nn.Module, hidden: Tensor) -> Tensor:
     return layer.output_layer_norm(layer.ffn(hidden) + hidden)  # type: ignore[no-any-return, operator]
 
 
@@ -28,8 +28,8 @@ DISTILBERT = Family(
         "W2": "ffn.lin2",
     },
     cores={"attention": "attention", "ffn": "ffn"},
-    attend=_distilbert_attend,
-    feed=_distilbert_feed,
+    attend=_attend,
+    feed=_feed,
     tokenwise=("ffn", "ff_chunk"),
     num_neurons="hidden_dim",
 )

@@ -19,18 +19,19 @@ FAMILIES: dict[str, Family] = {
 
 
 def register(model_type: str, family: Family) -> None:
-    """Let encoders of another transformers ``model_type`` be pruned.
+    """Make the encoders of another transformers ``model_type`` available for pruning.
 
     Args:
         model_type: The configuration's ``model_type``, such as ``"bert"``.
         family: How its layers are built.
 
     Raises:
-        ValueError: The type is registered already, with another family.
+        ValueError: If the type is registered with another family.
 
     Example:
         >>> register("bert", BERT)
     """
-    known = FAMILIES.setdefault(model_type, family)
-    if known is not family:
-        raise ValueError(f"model_type={model_type!r} is registered already; unregister it from FAMILIES first.")
+    if FAMILIES.setdefault(model_type, family) is not family:
+        raise ValueError(
+            f"model_type={model_type!r} is registered with another family; delete FAMILIES[{model_type!r}] first."
+        )

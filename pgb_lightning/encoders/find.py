@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
-from pgb_lightning.encoders.base import Encoder, family_name, join_path
+from pgb_lightning.encoders.base import Encoder, join_path, model_type_of
 from pgb_lightning.encoders.families import FAMILIES
 
 
 def find_encoders(module: nn.Module) -> list[Encoder]:
-    """List every encoder with a known map inside ``module``, ``module`` itself included."""
+    """Return every encoder of a registered family inside ``module``, ``module`` itself included."""
     return [
-        Encoder(name, child, FAMILIES[family_name(child)])
+        Encoder(name, child, FAMILIES[model_type_of(child)])
         for name, child in module.named_modules()
         if _is_encoder(child)
     ]
@@ -23,11 +23,11 @@ def find_encoder(module: nn.Module, name: str | None = None) -> Encoder:
 
     Args:
         module: Any module that holds a transformers encoder among its attributes.
-        name: Attribute path such as ``"model.bert"``; a path to a model that wraps one encoder works too.
+        name: Attribute path such as ``"model.bert"``, or the path of a model that wraps one encoder.
 
     Raises:
-        ValueError: There is no such attribute, no encoder, more than one encoder, or only encoders without a
-            map; the message says which and what to do.
+        ValueError: If there is no such attribute, no encoder, more than one encoder, or only encoders of families that
+            are not registered.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -42,37 +42,37 @@ def find_encoder(module: nn.Module, name: str | None = None) -> Encoder:
         except AttributeError as error:
             held = ", ".join(repr(found.name) for found in find_encoders(module)) or "none"
             raise ValueError(
-                f"encoder={name!r} is no attribute path of {type(module).__name__}; encoders found there: {held}."
+                f"encoder={name!r} is not an attribute path of {type(module).__name__}. Encoders found there: {held}."
             ) from error
     found = find_encoders(root)
     where = type(module).__name__ if name is None else f"encoder={name!r} of {type(module).__name__}"
     if len(found) > 1:
         names = ", ".join(repr(join_path(name, encoder.name)) for encoder in found)
-        raise ValueError(f"{where} holds {len(found)} encoders; name the one to prune with encoder=: {names}.")
+        raise ValueError(f"{where} holds {len(found)} encoders. Set encoder= to the one to prune: {names}.")
     if not found:
         known = ", ".join(sorted(FAMILIES))
-        unmapped = sorted({str(m.config.model_type) for m in root.modules() if isinstance(m, PreTrainedModel)})
-        if unmapped:
+        other = sorted({str(m.config.model_type) for m in root.modules() if isinstance(m, PreTrainedModel)})
+        if other:
             raise ValueError(
-                f"{where} holds a transformers model of type {', '.join(map(repr, unmapped))}, for which there "
-                f"is no map of its layers; known are: {known}. Add an Family to FAMILIES."
+                f"{where} holds a transformers model of type {', '.join(map(repr, other))}, which is not registered. "
+                f"Supported types: {known}. Add one with pgb_lightning.encoders.register."
             )
         raise ValueError(
-            f"{where} holds no transformers encoder; it must have a model of one of these types among its "
-            f"attributes: {known}."
+            f"{where} holds no transformers encoder. It must have a model of one of these types among its attributes: "
+            f"{known}."
         )
     return Encoder(join_path(name, found[0].name), found[0].model, found[0].family)
 
 
 def _is_encoder(module: nn.Module) -> bool:
-    """Tell the model that owns the layers from the heads that wrap it."""
+    """Return whether a module owns the layers, in contrast to a model with a head that wraps it."""
     if not isinstance(module, PreTrainedModel):
         return False
-    architecture = FAMILIES.get(family_name(module))
-    if architecture is None:
+    family = FAMILIES.get(model_type_of(module))
+    if family is None:
         return False
     try:
-        layers = module.get_submodule(architecture.layers)
+        layers = module.get_submodule(family.layers)
     except AttributeError:
         return False
     return isinstance(layers, nn.ModuleList)

@@ -14,7 +14,7 @@ from pgb_lightning.export.models import ExportedModel, exported_class, recast
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery.checks import matches
 from pgb_lightning.surgery.dense_twin import dense_twin
-from pgb_lightning.surgery.structure import structure_of
+from pgb_lightning.surgery.structure import Structure
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,7 +102,8 @@ def to_exported(model: PreTrainedModel) -> ExportedModel:
     if isinstance(model, ExportedModel):
         return model
     target = exported_class(type(model))
-    config = recast(model.config, target.config_class, structure_of(find_encoder(model)))
+    encoder = find_encoder(model)
+    config = recast(model.config, target.config_class, Structure.of(encoder).to_record(encoder))
     exported = target(config)
     exported.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]
     exported.load_state_dict(model.state_dict())

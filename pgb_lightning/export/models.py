@@ -19,7 +19,7 @@ from pgb_lightning.encoders.families import FAMILIES
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.layers.linear import GroupedLinear
 from pgb_lightning.surgery.from_state_dict import StructureError
-from pgb_lightning.surgery.structure import apply_structure, structure_of
+from pgb_lightning.surgery.structure import Structure
 
 #: The model classes registered for each type: the transformers ``Auto`` class and the suffix of the class name.
 HEADS = {
@@ -38,7 +38,9 @@ class ExportedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        apply_structure(find_encoder(self), config.pgb)
+        if config.pgb is not None:
+            encoder = find_encoder(self)
+            Structure.from_record(encoder, config.pgb).build(encoder)
 
     @classmethod
     def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -57,7 +59,8 @@ class ExportedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Save the model as transformers does, with its current structure in the configuration."""
-        self.config.pgb = structure_of(find_encoder(self))
+        encoder = find_encoder(self)
+        self.config.pgb = Structure.of(encoder).to_record(encoder)
         super().save_pretrained(*args, **kwargs)
 
     def make_dense_model(self) -> PreTrainedModel:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.layers.linear import GroupedLinear
-from pgb_lightning.surgery.apply import put
 
 
 class ChannelLinear(nn.Module):
@@ -93,6 +92,6 @@ def use_channel_layers(encoder: Encoder, weights_right: bool = False) -> None:
         for kind, layer in layers.items():
             if isinstance(layer, GroupedLinear):
                 new = ChannelLinear(layer, order if kind == "W2" else None, joined and kind == "W1", weights_right)
-                put(encoder, number, kind, new.eval())
+                encoder.set_matrix(number, kind, new.eval())
                 if new.hand_over:
                     order = new.order

@@ -2,15 +2,23 @@
 
 from pgb_lightning.layers.dropped import DroppedCore
 from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
+from pgb_lightning.layers.matrix import PRUNED, BlockIndex, BlockShape, DenseMatrix, MatrixLayer, as_matrix
 from pgb_lightning.layers.token_chunks import TokenChunks
 
-#: Raise by one whenever a change alters the run time of these layers: cached latency tables are then measured again.
+#: Version of the layers' run time, part of the key of cached latency tables. Increase it with every change that affects
+#: the speed of a layer.
 KERNEL_VERSION = 1
 
 __all__ = [
     "KERNEL_VERSION",
+    "PRUNED",
+    "BlockIndex",
+    "BlockShape",
     "ConstantLinear",
+    "DenseMatrix",
     "DroppedCore",
     "GroupedLinear",
+    "MatrixLayer",
     "TokenChunks",
+    "as_matrix",
 ]

@@ -1,4 +1,4 @@
-"""What stands in place of a dropped sublayer."""
+"""What replaces the core of a dropped sublayer."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 
 class DroppedCore(nn.Module):
-    """The inside of a dropped sublayer: hands its input on, so that the sublayer is LayerNorm(x + bias').
+    """The core of a dropped sublayer: returns its input, so that the sublayer is LayerNorm(x + bias').
 
     Args:
-        closing_path: Name of the closing linear where it lies inside the replaced module (DistilBERT);
-            ``None`` where it stands beside it (BERT).
-        closing: That linear, now a :class:`ConstantLinear`.
+        closing_path: Path of the closing linear layer inside the replaced module (DistilBERT); ``None`` if it lies
+            outside (BERT).
+        closing: That layer, now a :class:`~pgb_lightning.layers.linear.ConstantLinear`.
         returns_tuple: Whether the replaced module returned ``(output, attention weights)``.
     """
 
@@ -23,7 +23,7 @@ class DroppedCore(nn.Module):
             self.add_module(closing_path, closing)
 
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor | tuple[Tensor, None]:
-        """Return the input, or the constant that stands for the sublayer's output."""
+        """Return the input, or the constant that is the sublayer's output."""
         output: Tensor = hidden_states
         if self.closing_path is not None:
             output = self.get_submodule(self.closing_path)(hidden_states)

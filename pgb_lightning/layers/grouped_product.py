@@ -1,7 +1,7 @@
-"""The two steps of a grouped layer, forward and backward, without a transposed copy.
+"""The steps of a grouped layer, forward and backward, without a transposed copy.
 
-A batched product would want its operands group by group, (G, T, m), while activations lie token by token. Here each
-group multiplies its own columns where they are, and writes to where they belong.
+A batched product needs its operands group by group, (G, T, m), while activations are stored token by token. Here each
+group multiplies its own columns in place and writes directly to its columns of the output.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def grouped_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
     Args:
         x: (T, G·m); group g has the columns from g·m to (g + 1)·m.
-        weight: (G, m, n), of the same type.
+        weight: (G, m, n), of the same data type.
         bias: (G·n), likewise.
 
     Returns:
@@ -28,55 +28,74 @@ def grouped_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
         [[2.0, 2.0, 2.0, 2.0, 2.0, 2.0]]
     """
     if _is_traced():
-        return (_apart if x.device.type == "cpu" else _batched)(x, weight, bias)
-    learned = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    if torch.is_grad_enabled() and learned:
+        return (_multiply_separately if x.device.type == "cpu" else _multiply_batched)(x, weight, bias)
+    needs_grad = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    if torch.is_grad_enabled() and needs_grad:
         product: Tensor = _GroupedProduct.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return product
     return _multiply(x, weight, bias)
 
 
-def take_columns(x: Tensor, index: Tensor) -> Tensor:
-    """Take columns of a matrix, none of them twice.
+def gather_columns(x: Tensor, index: Tensor) -> Tensor:
+    """Return columns of a matrix.
 
     Args:
         x: (T, M).
-        index: The columns, (K), int64.
+        index: Distinct columns, (K), int64.
 
     Returns:
         (T, K). Differentiable any number of times.
 
     Example:
-        >>> take_columns(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([2, 0])).tolist()
+        >>> gather_columns(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([2, 0])).tolist()
         [[3.0, 1.0]]
     """
     if _is_traced():
         return x.index_select(1, index)
     if torch.is_grad_enabled() and x.requires_grad:
-        taken: Tensor = _TakeColumns.apply(x, index)  # type: ignore[no-untyped-call]
-        return taken
-    return _take(x, index)
+        gathered: Tensor = _GatherColumns.apply(x, index)  # type: ignore[no-untyped-call]
+        return gathered
+    return _gather(x, index)
 
 
-def put_columns(x: Tensor, index: Tensor, base: Tensor) -> Tensor:
-    """Put columns at their places, the others being those of a row.
+def scatter_columns(x: Tensor, index: Tensor, size: int, base: Tensor | None = None) -> Tensor:
+    """Write columns to their positions in a wider matrix.
 
     Args:
         x: (T, K).
-        index: Where they go, (K), int64, none of them twice.
-        base: (N), what the other places hold.
+        index: Distinct positions of the columns, (K), int64.
+        size: N, the columns of the result.
+        base: (N), the values of the columns that are not written; zero by default.
 
     Returns:
-        (T, N).
+        (T, N). Differentiable any number of times.
+
+    Example:
+        >>> scatter_columns(torch.tensor([[3.0, 1.0]]), torch.tensor([2, 0]), 3).tolist()
+        [[1.0, 0.0, 3.0]]
     """
-    return base.expand(len(x), -1).index_copy(1, index, x)
+    if len(index) == size:
+        rows = x.new_empty(len(x), size)
+    else:
+        rows = (x.new_zeros(size) if base is None else base).expand(len(x), -1).clone()
+    if x.device.type == "cpu" and not _is_traced():
+        return rows.scatter_(1, index.expand(len(x), -1), x)  # goes row by row, index_copy column by column
+    return rows.index_copy_(1, index, x)
 
 
-def inverse_order(index: Tensor) -> Tensor:
-    """Return the permutation that undoes another, (N), int64."""
-    inverse = torch.empty_like(index)
-    inverse[index] = torch.arange(len(index), device=index.device)
-    return inverse
+def is_in_order(index: Tensor, size: int) -> bool:
+    """Return whether an index on a CPU is 0, 1, ..., ``size`` - 1.
+
+    On other devices, and under a tracer, the answer is no: reading the index would wait for the device or break the
+    graph.
+
+    Args:
+        index: (K), int64.
+        size: The number of columns.
+    """
+    if index.device.type != "cpu" or len(index) != size or _is_traced():
+        return False
+    return torch.equal(index, torch.arange(size))
 
 
 class _GroupedProduct(torch.autograd.Function):
@@ -93,39 +112,37 @@ class _GroupedProduct(torch.autograd.Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
             grouped_product(gradient, weight.transpose(1, 2)) if needs_x else None,
-            _outer(x, gradient, len(weight)) if needs_weight else None,
+            _weight_gradient(x, gradient, len(weight)) if needs_weight else None,
             gradient.sum(0) if needs_bias else None,
         )
 
 
-class _TakeColumns(torch.autograd.Function):
-    """Columns taken; those of the gradient go back to where they came from."""
+class _GatherColumns(torch.autograd.Function):
+    """A gather whose backward pass is a scatter; torch's own adds up instead, which is slower."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
         ctx.save_for_backward(index)
         ctx.size = x.shape[1]
-        return _take(x, index)
+        return _gather(x, index)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
-        if len(index) == ctx.size:
-            return take_columns(gradient, inverse_order(index)), None
-        return put_columns(gradient, index, gradient.new_zeros(ctx.size)), None
+        return scatter_columns(gradient, index, ctx.size), None
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     groups, _, size = weight.shape
     y = x.new_empty(len(x), groups * size)
     if x.device.type == "cpu":
-        # The library multiplies matrices whose rows lie apart as fast as others, so no operand is copied.
+        # The BLAS library multiplies strided matrices at full speed, so no operand is copied.
         biases = [None] * groups if bias is None else bias.view(groups, size)
-        for own, block, begin, out in zip(x.chunk(groups, 1), weight, biases, y.chunk(groups, 1), strict=True):
-            if begin is None:
+        for own, block, start, out in zip(x.chunk(groups, 1), weight, biases, y.chunk(groups, 1), strict=True):
+            if start is None:
                 torch.mm(own, block, out=out)
             else:
-                torch.addmm(begin, own, block, out=out)
+                torch.addmm(start, own, block, out=out)
         return y
     blocks, out = _by_group(x, groups), _by_group(y, groups)
     if bias is None:
@@ -135,17 +152,17 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-def _apart(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Say the same in operations that compilers for CPUs let write where they belong, without copies around them."""
+def _multiply_separately(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiply with one product a group, which compilers for CPUs write to the output without a copy."""
     biases = [None] * len(weight) if bias is None else bias.view(len(weight), -1)
     parts = zip(x.chunk(len(weight), 1), weight, biases, strict=True)
     return torch.cat(
-        [own @ block if begin is None else torch.addmm(begin, own, block) for own, block, begin in parts], 1
+        [own @ block if start is None else torch.addmm(start, own, block) for own, block, start in parts], 1
     )
 
 
-def _batched(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Say the same in one product, as GPUs like it, whose copies compilers know how to fuse."""
+def _multiply_batched(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiply with one batched product, whose copies compilers for GPUs fuse."""
     blocks = _by_group(x, len(weight))
     if bias is None:
         product = torch.bmm(blocks, weight)
@@ -154,7 +171,7 @@ def _batched(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product.transpose(0, 1).reshape(len(x), weight.shape[0] * weight.shape[2])
 
 
-def _outer(x: Tensor, gradient: Tensor, groups: int) -> Tensor:
+def _weight_gradient(x: Tensor, gradient: Tensor, groups: int) -> Tensor:
     """Return the gradient of the blocks, (G, m, n)."""
     if x.device.type == "cpu" and not (torch.is_grad_enabled() and (x.requires_grad or gradient.requires_grad)):
         out = x.new_empty(groups, x.shape[1] // groups, gradient.shape[1] // groups)
@@ -164,17 +181,17 @@ def _outer(x: Tensor, gradient: Tensor, groups: int) -> Tensor:
     return torch.bmm(_by_group(x, groups).transpose(1, 2), _by_group(gradient, groups))
 
 
-def _take(x: Tensor, index: Tensor) -> Tensor:
+def _gather(x: Tensor, index: Tensor) -> Tensor:
     if x.device.type == "cpu":
         return x.gather(1, index.expand(len(x), -1))  # goes row by row, index_select column by column
     return x.index_select(1, index)
 
 
 def _is_traced() -> bool:
-    """Tell whether a compiler or exporter looks on, which wants plain operations."""
+    """Return whether a compiler or exporter records the pass, which requires plain operations."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _by_group(x: Tensor, groups: int) -> Tensor:
-    """Look at (T, G·m) as (G, T, m)."""
+    """View (T, G·m) as (G, T, m)."""
     return x.view(len(x), groups, x.shape[1] // groups).transpose(0, 1)

@@ -1,4 +1,4 @@
-"""Running a feed-forward sublayer on as many tokens at a time as the cache can hold."""
+"""Run a feed-forward sublayer on as many tokens at a time as fit into the cache."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from torch import Tensor, nn
 
 from pgb_lightning._compat import has_forward_hooks
 
-#: What may lie between W1 and W2 at a time, in bytes. It stays in the cache then, and below the size from which on
-#: memory is fetched from the system anew in every call.
+#: Most bytes between W1 and W2 at a time. They stay in the cache, and below the size from which the allocator requests
+#: new memory from the system in every call.
 CHUNK_BYTES = 6 * 2**20
 
 
 class TokenChunks:
     """Calls a module's method on some tokens at a time.
 
-    It takes the method's place on the module. The method must treat every token alike. The tokens stay together where
-    gradients are recorded, hooks listen inside the module, a compiler looks on, or on another device than the CPU.
+    It replaces the method on the module instance. The method must treat every token independently. The tokens are not
+    split if gradients are recorded, in training mode (dropout would draw other numbers), if hooks are registered inside
+    the module, under a compiler, or on devices other than the CPU.
 
     Args:
         owner: The module.
         method: Name of the method.
-        opening: Path of W1 in the module, whose outputs are the widest there are.
+        opening: Path of W1 in the module, whose outputs are the widest.
         chunk_bytes: Most bytes of W1's outputs at a time.
     """
 
@@ -34,23 +35,23 @@ class TokenChunks:
     def __call__(self, hidden: Tensor) -> Tensor:
         """Run the method on (..., d) hidden states."""
         method = getattr(type(self.owner), self.method)
-        if self._must_stay_together(hidden):
+        if self._needs_all_tokens(hidden):
             return method(self.owner, hidden)  # type: ignore[no-any-return]
         tokens = hidden.reshape(-1, hidden.shape[-1])
-        # Whatever an exporter or quantizer has put in W1's place may not know its width.
+        # An exporter or quantizer may have replaced W1 by a module without this attribute.
         width = getattr(self.owner.get_submodule(self.opening), "out_features", 0)
         size = max(1, self.chunk_bytes // (width * hidden.element_size())) if width else len(tokens)
         if len(tokens) <= size or self._has_hooks():
             return method(self.owner, hidden)  # type: ignore[no-any-return]
         output = torch.empty_like(tokens)
-        for given, place in zip(torch.split(tokens, size), torch.split(output, size), strict=True):
-            place.copy_(method(self.owner, given))
+        for chunk, place in zip(torch.split(tokens, size), torch.split(output, size), strict=True):
+            place.copy_(method(self.owner, chunk))
         return output.view_as(hidden)
 
-    def _must_stay_together(self, hidden: Tensor) -> bool:
+    def _needs_all_tokens(self, hidden: Tensor) -> bool:
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or hidden.device.type != "cpu":
             return True
-        return self.owner.training  # dropout would draw other numbers
+        return self.owner.training
 
     def _has_hooks(self) -> bool:
         return any(has_forward_hooks(module) for module in self.owner.modules())

@@ -1,4 +1,4 @@
-"""The shapes that a sublayer can take, each with the rise of the loss that it predicts."""
+"""The candidate shapes of every sublayer, each with its predicted rise of the loss."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ from pgb_lightning.grouping.permutation import group
 from pgb_lightning.plan import Index, MatrixPlan
 from pgb_lightning.prediction.elimination import block_errors, eliminate, unit_indices
 from pgb_lightning.prediction.quadratic import QuadraticModel
+from pgb_lightning.shapes import Dropped, Groups, Heads, Neurons, Shape
 
-#: Widths of a feed-forward sublayer that are tried at least, where it has as many neurons.
+#: Smallest number of widths that are tried for a feed-forward sublayer, if it has as many neurons.
 WIDTHS = 48
-#: Shares of the neurons that are tried with groups on top.
-GROUPED_SHARES = (1.0, 0.5, 0.25)
+#: Fractions of the neurons that are also tried in groups.
+GROUPED_FRACTIONS = (1.0, 0.5, 0.25)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One shape of one sublayer.
+    """A shape for one sublayer, with the plan of its matrices.
 
     Args:
-        layer: Number of the layer.
-        sublayer: Which of its sublayers.
-        shape: The shape in words.
-        matrices: What becomes of each matrix; their ``predicted_error`` add up to ``loss``.
+        layer: Layer index.
+        sublayer: The sublayer.
+        shape: The shape.
+        matrices: The plan of each matrix; their ``predicted_error`` sum to :attr:`loss`.
     """
 
     layer: int
     sublayer: Sublayer
-    shape: str
+    shape: Shape
     matrices: tuple[MatrixPlan, ...]
 
     @property
@@ -49,27 +50,27 @@ class Candidate:
 
     @property
     def parameters(self) -> int:
-        """Weights that are left."""
+        """Weights that are kept."""
         return sum(matrix.kept_parameters for matrix in self.matrices)
 
 
-#: What a candidate costs, in the unit of the budget.
+#: Returns the cost of a candidate, in the unit of the budget.
 CandidateCost = Callable[[Candidate], float]
 
 
 def list_candidates(encoder: Encoder, statistics: Calibration, config: PruningConfig) -> list[list[Candidate]]:
-    """List the candidates of every sublayer, in order; they do not depend on the pruning ratio.
+    """List the candidates of every sublayer, in order. They do not depend on the pruning ratio.
 
     Args:
-        encoder: The dense encoder that ``statistics`` are of.
-        statistics: What calibration found, its moments included.
+        encoder: The dense encoder that ``statistics`` belong to.
+        statistics: The calibration, moments included.
         config: G_max, N_perm, the permutation and the ridge.
 
     Returns:
-        For each sublayer its candidates, the whole one first.
+        The candidates of each sublayer, the dense one first.
 
     Raises:
-        ValueError: The statistics lack moments.
+        ValueError: If the statistics lack moments.
     """
     found: list[list[Candidate]] = []
     for layer in range(len(encoder.layers)):
@@ -80,28 +81,38 @@ def list_candidates(encoder: Encoder, statistics: Calibration, config: PruningCo
 
 
 class _Matrix(QuadraticModel):
-    """A dense matrix, and the plans that there are for it."""
+    """A dense matrix with its quadratic model, and the plans for it."""
 
-    def plan(self, rows: Tensor | None, columns: Tensor | None, loss: float) -> MatrixPlan:
-        """Keep blocks of rows (G, m) and columns (G, n), or everything."""
-        r, c = (None if part is None else tuple(map(tuple, part.tolist())) for part in (rows, columns))
+    def plan(self, rows: Tensor, columns: Tensor, loss: float) -> MatrixPlan:
+        """Keep blocks of rows (G, m) and columns (G, n)."""
         height, width = self.weight.shape
-        return MatrixPlan(self.layer, self.kind, height, width, r, c, predicted_error=loss)
+        return MatrixPlan(
+            self.layer,
+            self.kind,
+            height,
+            width,
+            input_index=tuple(map(tuple, rows.tolist())),
+            output_index=tuple(map(tuple, columns.tolist())),
+            predicted_error=loss,
+        )
 
-    def whole(self) -> MatrixPlan:
-        return self.plan(None, None, 0.0)
+    def keep(self) -> MatrixPlan:
+        """Keep the matrix dense."""
+        height, width = self.weight.shape
+        return MatrixPlan(self.layer, self.kind, height, width, None, None, predicted_error=0.0)
 
-    def gone(self, loss: float) -> MatrixPlan:
-        nothing = self.weight.new_zeros(0, 0, dtype=torch.long)
-        return self.plan(nothing, nothing, loss)
+    def remove(self, loss: float) -> MatrixPlan:
+        """Remove the matrix."""
+        height, width = self.weight.shape
+        return MatrixPlan(self.layer, self.kind, height, width, (), (), predicted_error=loss)
 
     def narrow(self, rows: Tensor | None, columns: Tensor | None, loss: float) -> MatrixPlan:
-        """Keep one block of some rows and columns, ``None`` standing for all."""
-        rows, columns = self._sides(rows, columns)
+        """Keep one block of some rows and columns; ``None`` keeps all."""
+        rows, columns = self._or_all(rows, columns)
         return self.plan(rows.view(1, -1), columns.view(1, -1), loss)
 
     def variance_losses(self) -> Tensor:
-        """Return the rise of the loss if an output became its mean, output by output."""
+        """Return the predicted rise of the loss if an output is replaced by its mean, for each output."""
         variances = (self.weight * (self.covariance @ self.weight)).sum(0)
         return variances * self.output_curvature() / 2
 
@@ -113,12 +124,16 @@ class _Matrix(QuadraticModel):
         before: float = 0.0,
         blocks: Mapping[int, Index] | None = None,
     ) -> Iterator[tuple[int, MatrixPlan]]:
-        """Try all group numbers above 1 on some rows and columns.
+        """Yield every group number above 1 for some rows and columns, with its plan.
 
-        ``weight`` is refitted to them, which has cost the loss ``before``; ``blocks`` has the rows of each block where
-        these are not to be chosen.
+        Args:
+            rows: The rows that are kept; all if omitted.
+            columns: The columns that are kept; all if omitted.
+            weight: The weights, refitted to these rows and columns; those of the dense matrix if omitted.
+            before: Predicted rise of the loss due to the rows and columns that are not kept.
+            blocks: For each group number the rows of each block, if they are fixed.
         """
-        rows, columns = self._sides(rows, columns)
+        rows, columns = self._or_all(rows, columns)
         weight = self.weight[rows][:, columns] if weight is None else weight
         covariance, outputs = self.covariance[rows][:, rows], self.output_curvature()[columns]
         carried = covariance @ weight
@@ -139,14 +154,17 @@ class _Matrix(QuadraticModel):
             loss = before + float((errors * outputs).sum() / 2)
             yield number, self.plan(rows[groups.rows], columns[groups.columns], loss)
 
-    def _sides(self, rows: Tensor | None, columns: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Number all rows or columns where none are given."""
+    def _or_all(self, rows: Tensor | None, columns: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return all rows or columns if none are given."""
         height, width = (torch.arange(size, device=self.weight.device) for size in self.weight.shape)
         return height if rows is None else rows, width if columns is None else columns
 
 
 def width_step(neurons: int) -> int:
-    """Return by how many neurons the widths differ that are tried: a power of two, as hardware likes it.
+    """Return the step between the widths that are tried: a power of two, for efficient matrix products.
+
+    Args:
+        neurons: The neurons of the dense sublayer.
 
     Example:
         >>> [width_step(neurons) for neurons in (4096, 3072, 1536, 512, 40)]
@@ -156,61 +174,61 @@ def width_step(neurons: int) -> int:
 
 
 def _feed_forward(matrices: dict[str, _Matrix], layer: int) -> Iterator[Candidate]:
-    """Keep some neurons, perhaps in groups, or nothing."""
+    """Yield the candidates with some neurons, with some neurons in groups, and without any."""
     opening, closing = matrices["W1"], matrices["W2"]
     total = len(closing.weight)
-    unit = width_step(total)
-    grouped = tuple(round((1 - share) * total / unit) * unit for share in GROUPED_SHARES)
-    found = eliminate(closing.covariance, closing.weight, closing.gradient, step=max(unit // 2, 1), keep=grouped)
+    step = width_step(total)
+    grouped = tuple(round((1 - fraction) * total / step) * step for fraction in GROUPED_FRACTIONS)
+    found = eliminate(closing.covariance, closing.weight, closing.gradient, step=max(step // 2, 1), keep=grouped)
     for count, loss in zip(found.counts, found.losses, strict=True):
         kept, left = found.kept_units(count), total - count
-        if count % unit and left:
+        if count % step and left:
             continue
         if not left:
-            yield Candidate(layer, "ffn", "dropped", (opening.gone(0.0), closing.gone(loss)))
+            yield Candidate(layer, "ffn", Dropped(), (opening.remove(0.0), closing.remove(loss)))
             continue
-        ones = (opening.whole(), closing.whole())
+        ones = (opening.keep(), closing.keep())
         if count:
             ones = (opening.narrow(None, kept, 0.0), closing.narrow(kept, None, loss))
-        yield Candidate(layer, "ffn", f"{left} neurons", ones)
+        yield Candidate(layer, "ffn", Neurons(left), ones)
         if count in found.weights:
             first = {1: ones[0], **dict(opening.grouped(columns=kept))}
             second = {1: ones[1], **dict(closing.grouped(rows=kept, weight=found.weights[count], before=loss))}
-            alike: dict[int, MatrixPlan] = {}
+            shared: dict[int, MatrixPlan] = {}  # W2's plans whose groups of neurons are those of W1
             if closing.config.permutation == "compensated":
                 blocks = {number: matrix.output_index for number, matrix in first.items() if number > 1}
-                alike = dict(closing.grouped(rows=kept, weight=found.weights[count], before=loss, blocks=blocks))
+                shared = dict(closing.grouped(rows=kept, weight=found.weights[count], before=loss, blocks=blocks))
             for (g1, w1), (g2, w2) in product(first.items(), second.items()):
                 if (g1, g2) != (1, 1):
-                    closed = alike.get(g2, w2) if g1 == g2 else w2
-                    yield Candidate(layer, "ffn", f"{left} neurons in {g1} and {g2} groups", (w1, closed))
+                    closed = shared.get(g2, w2) if g1 == g2 else w2
+                    yield Candidate(layer, "ffn", Groups((g1, g2), neurons=left), (w1, closed))
 
 
-def _attention(matrices: dict[str, _Matrix], layer: int, head: int) -> Iterator[Candidate]:
-    """Keep some heads, or groups, or nothing."""
+def _attention(matrices: dict[str, _Matrix], layer: int, head_size: int) -> Iterator[Candidate]:
+    """Yield the candidates with all or some heads, without any, and in groups."""
     q, k, v, o = (matrices[kind] for kind in SUBLAYERS["attention"])
-    yield Candidate(layer, "attention", "whole", tuple(matrix.whole() for matrix in (q, k, v, o)))
-    found = eliminate(o.covariance, o.weight, o.gradient, unit=head)
+    heads = len(o.weight) // head_size
+    yield Candidate(layer, "attention", Heads(heads), tuple(matrix.keep() for matrix in (q, k, v, o)))
+    found = eliminate(o.covariance, o.weight, o.gradient, unit=head_size)
     for count, loss in list(zip(found.counts, found.losses, strict=True))[1:-1]:
-        kept = unit_indices(found.kept_units(count), head)
+        kept = unit_indices(found.kept_units(count), head_size)
         opening = (matrix.narrow(None, kept, 0.0) for matrix in (q, k, v))
-        shape = f"{len(kept) // head} heads"
-        yield Candidate(layer, "attention", shape, (*opening, o.narrow(kept, None, loss)))
-    dropped = (*(matrix.gone(0.0) for matrix in (q, k, v)), o.gone(found.losses[-1]))
-    yield Candidate(layer, "attention", "dropped", dropped)
+        yield Candidate(layer, "attention", Heads(heads - count), (*opening, o.narrow(kept, None, loss)))
+    dropped = (*(matrix.remove(0.0) for matrix in (q, k, v)), o.remove(found.losses[-1]))
+    yield Candidate(layer, "attention", Dropped(), dropped)
     yield from _grouped_attention(matrices, layer)
 
 
 def _grouped_attention(matrices: dict[str, _Matrix], layer: int) -> Iterator[Candidate]:
-    """Cut each of the matrices into groups; or take Q, K or both away, after which attention is less selective."""
+    """Yield the candidates with groups, or without Q, K or both, which makes attention less selective."""
     options: dict[str, dict[int, MatrixPlan]] = {}
     for kind in SUBLAYERS["attention"]:
         matrix = matrices[kind]
-        options[kind] = {1: matrix.whole(), **dict(matrix.grouped())}
+        options[kind] = {1: matrix.keep(), **dict(matrix.grouped())}
         if kind in EXPENDABLE:
-            options[kind][0] = matrix.gone(float(matrix.variance_losses().sum()))
+            options[kind][0] = matrix.remove(float(matrix.variance_losses().sum()))
     for numbers in product(*options.values()):
-        # Q and K alike, or one of them alone.
+        # Q and K have the same group number, or one of them is removed and the other is dense.
         if numbers != (1, 1, 1, 1) and (numbers[0] == numbers[1] or sorted(numbers[:2]) == [0, 1]):
             chosen = tuple(options[kind][number] for kind, number in zip(options, numbers, strict=True))
-            yield Candidate(layer, "attention", "groups " + ", ".join(map(str, numbers)), chosen)
+            yield Candidate(layer, "attention", Groups(numbers), chosen)

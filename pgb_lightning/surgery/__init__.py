@@ -5,13 +5,14 @@ from pgb_lightning.surgery.checks import check_dense, check_plan, is_pruned, mat
 from pgb_lightning.surgery.dense_twin import dense_twin, make_dense_model
 from pgb_lightning.surgery.folding import Folded, fold
 from pgb_lightning.surgery.from_state_dict import StructureError, follow_state_dict
-from pgb_lightning.surgery.structure import apply_structure, structure_of
+from pgb_lightning.surgery.structure import Structure, SublayerStructure
 
 __all__ = [
     "Folded",
+    "Structure",
     "StructureError",
+    "SublayerStructure",
     "apply_plan",
-    "apply_structure",
     "check_dense",
     "check_plan",
     "dense_twin",
@@ -20,5 +21,4 @@ __all__ = [
     "is_pruned",
     "make_dense_model",
     "matches",
-    "structure_of",
 ]

@@ -1,4 +1,4 @@
-"""Does a plan fit an encoder, and is the encoder dense?"""
+"""Check an encoder: whether it is dense, whether a plan fits it, and whether it matches a plan."""
 
 from __future__ import annotations
 
@@ -8,60 +8,78 @@ from torch.nn.utils import parametrize
 from pgb_lightning.encoders.base import MATRICES, SUBLAYERS, Encoder
 from pgb_lightning.layers.dropped import DroppedCore
 from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
+from pgb_lightning.layers.matrix import as_matrix
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.surgery.folding import fold
+
+
+def check_dense(encoder: Encoder) -> None:
+    """Require an encoder from which nothing has been pruned, with plain linear layers everywhere.
+
+    Raises:
+        ValueError: If it is pruned already, or another library has replaced its layers.
+    """
+    if is_pruned(encoder):
+        raise ValueError(
+            f"The encoder at {encoder.where} is already pruned. To continue re-finetuning, skip the pruning step or "
+            "resume with ckpt_path. To prune it differently, start from the dense fine-tuned model."
+        )
+    for layer in range(len(encoder.layers)):
+        for kind in MATRICES:
+            module = encoder.matrix(layer, kind)
+            if type(module) is not nn.Linear or parametrize.is_parametrized(module):
+                found = f"{type(module).__module__}.{type(module).__name__}"  # other libraries use the name Linear, too
+                raise ValueError(
+                    f"Layer {layer} {kind} of the encoder at {encoder.where} is a {found}, but must be a plain "
+                    "nn.Linear. Merge adapters and undo quantization first."
+                )
+    for module in encoder.model.modules():
+        if getattr(module, "chunk_size_feed_forward", 0):
+            raise ValueError(
+                f"The encoder at {encoder.where} has chunk_size_feed_forward={module.chunk_size_feed_forward}, which "
+                "splits sequences in its feed-forward layers. Set chunk_size_feed_forward=0; the outputs are the same."
+            )
 
 
 def check_plan(encoder: Encoder, plan: PruningPlan) -> None:
     """Require that a plan fits a dense encoder.
 
     Raises:
-        ValueError: It does not; the message names the first mismatch.
+        ValueError: If it does not; the message names the first mismatch.
     """
     check_dense(encoder)
     if plan.model_type != encoder.model_type:
         raise ValueError(
-            f"the plan was made for a {plan.model_type!r} encoder, but this one is {encoder.model_type!r}."
+            f"The plan has model_type={plan.model_type!r}, but the encoder's model_type is {encoder.model_type!r}."
         )
     if plan.num_layers != len(encoder.layers):
-        raise ValueError(f"the plan has {plan.num_layers} layers, but the encoder has {len(encoder.layers)}.")
+        raise ValueError(f"The plan has {plan.num_layers} layers, but the encoder has {len(encoder.layers)}.")
     for (layer, kind), linear in encoder.linears():
         matrix = plan.matrix(layer, kind)
         if (matrix.rows, matrix.columns) != (linear.in_features, linear.out_features):
             raise ValueError(
-                f"{matrix}: the plan is for {matrix.rows} x {matrix.columns}, but the encoder's matrix is "
+                f"Layer {layer} {kind}: the plan's matrix is {matrix.rows} x {matrix.columns}, but the encoder's is "
                 f"{linear.in_features} x {linear.out_features}."
             )
 
 
-def check_dense(encoder: Encoder) -> None:
-    """Require an encoder that nothing has been pruned from, with plain linear layers everywhere.
-
-    Raises:
-        ValueError: It is grouped already, or another library has exchanged its layers.
-    """
-    if is_pruned(encoder):
-        raise ValueError(_already_grouped(encoder))
+def is_pruned(encoder: Encoder) -> bool:
+    """Return whether any matrix of an encoder was pruned."""
+    if any(isinstance(m, (GroupedLinear, ConstantLinear, DroppedCore)) for m in encoder.model.modules()):
+        return True
     for layer in range(len(encoder.layers)):
-        for kind in MATRICES:
-            module = encoder.matrix(layer, kind)
-            if type(module) is not nn.Linear or parametrize.is_parametrized(module):
-                found = f"{type(module).__module__}.{type(module).__name__}"  # others call theirs Linear, too
-                raise ValueError(
-                    f"layer {layer} {kind} of the encoder at {encoder.name or 'the root'!r} is a {found}, not a plain "
-                    "nn.Linear; merge adapters and undo quantization first."
-                )
-    for module in encoder.model.modules():
-        if getattr(module, "chunk_size_feed_forward", 0):
-            raise ValueError(
-                f"the encoder at {encoder.name or 'the root'!r} has "
-                f"chunk_size_feed_forward={module.chunk_size_feed_forward}, so that its feed-forward layers see parts "
-                "of a sequence; build it with chunk_size_feed_forward=0, which changes no output."
-            )
+        for sublayer, kinds in SUBLAYERS.items():
+            opening = encoder.find_matrix(layer, kinds[0])
+            if isinstance(opening, nn.Linear) and opening.out_features < encoder.inner_size(sublayer):
+                return True
+    return False
 
 
 def matches(encoder: Encoder, plan: PruningPlan) -> bool:
-    """Tell whether an encoder is what a plan makes of it (or made of it in releases that did not fold)."""
+    """Return whether an encoder is the result of a plan.
+
+    Permutations may be folded or not, as in encoders pruned by earlier releases.
+    """
     if plan.model_type != encoder.model_type or plan.num_layers != len(encoder.layers):
         return False
     folded = [
@@ -71,33 +89,27 @@ def matches(encoder: Encoder, plan: PruningPlan) -> bool:
         for matrix in fold([plan.matrix(layer, k) for k in kinds], sublayer, encoder.attention_unit).matrices.values()
     ]
     return any(
-        all(_is_as_planned(encoder.find_matrix(m.layer, m.kind), m) for m in ms) for ms in (folded, plan.matrices)
+        all(_is_as_planned(encoder.find_matrix(m.layer, m.kind), m) for m in matrices)
+        for matrices in (folded, plan.matrices)
     )
 
 
 def _is_as_planned(module: nn.Module | None, matrix: MatrixPlan) -> bool:
-    if matrix.input_index is None:
-        return isinstance(module, nn.Linear) and module.weight.shape == (matrix.columns, matrix.rows)
-    if matrix.num_groups == 0:
-        return module is None or isinstance(module, ConstantLinear)
-    return isinstance(module, GroupedLinear) and (
-        [list(block) for block in matrix.input_index] == module.input_index.tolist()
-        and [list(block) for block in matrix.output_index or ()] == module.output_index.tolist()
-    )
-
-
-def is_pruned(encoder: Encoder) -> bool:
-    """Tell whether any matrix of an encoder was pruned."""
-    if any(isinstance(m, (GroupedLinear, ConstantLinear, DroppedCore)) for m in encoder.model.modules()):
+    if module is None:
+        return matrix.num_groups == 0
+    try:
+        layer = as_matrix(module)
+    except TypeError:
+        return False
+    if layer.block_shape != matrix.block_shape or (layer.in_features, layer.out_features) != (
+        matrix.rows,
+        matrix.columns,
+    ):
+        return False
+    if matrix.input_index is None or matrix.output_index is None or matrix.num_groups == 0:
         return True
-    openings = [(layer, kinds[0], name) for layer in range(len(encoder.layers)) for name, kinds in SUBLAYERS.items()]
-    found = [(encoder.find_matrix(layer, kind), name) for layer, kind, name in openings]
-    return any(isinstance(m, nn.Linear) and m.out_features < encoder.inner_size(name) for m, name in found)
-
-
-def _already_grouped(encoder: Encoder) -> str:
-    return (
-        f"the encoder at {encoder.name or 'the root'!r} is grouped already and cannot be pruned again. To go on "
-        "re-finetuning it, drop the pruning step (or resume with ckpt_path); to prune it differently, start "
-        "from the dense fine-tuned model."
+    rows, columns = layer.index()
+    return (tuple(map(tuple, rows.tolist())), tuple(map(tuple, columns.tolist()))) == (
+        matrix.input_index,
+        matrix.output_index,
     )

@@ -6,28 +6,29 @@ import copy
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from pgb_lightning.encoders.base import MATRICES, Encoder
 from pgb_lightning.encoders.find import find_encoders
-from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
+from pgb_lightning.layers.matrix import as_matrix
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
+@torch.no_grad()
 def dense_twin(model: Model) -> Model:
-    """Make the plain transformers model that computes what a grouped model computes.
+    """Return the plain transformers model that computes what a pruned model computes.
 
-    Every block goes back into a full matrix with zeros elsewhere (Ŵ*); a dropped sublayer has zero weights and its
-    constant in the closing bias. Inside a sublayer, neurons and heads stand as they were folded. The twin is as slow
-    as the dense model was, but needs nothing of this package.
+    Every block goes back into a full matrix with zeros elsewhere (Ŵ*). A dropped sublayer has zero weights, and its
+    constant in the closing bias. Inside a sublayer, neurons and heads keep their folded order. The twin is as slow as
+    the original dense model, but does not need this package.
 
     Args:
-        model: A transformers model that is, or wraps, a grouped encoder.
+        model: A transformers model that is, or wraps, a pruned encoder.
 
     Returns:
-        A new model of the same class (of an exported model's: its transformers class), with equal outputs in eval
+        A new model of the same class (for an exported model, of its transformers class) with equal outputs in eval
         mode.
     """
     twin = make_dense_model(model)
@@ -37,32 +38,29 @@ def dense_twin(model: Model) -> Model:
         for layer in range(len(encoder.layers)):
             for kind in MATRICES:
                 state.update(_dense_state(encoder, layer, kind, twin.get_submodule(encoder.path(layer, kind))))
-    wanted = twin.state_dict()
-    twin.load_state_dict({name: state[name] for name in wanted})
+    twin.load_state_dict({name: state[name] for name in twin.state_dict()})
     twin.train(model.training)
     return twin
 
 
 def make_dense_model(model: Model) -> Model:
-    """Make a dense model of a model's transformers class, with random weights."""
-    exported = getattr(
-        model, "make_dense_model", None
-    )  # an exported model is of a subclass, and knows what it came from
-    plain: Model = type(model)(copy.deepcopy(model.config)) if exported is None else exported()
-    return plain
+    """Return a randomly initialized dense model of a model's transformers class."""
+    exported = getattr(model, "make_dense_model", None)  # an exported model is an instance of a subclass
+    dense: Model = type(model)(copy.deepcopy(model.config)) if exported is None else exported()
+    return dense
 
 
-def _dense_state(encoder: Encoder, layer: int, kind: str, target: nn.Module) -> dict[str, Tensor]:
-    """Return weight and bias of the dense layer that stands for one matrix; neurons and heads left come first."""
-    assert isinstance(target, nn.Linear)
-    path = encoder.path(layer, kind)
+def _dense_state(encoder: Encoder, layer: int, kind: str, target: torch.nn.Module) -> dict[str, Tensor]:
+    """Return weight and bias of the dense layer for one matrix; the inner features that are left come first."""
+    path, full = encoder.path(layer, kind), as_matrix(target)
+    weight = torch.zeros_like(full.dense_weight())
+    state = {f"{path}.weight": weight}
+    if full.bias is not None:
+        state[f"{path}.bias"] = torch.zeros_like(full.bias)
     module = encoder.find_matrix(layer, kind)
-    weight = torch.zeros_like(target.weight)
-    bias = torch.zeros_like(target.bias)
-    if isinstance(module, nn.Linear):
-        weight[: module.out_features, : module.in_features] = module.weight
-    elif isinstance(module, GroupedLinear):
-        weight[: module.out_features, : module.in_features] = module.dense_weight()
-    if isinstance(module, (nn.Linear, GroupedLinear, ConstantLinear)) and module.bias is not None:
-        bias[: module.out_features] = module.bias
-    return {f"{path}.weight": weight, f"{path}.bias": bias}
+    if module is not None:
+        pruned = as_matrix(module)
+        weight[: pruned.out_features, : pruned.in_features] = pruned.dense_weight()
+        if pruned.bias is not None and full.bias is not None:
+            state[f"{path}.bias"][: pruned.out_features] = pruned.bias
+    return state

@@ -1,9 +1,8 @@
-"""Folding: which permutations cost nothing at run time, because they can be made part of the weights.
+"""Folding: make permutations inside a sublayer part of the weights, so that they cost nothing at run time.
 
-What lies between the two ends of a sublayer, the neurons of the feed-forward network and the heads of attention, is
-nobody else's business: it may stand in any order, and what nobody reads need not be computed. (The paper says that
-permutations fold or cancel, Section 4; this is how far that goes. At a sublayer's ends the residual stream fixes the
-order.)
+The neurons of a feed-forward network and the heads of attention can be stored in any order, and those that no block of
+the closing matrix reads need not be computed. At the ends of a sublayer, the residual stream fixes the order. (The
+paper says that permutations fold or cancel, Section 4; this is how far that is possible.)
 """
 
 from __future__ import annotations
@@ -14,19 +13,19 @@ from dataclasses import dataclass, replace
 from pgb_lightning.encoders.base import SUBLAYERS, Sublayer
 from pgb_lightning.plan import Index, MatrixPlan
 
-#: Neurons, or features of heads, in order; ``None`` stands for "all of them, as they were".
+#: Inner features of a sublayer (neurons, or features of heads) in order; ``None`` if all are kept in their order.
 Hidden = tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
 class Folded:
-    """A sublayer's part of a plan, with its inside in the order in which it costs least.
+    """A sublayer's part of a plan, with its inner features in the cheapest order.
 
     Args:
-        hidden: Which of the dense sublayer's neurons (or features of heads) are left, in their new order; ``None``
-            if all are left as they were.
-        matrices: The plan of each matrix in terms of the new inside. Matrices may be smaller than the dense ones; one
-            that all neurons left enter or leave is whole.
+        hidden: The inner features of the dense sublayer that are left, in their new order; ``None`` if all are left in
+            their order.
+        matrices: The plan of each matrix for the new order. A matrix can be smaller than the dense one, and is dense
+            itself if it connects all features that are left.
     """
 
     hidden: Hidden
@@ -34,20 +33,20 @@ class Folded:
 
 
 def fold(matrices: Iterable[MatrixPlan], sublayer: Sublayer, attention_unit: int) -> Folded:
-    """Fold a sublayer's permutations as far as they go.
+    """Fold the permutations of a sublayer as far as possible.
 
-    The neurons are put in the order of the groups of W1, so that its outputs need not be moved; nor need W2's inputs
-    where its groups are those of W1, or lie within or around them. Neurons, and whole heads, that no group of the
-    closing matrix reads are left out, where the model can do without them.
+    Neurons are sorted by the groups of W1, so that its outputs need no scatter. W2's inputs need no gather if its
+    groups equal those of W1, contain them, or lie inside them. Neurons and whole heads that no block of the closing
+    matrix reads are removed, if the model permits it.
 
     Args:
-        matrices: The plans of the sublayer's matrices, in terms of the dense model.
-        sublayer: Which sublayer they are of.
-        attention_unit: As in :class:`~pgb_lightning.encoders.base.Encoder`: how many features of attention are left
-            out together.
+        matrices: The plans of the sublayer's matrices, for the dense model's order.
+        sublayer: The sublayer.
+        attention_unit: Features of attention that are removed together
+            (:attr:`~pgb_lightning.encoders.base.Encoder.attention_unit`).
 
     Returns:
-        What to build.
+        The structure to build.
     """
     *opening, closing = SUBLAYERS[sublayer]
     by_kind = {matrix.kind: matrix for matrix in matrices}
@@ -58,18 +57,18 @@ def fold(matrices: Iterable[MatrixPlan], sublayer: Sublayer, attention_unit: int
     unit = attention_unit if sublayer == "attention" else 1
     units = {feature // unit for feature in _flat(last.input_index, last.rows)}
     hidden = tuple(feature for feature in everything if feature // unit in units)
-    if not all(_stays_regular(by_kind[kind].output_index, set(hidden)) for kind in opening):
+    if not all(_keeps_equal_blocks(by_kind[kind].output_index, set(hidden)) for kind in opening):
         hidden = tuple(everything)
     if sublayer == "ffn":
-        hidden = _in_order_of_groups(hidden, by_kind["W1"].output_index, last.input_index)
-    place = {feature: position for position, feature in enumerate(hidden)}
+        hidden = _sort_by_group(hidden, by_kind["W1"].output_index, last.input_index)
+    position = {feature: new for new, feature in enumerate(hidden)}
     folded = {}
     for kind in opening:
         matrix = by_kind[kind]
-        columns, rows = _moved(matrix.output_index, matrix.input_index, place)
-        folded[kind] = _built(replace(matrix, columns=len(hidden), input_index=rows, output_index=columns))
-    rows, columns = _moved(last.input_index, last.output_index, place)
-    folded[closing] = _built(replace(last, rows=len(hidden), input_index=rows, output_index=columns))
+        columns, rows = _reindex(matrix.output_index, matrix.input_index, position)
+        folded[kind] = _simplify(replace(matrix, columns=len(hidden), input_index=rows, output_index=columns))
+    rows, columns = _reindex(last.input_index, last.output_index, position)
+    folded[closing] = _simplify(replace(last, rows=len(hidden), input_index=rows, output_index=columns))
     return Folded(None if hidden == tuple(everything) else hidden, folded)
 
 
@@ -77,38 +76,38 @@ def _flat(index: Index, size: int) -> list[int]:
     return list(range(size)) if index is None else [position for block in index for position in block]
 
 
-def _stays_regular(index: Index, kept: set[int]) -> bool:
-    """Tell whether blocks are still of one size once only some outputs are left."""
+def _keeps_equal_blocks(index: Index, kept: set[int]) -> bool:
+    """Return whether the blocks are still of one size if only some outputs are kept."""
     sizes = {len(kept.intersection(block)) for block in index or ()}
     return len(sizes) <= 1 and 0 not in sizes
 
 
-def _in_order_of_groups(hidden: tuple[int, ...], written: Index, read: Index) -> tuple[int, ...]:
-    """Sort neurons by the groups that write and read them, the larger groups first."""
-    writer, reader = _labels(written), _labels(read)
-    inside = len({(writer.get(n), reader.get(n)) for n in hidden})
-    # Where every group of W1 lies within one of W2, sorting by W2's groups leaves W1's in one piece too.
-    writers_within_readers = inside == len({writer.get(n) for n in hidden})
+def _sort_by_group(hidden: tuple[int, ...], written: Index, read: Index) -> tuple[int, ...]:
+    """Sort neurons by the groups that write (W1) and read (W2) them, with the larger groups as the first key."""
+    writer, reader = _group_of(written), _group_of(read)
+    pairs = len({(writer.get(n), reader.get(n)) for n in hidden})
+    # If every group of W1 lies inside one of W2, sorting by W2's groups keeps those of W1 contiguous.
+    writers_within_readers = pairs == len({writer.get(n) for n in hidden})
     first, second = (reader, writer) if writers_within_readers else (writer, reader)
-    last = len(hidden)  # neurons in no group
+    last = len(hidden)  # for neurons in no group
     return tuple(sorted(hidden, key=lambda n: (first.get(n, last), second.get(n, last), n)))
 
 
-def _labels(index: Index) -> dict[int, int]:
+def _group_of(index: Index) -> dict[int, int]:
     return {position: number for number, block in enumerate(index or ()) for position in block}
 
 
-def _moved(inner: Index, outer: Index, place: Mapping[int, int]) -> tuple[Index, Index]:
-    """Say in terms of the new inside what blocks there are, in the order of their places in it."""
+def _reindex(inner: Index, outer: Index, position: Mapping[int, int]) -> tuple[Index, Index]:
+    """Re-index blocks to the new order of the inner features, and sort them by it."""
     if not inner or not outer:
         return inner, outer
-    placed = (tuple(sorted(place[n] for n in block if n in place)) for block in inner)
-    blocks = sorted(zip(placed, map(tuple, map(sorted, outer)), strict=True))
+    moved = (tuple(sorted(position[n] for n in block if n in position)) for block in inner)
+    blocks = sorted(zip(moved, map(tuple, map(sorted, outer)), strict=True))
     return tuple(block[0] for block in blocks), tuple(block[1] for block in blocks)
 
 
-def _built(matrix: MatrixPlan) -> MatrixPlan:
-    """Keep whole what is one block of all its rows and columns."""
+def _simplify(matrix: MatrixPlan) -> MatrixPlan:
+    """Keep a matrix dense if it is one block of all its rows and columns."""
     if matrix.num_groups == 1 and matrix.kept_parameters == matrix.total_parameters:
         return replace(matrix, input_index=None, output_index=None)
     return matrix

@@ -1,141 +1,287 @@
-"""A compact record of a grouped encoder's structure: shapes only, since the places are in the weights."""
+"""The structure of an encoder: which blocks each matrix has, without their weights and positions.
+
+A :class:`Structure` is made from a plan, a state dict or a record in ``config.json``. It is validated when it is made,
+and built in one place.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from pgb_lightning.encoders.base import EXPENDABLE, MATRICES, SUBLAYERS, Encoder, join_path
-from pgb_lightning.layers.linear import ConstantLinear
-from pgb_lightning.surgery.apply import blank_layer, drop_sublayer, feed_in_chunks, put
-from pgb_lightning.surgery.from_state_dict import inside_of, matrix_shape
+from pgb_lightning.encoders.base import EXPENDABLE, MATRICES, SUBLAYERS, Encoder, Sublayer, join_path
+from pgb_lightning.layers.matrix import PRUNED, BlockShape, as_matrix
+from pgb_lightning.plan import PruningPlan
+from pgb_lightning.surgery.build import blank_layer, install
+from pgb_lightning.surgery.folding import Folded, fold
 
-#: Raised whenever the meaning of a record changes.
+#: Increased whenever the meaning of a record changes.
 STRUCTURE_VERSION = 1
 
-#: Stands for a matrix of which nothing is left.
+#: The entry of a removed matrix in a record.
 GONE = "gone"
 
-#: Stands in every exported ``config.json``, for whoever opens it wondering why the model does not load.
+#: Stored in every exported ``config.json``, for readers who wonder why the model does not load.
 REQUIRES = (
     "This model was pruned by pgb-lightning and needs it: `pip install pgb-lightning`, then `import pgb_lightning` "
     "before loading."
 )
 
 
-def structure_of(encoder: Encoder) -> dict[str, Any]:
-    """Describe what became of each matrix, as read off the encoder's state dict.
+@dataclass(frozen=True)
+class SublayerStructure:
+    """What is left of one sublayer.
 
     Args:
-        encoder: A dense or grouped encoder.
-
-    Returns:
-        JSON primitives: for every layer the matrices that are not whole, ``"GxMxN"`` where G blocks of M x N are
-        left (words, since JSON files give every number of a list its own line), ``"gone"`` where nothing is; and by
-        sublayer, where heads or neurons are gone, how many features or neurons are left.
-
-    Example:
-        >>> from transformers import BertConfig, BertModel
-        >>> from pgb_lightning.encoders.base import find_encoder
-        >>> tiny = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
-        >>> structure_of(find_encoder(BertModel(tiny)))["layers"]
-        [{}, {}]
+        inner_size: The features of the heads left, or the neurons left.
+        blocks: For each matrix kind its block shape: :data:`PRUNED` if it is removed, ``None`` if it is dense.
     """
-    state = {join_path(encoder.name, name): value for name, value in encoder.model.state_dict().items()}
-    layers: list[dict[str, str]] = []
-    for number in range(len(encoder.layers)):
-        inside = {name: inside_of(encoder, number, name, state) for name in SUBLAYERS}
-        shapes: dict[str, str] = {name: str(left) for name, left in inside.items() if left != encoder.inner_size(name)}
-        for kind in MATRICES:
-            weight = state.get(f"{encoder.path(number, kind)}.weight")
-            if weight is None or weight.dim() == 3:
-                shapes[kind] = GONE if weight is None else "x".join(map(str, weight.shape))
-        layers.append(shapes)
-    return {"version": STRUCTURE_VERSION, "requires": REQUIRES, "layers": layers}
+
+    inner_size: int
+    blocks: Mapping[str, BlockShape | None]
+
+    @classmethod
+    def of_folded(cls, encoder: Encoder, name: Sublayer, folded: Folded) -> SublayerStructure:
+        """Return the structure that a folded part of a plan gives to a sublayer."""
+        size = encoder.inner_size(name) if folded.hidden is None else len(folded.hidden)
+        return cls(size, {kind: matrix.block_shape for kind, matrix in folded.matrices.items()})
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether the sublayer only adds a constant."""
+        return all(shape == PRUNED for shape in self.blocks.values())
+
+    def is_dense(self, encoder: Encoder, name: Sublayer) -> bool:
+        """Return whether nothing is removed."""
+        return self.inner_size == encoder.inner_size(name) and all(shape is None for shape in self.blocks.values())
+
+    def check(self, encoder: Encoder, name: Sublayer) -> None:
+        """Require that the blocks fit the matrices, and that a sublayer without an essential matrix is dropped.
+
+        Args:
+            encoder: The encoder.
+            name: The sublayer.
+
+        Raises:
+            ValueError: If they do not, or it is not; the message names the matrix.
+        """
+        removed = [kind for kind, shape in self.blocks.items() if shape == PRUNED and kind not in EXPENDABLE]
+        if removed and not self.is_dropped:
+            raise ValueError(
+                f"nothing is kept of {removed[-1]}, so the sublayer only adds a constant; {', '.join(self.blocks)} "
+                f"must all be removed ({GONE!r})."
+            )
+        for kind, shape in self.blocks.items():
+            rows, columns = encoder.matrix_size(kind, self.inner_size)
+            if shape is None or shape == PRUNED:
+                continue
+            fits = min(shape) > 0 and shape.groups * shape.inputs <= rows and shape.groups * shape.outputs <= columns
+            if not fits:
+                raise ValueError(
+                    f"{kind}: {shape.groups} blocks of {shape.inputs} x {shape.outputs} do not fit a matrix of "
+                    f"{rows} x {columns}."
+                )
 
 
-def apply_structure(encoder: Encoder, record: Mapping[str, Any] | None) -> None:
-    """Give a dense encoder the structure of a record, in place; its weights are still to be loaded.
+@dataclass(frozen=True)
+class Structure:
+    """What is left of each sublayer of an encoder.
 
     Args:
-        encoder: A dense encoder.
-        record: What :func:`structure_of` returned; ``None`` leaves everything whole.
+        sublayers: For each layer, its sublayers.
+    """
+
+    sublayers: tuple[Mapping[Sublayer, SublayerStructure], ...]
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> Structure:
+        """Return the structure that an encoder has."""
+        state = {join_path(encoder.name, name): value for name, value in encoder.model.state_dict().items()}
+        return cls.from_state_dict(encoder, state)
+
+    @classmethod
+    def from_plan(cls, encoder: Encoder, plan: PruningPlan) -> Structure:
+        """Return the structure that a plan gives to an encoder.
+
+        Args:
+            encoder: The encoder, dense or pruned.
+            plan: A plan for it; its permutations are folded.
+        """
+        layers = []
+        for layer in range(plan.num_layers):
+            sublayers: dict[Sublayer, SublayerStructure] = {}
+            for name, kinds in SUBLAYERS.items():
+                folded = fold([plan.matrix(layer, kind) for kind in kinds], name, encoder.attention_unit)
+                sublayers[name] = SublayerStructure.of_folded(encoder, name, folded)
+            layers.append(sublayers)
+        return cls(tuple(layers))
+
+    @classmethod
+    def from_state_dict(cls, encoder: Encoder, state_dict: Mapping[str, Tensor], prefix: str = "") -> Structure:
+        """Read the structure off the shapes in a state dict.
+
+        A three-dimensional weight holds blocks, a bias without a weight is a removed matrix, and a bias that is shorter
+        than the configuration says belongs to a sublayer with fewer neurons or heads. A matrix without any entry keeps
+        the structure that the encoder has, unless its sublayer is dropped.
+
+        Args:
+            encoder: The encoder that the state dict is meant for.
+            state_dict: Tensors by name.
+            prefix: Prefix of the names.
+        """
+        layers = []
+        for layer in range(len(encoder.layers)):
+            sublayers: dict[Sublayer, SublayerStructure] = {}
+            for name, kinds in SUBLAYERS.items():
+                closing = prefix + encoder.path(layer, kinds[-1])
+                is_dropped = f"{closing}.bias" in state_dict and f"{closing}.weight" not in state_dict
+                blocks: dict[str, BlockShape | None] = {}
+                for kind in kinds:
+                    path = prefix + encoder.path(layer, kind)
+                    weight = state_dict.get(f"{path}.weight")
+                    if weight is not None:
+                        blocks[kind] = BlockShape(*weight.shape) if weight.dim() == 3 else None
+                    elif is_dropped or f"{path}.bias" in state_dict:
+                        blocks[kind] = PRUNED
+                    else:
+                        module = encoder.find_matrix(layer, kind)
+                        blocks[kind] = PRUNED if module is None else as_matrix(module).block_shape
+                bias = state_dict.get(f"{prefix}{encoder.path(layer, kinds[-2])}.bias")
+                sublayers[name] = SublayerStructure(_inner_size(encoder, name, bias), blocks)
+            layers.append(sublayers)
+        return cls(tuple(layers))
+
+    @classmethod
+    def from_record(cls, encoder: Encoder, record: Mapping[str, Any]) -> Structure:
+        """Read a record in ``config.json``.
+
+        Args:
+            encoder: The dense encoder that the record is meant for.
+            record: The result of :meth:`to_record`.
+
+        Raises:
+            ValueError: If the record cannot be read or does not fit the encoder.
+        """
+        version = record.get("version") if isinstance(record, Mapping) else None
+        if version != STRUCTURE_VERSION:
+            raise ValueError(
+                f"config.json's pgb record has version={version!r}. This release of pgb-lightning reads version "
+                f"{STRUCTURE_VERSION}: use the release that wrote it, or export the model again."
+            )
+        entries = record.get("layers")
+        if not isinstance(entries, list) or len(entries) != len(encoder.layers):
+            found = len(entries) if isinstance(entries, list) else "no"
+            raise ValueError(
+                f"config.json's pgb record describes {found} layers, but the encoder has {len(encoder.layers)}."
+            )
+        layers = []
+        for layer, entry in enumerate(entries):
+            try:
+                layers.append(_read_entry(encoder, entry))
+            except ValueError as error:
+                raise ValueError(f"config.json's pgb record, layer {layer}: {error}") from None
+        return cls(tuple(layers))
+
+    def to_record(self, encoder: Encoder) -> dict[str, Any]:
+        """Return the structure as JSON primitives.
+
+        Args:
+            encoder: The encoder, for the sizes of dense sublayers.
+
+        Returns:
+            For every layer an entry for each sublayer with fewer heads or neurons (the inner features left), and for
+            each matrix that is not dense: ``"GxMxN"`` for G blocks of M x N, ``"gone"`` if it is removed. These are
+            strings because JSON writers put each number of a list on a line of its own.
+
+        Example:
+            >>> from transformers import BertConfig, BertModel
+            >>> from pgb_lightning.encoders import find_encoder
+            >>> tiny = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+            >>> encoder = find_encoder(BertModel(tiny))
+            >>> Structure.of(encoder).to_record(encoder)["layers"]
+            [{}, {}]
+        """
+        layers = []
+        for sublayers in self.sublayers:
+            sizes = {n: str(s.inner_size) for n, s in sublayers.items() if s.inner_size != encoder.inner_size(n)}
+            shapes = {
+                kind: GONE if shape == PRUNED else "x".join(map(str, shape))
+                for structure in sublayers.values()
+                for kind, shape in structure.blocks.items()
+                if shape is not None
+            }
+            layers.append({**sizes, **shapes})
+        return {"version": STRUCTURE_VERSION, "requires": REQUIRES, "layers": layers}
+
+    def build(self, encoder: Encoder) -> None:
+        """Give an encoder this structure, in place. The weights of new layers are not initialized.
+
+        Args:
+            encoder: The encoder; layers that have the structure already are kept.
+        """
+        if all(structure.is_dense(encoder, name) for layer in self.sublayers for name, structure in layer.items()):
+            return
+        for layer, sublayers in enumerate(self.sublayers):
+            for name, structure in sublayers.items():
+                new: dict[str, nn.Module] = {}
+                for kind, shape in structure.blocks.items():
+                    old = encoder.find_matrix(layer, kind)
+                    size = encoder.matrix_size(kind, structure.inner_size)
+                    if old is not None and not _has(old, size, shape):
+                        new[kind] = blank_layer(old, size, shape)
+                install(encoder, layer, name, new, structure.is_dropped)
+
+
+def _read_entry(encoder: Encoder, entry: Mapping[str, str]) -> dict[Sublayer, SublayerStructure]:
+    """Read what a record says of one layer.
 
     Raises:
-        ValueError: The record cannot be read, or does not fit the encoder. Nothing has changed then.
+        ValueError: If an entry is unknown, malformed, or does not fit the encoder.
     """
-    if record is None:
-        return
-    modules = _make_modules(encoder, _check(encoder, record))
-    for (layer, kind), module in modules.items():
-        put(encoder, layer, kind, module)
-    for layer in range(len(encoder.layers)):
-        for sublayer, kinds in SUBLAYERS.items():
-            if isinstance(modules.get((layer, kinds[-1])), ConstantLinear):
-                drop_sublayer(encoder, layer, sublayer)
-        if modules:
-            feed_in_chunks(encoder, layer)
+    known = (*SUBLAYERS, *MATRICES)
+    if unknown := [key for key in entry if key not in known]:
+        raise ValueError(f"{unknown[0]!r}: {entry[unknown[0]]!r} is unknown; expected one of {', '.join(known)}.")
+    sublayers: dict[Sublayer, SublayerStructure] = {}
+    for name, kinds in SUBLAYERS.items():
+        size = str(entry.get(name, encoder.inner_size(name)))
+        if not size.isdecimal() or not _is_inner_size(encoder, name, int(size)):
+            raise ValueError(
+                f"{name!r}: {size!r} must be a multiple of {encoder.unit(name)} up to {encoder.inner_size(name)}."
+            )
+        blocks = {kind: _read_shape(kind, entry.get(kind)) for kind in kinds}
+        structure = SublayerStructure(int(size), blocks)
+        structure.check(encoder, name)
+        sublayers[name] = structure
+    return sublayers
 
 
-def _check(encoder: Encoder, record: Mapping[str, Any]) -> list[Mapping[str, str]]:
-    """Require a record of this release's version, with one sensible entry a layer."""
-    version = record.get("version") if isinstance(record, Mapping) else None
-    if version != STRUCTURE_VERSION:
+def _read_shape(kind: str, shape: object) -> BlockShape | None:
+    if shape is None:
+        return None
+    if shape == GONE:
+        return PRUNED
+    if not re.fullmatch(r"\d+x\d+x\d+", str(shape)):
         raise ValueError(
-            f"config.json's pgb record has version={version!r}; this release of pgb-lightning reads version "
-            f"{STRUCTURE_VERSION}: use the release that wrote it, or export the model again."
+            f"{kind!r}: {shape!r} must give groups x block inputs x block outputs, such as '2x192x192', or {GONE!r}."
         )
-    layers = record.get("layers")
-    if not isinstance(layers, list) or len(layers) != len(encoder.layers):
-        found = len(layers) if isinstance(layers, list) else "no"
-        raise ValueError(f"config.json's pgb record describes {found} layers, the encoder has {len(encoder.layers)}.")
-    for number, shapes in enumerate(layers):
-        for sublayer in SUBLAYERS:
-            left = str(shapes.get(sublayer, encoder.inner_size(sublayer)))
-            unit = encoder.attention_unit if sublayer == "attention" else 1
-            if not left.isdecimal() or not 0 < int(left) <= encoder.inner_size(sublayer) or int(left) % unit:
-                raise ValueError(
-                    f"config.json's pgb record has {sublayer!r}: {left!r} for layer {number}; it must be a multiple of "
-                    f"{unit} up to {encoder.inner_size(sublayer)}."
-                )
-        for kind, shape in shapes.items():
-            if kind in SUBLAYERS:
-                continue
-            if kind not in MATRICES or not re.fullmatch(rf"{GONE}|\d+x\d+x\d+", str(shape)):
-                raise ValueError(
-                    f"config.json's pgb record has {kind!r}: {shape!r} for layer {number}; it must name one of "
-                    f"{', '.join(MATRICES)}, and give groups x block inputs x block outputs, such as '2x192x192', or "
-                    f"{GONE!r}."
-                )
-        for kinds in SUBLAYERS.values():
-            gone = [kind for kind in kinds if shapes.get(kind) == GONE]
-            if set(gone) - set(EXPENDABLE) and len(gone) != len(kinds):
-                raise ValueError(
-                    f"config.json's pgb record keeps nothing of {gone[-1]} in layer {number}; then the sublayer only "
-                    f"adds a constant, and {', '.join(kinds)} must all be {GONE!r}."
-                )
-    return layers
+    return BlockShape(*map(int, str(shape).split("x")))
 
 
-def _make_modules(encoder: Encoder, layers: list[Mapping[str, str]]) -> dict[tuple[int, str], nn.Module]:
-    """Make the layer for each matrix of which something is gone."""
-    made: dict[tuple[int, str], nn.Module] = {}
-    for number, shapes in enumerate(layers):
-        for sublayer, kinds in SUBLAYERS.items():
-            inside = int(shapes.get(sublayer, encoder.inner_size(sublayer)))
-            for kind in kinds:
-                old = encoder.matrix(number, kind)
-                assert isinstance(old, nn.Linear)
-                shape = shapes.get(kind)
-                size = matrix_shape(encoder, kind, inside)
-                if shape is None and size == (old.in_features, old.out_features):
-                    continue
-                blocks = None if shape is None else () if shape == GONE else tuple(map(int, shape.split("x")))
-                try:
-                    made[number, kind] = blank_layer(old, size, blocks, old.bias is not None)
-                except ValueError as error:
-                    raise ValueError(f"config.json's pgb record, layer {number} {kind}: {error}") from None
-    return made
+def _inner_size(encoder: Encoder, name: Sublayer, bias: Tensor | None) -> int:
+    """Return the inner features left, given the bias of an opening matrix; all of them if it does not tell."""
+    fits = bias is not None and _is_inner_size(encoder, name, len(bias))
+    return len(bias) if bias is not None and fits else encoder.inner_size(name)
+
+
+def _is_inner_size(encoder: Encoder, name: Sublayer, size: int) -> bool:
+    return 0 < size <= encoder.inner_size(name) and size % encoder.unit(name) == 0
+
+
+def _has(module: nn.Module, size: tuple[int, int], shape: BlockShape | None) -> bool:
+    """Return whether a layer has M, N and a block shape."""
+    matrix = as_matrix(module)
+    return (matrix.in_features, matrix.out_features) == size and matrix.block_shape == shape

@@ -1,4 +1,4 @@
-"""The grouped product and its gradients, against the same said with plain operations."""
+"""The grouped product and its gradients, compared with plain operations."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pgb_lightning.layers.grouped_product import (
-    _apart,
-    _batched,
+    _multiply_batched,
+    _multiply_separately,
+    gather_columns,
     grouped_product,
-    inverse_order,
-    put_columns,
-    take_columns,
+    is_in_order,
+    scatter_columns,
 )
 from pgb_lightning.layers.linear import GroupedLinear
 
 
-def plainly(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     parts = [part @ block for part, block in zip(x.chunk(len(weight), 1), weight, strict=True)]
     return torch.cat(parts, 1) + (0 if bias is None else bias)
 
@@ -38,9 +38,9 @@ def test_values_and_gradients(groups: int, sizes: tuple[int, int, int], with_bia
     )
     used = (x, weight, bias) if with_bias else (x, weight)
     given_bias = bias if with_bias else None
-    expected = plainly(x, weight, given_bias)
+    expected = reference(x, weight, given_bias)
     above = torch.randn_like(expected)
-    for product in (grouped_product, _apart, _batched):
+    for product in (grouped_product, _multiply_separately, _multiply_batched):
         output = product(x, weight, given_bias)
         torch.testing.assert_close(output, expected)
         for own, other in zip(
@@ -60,17 +60,18 @@ def test_gradients_of_gradients() -> None:
     inputs = [t.requires_grad_() for t in (x, weight, bias)]
     assert torch.autograd.gradgradcheck(grouped_product, inputs)
     for index in (torch.tensor([2, 0, 3, 1]), torch.tensor([3, 1])):
-        assert torch.autograd.gradgradcheck(lambda x, index=index: take_columns(x, index), [x])
+        assert torch.autograd.gradgradcheck(lambda x, index=index: gather_columns(x, index), [x])
+        assert torch.autograd.gradgradcheck(lambda x, index=index: scatter_columns(x[:, : len(index)], index, 4), [x])
 
 
-def test_a_bias_can_be_learned_alone() -> None:
+def test_the_bias_alone_can_require_a_gradient() -> None:
     x, weight, bias = torch.randn(3, 4), torch.randn(2, 2, 3), torch.randn(6, requires_grad=True)
     grouped_product(x, weight, bias).sum().backward()
     assert bias.grad is not None
     assert bias.grad.tolist() == [3.0] * 6
 
 
-def test_only_what_is_asked_for_gets_a_gradient() -> None:
+def test_only_tensors_that_require_a_gradient_get_one() -> None:
     x, weight, bias = torch.randn(3, 4), torch.randn(2, 2, 3, requires_grad=True), torch.randn(6)
     grouped_product(x, weight, bias).sum().backward()
     assert weight.grad is not None
@@ -78,13 +79,27 @@ def test_only_what_is_asked_for_gets_a_gradient() -> None:
     assert bias.grad is None
 
 
-def test_columns_are_taken_and_put() -> None:
+def test_scatter_undoes_gather() -> None:
     x, order = torch.randn(3, 4), torch.tensor([2, 0, 3, 1])
-    assert torch.equal(take_columns(take_columns(x, order), inverse_order(order)), x)
-    put = put_columns(x[:, :2], torch.tensor([3, 0]), torch.arange(5.0))
-    assert torch.equal(
-        put, torch.stack([x[:, 1], *(torch.full((3,), v) for v in (1.0, 2.0)), x[:, 0], *[torch.full((3,), 4.0)]], 1)
-    )
+    assert torch.equal(scatter_columns(gather_columns(x, order), order, 4), x)
+
+
+def test_columns_that_are_not_written_are_the_base() -> None:
+    x, base = torch.randn(3, 2), torch.arange(5.0, requires_grad=True)
+    output = scatter_columns(x, torch.tensor([3, 0]), 5, base)
+    expected = torch.stack([x[:, 1], torch.full((3,), 1.0), torch.full((3,), 2.0), x[:, 0], torch.full((3,), 4.0)], 1)
+    assert torch.equal(output, expected)
+    output.sum().backward()
+    assert base.grad is not None
+    assert base.grad.tolist() == [0.0, 3.0, 3.0, 0.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("index", "size", "expected"),
+    [([0, 1, 2], 3, True), ([0, 1], 3, False), ([1, 0, 2], 3, False), ([0, 1, 1], 3, False)],
+)
+def test_an_index_in_order_is_recognized(index: list[int], size: int, expected: bool) -> None:
+    assert is_in_order(torch.tensor(index), size) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -93,7 +108,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
     x, weight, bias = torch.randn(5, 8), torch.randn(2, 4, 3), torch.randn(6)
     output = grouped_product(x.to(dtype), weight.to(dtype), bias.to(dtype))
     assert output.dtype == dtype
-    torch.testing.assert_close(output.float(), plainly(x, weight, bias), rtol=0.05, atol=0.1)
+    torch.testing.assert_close(output.float(), reference(x, weight, bias), rtol=0.05, atol=0.1)
 
 
 @pytest.mark.parametrize("coverage", ["all", "some"])

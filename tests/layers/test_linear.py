@@ -1,18 +1,19 @@
-"""GroupedLinear against the dense matrix it stands for."""
+"""GroupedLinear compared with the dense matrix that it represents."""
 
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.tiny import batches, classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pgb_lightning import ConstantLinear, GroupedLinear, PruningConfig, prune
+from pgb_lightning import ConstantLinear, GroupedLinear
 from pgb_lightning.layers.dropped import DroppedCore
 
 
@@ -25,7 +26,7 @@ def shuffled(layer: GroupedLinear, seed: int = 0) -> GroupedLinear:
 
 
 def dense_twin(layer: GroupedLinear) -> nn.Linear:
-    """Make the dense layer with the same blocks and zeros elsewhere."""
+    """Return the dense layer with the same blocks and zeros elsewhere."""
     twin = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, dtype=layer.weight.dtype)
     with torch.no_grad():
         twin.weight.copy_(layer.dense_weight())
@@ -78,9 +79,105 @@ def test_gradcheck(partial: bool) -> None:
     assert torch.autograd.gradcheck(run, (x, layer.weight, layer.bias))
 
 
-@pytest.mark.parametrize("partial", [False, True])
-def test_training_may_follow_upon_an_evaluation(partial: bool) -> None:
-    layer = shuffled(GroupedLinear(12, 12, 2, 5 if partial else 6, 5 if partial else 6))
+# ---- the indices can be set in any way ------------------------------------------------------------------------
+
+
+def set_in_place(layer: GroupedLinear, other: GroupedLinear) -> None:
+    with torch.no_grad():
+        for own, new in zip(layer.state_dict().values(), other.state_dict().values(), strict=True):
+            own.copy_(new)
+
+
+def set_attributes(layer: GroupedLinear, other: GroupedLinear) -> None:
+    for name, value in other.state_dict(keep_vars=True).items():
+        setattr(layer, name, value)
+
+
+def set_data(layer: GroupedLinear, other: GroupedLinear) -> None:
+    for own, new in zip(layer.state_dict(keep_vars=True).values(), other.state_dict().values(), strict=True):
+        own.data = new.clone()
+
+
+def swap_tensors(layer: GroupedLinear, other: GroupedLinear) -> None:
+    for own, new in zip(
+        layer.state_dict(keep_vars=True).values(), copy.deepcopy(other).state_dict(keep_vars=True).values(), strict=True
+    ):
+        torch.utils.swap_tensors(own, new)
+
+
+SETTERS: dict[str, Callable[[GroupedLinear, GroupedLinear], object]] = {
+    "load_state_dict": lambda layer, other: layer.load_state_dict(other.state_dict()),
+    "load_state_dict, assign": lambda layer, other: layer.load_state_dict(other.state_dict(), assign=True),
+    "in place": set_in_place,
+    "attributes": set_attributes,
+    "data": set_data,
+    "swap_tensors": swap_tensors,
+}
+MODES = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
+
+
+def permitted_by_torch(how: str, built_in: str, set_in: str) -> bool:
+    if how == "swap_tensors":  # not for inference tensors
+        return "inference_mode" not in (built_in, set_in)
+    # Inference tensors are not written to outside of inference mode.
+    writes = how in ("load_state_dict", "in place")
+    return not (writes and built_in == "inference_mode" and set_in != "inference_mode")
+
+
+CASES = [
+    (how, built_in, set_in)
+    for how in SETTERS
+    for built_in in MODES
+    for set_in in MODES
+    if permitted_by_torch(how, built_in, set_in)
+]
+
+
+@pytest.mark.parametrize(("how", "built_in", "set_in"), CASES)
+@pytest.mark.parametrize("in_order", [False, True])
+def test_outputs_follow_the_indices_however_they_are_set(how: str, built_in: str, set_in: str, in_order: bool) -> None:
+    """A layer that has run and is then given other blocks computes with those."""
+    other = GroupedLinear(12, 8, 2, 5, 4)
+    other = other if in_order else shuffled(other, seed=1)
+    x = torch.randn(3, 12)
+    with MODES[built_in]():
+        layer = shuffled(GroupedLinear(12, 8, 2, 5, 4))
+        layer(x)
+    with MODES[set_in]():
+        SETTERS[how](layer, other)
+    has_inference_tensors = any(value.is_inference() for value in layer.state_dict(keep_vars=True).values())
+    for mode in ("inference_mode",) if has_inference_tensors else MODES:
+        with MODES[mode]():
+            assert torch.equal(layer(x), other(x))
+            torch.testing.assert_close(layer(x), x @ other.dense_weight().T + other.bias)
+
+
+def test_functional_call_uses_the_indices_it_is_given() -> None:
+    layer, other = shuffled(GroupedLinear(12, 8, 2)), shuffled(GroupedLinear(12, 8, 2), seed=1)
+    x = torch.randn(3, 12)
+    layer(x)
+    assert torch.equal(torch.func.functional_call(layer, other.state_dict(), (x,)), other(x))
+    torch.testing.assert_close(layer(x), dense_twin(layer)(x))
+
+
+def test_copies_moves_and_meta_tensors_keep_the_indices(tmp_path: Path) -> None:
+    layer, x = shuffled(GroupedLinear(12, 8, 2)), torch.randn(3, 12)
+    layer(x)
+    torch.save(layer, tmp_path / "layer.pt")
+    meta = GroupedLinear(12, 8, 2, device="meta")
+    meta.to_empty(device="cpu").load_state_dict(layer.state_dict())
+    copies = (
+        copy.deepcopy(layer),
+        pickle.loads(pickle.dumps(layer)),
+        torch.load(tmp_path / "layer.pt", weights_only=False),
+        copy.deepcopy(layer).double().float(),
+        meta,
+    )
+    assert all(torch.equal(other(x), layer(x)) for other in copies)
+
+
+def test_training_can_follow_an_evaluation_in_inference_mode() -> None:
+    layer = shuffled(GroupedLinear(12, 12, 2, 5, 5))
     x = torch.randn(3, 12, requires_grad=True)
     with torch.inference_mode():
         layer(x)
@@ -88,15 +185,7 @@ def test_training_may_follow_upon_an_evaluation(partial: bool) -> None:
     assert x.grad is not None
 
 
-def test_other_indices_are_noticed() -> None:
-    layer = shuffled(GroupedLinear(12, 8, 2))
-    x = torch.randn(3, 12)
-    layer(x)
-    other = shuffled(GroupedLinear(12, 8, 2), seed=1)
-    layer.load_state_dict(other.state_dict())  # written into the same tensors
-    assert torch.equal(layer(x), other(x))
-    layer.input_index, layer.output_index = (torch.arange(size, dtype=torch.int32).view(2, -1) for size in (12, 8))
-    torch.testing.assert_close(layer(x), dense_twin(layer)(x))
+# ---- size, data types, representation -------------------------------------------------------------------------
 
 
 def test_disk_and_memory_hold_the_blocks_only() -> None:
@@ -128,7 +217,7 @@ def test_autocast_gives_what_a_linear_layer_gives(dtype: torch.dtype) -> None:
     assert layer.weight.grad.abs().sum() > 0
 
 
-def test_half_keeps_the_indices_whole() -> None:
+def test_half_precision_keeps_integer_indices() -> None:
     layer = shuffled(GroupedLinear(24, 48, 4)).to(torch.bfloat16)
     assert layer.input_index.dtype == torch.int32
     assert layer(torch.randn(2, 24, dtype=torch.bfloat16)).dtype == torch.bfloat16
@@ -158,7 +247,7 @@ def test_constant_linear_is_its_bias_and_trains() -> None:
     assert torch.equal(layer.bias.grad, torch.full((2,), 20.0))
 
 
-def test_dropped_core_hands_on_what_its_place_returned() -> None:
+def test_a_dropped_core_returns_its_input_or_the_constant() -> None:
     x = torch.randn(2, 3, 4)
     assert DroppedCore(None, None, returns_tuple=False)(x) is x
     output, weights = DroppedCore("out_lin", ConstantLinear(4, 4), returns_tuple=True)(x, attention_mask=None)
@@ -166,22 +255,6 @@ def test_dropped_core_hands_on_what_its_place_returned() -> None:
     assert torch.equal(output, torch.zeros_like(x))
 
 
-def test_repr_says_what_is_there() -> None:
+def test_repr_describes_the_blocks() -> None:
     assert "in_features=8, out_features=4, groups=2, block=4x2, bias=True" in repr(GroupedLinear(8, 4, 2))
     assert "in_features=8, out_features=4" in repr(ConstantLinear(8, 4))
-
-
-def test_what_must_be_moved_is_known_before_the_first_pass(tmp_path: Path) -> None:
-    """Else small tensors, made between a first pass's large ones, keep the heap from shrinking."""
-    model = classifier(layers=1)
-    prune(model, batches(2), PruningConfig.from_preset("paper"))
-    torch.save(model, tmp_path / "model.pt")
-    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
-    restored = copy.deepcopy(model)
-    restored.load_state_dict(model.state_dict())
-    for each in (model, loaded, restored):
-        layers = [module for module in each.modules() if isinstance(module, GroupedLinear)]
-        assert layers
-        for layer in layers:
-            assert layer._known is not None
-            assert layer._known.hold_for(layer.input_index, layer.output_index)

@@ -1,4 +1,4 @@
-"""Shapes of a sublayer: what they keep, and that their predicted loss is that of least squares on the data."""
+"""Candidates: what they keep, and their predicted loss compared with least squares on the data."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pgb_lightning import PruningConfig
 from pgb_lightning.calibration.collect import Calibration, calibrate
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.search.candidates import Candidate, list_candidates
+from pgb_lightning.shapes import Dropped, Groups, Heads, Neurons
 
 CONFIG = PruningConfig(ridge=1e-9)
 
@@ -37,17 +38,21 @@ def test_every_sublayer_has_its_shapes(model_type: str) -> None:
         assert all(matrix.input_index is None for matrix in options[0].matrices)
         shapes = [candidate.shape for candidate in options]
         assert len(set(shapes)) == len(shapes)
-        assert "dropped" in shapes
+        assert Dropped() in shapes
         assert all(candidate.loss >= 0 for candidate in options)
-    assert {"1 heads", "groups 2, 2, 6, 3", "groups 0, 1, 1, 1", "groups 0, 0, 4, 4"} <= {c.shape for c in found[0]}
-    assert {"48 neurons", "96 neurons in 6 and 2 groups", "48 neurons in 1 and 4 groups"} <= {c.shape for c in found[1]}
+    assert {"1 heads", "groups 2, 2, 6, 3", "groups 0, 1, 1, 1", "groups 0, 0, 4, 4"} <= {
+        str(c.shape) for c in found[0]
+    }
+    assert {"48 neurons", "96 neurons in 6 and 2 groups", "48 neurons in 1 and 4 groups"} <= {
+        str(c.shape) for c in found[1]
+    }
 
 
 @pytest.mark.parametrize(("neurons", "step"), [(40, 1), (100, 2), (256, 4), (512, 8)])
 def test_every_number_of_neurons_has_widths_and_groups(neurons: int, step: int) -> None:
     """Not only multiples of 48 have: 512, 1,024, 2,048 and 4,096 are those of BERT's other sizes."""
     _, ffn = candidates_of(classifier(layers=1, intermediate_size=neurons))
-    shapes = [candidate.shape for candidate in ffn]
+    shapes = [str(candidate.shape) for candidate in ffn]
     widths = [f"{left} neurons" for left in range(neurons, 0, -step)]
     assert [shape for shape in shapes if shape.endswith("neurons")] == widths
     assert len(widths) >= min(neurons, 48)
@@ -58,13 +63,13 @@ def test_every_number_of_neurons_has_widths_and_groups(neurons: int, step: int) 
 def test_kept_neurons_and_heads_are_the_same_for_all_matrices_and_ascending() -> None:
     attention, ffn = candidates_of(classifier(layers=1))
     for candidate in ffn:
-        if candidate.shape.endswith("neurons") and candidate.shape != "96 neurons":
+        if isinstance(candidate.shape, Neurons) and candidate.shape != Neurons(96):
             w1, w2 = candidate.matrices
             assert w1.output_index == w2.input_index == (tuple(sorted(w1.output_index[0])),)
-            assert f"{len(w1.output_index[0])} neurons" == candidate.shape
+            assert candidate.shape == Neurons(len(w1.output_index[0]))
             assert w1.input_index == w2.output_index == (tuple(range(24)),)
             assert candidate.parameters == 2 * 24 * len(w1.output_index[0])
-    [one_head] = [candidate for candidate in attention if candidate.shape == "1 heads"]
+    [one_head] = [candidate for candidate in attention if candidate.shape == Heads(1)]
     q, k, v, o = one_head.matrices
     assert q.output_index == k.output_index == v.output_index == o.input_index
     assert o.input_index in ((tuple(range(12)),), (tuple(range(12, 24)),))
@@ -72,7 +77,7 @@ def test_kept_neurons_and_heads_are_the_same_for_all_matrices_and_ascending() ->
 
 def test_fewer_neurons_never_predict_less_loss() -> None:
     for options in candidates_of(classifier())[1::2]:
-        widths = [c for c in options if c.shape.endswith("neurons") or c.shape == "dropped"]
+        widths = [c for c in options if isinstance(c.shape, (Neurons, Dropped))]
         assert [c.parameters for c in widths] == sorted((c.parameters for c in widths), reverse=True)
         assert [c.loss for c in widths] == sorted(c.loss for c in widths)
 
@@ -87,7 +92,7 @@ def test_predictions_are_those_of_least_squares_on_real_tokens(permutation: str)
     chosen = [
         c
         for c in ffn
-        if c.shape
+        if str(c.shape)
         in (
             "40 neurons",
             "48 neurons in 3 and 2 groups",
@@ -95,7 +100,7 @@ def test_predictions_are_those_of_least_squares_on_real_tokens(permutation: str)
             "96 neurons in 1 and 4 groups",
         )
     ]
-    chosen += [c for c in attention if c.shape in ("1 heads", "groups 2, 2, 3, 6", "groups 1, 0, 1, 1")]
+    chosen += [c for c in attention if str(c.shape) in ("1 heads", "groups 2, 2, 3, 6", "groups 1, 0, 1, 1")]
     assert len(chosen) == 7
     for candidate in chosen:
         expected = 0.0
@@ -137,12 +142,14 @@ def test_compensated_groups_are_alike_around_the_neurons_and_lose_less() -> None
     for permutation in ("balanced", "compensated"):
         config = replace(CONFIG, permutation=permutation)
         attention, ffn = list_candidates(find_encoder(model), statistics, config)
-        losses[permutation] = [candidate.loss for candidate in (*attention, *ffn) if "groups" in candidate.shape]
+        losses[permutation] = [
+            candidate.loss for candidate in (*attention, *ffn) if isinstance(candidate.shape, Groups)
+        ]
     assert sum(losses["compensated"]) < 0.99 * sum(losses["balanced"])
-    alike = [c.matrices for c in ffn if c.shape in ("96 neurons in 3 and 3 groups", "48 neurons in 4 and 4 groups")]
+    alike = [c.matrices for c in ffn if c.shape in (Groups((3, 3), 96), Groups((4, 4), 48))]
     assert len(alike) == 2
     assert all(w1.output_index == w2.input_index for w1, w2 in alike)
-    [apart] = [c.matrices for c in ffn if c.shape == "48 neurons in 4 and 2 groups"]
+    [apart] = [c.matrices for c in ffn if c.shape == Groups((4, 2), 48)]
     assert sorted(sum(apart[0].output_index, ())) == sorted(sum(apart[1].input_index, ()))
 
 

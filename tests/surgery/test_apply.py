@@ -1,4 +1,4 @@
-"""Surgery: what a plan does to a model, with the dense twin as the oracle."""
+"""Applying a plan to a model, with the dense twin as the oracle."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from pgb_lightning.encoders.base import MATRICES, SUBLAYERS
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.layers.dropped import DroppedCore
 from pgb_lightning.layers.linear import GroupedLinear
-from pgb_lightning.surgery.apply import prune_linear, select
+from pgb_lightning.surgery.apply import prune_linear, select_features
 from pgb_lightning.surgery.checks import is_pruned, matches
 from pgb_lightning.surgery.folding import fold
+
+#: All families at one ratio, and BERT at all of them.
+CASES = [(model_type, ratio) for model_type in MODEL_TYPES for ratio in RATIOS if model_type == "bert" or ratio == 0.5]
 
 
 def plan_with(encoder_layers: int, **groups: int) -> PruningPlan:
@@ -34,8 +37,7 @@ def plan_with(encoder_layers: int, **groups: int) -> PruningPlan:
     return PruningPlan("bert", tuple(matrices))
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize(("model_type", "ratio"), CASES)
 @pytest.mark.parametrize("preset", ["balanced", "default"])
 def test_the_dense_twin_equals_the_grouped_model(model_type: str, ratio: float, preset: str) -> None:
     model = pruned(model_type, ratio, preset).double()
@@ -77,7 +79,7 @@ def test_without_compensation_the_kept_weights_are_the_dense_model_s() -> None:
         if isinstance(module, GroupedLinear):
             sublayer = next(name for name, kinds in SUBLAYERS.items() if kind in kinds)
             hidden = fold([plan.matrix(layer, k) for k in SUBLAYERS[sublayer]], sublayer, 12).hidden
-            dense = select(linear, hidden, of_inputs=kind in ("O", "W2"))
+            dense = select_features(linear, hidden, of_inputs=kind in ("O", "W2"))
             inside = module.dense_weight() != 0
             assert torch.equal(module.dense_weight()[inside], dense.weight[inside])
             assert torch.equal(module.bias, dense.bias)
@@ -124,22 +126,36 @@ def test_a_plan_that_does_not_fit_names_the_first_mismatch_and_changes_nothing()
     model = classifier()
     before = copy.deepcopy(model.state_dict())
     encoder = find_encoder(model)
-    with pytest.raises(ValueError, match="the plan has 2 layers, but the encoder has 3"):
+    with pytest.raises(ValueError, match="2 layers.* 3"):
         apply_plan(encoder, plan_with(2))
-    with pytest.raises(ValueError, match="made for a 'roberta' encoder, but this one is 'bert'"):
+    with pytest.raises(ValueError, match="model_type='roberta'.* 'bert'"):
         apply_plan(encoder, PruningPlan("roberta", plan_with(3).matrices))
     wide = [MatrixPlan(m.layer, m.kind, 24, 24, None, None) for m in plan_with(3).matrices]
-    with pytest.raises(ValueError, match="layer 0 W1: the plan is for 24 x 24, but the encoder's matrix is 24 x 96"):
+    with pytest.raises(ValueError, match="Layer 0 W1: .* 24 x 24.* 24 x 96"):
         apply_plan(encoder, PruningPlan("bert", tuple(wide)))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_a_grouped_encoder_is_not_pruned_again() -> None:
+def test_a_pruned_encoder_is_not_pruned_again() -> None:
     model = pruned("bert")
-    with pytest.raises(ValueError, match="the encoder at 'bert' is grouped already and cannot be pruned again"):
+    with pytest.raises(ValueError, match="'bert' is already pruned"):
         apply_plan(find_encoder(model), plan_with(3, W1=2, W2=2))
-    with pytest.raises(ValueError, match="grouped already"):
+    with pytest.raises(ValueError, match="already pruned"):
         prune(model, batches(1))
+
+
+def test_a_plan_is_applied_to_a_model_or_an_encoder() -> None:
+    plan = plan_with(3, W1=2, W2=2)
+    models = [classifier() for _ in range(3)]
+    apply_plan(models[0], plan)
+    apply_plan(find_encoder(models[1]), plan)
+    both = nn.ModuleDict({"a": models[2], "b": classifier()})
+    with pytest.raises(ValueError, match="encoder="):
+        apply_plan(both, plan)
+    apply_plan(both, plan, encoder="a")
+    assert torch.equal(logits(models[0]), logits(models[1]))
+    assert torch.equal(logits(models[0]), logits(models[2]))
+    assert not is_pruned(find_encoder(both, "b"))
 
 
 def test_what_was_frozen_stays_frozen() -> None:
@@ -161,7 +177,7 @@ def test_a_subclass_of_linear_is_not_flattened() -> None:
 
     model = classifier()
     model.bert.encoder.layer[0].attention.self.query = Low(24, 24)
-    with pytest.raises(ValueError, match=r"layer 0 Q of the encoder at 'bert' is a \S+Low, not a plain nn.Linear"):
+    with pytest.raises(ValueError, match=r"Layer 0 Q of the encoder at 'bert' is a \S+Low"):
         prune(model, batches(1))
 
 
@@ -173,26 +189,23 @@ def test_layers_that_another_library_exchanged_are_named() -> None:
 
     model = classifier()
     model.bert.encoder.layer[1].output.dense = Adapter(model.bert.encoder.layer[1].output.dense)
-    with pytest.raises(
-        ValueError, match=r"layer 1 W2 of the encoder at 'bert' is a \S+Adapter, not a plain nn.Linear; merge"
-    ):
+    with pytest.raises(ValueError, match=r"Layer 1 W2 of the encoder at 'bert' is a \S+Adapter"):
         prune(model, batches(1))
 
 
 @pytest.mark.parametrize("model_type", ["bert", "distilbert"])
 def test_parts_of_a_sequence_are_refused(model_type: str) -> None:
     model = classifier(model_type, chunk_size_feed_forward=4)
-    with pytest.raises(ValueError, match=r"has chunk_size_feed_forward=4, .* build it with chunk_size_feed_forward=0"):
+    with pytest.raises(ValueError, match="chunk_size_feed_forward=4"):
         prune(model, batches(1))
 
 
-def test_a_matrix_kept_whole_stays_the_layer_it_was() -> None:
+def test_a_matrix_that_stays_dense_keeps_its_layer() -> None:
     linear = nn.Linear(4, 4)
     assert prune_linear(linear, MatrixPlan(0, "Q", 4, 4, None, None)) is linear
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize(("model_type", "ratio"), CASES)
 def test_an_encoder_matches_the_plan_it_was_pruned_by_and_no_other(model_type: str, ratio: float) -> None:
     model, other = classifier(model_type), classifier(model_type, seed=2)
     plan = prune(model, batches(6), PruningConfig(pruning_ratio=ratio))

@@ -17,7 +17,7 @@ from pgb_lightning.encoders.base import MATRICES
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
 from pgb_lightning.plan import Index
-from pgb_lightning.surgery.apply import prune_linear, put
+from pgb_lightning.surgery.apply import prune_linear
 from pgb_lightning.surgery.checks import is_pruned, matches
 from pgb_lightning.surgery.folding import fold
 
@@ -45,7 +45,7 @@ def literally(model: nn.Module, plan: PruningPlan) -> nn.Module:
     model = copy.deepcopy(model)
     encoder = find_encoder(model)
     for key, linear in list(encoder.linears()):
-        put(encoder, *key, prune_linear(linear, plan.matrix(*key)))
+        encoder.set_matrix(*key, prune_linear(linear, plan.matrix(*key)))
     return model
 
 

@@ -1,4 +1,4 @@
-"""Rebuilding: a state dict says what the encoder's structure is, and which state dicts are refused."""
+"""Rebuilding from a state dict: the structure that is read off it, and the state dicts that are refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.tiny import MODEL_TYPES, RATIOS, classifier, logits, pruned
+from helpers.tiny import MODEL_TYPES, RATIOS, batches, classifier, logits, pruned
 from torch import nn
 
 from pgb_lightning import MatrixPlan, PruningPlan, apply_plan, follow_state_dict
@@ -19,8 +19,9 @@ from pgb_lightning.surgery.checks import is_pruned
 from pgb_lightning.surgery.from_state_dict import StructureError, follows_state_dict
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize(
+    ("model_type", "ratio"), [(m, r) for m in MODEL_TYPES for r in RATIOS if m == "bert" or r == 0.5]
+)
 @pytest.mark.parametrize("preset", ["balanced", "default"])
 def test_a_state_dict_rebuilds_the_grouped_model(model_type: str, ratio: float, preset: str) -> None:
     model = pruned(model_type, ratio, preset)
@@ -29,12 +30,12 @@ def test_a_state_dict_rebuilds_the_grouped_model(model_type: str, ratio: float, 
     stored.seek(0)
     fresh = nn.ModuleDict({"net": classifier(model_type, seed=1)})
     follow_state_dict(fresh)
-    follow_state_dict(fresh)  # once is enough, twice is no harm
+    follow_state_dict(fresh)  # a second call has no effect
     state = {f"net.{name}": value for name, value in torch.load(stored, weights_only=True).items()}
     fresh.load_state_dict(state)
     assert torch.equal(logits(fresh["net"]), logits(model))
     assert fresh.state_dict().keys() == state.keys()
-    fresh.load_state_dict(state)  # a grouped module takes a grouped state dict as it is
+    fresh.load_state_dict(state)  # a pruned module loads it without changes
     assert torch.equal(logits(fresh["net"]), logits(model))
 
 
@@ -55,7 +56,7 @@ def test_a_dense_state_dict_still_loads_into_a_dense_module_only() -> None:
     assert torch.equal(logits(fresh), logits(dense))
     grouped = pruned("bert")
     follow_state_dict(grouped)
-    with pytest.raises(ValueError, match=r"holds a dense matrix at .*weight, but the module's was pruned"):
+    with pytest.raises(ValueError, match=r"\.weight"):
         grouped.load_state_dict(dense.state_dict())
 
 
@@ -68,7 +69,7 @@ def test_following_survives_a_deep_copy() -> None:
     assert not is_pruned(find_encoder(fresh))
 
 
-def test_part_of_a_state_dict_says_nothing_about_structure() -> None:
+def test_a_part_of_a_state_dict_does_not_change_the_structure() -> None:
     model = classifier()
     follow_state_dict(model)
     biases = {name: value + 1 for name, value in model.state_dict().items() if name.endswith("bias")}
@@ -96,9 +97,9 @@ def following(**settings: Any) -> nn.Module:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_type": "roberta"}, "no layers at 'roberta.encoder.layer', .* weights are called bert.embeddings"),
-        ({"layers": 2}, "'bert.encoder.layer' has 3 layers, the module's has 2"),
-        ({"intermediate_size": 48}, r"intermediate.dense: the checkpoint holds .* the module's 24 x 48"),
+        ({"model_type": "roberta"}, "'roberta.encoder.layer'.* bert.embeddings"),
+        ({"layers": 2}, "'bert.encoder.layer' has 3 layers.* 2"),
+        ({"intermediate_size": 48}, r"intermediate.dense: .* 24 x 48"),
     ],
 )
 @pytest.mark.parametrize("grouped", [True, False])
@@ -114,10 +115,10 @@ def test_blocks_outside_the_matrix_are_refused() -> None:
     state = pruned("bert").state_dict()
     name = next(name for name in state if name.endswith("output_index"))
     state[name] = state[name] + 1000
-    with pytest.raises(StructureError, match=r"blocks of \d+ x \d+ whose places are missing or outside"):
+    with pytest.raises(StructureError, match=r"blocks of \d+ x \d+"):
         following().load_state_dict(state)
     del state[name]
-    with pytest.raises(StructureError, match="whose places are missing or outside"):
+    with pytest.raises(StructureError, match=r"blocks of \d+ x \d+"):
         following().load_state_dict(state)
 
 
@@ -125,7 +126,7 @@ def test_a_newer_layout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GroupedLinear, "_version", 2)
     state = pruned("bert").state_dict()
     monkeypatch.setattr(GroupedLinear, "_version", 1)
-    with pytest.raises(StructureError, match=r"was written in layout 2 by a newer release .* reads up to 1"):
+    with pytest.raises(StructureError, match="layout 2.* 1"):
         following().load_state_dict(state)
 
 
@@ -144,16 +145,14 @@ def test_part_of_a_dense_model_is_loaded_as_torch_loads_it(chosen: tuple[str, ..
 
 def test_another_head_is_refused_before_the_encoder_changes() -> None:
     model = following(num_labels=3)
-    with pytest.raises(
-        StructureError, match=r"classifier.weight: the checkpoint holds \(2, 24\), the module \(3, 24\)"
-    ):
+    with pytest.raises(StructureError, match=r"classifier.weight: .*\(2, 24\).* \(3, 24\)"):
         model.load_state_dict(pruned("bert").state_dict())
     assert not is_pruned(find_encoder(model))
 
 
 def test_the_prefix_of_a_wrapped_module_is_named() -> None:
     state = {f"_orig_mod.{name}": value for name, value in pruned("bert").state_dict().items()}
-    with pytest.raises(StructureError, match=r"take the prefix '_orig_mod.' off their names"):
+    with pytest.raises(StructureError, match=r"'_orig_mod\.'"):
         following().load_state_dict(state)
 
 
@@ -163,7 +162,27 @@ def test_an_encoder_of_which_everything_was_dropped_is_rebuilt() -> None:
         MatrixPlan(layer, kind, linear.in_features, linear.out_features, (), (), 0.0)
         for (layer, kind), linear in find_encoder(model).linears()
     )
-    apply_plan(find_encoder(model), PruningPlan("bert", nothing))
+    apply_plan(model, PruningPlan("bert", nothing))
     fresh = following()
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(logits(fresh), logits(model))
+
+
+def test_loading_in_inference_mode_gives_the_same_outputs() -> None:
+    model = pruned("bert", preset="paper")
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        fresh = following()
+        with mode():
+            fresh.load_state_dict(model.state_dict())
+        with torch.inference_mode():
+            batch = batches(1)[0]
+            assert torch.equal(fresh(**batch).logits, model(**batch).logits)
+
+
+def test_a_matrix_without_entries_keeps_its_structure_under_a_non_strict_load() -> None:
+    model, query = pruned("bert", preset="paper"), "bert.encoder.layer.0.attention.self.query."
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith(query)}
+    fresh = following()
+    before = fresh.bert.encoder.layer[0].attention.self.query.weight.clone()
+    fresh.load_state_dict(state, strict=False)
+    assert torch.equal(fresh.bert.encoder.layer[0].attention.self.query.weight, before)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pgb_lightning.calibration.collect import LayerInput
 from pgb_lightning.compensation.fit import Stream, captured
 from pgb_lightning.encoders.base import SUBLAYERS, Encoder, Sublayer
-from pgb_lightning.layers.linear import GroupedLinear
+from pgb_lightning.layers.matrix import as_matrix
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery.apply import prune_sublayer
 
@@ -46,7 +46,9 @@ def _tune(encoder: Encoder, original: nn.Module, layer: int, sublayer: Sublayer,
     """Advance the dense stream by one sublayer, and tune the pruned sublayer to it."""
     closing = encoder.matrix(layer, SUBLAYERS[sublayer][-1])
     dense = original.get_submodule(encoder.family.paths[SUBLAYERS[sublayer][-1]])
-    rows, weight = _remaining_weights(closing)
+    # The kept heads or neurons are one block, of a smaller dense layer or of a grouped one (MPNet's heads).
+    left = as_matrix(closing)
+    is_kept = left.kept_weights().numel() > 0
     power: Tensor | float = 0.0
     cross: Tensor | float = 0.0
     for stream in streams:
@@ -54,28 +56,19 @@ def _tune(encoder: Encoder, original: nn.Module, layer: int, sublayer: Sublayer,
         with captured(dense) as calls:
             stream.dense = stream.run(encoder, original, sublayer, before)
         target = stream.real(calls[0][1] + before.to(stream.device) - stream.pruned.to(stream.device))
-        if weight is not None:
+        if is_kept:
             with captured(closing) as calls:
                 stream.run(encoder, encoder.layers[layer], sublayer, stream.pruned)
             read, given = (stream.real(part) for part in calls[0])
-            read = read if rows is None else read[:, rows]
+            read = read[:, left.index().rows[0]]
             power = power + (read.T @ read).double()
             cross = cross + (read.T @ (target - given)).double()
-    if isinstance(power, Tensor) and isinstance(cross, Tensor) and weight is not None:
+    if isinstance(power, Tensor) and isinstance(cross, Tensor) and is_kept:
+        weight = left.kept_weights()[0]
         unit = encoder.head_size if sublayer == "attention" else 1
         masks = solve_masks(power, cross, weight.double(), unit)
         if masks.abs().max() <= LARGEST:
             weight.mul_(masks.repeat_interleave(unit).unsqueeze(1).to(weight))
-
-
-def _remaining_weights(closing: nn.Module) -> tuple[Tensor | None, Tensor | None]:
-    """Return the inputs that a closing matrix reads (``None``: all) and a view of its weights, of shape (M, N), if any.
-
-    In models that need all heads, the kept heads are the only block of a grouped layer.
-    """
-    if isinstance(closing, GroupedLinear):
-        return closing.input_index[0].long(), closing.weight[0]
-    return None, closing.weight.T if isinstance(closing, nn.Linear) else None
 
 
 def solve_masks(power: Tensor, missing: Tensor, weight: Tensor, unit: int, ridge: float = RIDGE) -> Tensor:

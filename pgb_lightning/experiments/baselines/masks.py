@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from pgb_lightning.encoders.base import MATRICES, Encoder
-from pgb_lightning.layers.linear import ConstantLinear
+from pgb_lightning.layers.matrix import as_matrix
 
 
 def mask_matrices(
@@ -36,11 +36,11 @@ def kept_weights(encoder: Encoder) -> int:
     for layer in range(len(encoder.layers)):
         for kind in MATRICES:
             module = encoder.find_matrix(layer, kind)
-            if module is None or isinstance(module, ConstantLinear):
-                continue
             mask = getattr(module, "weight_mask", None)
-            assert isinstance(module.weight, Tensor)
-            count += int(mask.sum()) if isinstance(mask, Tensor) else module.weight.numel()
+            if isinstance(mask, Tensor):
+                count += int(mask.sum())
+            elif module is not None:
+                count += as_matrix(module).kept_weights().numel()
     return count
 
 

@@ -1,0 +1,92 @@
+"""The search over block shapes: the least predicted loss within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pgb_lightning.calibration.collect import Calibration
+from pgb_lightning.calibration.importance import encoder_importances
+from pgb_lightning.config import PruningConfig
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.fingerprint import fingerprint
+from pgb_lightning.grouping.permutation import Blocks
+from pgb_lightning.plan import MatrixPlan, PruningPlan
+from pgb_lightning.search.candidates import Candidate, CandidateCost, list_candidates
+from pgb_lightning.search.costs import candidate_cost
+from pgb_lightning.search.knapsack import solve_knapsack
+from pgb_lightning.search.speedup import meet_speedup
+from pgb_lightning.target import warn_if_missed
+
+
+def plan_by_shapes(
+    encoder: Encoder,
+    statistics: Calibration,
+    config: PruningConfig,
+    candidates: Sequence[Sequence[Candidate]] | None = None,
+    cost: CandidateCost | None = None,
+) -> PruningPlan:
+    """Choose a shape for every sublayer; nothing is changed.
+
+    Args:
+        encoder: A dense encoder.
+        statistics: Its calibration, moments included.
+        config: The target.
+        candidates: The result of :func:`~pgb_lightning.search.candidates.list_candidates`; computed if omitted.
+        cost: The cost of a candidate; determined by ``config.budget`` if omitted.
+
+    Returns:
+        The plan. A warning is issued if it misses the target by more than one percentage point.
+    """
+    options = candidates or list_candidates(encoder, statistics, config)
+    cost_of = cost or candidate_cost(encoder, options, config)
+    dense_cost = sum(cost_of(sublayer[0]) for sublayer in options)
+    importances = encoder_importances(encoder, statistics.fisher)
+    identity = fingerprint(encoder)
+
+    def plan_at(cut: float) -> tuple[PruningPlan, float]:
+        chosen = choose_shapes(options, cut, config.tolerance, cost_of)
+        matrices = tuple(
+            replace(matrix, importance_kept=_importance_kept(matrix, importances[matrix.layer, matrix.kind]))
+            for candidate in chosen
+            for matrix in candidate.matrices
+        )
+        settings = {**config.to_dict(), "shapes": [str(candidate.shape) for candidate in chosen]}
+        plan = PruningPlan(encoder.model_type, matrices, settings, statistics.num_samples, identity)
+        return plan, 1 - sum(map(cost_of, chosen)) / dense_cost
+
+    plan, removed = plan_at(config.cut) if config.budget != "latency" else meet_speedup(encoder, config, plan_at)
+    warn_if_missed(removed, config)
+    return plan
+
+
+def choose_shapes(
+    candidates: Sequence[Sequence[Candidate]], ratio: float, tolerance: float, cost: CandidateCost
+) -> list[Candidate]:
+    """Choose one candidate for each sublayer: the least predicted loss within the budget.
+
+    Args:
+        candidates: The candidates of each sublayer, the dense one first.
+        ratio: The fraction of the dense cost to remove.
+        tolerance: How much more may be removed, as a fraction of the dense cost.
+        cost: The cost of a candidate.
+    """
+    costs = [[cost(candidate) for candidate in options] for options in candidates]
+    losses = [[candidate.loss for candidate in options] for options in candidates]
+    total = sum(options[0] for options in costs)
+    positions = solve_knapsack(losses, costs, (1 - ratio) * total, tolerance * total)
+    return [options[position] for options, position in zip(candidates, positions, strict=True)]
+
+
+def _importance_kept(matrix: MatrixPlan, importance: Tensor) -> float:
+    """Return the fraction of a matrix's importance that lies in its blocks."""
+    if matrix.input_index is None or matrix.output_index is None:
+        return 1.0
+    if not matrix.num_groups:
+        return 0.0
+    blocks = Blocks(torch.tensor(matrix.input_index), torch.tensor(matrix.output_index))
+    exact = importance.double().cpu()
+    return min(float(blocks.kept_importance(exact).sum()) / max(float(exact.sum()), 1e-300), 1.0)

@@ -1,0 +1,82 @@
+"""The shapes that a sublayer can be given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Heads:
+    """An attention sublayer with some of its heads.
+
+    Args:
+        count: The heads that are kept.
+
+    Example:
+        >>> print(Heads(6))
+        6 heads
+    """
+
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.count} heads"
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """A feed-forward sublayer with some of its neurons.
+
+    Args:
+        count: The neurons that are kept.
+
+    Example:
+        >>> print(Neurons(768))
+        768 neurons
+    """
+
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.count} neurons"
+
+
+@dataclass(frozen=True)
+class Groups:
+    """A sublayer whose matrices are split into blocks.
+
+    Args:
+        numbers: The group number G of each matrix, in order; 0 for a matrix that is removed, 1 for one that is not
+            split.
+        neurons: The neurons that are kept of a feed-forward sublayer; ``None`` for attention.
+
+    Example:
+        >>> print(Groups((2, 2, 1, 3)))
+        groups 2, 2, 1, 3
+        >>> print(Groups((2, 3), neurons=768))
+        768 neurons in 2 and 3 groups
+    """
+
+    numbers: tuple[int, ...]
+    neurons: int | None = None
+
+    def __str__(self) -> str:
+        if self.neurons is None:
+            return f"groups {', '.join(map(str, self.numbers))}"
+        return f"{self.neurons} neurons in {' and '.join(map(str, self.numbers))} groups"
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A sublayer of which only a constant is left.
+
+    Example:
+        >>> print(Dropped())
+        dropped
+    """
+
+    def __str__(self) -> str:
+        return "dropped"
+
+
+Shape = Heads | Neurons | Groups | Dropped

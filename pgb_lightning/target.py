@@ -1,0 +1,39 @@
+"""Report a plan that misses the target."""
+
+from __future__ import annotations
+
+import warnings
+
+from pgb_lightning.config import PruningConfig
+
+#: Largest distance from the target, as a fraction of the whole, that is neither reported nor refused.
+MAX_GAP = 0.01
+
+
+def warn_if_missed(removed: float, config: PruningConfig) -> None:
+    """Warn if a plan misses the target by more than one percentage point (three for measured time).
+
+    Args:
+        removed: The fraction of the budget's unit that the plan removes.
+        config: The target.
+    """
+    gap = removed - config.cut
+    # Measured times vary from run to run.
+    if abs(gap) <= (MAX_GAP if config.budget != "latency" else 3 * MAX_GAP):
+        return
+    ratio, speedup = config.pruning_ratio, config.target_speedup
+    target = f"pruning_ratio={ratio}" if speedup is None else f"target_speedup={speedup}"
+    unit = {"parameters": "weights", "flops": "FLOPs", "latency": "time"}[config.budget]
+    if config.importance_threshold != "auto":
+        reason = 'Set importance_threshold="auto" to meet the target.'
+    elif config.budget == "latency":
+        reason = "No measured plan is closer; the unpruned parts of a layer take time at any ratio."
+    elif config.search != "shapes":
+        reason = "No group numbers are closer for the importances of this model."
+    elif gap > 0:
+        reason = "No shapes of its sublayers are closer without removing less than the target."
+    else:
+        reason = "No shapes of its sublayers remove more."
+    warnings.warn(
+        f"{target} is the target, but the plan removes {removed:.4f} of the encoder's {unit}. {reason}", stacklevel=4
+    )
