@@ -100,7 +100,7 @@ def test_a_dropped_sublayer_keeps_no_matrix_but_q_or_k_may_go_alone() -> None:
 
 
 def test_missing_layers_and_foreign_files_are_refused() -> None:
-    with pytest.raises(ValueError, match="matrices.* Q, K, V, O, W1, W2"):
+    with pytest.raises(ValueError, match=r"matrices.* Q, K, V, O, W1, W2"):
         PruningPlan("bert", tuple(dense()[:-1]))
     with pytest.raises(ValueError, match="not a pruning plan: 'matrices'"):
         PruningPlan.from_dict({"weights": []})

@@ -119,6 +119,8 @@ MODES = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference_mode": 
 def permitted_by_torch(how: str, built_in: str, set_in: str) -> bool:
     if how == "swap_tensors":  # not for inference tensors
         return "inference_mode" not in (built_in, set_in)
+    if how == "data":  # would mix inference tensors with normal data, which torch does not support
+        return "inference_mode" not in (built_in, set_in)
     # Inference tensors are not written to outside of inference mode.
     writes = how in ("load_state_dict", "in place")
     return not (writes and built_in == "inference_mode" and set_in != "inference_mode")

@@ -40,6 +40,7 @@ def test_every_sublayer_has_its_shapes(model_type: str) -> None:
         assert len(set(shapes)) == len(shapes)
         assert Dropped() in shapes
         assert all(candidate.loss >= 0 for candidate in options)
+    attention, ffn = ({str(candidate.shape) for candidate in options} for options in found[:2])
     assert {"1 heads", "groups 2, 2, 6, 3", "groups 0, 1, 1, 1", "groups 0, 0, 4, 4"} <= {
         str(c.shape) for c in found[0]
     }

@@ -126,12 +126,12 @@ def test_a_plan_that_does_not_fit_names_the_first_mismatch_and_changes_nothing()
     model = classifier()
     before = copy.deepcopy(model.state_dict())
     encoder = find_encoder(model)
-    with pytest.raises(ValueError, match="2 layers.* 3"):
+    with pytest.raises(ValueError, match=r"2 layers.* 3"):
         apply_plan(encoder, plan_with(2))
-    with pytest.raises(ValueError, match="model_type='roberta'.* 'bert'"):
+    with pytest.raises(ValueError, match=r"model_type='roberta'.* 'bert'"):
         apply_plan(encoder, PruningPlan("roberta", plan_with(3).matrices))
     wide = [MatrixPlan(m.layer, m.kind, 24, 24, None, None) for m in plan_with(3).matrices]
-    with pytest.raises(ValueError, match="Layer 0 W1: .* 24 x 24.* 24 x 96"):
+    with pytest.raises(ValueError, match=r"Layer 0 W1: .* 24 x 24.* 24 x 96"):
         apply_plan(encoder, PruningPlan("bert", tuple(wide)))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 

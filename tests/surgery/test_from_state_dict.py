@@ -126,7 +126,7 @@ def test_a_newer_layout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GroupedLinear, "_version", 2)
     state = pruned("bert").state_dict()
     monkeypatch.setattr(GroupedLinear, "_version", 1)
-    with pytest.raises(StructureError, match="layout 2.* 1"):
+    with pytest.raises(StructureError, match=r"layout 2.* 1"):
         following().load_state_dict(state)
 
 

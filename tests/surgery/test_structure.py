@@ -36,7 +36,7 @@ def test_plan_state_dict_and_record_give_the_same_structure(model_type: str, rat
     assert {name: value.shape for name, value in fresh.state_dict().items()} == {
         name: value.shape for name, value in model.state_dict().items()
     }
-    layers = {name: module for name, module in fresh.named_modules()}
+    layers = dict(fresh.named_modules())
     structure.build(encoder)  # nothing is left to do
     assert all(module is layers[name] for name, module in fresh.named_modules())
     fresh.load_state_dict(model.state_dict())
