@@ -211,7 +211,7 @@ class SublayerFit:
         moments.finish(self.all_reduce)
         explained = self._refit(pruned, moments, _of_blocks, moments.all.mean_y)
         if self.errors is not None:
-            self.errors.add_matrix((self.layer, kind), float(moments.all.spread), explained)
+            self.errors.add_matrix((self.layer, kind), float(moments.all.total_squares), explained)
 
     def _refit_constant(self, kind: str, streams: list[Stream]) -> None:
         """Set the constant of a dropped sublayer to the mean output of the dense closing matrix."""
@@ -224,7 +224,7 @@ class SublayerFit:
         moments.finish(self.all_reduce)
         _set_bias(pruned, moments.mean_y)
         if self.errors is not None:
-            self.errors.add_matrix((self.layer, kind), float(moments.spread), 0.0)
+            self.errors.add_matrix((self.layer, kind), float(moments.total_squares), 0.0)
 
     def _refit(
         self, matrix: MatrixLayer, moments: SplitMoments, problem: Callable[[Moments], LeastSquares], mean_y: Tensor
