@@ -18,10 +18,11 @@ from pgb_lightning.experiments.baselines import BASELINES
 from pgb_lightning.experiments.baselines.masks import mask_matrices
 from pgb_lightning.experiments.dense_reference import DenseReference
 from pgb_lightning.grouping.group_numbers import ImportanceSummary
+from pgb_lightning.grouping.planning import plan_matrix
 from pgb_lightning.grouping.threshold import choose_group_numbers
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.plan import Index, PruningPlan
-from pgb_lightning.pruning import make_plan, plan_matrix
+from pgb_lightning.pruning import make_plan
 from pgb_lightning.search.candidates import Candidate
 
 Candidates = list[list[Candidate]]

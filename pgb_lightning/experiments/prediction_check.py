@@ -28,6 +28,7 @@ from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.dense_reference import DenseReference, Evaluation
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.search.candidates import Candidate, list_candidates
+from pgb_lightning.shapes import Groups
 from pgb_lightning.surgery.apply import prune_sublayer
 
 
@@ -93,7 +94,7 @@ def _draw(options: list[Candidate], count: int, generator: random.Random) -> lis
     """Draw candidates evenly over the range of predicted losses: half with groups, and half without."""
     drawn: list[Candidate] = []
     for with_groups in (False, True):
-        part = [candidate for candidate in options if ("groups" in candidate.shape) == with_groups]
+        part = [candidate for candidate in options if isinstance(candidate.shape, Groups) == with_groups]
         ranked = sorted(part, key=lambda candidate: candidate.loss)
         number = min(count // 2 if with_groups else count - count // 2, len(ranked))
         cuts = [len(ranked) * i // number for i in range(number + 1)] if number else []
@@ -146,7 +147,7 @@ def _report(results: list[tuple[Candidate, Evaluation]]) -> dict[str, float]:
 
 def _kind(candidate: Candidate) -> str:
     """Return the kind of a candidate's shape."""
-    if "groups" not in candidate.shape:
+    if not isinstance(candidate.shape, Groups):
         return "fewer heads" if candidate.sublayer == "attention" else "fewer neurons"
     if any(matrix.num_groups == 0 for matrix in candidate.matrices):
         return "Q or K fully pruned"

@@ -189,7 +189,7 @@ def _gather(x: Tensor, index: Tensor) -> Tensor:
 
 def _is_traced() -> bool:
     """Return whether a compiler or exporter records the pass, which requires plain operations."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
 
 
 def _by_group(x: Tensor, groups: int) -> Tensor:

@@ -205,9 +205,11 @@ class Structure:
             >>> Structure.of(encoder).to_record(encoder)["layers"]
             [{}, {}]
         """
-        layers = []
+        layers: list[dict[str, str]] = []
         for sublayers in self.sublayers:
-            sizes = {n: str(s.inner_size) for n, s in sublayers.items() if s.inner_size != encoder.inner_size(n)}
+            sizes: dict[str, str] = {
+                n: str(s.inner_size) for n, s in sublayers.items() if s.inner_size != encoder.inner_size(n)
+            }
             shapes = {
                 kind: GONE if shape == PRUNED else "x".join(map(str, shape))
                 for structure in sublayers.values()

@@ -170,7 +170,7 @@ def test_without_a_matmul_precision_the_newer_setting_is_used(
 def test_shape_keys_describe_blocks_gathers_and_scatters(candidates: list[list[Candidate]]) -> None:
     attention, ffn = candidates
     shapes = {str(candidate.shape): shape_key(candidate, 12) for candidate in (*attention, *ffn)}
-    assert shapes["whole"] == "attention: 24x24, 24x24, 24x24, 24x24"
+    assert shapes["2 heads"] == "attention: 24x24, 24x24, 24x24, 24x24"
     assert shapes["1 heads"] == "attention: 24x12, 24x12, 24x12, 12x24"
     assert shapes["48 neurons"] == "ffn: 24x48, 48x24"
     assert shapes["48 neurons in 1 and 4 groups"].startswith("ffn: 24x48, 4x12x6")
