@@ -17,12 +17,13 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from transformers import PreTrainedModel
 
+from pgb_lightning.atomic_write import write_atomically
 from pgb_lightning.benchmark import measures
 from pgb_lightning.benchmark.latency_figure import draw_latency
 from pgb_lightning.benchmark.models import pruned_models, random_model
+from pgb_lightning.benchmark.tables import latency_table, size_table
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.source import read_source
@@ -100,6 +101,7 @@ def run(
         "models": {name: _size(model, models["dense"]) for name, model in models.items()},
         "latency": [],
     }
+    console = Console(width=120)
     for length in lengths:
         for batch_size in batch_sizes:
             batch = _batch(models["dense"], batch_size, length)
@@ -111,7 +113,7 @@ def run(
             parts = measures.sublayer_times(models, batch, repeats, min_time)
             row["sublayers"] = {name: _summary(times) for name, times in parts.items()}
             results["latency"].append(row)
-            _print_latency(row, results["models"])
+            console.print(latency_table(row, results["models"]))
             _write(results, Path(out_dir))  # keep the results if the run is interrupted
     largest = _batch(models["dense"], max(batch_sizes), max(lengths))
     for name, model in models.items():
@@ -119,7 +121,7 @@ def run(
     if training:
         batch = _batch(models["dense"], sorted(batch_sizes)[len(batch_sizes) // 2], lengths[0])
         results["training"] = _summary(measures.training_times(models, batch, repeats, min_time))
-    _print_sizes(results)
+    console.print(size_table(results))
     _write(results, Path(out_dir))
     draw_latency(results, Path(out_dir) / "benchmark.svg")
     return results
@@ -127,7 +129,7 @@ def run(
 
 def _write(results: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "benchmark.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_atomically(folder / "benchmark.json", json.dumps(results, indent=2) + "\n")
 
 
 def _check(ratios: Sequence[float], batch_sizes: Sequence[int], lengths: Sequence[int], **counts: int | None) -> None:
@@ -186,49 +188,3 @@ def _summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
         median = statistics.median(values)
         summary[name] = {"median": median, "low": low, "high": high, "speedup": dense / median}
     return summary
-
-
-def realized_savings(speedup: float, flops: float) -> float:
-    """Return the fraction of saved time over the fraction of saved FLOPs.
-
-    Args:
-        speedup: Speedup over the dense model.
-        flops: FLOPs of the pruned model, as a fraction of those of the dense model.
-
-    Example:
-        >>> realized_savings(speedup=2.0, flops=0.5)
-        1.0
-    """
-    return (1 - 1 / speedup) / (1 - flops) if flops < 1 else float("nan")
-
-
-def _print_latency(row: dict[str, Any], models: dict[str, Any]) -> None:
-    table = Table(title=f"batch {row['batch_size']} x length {row['length']}: speedup over dense")
-    columns = ["eager", *(["compiled"] if "compiled" in row else [])]
-    for column in ("model", "ms (quartiles)", *columns, "attention", "feed-forward", "time saved / FLOPs saved"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    dense = models["dense"]["flops_at_128"]
-    for name, found in row["eager"].items():
-        speedups = [f"{row[column][name]['speedup']:.2f}" for column in columns]
-        parts = [f"{times[name]['speedup']:.2f}" for times in row["sublayers"].values()]
-        savings = realized_savings(found["speedup"], models[name]["flops_at_128"] / dense)
-        spread = f"{1e3 * found['median']:.1f} ({1e3 * found['low']:.1f}-{1e3 * found['high']:.1f})"
-        table.add_row(name, spread, *speedups, *parts, "" if name == "dense" else f"{savings:.0%}")
-    Console(width=120).print(table)
-
-
-def _print_sizes(results: dict[str, Any]) -> None:
-    table = Table(title="size, peak memory and training step")
-    for column in ("model", "parameters kept", "bytes kept", "peak memory, MB", "training speedup"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    for name, found in results["models"].items():
-        step = results.get("training", {}).get(name)
-        memory = found["peak_memory_bytes"]
-        table.add_row(
-            name,
-            f"{found['kept']:.1%}",
-            f"{found['bytes_kept']:.1%}",
-            "not available" if memory is None else f"{memory / 1e6:,.0f}",
-            f"{step['speedup']:.2f}" if step else "",
-        )
-    Console(width=120).print(table)

@@ -6,16 +6,16 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from pgb_lightning.plotting import save
+from pgb_lightning.plotting import HUES, NEUTRAL, save
 
 SERIES = {
-    "groups": ("#D55E00", "the paper's groups"),
-    "narrow": ("#0072B2", "fewer heads and neurons"),
-    "G =": ("#009E73", "uniform group number"),
-    "plan": ("#CC79A7", "the plan"),
+    "groups": (HUES[1], "the paper's groups"),
+    "narrow": (HUES[0], "fewer heads and neurons"),
+    "G =": (HUES[2], "uniform group number"),
+    "plan": (HUES[3], "the plan"),
     "checkpoint": ("#000000", "the checkpoint"),
 }
-"""Color (colorblind-safe palette of Okabe and Ito) and label for each prefix of model names."""
+"""Color and label of the series for each prefix of model names."""
 
 
 def draw_latency(results: dict[str, Any], path: Path) -> None:
@@ -40,8 +40,8 @@ def draw_latency(results: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(3.4 * len(rows), 3.4), layout="constrained")
     for axes, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
         dense = row["eager"]["dense"]["median"]
-        axes.plot([0, 1], [1, 0], "--", color="#5A5A5A", linewidth=1, label="proportional to weights")
-        axes.axhline(1, color="#5A5A5A", linewidth=0.6)
+        axes.plot([0, 1], [1, 0], "--", color=NEUTRAL, linewidth=1, label="proportional to weights")
+        axes.axhline(1, color=NEUTRAL, linewidth=0.6)
         for series, (hue, label) in SERIES.items():
             names = ["dense", *(name for name in row["eager"] if name.startswith(series))]
             if len(names) == 1:

@@ -148,7 +148,7 @@ class _TensorModel(nn.Module):
         self.model.set_attn_implementation("eager")  # fewer operators than the decomposed fused attention
         use_channel_layers(find_encoder(self.model), weights_right)
         has_types = getattr(self.model.config, "type_vocab_size", 0) > 1
-        self.inputs = ("input_ids", "attention_mask", *(["token_type_ids"] if has_types else []))
+        self.inputs = ["input_ids", "attention_mask"] + (["token_type_ids"] if has_types else [])
         self.outputs = output_names(model)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:

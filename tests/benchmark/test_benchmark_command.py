@@ -13,9 +13,9 @@ from helpers.tiny import classifier
 
 from pgb_lightning import benchmark
 from pgb_lightning.benchmark import command, measures
-from pgb_lightning.benchmark.command import realized_savings
 from pgb_lightning.benchmark.measures import peak_memory as real_peak_memory
 from pgb_lightning.benchmark.models import narrow_plan
+from pgb_lightning.benchmark.tables import realized_savings
 from pgb_lightning.encoders.find import find_encoders
 from pgb_lightning.surgery.apply import apply_plan
 
@@ -120,5 +120,5 @@ def test_realized_savings() -> None:
 )
 def test_invalid_settings_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        benchmark.run(out_dir=str(tmp_path / "out"), **{**QUICK, **settings})
+        benchmark.run(out_dir=str(tmp_path / "out"), **(QUICK | settings))
     assert not (tmp_path / "out").exists()

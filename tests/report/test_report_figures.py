@@ -30,8 +30,8 @@ def test_the_heat_map_has_every_group_number(preset: str, plan_and_facts: Make) 
     shown = [text.get_text() for text in axes.texts]
     assert shown == [f"{matrix.num_groups} ({matrix.kept_share:.0%})" for matrix in plan.matrices]
     [image] = axes.images
-    shares = [matrix.kept_share for matrix in plan.matrices]
-    assert image.get_array().flatten().tolist() == pytest.approx(shares)  # type: ignore[union-attr]
+    fractions = [matrix.kept_share for matrix in plan.matrices]
+    assert image.get_array().flatten().tolist() == pytest.approx(fractions)  # type: ignore[union-attr]
 
 
 def test_the_heights_of_the_bars_are_the_kept_weights(plan_and_facts: Make) -> None:

@@ -93,8 +93,8 @@ def test_the_page_shows_the_numbers_of_the_plan(preset: str, plan_and_facts: Mak
     for row, matrix in zip(rows, plan.matrices, strict=True):
         measured = facts.matrix_errors[f"{matrix.layer}.{matrix.kind}"]
         assert row[:3] == [f"{matrix.layer} {matrix.kind}", f"{matrix.rows} × {matrix.columns}", str(matrix.num_groups)]
-        shares = [f"{matrix.kept_share:.1%}", f"{matrix.importance_kept:.1%}"]
-        assert row[4:] == [*shares, format_number(matrix.predicted_error, 3), format_number(measured, 3)]
+        fractions = [f"{matrix.kept_share:.1%}", f"{matrix.importance_kept:.1%}"]
+        assert row[4:] == [*fractions, format_number(matrix.predicted_error, 3), format_number(measured, 3)]
     split = split_cut(plan)
     for row, part in zip(page.tables["split"][1:], split.values(), strict=True):
         assert row[3:] == [f"{part.kept_share:.1%}", f"{part.points:.1f}", f"{part.share:.1%}"]
@@ -166,9 +166,9 @@ def test_the_page_is_accessible_to_screen_readers(plan_and_facts: Make) -> None:
     assert all(each["aria-label"] for each in images)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    referred = [value for _, a in page.elements for name, value in a.items() if name == "aria-labelledby"]
+    references = [value for _, a in page.elements for name, value in a.items() if name == "aria-labelledby"]
     targets = [each["href"][1:] for each in page.all("a")]
-    assert {*referred, *targets} <= set(ids)
+    assert {*references, *targets} <= set(ids)
     assert all(each.get("tabindex") == "0" for each in page.all("div") if each.get("role") == "region")
 
 
