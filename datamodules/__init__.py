@@ -1,4 +1,4 @@
-"""Data modules with a `calibration_dataloader()`; imported as `pgb_lightning.datamodules`."""
+"""Data modules with a ``calibration_dataloader()``. Imported as ``pgb_lightning.datamodules``."""
 
 from pgb_lightning.datamodules.base import TextDataModule
 from pgb_lightning.datamodules.glue import GLUEDataModule

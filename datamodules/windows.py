@@ -1,4 +1,4 @@
-"""Cut question and context into windows of tokens, and find answers in them."""
+"""Split question and context into windows of tokens, and locate answers in them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+#: Questions are truncated to this many tokens, as in the official preparation.
 QUESTION_LENGTH = 64
-"""Longer questions are cut to this many tokens, as the official preparation does."""
 
 Columns = dict[str, list[Any]]
 
@@ -16,68 +16,70 @@ Columns = dict[str, list[Any]]
 def training_windows(
     rows: Columns, indices: list[int], tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int
 ) -> Columns:
-    """Make the windows of a batch of questions, with the answer's place in each.
+    """Return the windows of a batch of questions with the answer's position in each.
 
-    A plain function, so that `datasets` can hash it for its cache.
+    This is a module-level function so that ``datasets`` can hash it for its cache.
 
     Args:
-        rows: Columns `question`, `context` and `answers` (`text`, `answer_start`).
-        indices: The questions' numbers.
+        rows: Columns ``question``, ``context`` and ``answers`` (``text``, ``answer_start``).
+        indices: The question numbers.
         tokenizer: A fast tokenizer whose first token is CLS.
         max_length: Tokens in a window.
-        stride: Tokens of the context that neighbouring windows share.
+        stride: Context tokens by which neighboring windows overlap.
 
     Returns:
-        The tokenizer's columns; `start_positions` and `end_positions`, both that of CLS in a window without the answer;
-        `question`, its number; `found`, whether the window has the answer, or the question none.
+        The tokenizer's columns; ``start_positions`` and ``end_positions``, which are the position of CLS in a window
+        without the answer; ``question``, the question number; and ``found``, whether the window has the answer or the
+        question has none.
     """
     encoded = _encode(rows, tokenizer, max_length, stride)
-    found = _inputs(encoded)
-    places = []
+    windows = _model_inputs(encoded)
+    positions = []
     for window, row in enumerate(encoded["overflow_to_sample_mapping"]):
         answers = rows["answers"][row]
         if not answers["text"]:
-            places.append((0, 0, True))
+            positions.append((0, 0, True))
             continue
         begin = answers["answer_start"][0]
-        places.append(_locate(encoded, window, begin, begin + len(answers["text"][0])))
-    found["question"] = [indices[row] for row in encoded["overflow_to_sample_mapping"]]
+        positions.append(_locate(encoded, window, begin, begin + len(answers["text"][0])))
+    windows["question"] = [indices[row] for row in encoded["overflow_to_sample_mapping"]]
     for column, name in enumerate(("start_positions", "end_positions", "found")):
-        found[name] = [place[column] for place in places]
-    return found
+        windows[name] = [position[column] for position in positions]
+    return windows
 
 
 def evaluation_windows(
     rows: Columns, indices: list[int], tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int
 ) -> Columns:
-    """Make the windows of a batch of questions, with what is needed to read answers off them.
+    """Return the windows of a batch of questions with the data needed to extract answers.
 
     Args:
-        rows: Columns `question` and `context`.
-        indices: The questions' numbers.
+        rows: Columns ``question`` and ``context``.
+        indices: The question numbers.
         tokenizer: A fast tokenizer whose first token is CLS.
         max_length: Tokens in a window.
-        stride: Tokens of the context that neighbouring windows share.
+        stride: Context tokens by which neighboring windows overlap.
 
     Returns:
-        The tokenizer's columns; `question`, its number; `window`, the window's number within the question;
-        `context_offsets`, the characters of the context that each token stands for, (-1, -1) outside it.
+        The tokenizer's columns; ``question``, the question number; ``window``, the number of the window within the
+        question; and ``context_offsets``, the character range in the context of each token, or (-1, -1) for tokens
+        outside the context.
     """
     encoded = _encode(rows, tokenizer, max_length, stride)
-    found = _inputs(encoded)
+    windows = _model_inputs(encoded)
     origin = encoded["overflow_to_sample_mapping"]
-    found["question"] = [indices[row] for row in origin]
-    found["window"] = [number - origin.index(row) for number, row in enumerate(origin)]
-    found["context_offsets"] = [
-        [place if part == 1 else (-1, -1) for place, part in zip(places, encoded.sequence_ids(window), strict=True)]
-        for window, places in enumerate(encoded["offset_mapping"])
+    windows["question"] = [indices[row] for row in origin]
+    windows["window"] = [number - origin.index(row) for number, row in enumerate(origin)]
+    windows["context_offsets"] = [
+        [span if part == 1 else (-1, -1) for span, part in zip(offsets, encoded.sequence_ids(window), strict=True)]
+        for window, offsets in enumerate(encoded["offset_mapping"])
     ]
-    return found
+    return windows
 
 
 def _encode(rows: Columns, tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int) -> BatchEncoding:
     encoded: BatchEncoding = tokenizer(
-        _cut_questions(rows["question"], tokenizer),
+        _truncate_questions(rows["question"], tokenizer),
         rows["context"],
         truncation="only_second",
         max_length=max_length,
@@ -88,8 +90,8 @@ def _encode(rows: Columns, tokenizer: PreTrainedTokenizerBase, max_length: int, 
     return encoded
 
 
-def _cut_questions(questions: list[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Cut questions to :data:`QUESTION_LENGTH` tokens; some start with many spaces, which are none."""
+def _truncate_questions(questions: list[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Truncate questions to :data:`QUESTION_LENGTH` tokens, without leading and trailing spaces."""
     questions = [question.strip() for question in questions]
     tokens = tokenizer(
         questions,
@@ -98,21 +100,24 @@ def _cut_questions(questions: list[str], tokenizer: PreTrainedTokenizerBase) -> 
         max_length=QUESTION_LENGTH,
         return_offsets_mapping=True,
     )
-    places = tokens["offset_mapping"]
-    return [question[: own[-1][1]] if own else "" for question, own in zip(questions, places, strict=True)]
+    offsets = tokens["offset_mapping"]
+    return [question[: spans[-1][1]] if spans else "" for question, spans in zip(questions, offsets, strict=True)]
 
 
-def _inputs(encoded: BatchEncoding) -> Columns:
-    """Keep what the model takes."""
+def _model_inputs(encoded: BatchEncoding) -> Columns:
+    """Return the columns that are inputs of the model."""
     return {name: encoded[name] for name in encoded if name not in ("overflow_to_sample_mapping", "offset_mapping")}
 
 
 def _locate(encoded: BatchEncoding, window: int, begin: int, end: int) -> tuple[int, int, bool]:
-    """Find the tokens of the characters [begin, end) of the context; those of CLS if they are not in the window."""
+    """Return the first and last token of the characters [begin, end) of the context, and whether the window has them.
+
+    The tokens are that of CLS if the window does not have them.
+    """
     context = np.flatnonzero([part == 1 for part in encoded.sequence_ids(window)])
-    places = np.array(encoded["offset_mapping"][window])[context]
-    if not len(places) or begin < places[0, 0] or end > places[-1, 1]:
+    spans = np.array(encoded["offset_mapping"][window])[context]
+    if not len(spans) or begin < spans[0, 0] or end > spans[-1, 1]:
         return 0, 0, False
-    first = int(np.searchsorted(places[:, 0], begin, side="right")) - 1
-    last = int(np.searchsorted(places[:, 1], end, side="left"))
+    first = int(np.searchsorted(spans[:, 0], begin, side="right")) - 1
+    last = int(np.searchsorted(spans[:, 1], end, side="left"))
     return int(context[first]), int(context[last]), True

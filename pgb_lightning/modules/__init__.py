@@ -1,4 +1,4 @@
-"""LightningModules that fine-tune, and prune and re-fine-tune, transformers encoders."""
+"""LightningModules that fine-tune, prune and re-finetune transformers encoders."""
 
 from pgb_lightning.modules.question_answering import QuestionAnswering
 from pgb_lightning.modules.text_classification import TextClassification

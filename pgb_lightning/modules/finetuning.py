@@ -1,4 +1,4 @@
-"""What every module that fine-tunes a transformers model shares: the model, its checkpoints, its optimizer."""
+"""The base class of the LightningModules: the transformers model, its checkpoints and its optimizer."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from pgb_lightning.surgery.from_state_dict import StructureError, follow_state_d
 
 
 class FineTuning(L.LightningModule):
-    """Hold a transformers model as ``self.model``, and train it with AdamW under a linear warm-up and decay.
+    """Train a transformers model, ``self.model``, with AdamW and a linear warm-up and decay of the learning rate.
 
-    A checkpoint holds the model's configuration, so that loading it reads neither the Hub nor the folder that
-    the weights first came from; it also rebuilds a pruned model. A subclass names the transformers class, and calls
-    :meth:`_set_up` in its ``__init__`` after ``save_hyperparameters``.
+    Checkpoints contain the model's configuration. Loading one needs neither the Hub nor the folder of the pretrained
+    weights, and rebuilds a pruned model. Subclasses set ``auto_model``, and call :meth:`_set_up` in their ``__init__``
+    after ``save_hyperparameters``.
     """
 
+    #: The transformers class that creates the model, such as ``AutoModelForQuestionAnswering``.
     auto_model: ClassVar[Any]
-    """The transformers class that builds the model, such as ``AutoModelForQuestionAnswering``."""
 
     def _set_up(
         self,
@@ -51,17 +51,17 @@ class FineTuning(L.LightningModule):
         fine_tuned_ckpt: str | None,
         hf_config: dict[str, Any] | None,
     ) -> None:
-        """Check the settings and make the model.
+        """Check the settings and create the model.
 
         Raises:
-            MisconfigurationException: If a setting is out of range, or ``fine_tuned_ckpt`` is missing or belongs to
+            MisconfigurationException: If a setting is out of range, or ``fine_tuned_ckpt`` does not exist or is of
                 another model.
         """
         if not 0 <= warmup_ratio <= 1:
-            raise MisconfigurationException(f"warmup_ratio={warmup_ratio} is out of range: give 0 to 1.")
+            raise MisconfigurationException(f"warmup_ratio={warmup_ratio} is out of range. Give 0 to 1.")
         if learning_rate <= 0 or weight_decay < 0:
             raise MisconfigurationException(
-                f"learning_rate={learning_rate} or weight_decay={weight_decay} is out of range: give a "
+                f"learning_rate={learning_rate} or weight_decay={weight_decay} is out of range. Give a "
                 "learning rate above 0 and a weight decay of 0 or more."
             )
         self.learning_rate = learning_rate
@@ -69,97 +69,99 @@ class FineTuning(L.LightningModule):
         self.warmup_ratio = warmup_ratio
         if fine_tuned_ckpt is not None and not Path(fine_tuned_ckpt).is_file():
             raise MisconfigurationException(
-                f"fine_tuned_ckpt={str(fine_tuned_ckpt)!r} is not a file; fine-tune first, or leave it out "
-                "to start from the pretrained weights."
+                f"fine_tuned_ckpt={str(fine_tuned_ckpt)!r} is not a file. Fine-tune first, or omit it to start "
+                "from the pretrained weights."
             )
         read_weights = fine_tuned_ckpt is None and hf_config is None
-        self.model = self._build(str(model_name_or_path), hf_config, read_weights)
+        self.model = self._build_model(str(model_name_or_path), hf_config, read_weights)
         follow_state_dict(self)
         self.hparams["model_name_or_path"] = str(model_name_or_path)
-        self._remember_config()
+        self._store_config()
         if fine_tuned_ckpt is not None:
             self._load_fine_tuned(fine_tuned_ckpt)
 
-    # ---- what a subclass may add --------------------------------------------------------------------------
+    # ---- optionally overridden by subclasses ----------------------------------------------------------------
 
-    def _adapt(self, config: PretrainedConfig, name: str, read_weights: bool) -> None:
-        """Change a configuration to the task's needs; refuse one that cannot be."""
+    def _adapt_config(self, config: PretrainedConfig, name: str, read_weights: bool) -> None:
+        """Adapt a configuration to the task, or raise an error if its head does not fit."""
 
     def _check_head(self, weights: dict[str, Tensor], path: str) -> None:
-        """Refuse the weights of another head."""
+        """Raise an error if the weights have a head of another size."""
 
-    # ---- what does not go together ------------------------------------------------------------------------
+    # ---- checks ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Check that the data's tokenizer is the model's, as far as one can tell.
+        """Check that the data's tokenizer fits the model, as far as that is known.
 
         Raises:
-            MisconfigurationException: It makes numbers, or more of them, for which the model has no embedding.
+            MisconfigurationException: If the tokenizer has more tokens, or the data have longer inputs, than the model
+                has embeddings for.
         """
-        own, data = self.hparams["model_name_or_path"], self._datamodule()
+        own, data = self.hparams["model_name_or_path"], self._active_datamodule()
         length = getattr(data, "max_length", None)
-        for encoder in find_encoders(self.model):  # not every tokenizer knows how much its model takes
+        for encoder in find_encoders(self.model):  # not all tokenizers know the maximum length of their model
             if isinstance(length, int) and length > encoder.max_length:
                 raise MisconfigurationException(
-                    f"max_length={length} of the data is more than model {own!r} takes; give 1 to {encoder.max_length}."
+                    f"max_length={length} of the data is more than the model {own!r} supports. "
+                    f"Give 1 to {encoder.max_length}."
                 )
         name = str(getattr(data, "model_name_or_path", own))
         tokenizer = None if name == own else getattr(data, "tokenizer", None)
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             return
-        both = f"The data's tokenizer is of model_name_or_path={name!r}, the model of {own!r}"
-        remedy = "set data.model_name_or_path to the model that was fine-tuned"
+        both = f"The data's tokenizer is that of model_name_or_path={name!r}, but the model is {own!r}"
+        remedy = "Set data.model_name_or_path to the model that was fine-tuned"
         if len(tokenizer) > self.model.config.vocab_size:
             raise MisconfigurationException(
-                f"{both}, which has {self.model.config.vocab_size} tokens and not {len(tokenizer)}; {remedy}."
+                f"{both}, which has {self.model.config.vocab_size} tokens instead of {len(tokenizer)}. {remedy}."
             )
-        if tokenizer.get_vocab() != _vocabulary(own):
-            rank_zero_warn(f"{both}: unless both have the same vocabulary, the model reads other words; {remedy}.")
+        if tokenizer.get_vocab() != _read_local_vocabulary(own):
+            rank_zero_warn(f"{both}. Unless both have the same vocabulary, the model gets wrong token ids. {remedy}.")
 
     def on_train_start(self) -> None:
-        """Say which settings a resumed optimizer does not take up."""
+        """Warn about settings that differ from those of a resumed optimizer."""
         if not self.trainer.ckpt_path or is_overridden("configure_optimizers", self, FineTuning):
             return
         group = self.trainer.optimizers[0].param_groups[0]
-        for name, going_on in {"learning_rate": group.get("initial_lr"), "weight_decay": group["weight_decay"]}.items():
-            if going_on not in (None, getattr(self, name)):
+        for name, resumed in {"learning_rate": group.get("initial_lr"), "weight_decay": group["weight_decay"]}.items():
+            if resumed not in (None, getattr(self, name)):
                 rank_zero_warn(
-                    f"{name}={getattr(self, name)} changes nothing: the optimizer that ckpt_path brings along goes on "
-                    f"with {going_on}. For another, start a new fit from the weights alone (fine_tuned_ckpt)."
+                    f"{name}={getattr(self, name)} has no effect: the optimizer state in ckpt_path continues with "
+                    f"{resumed}. To change it, start a new fit from the weights only (fine_tuned_ckpt)."
                 )
 
-    def _datamodule(self) -> Any:
-        """Return the data module that serves this run; a Trainer still holds that of the run before."""
+    def _active_datamodule(self) -> Any:
+        """Return the data module of this run, or ``None`` (a Trainer keeps that of the previous run)."""
         data = getattr(self.trainer, "datamodule", None)
         return data if provides_data(self.trainer, data) else None
 
-    # ---- the model ----------------------------------------------------------------------------------------
+    # ---- model ----------------------------------------------------------------------------------------------
 
-    def _build(self, name: str, hf_config: dict[str, Any] | None, read_weights: bool) -> PreTrainedModel:
+    def _build_model(self, name: str, hf_config: dict[str, Any] | None, read_weights: bool) -> PreTrainedModel:
         if hf_config is not None and "model_type" not in hf_config:
             raise MisconfigurationException(
-                f"hf_config has no 'model_type', only {', '.join(hf_config)}; add one, for example bert."
+                f"hf_config has no 'model_type', only {', '.join(hf_config)}. Add one, for example bert."
             )
         if hf_config is None:
             with explain_model_errors(name, "configuration"):
                 config = AutoConfig.from_pretrained(resolve_model(name))
         else:
             config = AutoConfig.for_model(**hf_config)
-        self._adapt(config, name, read_weights)
-        # Weights stored in half precision are trained in single, as everything else is.
+        self._adapt_config(config, name, read_weights)
+        # Weights that are stored in half precision are trained in single precision.
         model: PreTrainedModel
         if read_weights:
             with explain_model_errors(name, "weights"):
                 model = self.auto_model.from_pretrained(resolve_model(name), config=config, dtype=torch.float32)
         else:
             model = self.auto_model.from_config(config, dtype=torch.float32)
-        # `from_pretrained` returns evaluation mode, which Lightning would keep: no dropout in training.
+        # `from_pretrained` returns the model in evaluation mode, which Lightning would keep (no dropout in training).
         model.train()
         return model
 
-    def _remember_config(self) -> None:
-        """Keep the configuration for checkpoints."""
-        # They are read with `weights_only=True`: plain values only, hence the trip through JSON.
+    def _store_config(self) -> None:
+        """Store the configuration in the hyperparameters."""
+        # Checkpoints are loaded with `weights_only=True`, so it must have plain values only. JSON ensures that.
         self.hparams["hf_config"] = json.loads(self.model.config.to_json_string(use_diff=False))
 
     def _load_fine_tuned(self, path: str) -> None:
@@ -173,19 +175,19 @@ class FineTuning(L.LightningModule):
         except (RuntimeError, StructureError) as error:
             raise MisconfigurationException(
                 f"fine_tuned_ckpt={str(path)!r} does not fit "
-                f"model_name_or_path={self.hparams['model_name_or_path']!r}; give the model that was "
-                f"fine-tuned. {shorten(str(error), 500)}"
+                f"model_name_or_path={self.hparams['model_name_or_path']!r}. Give the model that was "
+                f"fine-tuned. The error was: {shorten(str(error), 500)}"
             ) from None
 
-    # ---- optimizer ----------------------------------------------------------------------------------------
+    # ---- optimizer ------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Make AdamW with a linear warm-up and decay that move with every optimizer step."""
+        """Create AdamW with a linear warm-up and decay, updated at every optimizer step."""
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             raise MisconfigurationException(
-                "The learning rate falls to zero at the end of training, but training has no end: set the "
-                "trainer's max_epochs or max_steps."
+                "The learning rate decays to zero at the end of training, but the number of steps is unlimited. Set "
+                "the trainer's max_epochs or max_steps."
             )
         optimizer = torch.optim.AdamW(self._parameter_groups(), lr=self.learning_rate)
         schedule = get_linear_schedule_with_warmup(  # type: ignore[no-untyped-call]
@@ -196,25 +198,25 @@ class FineTuning(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        # By shape and not by name alone: LayerNorms are called differently in every model, and a pruned
-        # layer's weight has three dimensions.
+        # By shape and not by name only, because the names of LayerNorms differ between models. The weight of a pruned
+        # layer has three dimensions.
         decayed: list[nn.Parameter] = []
-        plain: list[nn.Parameter] = []
+        not_decayed: list[nn.Parameter] = []
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                (plain if parameter.ndim < 2 or name.endswith("bias") else decayed).append(parameter)
+                (not_decayed if parameter.ndim < 2 or name.endswith("bias") else decayed).append(parameter)
         return [
             {"params": decayed, "weight_decay": self.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
+            {"params": not_decayed, "weight_decay": 0.0},
         ]
 
 
-def _vocabulary(name: str) -> dict[str, int] | None:
-    """Read the vocabulary of a model that is at hand; a name on the Hub need not be fetched for it."""
+def _read_local_vocabulary(name: str) -> dict[str, int] | None:
+    """Return the vocabulary of a model without downloading it, or ``None`` if it is not available locally."""
     try:
         vocabulary: dict[str, int] = AutoTokenizer.from_pretrained(
             resolve_model(name), local_files_only=True
         ).get_vocab()
-    except Exception:  # gone, never there, or damaged: then nothing is known of it
+    except Exception:  # missing or damaged
         return None
     return vocabulary

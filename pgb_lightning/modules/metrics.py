@@ -1,4 +1,4 @@
-"""The torchmetrics objects that score a task."""
+"""The metrics of a task."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pgb_lightning.glue_tasks import GLUETask, MetricName
 
 
 def make_metrics(task: GLUETask | None, num_labels: int) -> MetricCollection:
-    """Make fresh metrics, which take predictions (not logits) and labels.
+    """Create new metrics, which take predictions (not logits) and labels.
 
     Args:
-        task: Names the metrics; None for accuracy, or the two correlations in regression.
+        task: The task, or ``None`` for accuracy, or for both correlations in regression.
         num_labels: Number of classes, or 1 for regression.
 
     Returns:
-        The metrics by name. F1 is that of class 1, as GLUE has it for its two-class tasks.
+        The metrics by name. F1 is that of class 1, as in GLUE.
 
     Example:
         >>> list(make_metrics(None, num_labels=3))
@@ -28,8 +28,8 @@ def make_metrics(task: GLUETask | None, num_labels: int) -> MetricCollection:
     makers: dict[MetricName, Callable[[], Metric]] = {
         "accuracy": lambda: MulticlassAccuracy(num_labels, average="micro"),
         "f1": BinaryF1Score,
-        # With one class more, which never occurs: the same number, except that a model which always says the
-        # same scores 0. Of exactly two classes, torchmetrics makes some other number then.
+        # The additional class never occurs and does not change the score, except that a model which always predicts
+        # the same class scores 0. For exactly two classes, torchmetrics returns another number in this case.
         "matthews": lambda: MulticlassMatthewsCorrCoef(num_labels + 1),
         "pearson": PearsonCorrCoef,
         "spearman": SpearmanCorrCoef,

@@ -1,4 +1,4 @@
-"""Fine-tune a transformers encoder to find answers in contexts."""
+"""Fine-tune a transformers encoder for extractive question answering."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ from pgb_lightning.modules.spans import best_spans
 from pgb_lightning.modules.squad_metrics import SquadMetric
 
 Batch = dict[str, Tensor]
-EXTRA = ("context_offsets", "question", "window")
-"""What a batch has for evaluation beside the model's inputs."""
+
+#: Keys of evaluation batches that are not inputs of the model.
+EVALUATION_KEYS = ("context_offsets", "question", "window")
 
 
 class QuestionAnswering(FineTuning):
     """A transformers model with a span head, its loss, metrics and optimizer.
 
-    The transformers model is `self.model`. In evaluation the best span of every window is taken, and each question
-    answered from its best window; logs `val_exact_match` and `val_f1` in percent (`test_...` in testing) and, for
-    SQuAD 2.0, those of questions with and without an answer and the best that any threshold reaches. The threshold
-    with the best F1 is kept, also in checkpoints, and used in prediction.
+    The transformers model is ``self.model``. In evaluation, the answer to a question is the best span of its best
+    window. The module logs ``val_exact_match`` and ``val_f1`` in percent (``test_...`` in testing). For SQuAD 2.0 it
+    also logs the scores of questions with and without an answer, and the best scores over all thresholds. The threshold
+    with the best F1 is stored, also in checkpoints, and used in prediction.
 
     Args:
-        model_name_or_path: The pretrained encoder: a Hub name, a local folder, or "minilm-l6".
-        version: "1.1", or "2.0" where a question may have no answer.
-        n_best: Starts and ends of spans that are tried in a window.
-        max_answer_length: Longest answer, in tokens.
-        learning_rate: Peak of AdamW's learning rate.
-        weight_decay: For weight matrices; biases and LayerNorms have none.
-        warmup_ratio: Share of the steps over which the learning rate rises, before it falls linearly to zero.
-        fine_tuned_ckpt: Lightning checkpoint of this module to take the weights from. Needed once: the module's own
-            checkpoints do not refer to it.
-        hf_config: Configuration to build the model from, with no pretrained weights. Checkpoints fill it in.
+        model_name_or_path: The pretrained encoder: a Hub name, a local folder, or ``"minilm-l6"``.
+        version: ``"1.1"``, or ``"2.0"``, in which questions may have no answer.
+        n_best: Number of starts and of ends to combine in a window.
+        max_answer_length: Maximum length of an answer in tokens.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Weight decay of matrices. Biases and LayerNorms are not decayed.
+        warmup_ratio: Fraction of the steps in which the learning rate rises, before it decays linearly to zero.
+        fine_tuned_ckpt: Lightning checkpoint of this module with the initial weights. It is needed only once:
+            checkpoints of this module do not refer to it.
+        hf_config: Configuration to create the model from without pretrained weights. Checkpoints set it.
 
     Raises:
-        MisconfigurationException: If a setting is out of range, or `fine_tuned_ckpt` is missing or belongs to
-            another model.
+        MisconfigurationException: If a setting is out of range, or ``fine_tuned_ckpt`` does not exist or is of another
+            model.
 
     Example:
         >>> module = QuestionAnswering("bert-base-uncased", version="2.0")  # doctest: +SKIP
@@ -67,7 +68,7 @@ class QuestionAnswering(FineTuning):
         check_version(version)
         for name, value in {"n_best": n_best, "max_answer_length": max_answer_length}.items():
             if value < 1:
-                raise MisconfigurationException(f"{name}={value} is out of range: give 1 or more.")
+                raise MisconfigurationException(f"{name}={value} is out of range. Give 1 or more.")
         self.version = version
         self.n_best = n_best
         self.max_answer_length = max_answer_length
@@ -75,26 +76,26 @@ class QuestionAnswering(FineTuning):
         self._metric: SquadMetric | None = None
         self._set_up(model_name_or_path, learning_rate, weight_decay, warmup_ratio, fine_tuned_ckpt, hf_config)
 
-    def _adapt(self, config: PretrainedConfig, name: str, read_weights: bool) -> None:
-        # Encoders without a head have as many labels as transformers gives them: two, a start and an end.
+    def _adapt_config(self, config: PretrainedConfig, name: str, read_weights: bool) -> None:
+        # For encoders without a head, the default of transformers is two labels, here the start and the end of a span.
         if config.num_labels != 2:
             stored = (getattr(config, "architectures", None) or [""])[0]
             if read_weights and "ForQuestionAnswering" in stored:
                 raise MisconfigurationException(
-                    f"model_name_or_path={name!r} has a head with {config.num_labels} outputs; a span has 2, its start "
-                    "and its end. Give a model for questions, or an encoder without a head."
+                    f"model_name_or_path={name!r} has a head with {config.num_labels} outputs instead of 2, the start "
+                    "and the end of a span. Give a model for question answering, or an encoder without a head."
                 )
             config.num_labels = 2
 
-    # ---- steps --------------------------------------------------------------------------------------------
+    # ---- steps ----------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Check that the data are of the same version, and the tokenizer the model's."""
+        """Check that data and model have the same version, and that the tokenizer fits the model."""
         super().setup(stage)
-        served = getattr(self._datamodule(), "version", self.version)
-        if served != self.version:
+        version = getattr(self._active_datamodule(), "version", self.version)
+        if version != self.version:
             raise MisconfigurationException(
-                f"The data are of SQuAD version={served!r}, the model is for {self.version!r}; set both alike."
+                f"The data have version={version!r} of SQuAD, but the model has {self.version!r}. Set the same version."
             )
 
     def forward(self, **inputs: Tensor) -> QuestionAnsweringModelOutput:
@@ -103,30 +104,30 @@ class QuestionAnswering(FineTuning):
         return output
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Compute the loss of a batch that has `start_positions` and `end_positions`."""
+        """Return the loss of a batch with ``start_positions`` and ``end_positions``."""
         loss = self(**batch).loss
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
         return loss  # type: ignore[no-any-return]
 
     def on_validation_epoch_start(self) -> None:
-        """Begin to collect windows."""
+        """Start collecting windows."""
         self._metric = self._new_metric()
 
     def on_test_epoch_start(self) -> None:
-        """Begin to collect windows."""
+        """Start collecting windows."""
         self._metric = self._new_metric()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the best spans of a batch of windows."""
         assert self._metric is not None
-        self._metric.update(self._windows(batch))
+        self._metric.update(self._score_windows(batch))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the best spans of a batch of windows."""
         self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the scores, and keep the threshold that is best."""
+        """Log the scores, and store the best threshold."""
         scores = self._log_scores("val")
         if "best_f1_thresh" in scores and not self.trainer.sanity_checking:
             self.null_threshold.fill_(float(scores["best_f1_thresh"]))
@@ -136,24 +137,24 @@ class QuestionAnswering(FineTuning):
         self._log_scores("test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Give rows of (question, window, score, score of "no answer", begin, end)."""
-        return self._windows(batch)
+        """Return rows of (question, window, score, score of "no answer", begin, end)."""
+        return self._score_windows(batch)
 
-    def _windows(self, batch: Batch) -> Tensor:
-        output = self(**{name: value for name, value in batch.items() if name not in EXTRA})
+    def _score_windows(self, batch: Batch) -> Tensor:
+        output = self(**{name: value for name, value in batch.items() if name not in EVALUATION_KEYS})
         score, span, null = best_spans(
             output.start_logits, output.end_logits, batch["context_offsets"], self.n_best, self.max_answer_length
         )
-        # Numbers below 2^24 are exact in single precision: questions, windows and characters are.
-        places = torch.stack([batch["question"], batch["window"]], 1)
-        return torch.cat([places.to(score), torch.stack([score, null], 1), span.to(score)], 1)
+        # Integers below 2^24, such as question, window and character numbers, are exact in single precision.
+        numbers = torch.stack([batch["question"], batch["window"]], 1)
+        return torch.cat([numbers.to(score), torch.stack([score, null], 1), span.to(score)], 1)
 
     def _new_metric(self) -> SquadMetric:
         examples = getattr(getattr(self.trainer, "datamodule", None), "examples", None)
         if examples is None:
             raise MisconfigurationException(
-                "QuestionAnswering scores texts, so it needs a data module with a method examples(split) that gives "
-                "the contexts and answers, such as SQuADDataModule; bare loaders have none."
+                "QuestionAnswering compares texts, so it needs a data module with a method examples(split) that "
+                "returns contexts and answers, such as SQuADDataModule. Data loaders are not enough."
             )
         threshold = float(self.null_threshold) if self.version == "2.0" else None
         return SquadMetric(examples("validation"), threshold).to(self.device)
@@ -161,7 +162,7 @@ class QuestionAnswering(FineTuning):
     def _log_scores(self, stage: str) -> dict[str, Tensor]:
         assert self._metric is not None
         scores: dict[str, Tensor] = self._metric.compute()
-        # On the module's device, where processes can add them up.
+        # On the module's device, where processes can sum them.
         shown = {f"{stage}_{name}": value.float().to(self.device) for name, value in scores.items()}
         self.log_dict(shown, prog_bar=True, sync_dist=True)
         self._metric = None
@@ -169,10 +170,10 @@ class QuestionAnswering(FineTuning):
 
 
 def check_version(version: str) -> None:
-    """Require a version of SQuAD that there is.
+    """Check a version of SQuAD.
 
     Raises:
         MisconfigurationException: If there is no such version.
     """
     if version not in ("1.1", "2.0"):
-        raise MisconfigurationException(f"version={version!r} is no version of SQuAD; give '1.1' or '2.0'.")
+        raise MisconfigurationException(f"version={version!r} is not a version of SQuAD. Give '1.1' or '2.0'.")

@@ -1,34 +1,34 @@
-"""From a window's logits to its best answer, all windows of a batch at once."""
+"""Find the best answer span of each window of a batch."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+#: The position of the CLS token, whose span means "no answer", in all supported architectures.
 CLS_POSITION = 0
-"""Where every mapped architecture has the token whose span means "no answer"."""
 
 
 def best_spans(
     start_logits: Tensor, end_logits: Tensor, offsets: Tensor, n_best: int = 20, max_answer_length: int = 30
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the best span of each window: one of its `n_best` starts with one of its `n_best` ends.
+    """Find the best span of each window among combinations of its ``n_best`` starts and ``n_best`` ends.
 
     Args:
         start_logits: (B, S).
         end_logits: (B, S).
-        offsets: Characters of the context that each token stands for, (B, S, 2); -1 for tokens outside it.
-        n_best: Starts and ends that are tried.
-        max_answer_length: Longest answer, in tokens.
+        offsets: Character range in the context of each token, (B, S, 2), or -1 for tokens outside the context.
+        n_best: Number of starts and of ends to combine.
+        max_answer_length: Maximum length of an answer in tokens.
 
     Returns:
-        Score of the best span, (B,), minus infinity if there is none; its characters [begin, end) in the context,
-        (B, 2); score of "no answer", (B,).
+        The score of the best span, (B,), minus infinity if there is none; its characters [begin, end) in the context,
+        (B, 2); and the score of "no answer", (B,).
 
     Example:
         >>> logits = torch.tensor([[0.0, 3.0, 1.0, 2.0]])
-        >>> places = torch.tensor([[[-1, -1], [0, 2], [3, 5], [6, 9]]])
-        >>> score, span, _ = best_spans(logits, logits, places, max_answer_length=2)
+        >>> offsets = torch.tensor([[[-1, -1], [0, 2], [3, 5], [6, 9]]])
+        >>> score, span, _ = best_spans(logits, logits, offsets, max_answer_length=2)
         >>> float(score), span.tolist()
         (6.0, [[0, 2]])
     """

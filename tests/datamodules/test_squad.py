@@ -1,4 +1,4 @@
-"""SQuAD: what is served, held out, left out and refused."""
+"""SQuAD: batches, calibration, held-out articles and unusable questions."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return squad_folder(tmp_path_factory.mktemp("squad") / "rows", "2.0")
 
 
-def made(model: str, folder: Path, **settings: Any) -> SQuADDataModule:
+def make_data(model: str, folder: Path, **settings: Any) -> SQuADDataModule:
     return SQuADDataModule(model, **{"version": "2.0", "data_dir": str(folder), **SMALL, **settings})
 
 
 def test_batches(model: str, folder: Path) -> None:
-    data = made(model, folder)
+    data = make_data(model, folder)
     data.prepare_data()
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
@@ -54,9 +54,9 @@ def test_batches(model: str, folder: Path) -> None:
     assert (evaluated[0]["context_offsets"][padding] == -1).all()
 
 
-def test_evaluation_by_length_serves_the_same_windows_with_less_padding(model: str, folder: Path) -> None:
+def test_evaluation_by_length_has_the_same_windows_with_less_padding(model: str, folder: Path) -> None:
     def evaluated(**settings: Any) -> tuple[list[tuple[int, int]], int]:
-        data = made(model, folder, **settings)
+        data = make_data(model, folder, **settings)
         data.setup("validate")
         batches = list(data.val_dataloader())
         windows = [
@@ -70,36 +70,36 @@ def test_evaluation_by_length_serves_the_same_windows_with_less_padding(model: s
     assert by_length[1] < plain[1]
 
 
-def test_calibration_is_by_question_and_the_same_on_every_call(model: str, tmp_path: Path) -> None:
+def test_calibration_is_drawn_by_question_and_reproducible(model: str, tmp_path: Path) -> None:
     rows = squad_folder(tmp_path / "rows", "2.0", train=60)
     squad_rows(60, "2.0", seed=1, words=110).to_parquet(rows / "train.parquet")
-    data = made(model, rows, calibration_size=30, calibration_batch_size=4)
+    data = make_data(model, rows, calibration_size=30, calibration_batch_size=4)
     train = data.split("train")
     drawn = [[batch["input_ids"].shape for batch in data.calibration_dataloader()] for _ in range(2)]
     assert drawn[0] == drawn[1]
-    chosen = data._draw(train, 30)
+    chosen = data._draw_calibration_rows(train, 30)
     questions = np.asarray(train["question"][:])[chosen]
     assert len(set(questions)) == 30
     assert len(chosen) == sum(np.isin(np.asarray(train["question"][:]), questions)) > 30
     answered = [bool(data.examples("train")[int(number)]["answers"]["text"]) for number in sorted(set(questions))]
     assert abs(np.mean(answered) - 2 / 3) <= 0.05
     assert sum(shape[0] for shape in drawn[0]) == len(chosen)
-    with pytest.raises(MisconfigurationException, match="calibration_size=99 is more than the 60 training rows"):
-        made(model, rows, calibration_size=99).calibration_dataloader()
+    with pytest.raises(MisconfigurationException, match=r"calibration_size=99 .*60"):
+        make_data(model, rows, calibration_size=99).calibration_dataloader()
 
 
-def test_whole_articles_are_held_out(model: str, folder: Path) -> None:
-    data = made(model, folder, hold_out=10)
+def test_complete_articles_are_held_out(model: str, folder: Path) -> None:
+    data = make_data(model, folder, hold_out=10)
     train, validation = data.examples("train"), data.examples("validation")
     assert len(train) + len(validation) == 40
     assert len(validation) >= 10
     assert not set(train["title"]) & set(validation["title"])
-    assert validation["id"][:] == made(model, folder, hold_out=10).examples("validation")["id"][:]
-    with pytest.raises(MisconfigurationException, match="hold_out=40 would leave nothing to train on"):
-        made(model, folder, hold_out=40).setup("fit")
+    assert validation["id"][:] == make_data(model, folder, hold_out=10).examples("validation")["id"][:]
+    with pytest.raises(MisconfigurationException, match="hold_out=40"):
+        make_data(model, folder, hold_out=40).setup("fit")
 
 
-def broken(folder: Path, change: Callable[[dict[str, Any], int], None], split: str = "train") -> Path:
+def change_rows(folder: Path, change: Callable[[dict[str, Any], int], None], split: str = "train") -> Path:
     rows = squad_folder(folder, "1.1") / f"{split}.parquet"
     table = datasets.Dataset.from_parquet(str(rows))
     changed = [dict(row) for row in table]
@@ -109,7 +109,7 @@ def broken(folder: Path, change: Callable[[dict[str, Any], int], None], split: s
     return folder
 
 
-def test_rows_that_teach_nothing_are_counted_and_left_out(model: str, tmp_path: Path) -> None:
+def test_unusable_questions_are_counted_and_skipped(model: str, tmp_path: Path) -> None:
     def change(row: dict[str, Any], number: int) -> None:
         if number in (1, 2):
             row["question"] = "  "
@@ -119,75 +119,75 @@ def test_rows_that_teach_nothing_are_counted_and_left_out(model: str, tmp_path: 
             row["context"] = " ".join(["film"] * 300)
             row["answers"] = {"text": [" ".join(["film"] * 150)], "answer_start": [5]}
 
-    data = made(model, broken(tmp_path / "rows", change), version="1.1")
-    with pytest.warns(UserWarning, match=r"4 questions were left out of training: .*") as caught:
+    data = make_data(model, change_rows(tmp_path / "rows", change), version="1.1")
+    with pytest.warns(UserWarning, match="4 questions") as caught:
         train = data.split("train")
-    [text] = {str(one.message) for one in caught if "left out" in str(one.message)}
+    [text] = {str(one.message) for one in caught if "4 questions" in str(one.message)}
     for reason in (
         "2 with an empty question",
-        "1 with an answer that is not at its place",
-        "1 with answer in no window",
+        "1 with an answer that is not at its position",
+        "1 with an answer in no window",
     ):
         assert reason in text
     assert len(set(train["question"])) == 36
     assert min(train["end_positions"]) >= 0
 
 
-def test_in_evaluation_every_question_counts(model: str, tmp_path: Path) -> None:
+def test_evaluation_uses_every_question(model: str, tmp_path: Path) -> None:
     def change(row: dict[str, Any], number: int) -> None:
         row["question"] = ""
 
-    data = made(model, broken(tmp_path / "rows", change, "validation"), version="1.1")
+    data = make_data(model, change_rows(tmp_path / "rows", change, "validation"), version="1.1")
     assert set(data.split("validation")["question"]) == set(range(20))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"version": "3"}, "version='3' is no version of SQuAD; give '1.1' or '2.0'"),
-        ({"stride": 40}, "stride=40 is out of range: in windows of max_length=100 .* give 0 to 31"),
-        ({"stride": -1}, "stride=-1 is out of range"),
-        ({"max_length": 60}, "max_length=60 is too short for a question of 64 tokens"),
-        ({"hold_out": 0}, "hold_out=0 is out of range"),
-        ({"data_dir": "no/such/folder"}, "data_dir='no/such/folder' is not a folder; give one with squad_v2's"),
-        ({"batch_size": 0}, "batch_size=0 is out of range"),
+        ({"version": "3"}, "version='3'"),
+        ({"stride": 40}, "stride=40 .*max_length=100 .*0 to 31"),
+        ({"stride": -1}, "stride=-1"),
+        ({"max_length": 60}, "max_length=60 .*64 tokens"),
+        ({"hold_out": 0}, "hold_out=0"),
+        ({"data_dir": "no/such/folder"}, "data_dir='no/such/folder'.* squad_v2's"),
+        ({"batch_size": 0}, "batch_size=0"),
     ],
 )
-def test_a_wrong_setting_is_refused_at_once(settings: dict[str, Any], message: str, folder: Path) -> None:
+def test_an_invalid_setting_is_rejected_first(settings: dict[str, Any], message: str, folder: Path) -> None:
     with pytest.raises(MisconfigurationException, match=message):
-        made("no/such/model", folder, **settings)
+        make_data("no/such/model", folder, **settings)
 
 
-def test_a_missing_split_or_column_is_named(model: str, tmp_path: Path) -> None:
+def test_the_error_for_a_missing_split_or_column_names_it(model: str, tmp_path: Path) -> None:
     rows = squad_folder(tmp_path / "rows", "1.1")
     (rows / "validation.parquet").unlink()
-    with pytest.raises(MisconfigurationException, match=r"no split 'validation': .* set hold_out to validate"):
-        made(model, rows, version="1.1").setup("fit")
+    with pytest.raises(MisconfigurationException, match=r"'validation'.* hold_out"):
+        make_data(model, rows, version="1.1").setup("fit")
     train = datasets.Dataset.from_parquet(str(rows / "train.parquet"))
     train.remove_columns("answers").to_parquet(rows / "train.parquet")
-    with pytest.raises(MisconfigurationException, match=r"train.parquet has no column 'answers'; its columns are: id"):
-        made(model, rows, version="1.1").setup("fit")
+    with pytest.raises(MisconfigurationException, match=r"train\.parquet .*'answers'.* id"):
+        make_data(model, rows, version="1.1").setup("fit")
     flat = train.remove_columns("answers").add_column("answers", ["x"] * len(train))
     flat.to_parquet(rows / "train.parquet")
-    with pytest.raises(MisconfigurationException, match="column 'answers' must hold lists 'text' and 'answer_start'"):
-        made(model, rows, version="1.1").setup("fit")
+    with pytest.raises(MisconfigurationException, match=r"'answers'.* 'text' and 'answer_start'"):
+        make_data(model, rows, version="1.1").setup("fit")
 
 
-def test_without_a_folder_rows_come_from_the_hub(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
+def test_without_a_folder_rows_are_loaded_from_the_hub(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    requested: list[Any] = []
 
     def fake(*words: Any, split: str) -> datasets.Dataset:
-        asked.append((*words, split))
+        requested.append((*words, split))
         return squad_rows(9)
 
     monkeypatch.setattr(files, "load_dataset", fake)
     SQuADDataModule(model, **SMALL).setup("fit")
-    assert set(asked) == {("rajpurkar/squad", None, "train"), ("rajpurkar/squad", None, "validation")}
+    assert set(requested) == {("rajpurkar/squad", None, "train"), ("rajpurkar/squad", None, "validation")}
 
 
 @pytest.mark.skipif("PGB_DATA_DIR" not in os.environ, reason="PGB_DATA_DIR does not name a folder with real data")
 def test_logits_that_point_to_the_answers_of_real_squad_score_full_marks(tiny_model_folder: Folder) -> None:
-    """Windows, places, spans and scores, end to end over all 10,570 validation questions."""
+    """Windows, positions, spans and scores of all 10,570 validation questions agree."""
     folder = Path(os.environ["PGB_DATA_DIR"]) / "squad"
     data = SQuADDataModule(str(tiny_model_folder("bert", max_position_embeddings=384)), data_dir=str(folder))
     examples = data.examples("validation")

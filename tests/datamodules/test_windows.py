@@ -1,4 +1,4 @@
-"""Windows: every token of the context, and answers exactly where they are."""
+"""Windows cover the context, and answer positions are exact."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_positions_map_back_to_the_answer(tokenizer: PreTrainedTokenizerBase) ->
     assert max(hits.values()) > 1  # some answers lie in two windows
 
 
-def test_an_answer_is_found_wherever_its_window_holds_it_whole(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_an_answer_is_found_in_every_window_that_contains_it(tokenizer: PreTrainedTokenizerBase) -> None:
     batch = rows(40, seed=3)
     trained = training_windows(batch, list(range(40)), tokenizer, max_length=60, stride=20)
     evaluated = evaluation_windows(batch, list(range(40)), tokenizer, max_length=60, stride=20)
@@ -94,7 +94,7 @@ def test_windows_cover_the_context_and_overlap_by_the_stride(tokenizer: PreTrain
         assert covered == [tuple(place) for place in whole["offset_mapping"]]
 
 
-def test_long_questions_are_cut_and_empty_ones_served(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_long_questions_are_truncated_and_empty_ones_kept(tokenizer: PreTrainedTokenizerBase) -> None:
     batch = {"question": ["sea " * 500, ""], "context": ["red sea", "red sea"]}
     made = evaluation_windows(batch, [0, 1], tokenizer, max_length=100, stride=8)
     assert made["question"] == [0, 1]

@@ -22,7 +22,7 @@ def tiny(tiny_model_folder: Folder) -> str:
 
 @pytest.fixture
 def data(tiny: str, glue_folder: Folder) -> Callable[..., GLUEDataModule]:
-    """Make a data module on a task's made-up rows."""
+    """Create a data module with artificial rows of a task."""
 
     def make(task: str = "sst2", **settings: Any) -> GLUEDataModule:
         settings = {"max_length": 64, "eval_batch_size": 16, **settings}
@@ -33,7 +33,7 @@ def data(tiny: str, glue_folder: Folder) -> Callable[..., GLUEDataModule]:
 
 @pytest.fixture
 def checkpoint(tiny: str, tmp_path: Path) -> Path:
-    """Save a module's untrained checkpoint."""
+    """Save a checkpoint of an untrained module."""
     trainer = quiet_trainer()
     trainer.strategy.connect(TextClassification(tiny, task="sst2"))
     path = tmp_path / "fine-tuned.ckpt"

@@ -1,4 +1,4 @@
-"""Question answering: it learns, scores each question once, prunes, and comes back from checkpoints."""
+"""Question answering: training, scores, pruning and checkpoints."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from helpers.fakes import quiet_trainer, squad_folder
@@ -34,32 +35,39 @@ def model_folder(tiny_model_folder: Folder, model_type: str = "bert") -> str:
     return str(tiny_model_folder(model_type, max_position_embeddings=130))
 
 
-def data_of(model: str, folder: Path, version: str, **settings: Any) -> SQuADDataModule:
+def make_data(model: str, folder: Path, version: str, **settings: Any) -> SQuADDataModule:
     sizes = {"max_length": 100, "stride": 16, "batch_size": 8, "eval_batch_size": 8}
     return SQuADDataModule(model, version, str(folder), **{**sizes, **settings})
 
 
+def test_it_learns(tiny_model_folder: Folder, folders: dict[str, Path]) -> None:
+    L.seed_everything(0)
+    model = model_folder(tiny_model_folder)
+    trainer = quiet_trainer(max_epochs=8, num_sanity_val_steps=0, check_val_every_n_epoch=8)
+    module = QuestionAnswering(model, learning_rate=3e-3)
+    trainer.fit(module, datamodule=make_data(model, folders["1.1"], "1.1"))
+    assert float(trainer.callback_metrics["val_f1"]) > 30  # a random span has a few of a hundred words
+
+
 @pytest.mark.parametrize("model_type", MODELS)
-def test_it_learns_prunes_and_comes_back(
+def test_a_pruned_model_is_restored_from_its_checkpoint(
     model_type: str, tiny_model_folder: Folder, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     model = model_folder(tiny_model_folder, model_type)
-    data = data_of(model, folders["1.1"], "1.1")
-    module = QuestionAnswering(model, learning_rate=3e-3)
-    fine_tuned = quiet_trainer(max_epochs=8)
-    fine_tuned.fit(module, datamodule=data)
-    assert float(fine_tuned.callback_metrics["val_f1"]) > 30  # a random span has a few words of a hundred
-    keep, pgb = ModelCheckpoint(tmp_path, "pruned"), PGBCallback(0.3)
-    quiet_trainer(callbacks=[pgb, keep], enable_checkpointing=True).fit(module, datamodule=data)
+    data = make_data(model, folders["1.1"], "1.1", calibration_size=40)
+    module = QuestionAnswering(model)
+    checkpoint, pgb = ModelCheckpoint(tmp_path, "pruned"), PGBCallback(0.3)
+    trainer = quiet_trainer(callbacks=[pgb, checkpoint], enable_checkpointing=True, limit_train_batches=3)
+    trainer.fit(module, datamodule=data)
     assert is_pruned(find_encoder(module))
     loaded = QuestionAnswering.load_from_checkpoint(tmp_path / "pruned.ckpt", weights_only=True)
     rows = [torch.cat(quiet_trainer().predict(one, datamodule=data)) for one in (module, loaded)]  # type: ignore[arg-type]
     assert torch.equal(rows[0], rows[1])
 
 
-def test_scores_are_those_of_the_predicted_windows(tiny_model_folder: Folder, folders: dict[str, Path]) -> None:
+def test_scores_match_the_predicted_windows(tiny_model_folder: Folder, folders: dict[str, Path]) -> None:
     model = model_folder(tiny_model_folder)
-    data = data_of(model, folders["2.0"], "2.0")
+    data = make_data(model, folders["2.0"], "2.0")
     module = QuestionAnswering(model, "2.0", max_answer_length=4)
     [logged] = quiet_trainer().validate(module, datamodule=data, verbose=False)
     windows = torch.cat(quiet_trainer().predict(module, datamodule=data)).double().numpy()  # type: ignore[arg-type]
@@ -71,25 +79,25 @@ def test_scores_are_those_of_the_predicted_windows(tiny_model_folder: Folder, fo
     assert {"val_exact_match", "val_f1", "val_HasAns_f1", "val_NoAns_f1", "val_best_f1_thresh"} <= logged.keys()
     assert float(module.null_threshold) == pytest.approx(expected["best_f1_thresh"], rel=1e-5)
     [tested] = quiet_trainer().test(module, datamodule=data, verbose=False)
-    assert tested["test_f1"] == pytest.approx(expected["best_f1"], rel=1e-5)  # now decided by the threshold found
+    assert tested["test_f1"] == pytest.approx(expected["best_f1"], rel=1e-5)  # now with the stored threshold
 
 
-def test_the_threshold_is_in_checkpoints_and_a_sanity_check_leaves_it(
+def test_the_threshold_is_stored_in_checkpoints_but_not_after_sanity_checks(
     tiny_model_folder: Folder, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     model = model_folder(tiny_model_folder)
-    data = data_of(model, folders["2.0"], "2.0")
+    data = make_data(model, folders["2.0"], "2.0")
     module = QuestionAnswering(model, "2.0")
     quiet_trainer(num_sanity_val_steps=1, limit_train_batches=0, max_epochs=1).fit(module, datamodule=data)
     assert float(module.null_threshold) == 0
-    keep = ModelCheckpoint(tmp_path, "end")
-    quiet_trainer(callbacks=[keep], enable_checkpointing=True, limit_train_batches=2).fit(module, datamodule=data)
+    checkpoint = ModelCheckpoint(tmp_path, "end")
+    quiet_trainer(callbacks=[checkpoint], enable_checkpointing=True, limit_train_batches=2).fit(module, datamodule=data)
     assert float(module.null_threshold) != 0
     loaded = QuestionAnswering.load_from_checkpoint(tmp_path / "end.ckpt", weights_only=True)
     assert torch.equal(loaded.null_threshold, module.null_threshold)
 
 
-def test_fine_tuned_weights_are_taken_over(tiny_model_folder: Folder, tmp_path: Path) -> None:
+def test_fine_tuned_weights_are_loaded(tiny_model_folder: Folder, tmp_path: Path) -> None:
     model = model_folder(tiny_model_folder)
     first = QuestionAnswering(model)
     trainer = quiet_trainer()
@@ -102,20 +110,22 @@ def test_fine_tuned_weights_are_taken_over(tiny_model_folder: Folder, tmp_path: 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"version": "3"}, "version='3' is no version of SQuAD"),
-        ({"n_best": 0}, "n_best=0 is out of range"),
-        ({"max_answer_length": 0}, "max_answer_length=0 is out of range"),
-        ({"learning_rate": 0.0}, r"learning_rate=0.0 or weight_decay=0.01 is out of range"),
-        ({"fine_tuned_ckpt": "none.ckpt"}, r"fine_tuned_ckpt='none.ckpt' is not a file"),
+        ({"version": "3"}, "version='3'"),
+        ({"n_best": 0}, "n_best=0"),
+        ({"max_answer_length": 0}, "max_answer_length=0"),
+        ({"learning_rate": 0.0}, r"learning_rate=0\.0"),
+        ({"fine_tuned_ckpt": "none.ckpt"}, r"fine_tuned_ckpt='none\.ckpt'"),
     ],
 )
-def test_a_wrong_setting_is_named(settings: dict[str, Any], message: str) -> None:
+def test_the_error_for_an_invalid_setting_names_it(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(MisconfigurationException, match=message):
         QuestionAnswering("no/such/model", **settings)
 
 
-def test_scores_are_logged_from_where_the_module_is(tiny_model_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NCCL adds up what lies on a GPU, and the scores are worked out on the CPU."""
+def test_scores_are_logged_on_the_device_of_the_module(
+    tiny_model_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores are computed on the CPU, but NCCL sums tensors on GPUs only."""
     module = QuestionAnswering(model_folder(tiny_model_folder))
     logged: dict[str, torch.Tensor] = {}
     monkeypatch.setattr(QuestionAnswering, "device", torch.device("meta"))
@@ -127,20 +137,20 @@ def test_scores_are_logged_from_where_the_module_is(tiny_model_folder: Folder, m
     assert {value.device.type for value in logged.values()} == {"meta"}
 
 
-def test_data_of_another_version_or_without_texts_are_refused(
+def test_data_of_another_version_or_without_texts_are_rejected(
     tiny_model_folder: Folder, folders: dict[str, Path]
 ) -> None:
     model = model_folder(tiny_model_folder)
-    data = data_of(model, folders["2.0"], "2.0")
-    with pytest.raises(MisconfigurationException, match=r"data are of SQuAD version='2.0', the model is for '1.1'"):
+    data = make_data(model, folders["2.0"], "2.0")
+    with pytest.raises(MisconfigurationException, match=r"version='2\.0'.* '1\.1'"):
         quiet_trainer().fit(QuestionAnswering(model), datamodule=data)
     data.setup("validate")
     loader = data.val_dataloader()
     assert isinstance(loader, DataLoader)
-    with pytest.raises(MisconfigurationException, match="needs a data module with a method examples"):
+    with pytest.raises(MisconfigurationException, match="data module"):
         quiet_trainer().validate(QuestionAnswering(model, "2.0"), loader)
 
 
-def test_an_encoder_that_classified_into_three_gets_a_head_for_spans(tiny_model_folder: Folder) -> None:
+def test_an_encoder_with_three_labels_gets_a_span_head(tiny_model_folder: Folder) -> None:
     model = str(tiny_model_folder("bert", max_position_embeddings=130, num_labels=3))
     assert QuestionAnswering(model).model.qa_outputs.out_features == 2

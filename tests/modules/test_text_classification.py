@@ -1,3 +1,5 @@
+"""Text classification: optimizer, training, scores and class names."""
+
 from __future__ import annotations
 
 import json
@@ -23,45 +25,44 @@ from pgb_lightning.modules.metrics import make_metrics
 Folder = Callable[..., Path]
 
 
-@pytest.mark.parametrize(
-    ("model_type", "most"), [("bert", 64), ("roberta", 63)]
-)  # positions begin behind the padding's
-def test_more_tokens_than_the_model_has_positions_for_are_refused(
-    model_type: str, most: int, tiny_model_folder: Folder, glue_folder: Folder, tmp_path: Path
+# RoBERTa's positions start after that of the padding token.
+@pytest.mark.parametrize(("model_type", "longest"), [("bert", 64), ("roberta", 63)])
+def test_inputs_longer_than_the_position_embeddings_are_rejected(
+    model_type: str, longest: int, tiny_model_folder: Folder, glue_folder: Folder, tmp_path: Path
 ) -> None:
     model = tmp_path / "model"
     shutil.copytree(tiny_model_folder(model_type, max_position_embeddings=64), model)
     settings = json.loads((model / "tokenizer_config.json").read_text())
-    del settings["model_max_length"]  # as many tokenizers are saved
+    del settings["model_max_length"]  # as in many saved tokenizers
     (model / "tokenizer_config.json").write_text(json.dumps(settings))
-    data = GLUEDataModule("sst2", str(model), str(glue_folder("sst2")), max_length=most + 1)
-    with pytest.raises(MisconfigurationException, match=rf"max_length={most + 1} of the data .* give 1 to {most}\."):
+    data = GLUEDataModule("sst2", str(model), str(glue_folder("sst2")), max_length=longest + 1)
+    with pytest.raises(MisconfigurationException, match=rf"max_length={longest + 1} .*1 to {longest}\."):
         quiet_trainer().fit(TextClassification(str(model), task="sst2"), datamodule=data)
 
 
-# ---- optimizer ------------------------------------------------------------------------------------------------
+# ---- optimizer --------------------------------------------------------------------------------------------------
 
 
-def test_matrices_decay_and_biases_and_norms_do_not(tiny: str) -> None:
+def test_only_matrices_are_decayed(tiny: str) -> None:
     module = TextClassification(tiny, weight_decay=0.1)
     module.model.extra = nn.ParameterDict(
         {"weight": nn.Parameter(torch.ones(2, 3, 4)), "block_bias": nn.Parameter(torch.ones(2, 4))}
     )
     module.model.bert.embeddings.position_embeddings.requires_grad_(False)
-    decayed, plain = module._parameter_groups()
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    decayed, not_decayed = module._parameter_groups()
+    assert (decayed["weight_decay"], not_decayed["weight_decay"]) == (0.1, 0.0)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     decayed_names = {names[id(parameter)] for parameter in decayed["params"]}
-    plain_names = {names[id(parameter)] for parameter in plain["params"]}
-    assert all("LayerNorm" in name or name.endswith("bias") for name in plain_names)
+    other_names = {names[id(parameter)] for parameter in not_decayed["params"]}
+    assert all("LayerNorm" in name or name.endswith("bias") for name in other_names)
     assert not any("LayerNorm" in name or name.endswith("bias") for name in decayed_names)
     assert "model.extra.weight" in decayed_names
-    assert "model.extra.block_bias" in plain_names
-    assert decayed_names | plain_names | {"model.bert.embeddings.position_embeddings.weight"} == set(names.values())
-    assert len(decayed["params"]) + len(plain["params"]) == len(names) - 1
+    assert "model.extra.block_bias" in other_names
+    assert decayed_names | other_names | {"model.bert.embeddings.position_embeddings.weight"} == set(names.values())
+    assert len(decayed["params"]) + len(not_decayed["params"]) == len(names) - 1
 
 
-def test_the_learning_rate_rises_and_falls_step_by_step(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
+def test_the_learning_rate_changes_every_step(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
     class Record(L.Callback):
         rates: list[float]
 
@@ -76,15 +77,15 @@ def test_the_learning_rate_rises_and_falls_step_by_step(tiny: str, data: Callabl
     quiet_trainer(max_epochs=2, callbacks=[record], limit_val_batches=0).fit(module, data(batch_size=25))
     # 8 steps: 2 of warm-up from zero, then 6 down to zero.
     expected = [0, 1 / 2, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
-    assert record.rates == pytest.approx([1e-3 * share for share in expected])
+    assert record.rates == pytest.approx([1e-3 * fraction for fraction in expected])
 
 
-def test_training_without_an_end_is_refused(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
+def test_unlimited_training_is_rejected(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
     with pytest.raises(MisconfigurationException, match="max_epochs or max_steps"):
         quiet_trainer(max_epochs=-1).fit(TextClassification(tiny, task="sst2"), data())
 
 
-# ---- training and scores --------------------------------------------------------------------------------------
+# ---- training and scores ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "mpnet"])
@@ -99,9 +100,7 @@ def test_it_learns(model_type: str, tiny_model_folder: Folder, glue_folder: Fold
     assert trainer.callback_metrics["train_loss"] < 0.4
 
 
-def test_classes_are_called_what_the_data_calls_them(
-    tiny: str, data: Callable[..., GLUEDataModule], tmp_path: Path
-) -> None:
+def test_class_names_of_the_data_are_adopted(tiny: str, data: Callable[..., GLUEDataModule], tmp_path: Path) -> None:
     module = TextClassification(tiny, task="mnli")
     assert module.model.config.id2label[2] == "LABEL_2"
     trainer = quiet_trainer(max_steps=1, limit_val_batches=0)
@@ -113,29 +112,25 @@ def test_classes_are_called_what_the_data_calls_them(
         assert named.model.config.label2id == {name: number for number, name in names.items()}
 
 
-def test_classes_keep_names_that_the_model_came_with(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
+def test_class_names_of_the_model_are_kept(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
     module = TextClassification(tiny, task="sst2")
     module.model.config.id2label = {0: "bad", 1: "good"}
     quiet_trainer(max_steps=1, limit_val_batches=0).fit(module, data())
     assert module.model.config.id2label == {0: "bad", 1: "good"}
 
 
-def test_classes_that_are_learned_in_another_order_are_named_in_it(
-    tiny: str, data: Callable[..., GLUEDataModule]
-) -> None:
+def test_class_names_in_another_order_are_replaced(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
     module = TextClassification(tiny, task="mnli")
     module.model.config.id2label = {0: "Class 2", 1: "Class 0", 2: "Class 1"}
-    with pytest.warns(UserWarning, match="The model calls its classes Class 2, Class 0, Class 1, the data class_0"):
+    with pytest.warns(UserWarning, match="Class 2, Class 0, Class 1.* class_0"):
         quiet_trainer(max_steps=1, limit_val_batches=0).fit(module, data("mnli"))
     assert module.model.config.id2label == {0: "class_0", 1: "class_1", 2: "class_2"}
 
 
-def test_data_that_does_not_name_its_classes_leaves_them_numbered(
-    tiny: str, data: Callable[..., GLUEDataModule]
-) -> None:
+def test_without_class_names_in_the_data_the_defaults_stay(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
     module = TextClassification(tiny, task="sst2")
-    served = data()
-    loaders = served.train_dataloader(), served.val_dataloader()
+    datamodule = data()
+    loaders = datamodule.train_dataloader(), datamodule.val_dataloader()
     quiet_trainer(max_steps=1, limit_val_batches=0).fit(module, *loaders)
     assert module.model.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
 
@@ -146,7 +141,7 @@ def test_dropout_is_on_in_training(tiny: str) -> None:
 
 
 def evaluate(module: TextClassification, rows: GLUEDataModule) -> tuple[dict[str, float], list[dict[str, np.ndarray]]]:
-    """Return what validation logs, and each loader's logits, predictions and labels."""
+    """Return the logged scores, and the logits, predictions and labels of each loader."""
     trainer = quiet_trainer()
     trainer.validate(module, rows, verbose=False)
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -161,8 +156,8 @@ def evaluate(module: TextClassification, rows: GLUEDataModule) -> tuple[dict[str
     return logged, found
 
 
-def mixed(module: TextClassification) -> TextClassification:
-    """Make random weights large enough for predictions to differ between rows."""
+def randomize(module: TextClassification) -> TextClassification:
+    """Set random weights that are large enough for different predictions."""
     torch.manual_seed(3)
     for parameter in module.parameters():
         if parameter.ndim == 2:
@@ -177,24 +172,24 @@ def cross_entropy(found: dict[str, np.ndarray]) -> float:
 
 
 def test_accuracy_f1_and_loss_are_exact(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
-    logged, (found,) = evaluate(mixed(TextClassification(tiny, task="mrpc")), data("mrpc"))
+    logged, (found,) = evaluate(randomize(TextClassification(tiny, task="mrpc")), data("mrpc"))
     predictions, labels = found["predictions"], found["labels"]
     assert set(predictions) == {0, 1}
     hits = ((predictions == 1) & (labels == 1)).sum()
     assert logged["val_accuracy"] == pytest.approx((predictions == labels).mean())
     assert logged["val_f1"] == pytest.approx(2 * hits / ((predictions == 1).sum() + (labels == 1).sum()))
-    # 40 rows in batches of 16: the last, smaller batch must not weigh as much as the others.
+    # 40 rows in batches of 16: the loss must be weighted by batch size.
     assert logged["val_loss"] == pytest.approx(cross_entropy(found), rel=1e-5)
     assert set(logged) == {"val_accuracy", "val_f1", "val_loss"}
 
 
 def test_matthews_correlation_is_exact(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
-    logged, (found,) = evaluate(mixed(TextClassification(tiny, task="cola")), data("cola"))
+    logged, (found,) = evaluate(randomize(TextClassification(tiny, task="cola")), data("cola"))
     assert set(found["predictions"]) == {0, 1}
     assert logged["val_matthews"] == pytest.approx(np.corrcoef(found["predictions"], found["labels"])[0, 1], rel=1e-5)
 
 
-def test_a_model_that_always_says_the_same_correlates_with_nothing() -> None:
+def test_a_constant_prediction_has_zero_correlation() -> None:
     metrics = make_metrics(get_task("cola"), num_labels=2)
     metrics.update(torch.ones(40, dtype=torch.long), torch.tensor([0] * 28 + [1] * 12))
     assert metrics.compute()["matthews"] == 0
@@ -209,16 +204,16 @@ def test_regression_scores_and_loss_are_exact(tiny: str, data: Callable[..., GLU
     assert logged["val_loss"] == pytest.approx(((scores - labels) ** 2).mean(), rel=1e-5)
 
 
-def test_the_two_sets_of_mnli_are_scored_apart(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
-    logged, (matched, mismatched) = evaluate(mixed(TextClassification(tiny, task="mnli")), data("mnli"))
+def test_the_two_sets_of_mnli_are_scored_separately(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
+    logged, (matched, mismatched) = evaluate(randomize(TextClassification(tiny, task="mnli")), data("mnli"))
     for name, found in (("val", matched), ("val_mismatched", mismatched)):
         assert logged[f"{name}_accuracy"] == pytest.approx((found["predictions"] == found["labels"]).mean())
         assert logged[f"{name}_loss"] == pytest.approx(cross_entropy(found), rel=1e-5)
     assert len(logged) == 4
 
 
-def test_scores_start_anew_in_every_run(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
-    module = mixed(TextClassification(tiny, task="sst2"))
+def test_scores_are_reset_in_every_run(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
+    module = randomize(TextClassification(tiny, task="sst2"))
     first, _ = evaluate(module, data())
     module.model.classifier.weight.data.neg_()
     module.model.classifier.bias.data.neg_()
@@ -226,13 +221,13 @@ def test_scores_start_anew_in_every_run(tiny: str, data: Callable[..., GLUEDataM
     assert second["val_accuracy"] == pytest.approx(1 - first["val_accuracy"])
 
 
-def test_testing_logs_under_its_own_name(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
+def test_testing_logs_with_its_own_prefix(tiny: str, data: Callable[..., GLUEDataModule]) -> None:
     trainer = quiet_trainer()
     (logged,) = trainer.test(TextClassification(tiny, task="sst2"), data(), verbose=False)
     assert set(logged) == {"test_loss", "test_accuracy"}
 
 
-def test_prediction_needs_no_labels(tiny: str) -> None:
+def test_prediction_does_not_need_labels(tiny: str) -> None:
     module = TextClassification(tiny, num_labels=3).eval()
     batch = {"input_ids": torch.tensor([[2, 5, 3]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
     output = module.predict_step(batch, 0)

@@ -1,4 +1,4 @@
-"""A fit by batches of similar lengths on two CPU processes, run by test_ddp_lengths.py."""
+"""Fit with batches of similar lengths on two CPU processes; run by test_ddp_lengths.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pgb_lightning.process_group import close_process_group
 
 
 class Record(L.Callback):
-    """Write down each batch's rows, without their padding."""
+    """Record the rows of each batch without padding."""
 
     def __init__(self) -> None:
         self.epochs: list[list[list[list[int]]]] = []
@@ -30,7 +30,7 @@ class Record(L.Callback):
 
 
 def main(model: str, folder: str, out: Path) -> None:
-    """Fit for two epochs and store what this rank saw."""
+    """Fit for two epochs and store the rows of this rank."""
     torch.set_num_threads(1)
     L.seed_everything(0)
     data, record = GLUEDataModule("sst2", model, folder, batch_size=8, group_by_length=True, max_length=32), Record()
