@@ -53,7 +53,7 @@ class SQuADDataModule(TextDataModule):
         hold_out: Number of training questions to hold out for validation if there is no validation file. Complete
             articles are held out.
         **loading: ``max_train_samples`` (questions), ``group_by_length`` (also for evaluation), ``seed`` and
-            ``num_workers``, as in :class:`TextDataModule`.
+            ``num_workers``, as in :class:`~pgb_lightning.datamodules.TextDataModule`.
 
     Raises:
         MisconfigurationException: If the version is unknown, the folder does not exist, or a size is out of range.
