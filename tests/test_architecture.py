@@ -19,9 +19,9 @@ FIGURE = ROOT / "docs" / "img" / "architecture.svg"
 #: The rooms, from the bottom up. A room may import rooms of earlier rows only.
 LAYERS = (
     ("_compat",),
-    ("atomic_write", "checkpoints", "glue_tasks", "latency", "modes", "packaged", "peak_memory", "plotting"),
+    ("atomic_write", "checkpoints", "glue_tasks", "latency", "modes", "packaged", "peak_memory", "plotting", "shapes"),
     ("config", "encoders", "layers", "process_group"),
-    ("calibration", "cost", "distillation", "plan"),
+    ("calibration", "cost", "distillation", "plan", "target"),
     ("surgery",),
     ("compensation",),
     ("prediction",),

@@ -18,7 +18,7 @@ ROWS = "ROWS = 3000  # of 8,572"
 def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(reviews, "HOLDOUT", 48)  # a faster validation
-    monkeypatch.setattr(candidates, "GROUPED_SHARES", ())  # a faster search
+    monkeypatch.setattr(candidates, "GROUPED_FRACTIONS", ())  # a faster search
     program = "\n".join(blocks(ROOT / "docs" / "tutorial.md", "python"))
     assert ROWS in program
     names: dict[str, Any] = {"__name__": "tutorial"}
