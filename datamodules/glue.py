@@ -24,7 +24,8 @@ class GLUEDataModule(TextDataModule):
         model_name_or_path: The model whose tokenizer is used: a Hub name, a local folder, or ``"minilm-l6"``.
         data_dir: Folder with one parquet file per split with the Hub's columns, named ``train.parquet`` or as on the
             Hub ``train-00000-of-00001.parquet``. ``None`` reads from the Hub.
-        **loading: Lengths, batch sizes and the calibration split, as in :class:`~pgb_lightning.datamodules.TextDataModule`.
+        **loading: Lengths, batch sizes and the calibration split, as in
+            :class:`~pgb_lightning.datamodules.TextDataModule`.
 
     Raises:
         MisconfigurationException: If the task is unknown, the folder does not exist, or a size is below 1.

@@ -35,7 +35,8 @@ class FilmReviewsDataModule(TextDataModule):
 
     Args:
         model_name_or_path: The model whose tokenizer is used. The default is the packaged MiniLM.
-        **loading: Lengths, batch sizes and the calibration split, as in :class:`~pgb_lightning.datamodules.TextDataModule`.
+        **loading: Lengths, batch sizes and the calibration split, as in
+            :class:`~pgb_lightning.datamodules.TextDataModule`.
 
     Raises:
         MisconfigurationException: If the package is not installed, or a size is below 1.
