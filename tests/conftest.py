@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: tiny random models and data made on the fly, nothing from the network."""
+"""Fixtures shared by all tests: tiny random models and artificial data, without network access."""
 
 from __future__ import annotations
 
@@ -25,33 +25,34 @@ from pgb_lightning.modules.finetuning import FineTuning
 
 @pytest.fixture(scope="session", autouse=True)
 def private_dataset_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep what `datasets` caches out of the user's home, and its progress bars out of the log."""
+    """Use a temporary cache for ``datasets``, and disable its progress bars."""
     cache = tmp_path_factory.mktemp("datasets-cache")
-    usual = datasets.config.HF_DATASETS_CACHE
+    original = datasets.config.HF_DATASETS_CACHE
     datasets.config.HF_DATASETS_CACHE = cache
-    os.environ["HF_DATASETS_CACHE"] = str(cache)  # for the processes that tests start
+    os.environ["HF_DATASETS_CACHE"] = str(cache)  # for processes that tests start
     datasets.disable_progress_bars()
     yield cache
-    datasets.config.HF_DATASETS_CACHE = usual
+    datasets.config.HF_DATASETS_CACHE = original
 
 
 @pytest.fixture(autouse=True)
-def heard_logger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `caplog` hear Lightning, which keeps its messages to itself where nobody listened when it was imported."""
+def propagate_lightning_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Propagate Lightning's log messages to ``caplog``. Lightning disables this if no handler exists at its import."""
     monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
 
 
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Make (once a session) a folder with a tiny random encoder and its WordPiece tokenizer.
+    """Return a function that creates, once per session, a folder with a tiny random encoder and its tokenizer.
 
-    `tiny_model_folder("bert")`, "roberta", "distilbert" or "mpnet"; further keywords change the model's configuration.
+    For example ``tiny_model_folder("bert")``. The model types are those of ``TINY_CONFIGS``. Keyword arguments change
+    the model's configuration.
     """
-    made: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
 
     def make(model_type: str = "bert", **changes: Any) -> Path:
         key = f"{model_type}-{sorted(changes.items())}"
-        if key not in made:
+        if key not in folders:
             folder = tmp_path_factory.mktemp(f"tiny-{model_type}")
             settings = {
                 "vocab_size": len(VOCABULARY),
@@ -68,33 +69,33 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
                 model_max_length=changes.get("max_position_embeddings", 64),
                 model_input_names=names,
             ).save_pretrained(folder)
-            made[key] = folder
-        return made[key]
+            folders[key] = folder
+        return folders[key]
 
     return make
 
 
 @pytest.fixture(scope="session")
 def glue_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Make (once a session) a folder of parquet files for a GLUE task: `glue_folder("sst2", train=100)`."""
-    made: dict[tuple[str, int, int], Path] = {}
+    """Return a function that creates, once per session, a folder of a GLUE task: ``glue_folder("sst2", train=100)``."""
+    folders: dict[tuple[str, int, int], Path] = {}
 
     def make(name: str = "sst2", train: int = 100, validation: int = 40) -> Path:
         key = (name, train, validation)
-        if key not in made:
+        if key not in folders:
             task = get_task(name)
             folder = tmp_path_factory.mktemp(f"glue-{name}")
             glue_rows(task, train, seed=1).to_parquet(folder / "train.parquet")
             for number, split in enumerate(task.validation_splits):
                 glue_rows(task, validation, seed=2 + number).to_parquet(folder / f"{split}.parquet")
-            made[key] = folder
-        return made[key]
+            folders[key] = folder
+        return folders[key]
 
     return make
 
 
-def save(module: FineTuning, path: Path, plan: PruningPlan | None = None, score: float | None = None) -> Path:
-    """Write a module as a Trainer does, with what callbacks would have stored."""
+def save_module(module: FineTuning, path: Path, plan: PruningPlan | None = None, score: float | None = None) -> Path:
+    """Save a module as a Trainer does, with the states of a pruning and a checkpoint callback."""
     trainer = quiet_trainer()
     trainer.strategy.connect(module)
     trainer.save_checkpoint(path)
@@ -109,7 +110,10 @@ def save(module: FineTuning, path: Path, plan: PruningPlan | None = None, score:
 
 @pytest.fixture
 def pruned_checkpoint(tiny_model_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    """Make a checkpoint as a fit leaves it: `pruned_checkpoint("classifier")`, "reader" or "dense"."""
+    """Return a function that creates a checkpoint of a fit.
+
+    For example ``pruned_checkpoint("classifier")``, ``"reader"`` (question answering) or ``"dense"``.
+    """
 
     def make(
         what: str = "classifier",
@@ -131,6 +135,6 @@ def pruned_checkpoint(tiny_model_folder: Callable[..., Path], tmp_path: Path) ->
         plan = None if what == "dense" else prune(module.model, [batch], PruningConfig.from_preset(preset))
         if name is not None:
             module.hparams["model_name_or_path"] = name
-        return save(module, tmp_path / f"{what}.ckpt", plan, score=0.875)
+        return save_module(module, tmp_path / f"{what}.ckpt", plan, score=0.875)
 
     return make

@@ -1,4 +1,4 @@
-"""Made-up models and data for the tests: tiny, random, and easy to learn from."""
+"""Tiny random models and artificial data that are easy to learn."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BAD = ["bad", "poor", "dull", "cold", "weak", "empty"]
 FILLER = ["the", "a", "film", "plot", "actor", "scene", "is", "was", "and", "very", "quite", "so"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *FILLER]
 
-# Widths are multiples of 12, so that every group number from 1 to 4 and 6 divides them.
+#: Widths are multiples of 12, which the numbers of groups 1, 2, 3, 4 and 6 divide.
 TINY_CONFIGS: dict[str, dict[str, Any]] = {
     "bert": {
         "hidden_size": 48,
@@ -50,14 +50,14 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def sentence(rng: random.Random, positive: bool) -> str:
-    """Make a sentence whose label can be read from two of its words."""
+    """Return a sentence with two words that determine its label."""
     words = rng.choices(GOOD if positive else BAD, k=2) + rng.choices(FILLER, k=rng.randint(3, 12))
     rng.shuffle(words)
     return " ".join(words)
 
 
 def glue_rows(task: GLUETask, count: int, seed: int = 0) -> datasets.Dataset:
-    """Make `count` rows in the Hub's schema of `task`; 70 % have label 0 where labels are classes."""
+    """Return ``count`` rows with the Hub's columns of a task. If labels are classes, 70 % of them are 0."""
     rng = random.Random(seed)
     columns: dict[str, list[Any]] = {name: [] for name in (*task.text_columns, "label")}
     for row in range(count):
@@ -74,32 +74,32 @@ def glue_rows(task: GLUETask, count: int, seed: int = 0) -> datasets.Dataset:
 
 
 def squad_rows(count: int, version: str = "1.1", seed: int = 0, words: int = 20) -> datasets.Dataset:
-    """Make questions in the Hub's schema: the answer is the two words after the one that is asked for."""
+    """Return questions with the Hub's columns. The answer is the two words after the word in the question."""
     rng = random.Random(seed)
     rows: list[dict[str, Any]] = []
     for number in range(count):
         context = [rng.choice(FILLER) for _ in range(words)]
-        place = rng.randrange(words - 3)
-        asked = rng.choice(GOOD)
-        context[place : place + 3] = [asked, *rng.choices(BAD, k=2)]
-        begin = len(" ".join(context[: place + 1])) + 1
-        answer = " ".join(context[place + 1 : place + 3])
+        position = rng.randrange(words - 3)
+        keyword = rng.choice(GOOD)
+        context[position : position + 3] = [keyword, *rng.choices(BAD, k=2)]
+        begin = len(" ".join(context[: position + 1])) + 1
+        answer = " ".join(context[position + 1 : position + 3])
         has_answer = version == "1.1" or number % 3
         if not has_answer:
-            context[place] = "film"
+            context[position] = "film"
         answers = (
             {"text": [answer] * 2, "answer_start": [begin] * 2} if has_answer else {"text": [], "answer_start": []}
         )
-        texts = {"context": " ".join(context), "question": f"what is {asked}"}
+        texts = {"context": " ".join(context), "question": f"what is {keyword}"}
         rows.append({"id": f"id{number}", "title": f"title{number % 5}", **texts, "answers": answers})
     features = {name: datasets.Value("string") for name in ("id", "title", "context", "question")}
-    # As on the Hub: before version 4 of datasets this stays one feature, since then it is a dict of two.
+    # As on the Hub. Before version 4 of datasets this is one feature, since then it is a dict of two.
     lists = datasets.Sequence({"text": datasets.Value("string"), "answer_start": datasets.Value("int32")})
     return datasets.Dataset.from_list(rows, datasets.Features({**features, "answers": lists}))
 
 
 def squad_folder(folder: Path, version: str = "1.1", train: int = 40, validation: int = 20) -> Path:
-    """Make a folder with both splits."""
+    """Create a folder with both splits."""
     folder.mkdir()
     squad_rows(train, version, seed=1).to_parquet(folder / "train.parquet")
     squad_rows(validation, version, seed=2, words=120).to_parquet(folder / "validation.parquet")
@@ -107,7 +107,7 @@ def squad_folder(folder: Path, version: str = "1.1", train: int = 40, validation
 
 
 def quiet_trainer(**settings: Any) -> L.Trainer:
-    """Make a Trainer that writes and prints nothing."""
+    """Return a Trainer that writes and prints nothing."""
     defaults = {
         "accelerator": "cpu",
         "logger": False,
@@ -120,7 +120,7 @@ def quiet_trainer(**settings: Any) -> L.Trainer:
 
 
 def print_config(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:
-    """Read what a command prints with `--print_config`."""
+    """Return the configuration that a command prints with ``--print_config``."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         main([*args, "--print_config"])
