@@ -5,11 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
-
 LINUX_STATUS = Path("/proc/self/status")
 
 
@@ -26,7 +21,9 @@ def peak_memory() -> int | None:
         for line in LINUX_STATUS.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    if resource is None:
+    try:
+        import resource
+    except ImportError:  # Windows
         return None
     unit = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes, Linux KiB
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit

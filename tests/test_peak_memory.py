@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,17 +15,6 @@ from pgb_lightning import peak_memory as module
 def without_status(monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulate a platform without /proc."""
     monkeypatch.setattr(module, "LINUX_STATUS", Path("/nonexistent/status"))
-
-
-@pytest.fixture
-def without_resource(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Import the module as on Windows, which has no module ``resource``; import it again afterwards."""
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "resource", None)
-        importlib.reload(module)
-        patch.setattr(module, "LINUX_STATUS", Path("/nonexistent/status"))
-        yield
-    importlib.reload(module)
 
 
 def test_the_peak_counts_memory_that_was_freed() -> None:
@@ -47,6 +34,7 @@ def test_without_proc_it_comes_from_getrusage() -> None:
     assert 1e7 < found < 1e12
 
 
-@pytest.mark.usefixtures("without_resource")
-def test_without_resource_it_is_not_available() -> None:
+@pytest.mark.usefixtures("without_status")
+def test_without_resource_it_is_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
     assert module.peak_memory() is None

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jsonargparse import auto_cli
@@ -88,9 +89,8 @@ def measure(
         for _ in range(num_samples // batch_size)
     ]
 
-    def loss(batch: dict[str, Tensor]) -> Tensor:
-        value: Tensor = model(**batch).loss
-        return value
+    def loss(batch: dict[str, Tensor]) -> Any:
+        return model(**batch).loss
 
     seconds: dict[str, float] = {}
     loss(batches[0]).backward()  # warm-up; also allocates the gradients, as training does

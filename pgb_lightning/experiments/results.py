@@ -114,7 +114,7 @@ def tabulate(results: Sequence[Result], markdown: bool = False) -> Table:
     title = "One-shot, and re-finetuned" if refinetuned else "One-shot, before re-finetuning"
     table = Table(title=None if markdown else title, box=box.MARKDOWN if markdown else box.HEAVY_HEAD)
     stages = [("score x 100", "divergence", "loss"), ("re-finetuned", "divergence", "loss")][: 1 + refinetuned]
-    for column in ("task", "ratio", "method", "left", "removed, %", *itertools.chain(*stages), "seeds"):
+    for column in ("task", "ratio", "method", "kind", "removed, %", *itertools.chain(*stages), "seeds"):
         table.add_column(column, justify="right", no_wrap=True)
     tasks = dict.fromkeys(result["task"] for result in results)
     cells = dict.fromkeys((result["task"], result["ratio"], result["method"]) for result in results)

@@ -32,7 +32,7 @@ def short_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "MINILM_ALIAS", str(folder))
     monkeypatch.setattr(demo, "LENGTH", 16)
     monkeypatch.setattr(demo, "compare_latency", partial(compare_latency, repeats=1, min_time=0.01))
-    monkeypatch.setattr(reviews, "HOLDOUT", 64)
+    monkeypatch.setattr(reviews, "HOLDOUT", 32)
 
 
 @pytest.mark.skipif(
@@ -41,7 +41,7 @@ def short_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.usefixtures("short_demo")
 def test_the_report_contains_the_measured_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = demo.run(out_dir=str(tmp_path), max_train_samples=64)
+    report = demo.run(out_dir=str(tmp_path), max_train_samples=32)
     assert json.loads((tmp_path / "report.json").read_text()) == report
     dense, pruned, after = (report[name] for name in ("dense", "pruned", "re-finetuned"))
     assert report["pruning_ratio"] == pytest.approx(0.5, abs=0.01)

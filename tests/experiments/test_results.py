@@ -47,7 +47,7 @@ def test_seeds_are_averaged_and_tasks_keep_their_order(tmp_path: Path, capsys: p
     second = write(tmp_path / "cola.jsonl", result(task="cola", score=20.0, max_train_samples=8))
     results.run((first, second), markdown=True)
     head, *rows = rows_of(capsys.readouterr().out)
-    assert head[:5] == ["task", "ratio", "method", "left", "removed, %"]
+    assert head[:5] == ["task", "ratio", "method", "kind", "removed, %"]
     assert head[5:] == ["score x 100", "divergence", "loss", "re-finetuned", "divergence", "loss", "seeds"]
     assert [row[:3] for row in rows] == [
         ["sst2 accuracy", "0.0", "dense"],
