@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.card import CardFacts, make_card
-from pgb_lightning.export.models import ExportedModel, exported_class, recast
+from pgb_lightning.export.models import ExportedModel, convert_config, exported_class
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery.checks import matches
 from pgb_lightning.surgery.dense_twin import dense_twin
@@ -103,7 +103,7 @@ def to_exported(model: PreTrainedModel) -> ExportedModel:
         return model
     target = exported_class(type(model))
     encoder = find_encoder(model)
-    config = recast(model.config, target.config_class, Structure.of(encoder).to_record(encoder))
+    config = convert_config(model.config, target.config_class, Structure.of(encoder).to_record(encoder))
     exported = target(config)
     exported.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]
     exported.load_state_dict(model.state_dict())

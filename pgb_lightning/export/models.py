@@ -65,7 +65,7 @@ class ExportedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     def make_dense_model(self) -> PreTrainedModel:
         """Return a dense model of the original transformers class, with random weights."""
-        return self.dense_class(recast(self.config, self.dense_class.config_class))
+        return self.dense_class(convert_config(self.config, self.dense_class.config_class))
 
 
 def exported_class(dense_class: type[PreTrainedModel]) -> type[ExportedModel]:
@@ -98,7 +98,9 @@ def auto_class(model: PreTrainedModel) -> Any:
     return getattr(transformers, name)
 
 
-def recast(config: PretrainedConfig, config_class: type[PretrainedConfig] | None, pgb: Any = None) -> PretrainedConfig:
+def convert_config(
+    config: PretrainedConfig, config_class: type[PretrainedConfig] | None, pgb: Any = None
+) -> PretrainedConfig:
     """Convert a configuration to another class of the same family, with the same settings.
 
     Args:

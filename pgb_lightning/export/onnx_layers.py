@@ -19,60 +19,63 @@ class ChannelLinear(nn.Module):
 
     Args:
         grouped: The layer to replace.
-        order: The :attr:`order` of the previous layer if its output is features first; ``None`` if the input is tokens
-            first, in the model's feature order.
-        hand_over: Whether to leave the output features first, in :attr:`order`, for the next layer.
+        input_order: The :attr:`output_order` of the previous layer if its output is features first; ``None`` if the
+            input is tokens first, in the model's feature order.
+        features_first_out: Whether to leave the output features first, in :attr:`output_order`, for the next layer.
         weights_right: Whether the weights are the right factor of each product. onnxruntime has fast integer kernels
             for that; as the left factor they save a transposition.
 
     Shape:
-        Input (B, S, M), or (M, B, S) with ``order``; output (B, S, N), or (N, B, S) with ``hand_over``.
+        Input (B, S, M), or (M, B, S) with ``input_order``; output (B, S, N), or (N, B, S) with ``features_first_out``.
     """
 
     bias: Tensor
-    back: Tensor
+    inverse_order: Tensor
 
     def __init__(
-        self, grouped: GroupedLinear, order: Tensor | None = None, hand_over: bool = False, weights_right: bool = False
+        self,
+        grouped: GroupedLinear,
+        input_order: Tensor | None = None,
+        features_first_out: bool = False,
+        weights_right: bool = False,
     ) -> None:
         super().__init__()
-        self.features_first = order is not None
-        self.hand_over = hand_over
+        self.features_first_in = input_order is not None
+        self.features_first_out = features_first_out
         self.weights_right = weights_right
         inputs = grouped.input_index.long()
-        inputs = inputs if order is None else torch.argsort(order)[inputs]
+        inputs = inputs if input_order is None else torch.argsort(input_order)[inputs]
         blocks = grouped.weight.detach()
         self.blocks = nn.ParameterList([(block if weights_right else block.T).contiguous() for block in blocks])
         for group, rows in enumerate(inputs):
             self.register_buffer(f"inputs_{group}", rows.contiguous())
         covered = grouped.output_index.long().flatten()
         rest = torch.ones(grouped.out_features, dtype=torch.bool).index_fill(0, covered, False).nonzero().flatten()
-        self.order = torch.cat([covered, rest])
+        self.output_order = torch.cat([covered, rest])
         self.num_constant = len(rest)
         bias = torch.zeros(grouped.out_features) if grouped.bias is None else grouped.bias.detach()
-        self.register_buffer("bias", bias[self.order])
-        self.register_buffer("back", torch.argsort(self.order))
+        self.register_buffer("bias", bias[self.output_order])
+        self.register_buffer("inverse_order", torch.argsort(self.output_order))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output of the grouped layer."""
-        x = x if self.features_first else x.permute(2, 0, 1)
+        x = x if self.features_first_in else x.permute(2, 0, 1)
         batch, length = x.shape[1:]
         rows = x.reshape(x.shape[0], batch * length)
         gathered = [rows.index_select(0, self.get_buffer(f"inputs_{group}")) for group in range(len(self.blocks))]
+        pairs = zip(gathered, self.blocks, strict=True)
         if self.weights_right:
-            pairs = zip(gathered, self.blocks, strict=True)
             product = torch.cat([part.t() @ block for part, block in pairs], dim=1).t()
         else:
-            pairs = zip(gathered, self.blocks, strict=True)
             product = torch.cat([block @ part for part, block in pairs], dim=0)
         bias = self.bias.unsqueeze(1)
         num_products = len(bias) - self.num_constant
         output = product + bias[:num_products]
         if self.num_constant:
             output = torch.cat([output, bias[num_products:].expand(-1, batch * length)], dim=0)
-        if self.hand_over:
+        if self.features_first_out:
             return output.reshape(-1, batch, length)
-        return output.index_select(0, self.back).t().reshape(batch, length, -1)
+        return output.index_select(0, self.inverse_order).t().reshape(batch, length, -1)
 
 
 def use_channel_layers(encoder: Encoder, weights_right: bool = False) -> None:
@@ -91,7 +94,12 @@ def use_channel_layers(encoder: Encoder, weights_right: bool = False) -> None:
         order: Tensor | None = None
         for kind, layer in layers.items():
             if isinstance(layer, GroupedLinear):
-                new = ChannelLinear(layer, order if kind == "W2" else None, joined and kind == "W1", weights_right)
+                new = ChannelLinear(
+                    layer,
+                    input_order=order if kind == "W2" else None,
+                    features_first_out=joined and kind == "W1",
+                    weights_right=weights_right,
+                )
                 encoder.set_matrix(number, kind, new.eval())
-                if new.hand_over:
-                    order = new.order
+                if new.features_first_out:
+                    order = new.output_order

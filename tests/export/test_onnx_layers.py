@@ -38,8 +38,8 @@ def test_two_layers_share_the_order_of_the_first(
 ) -> None:
     one, two = layer(12, 24, *first), layer(24, 12, *second)
     x = torch.randn(2, 5, 12).double()
-    opening = ChannelLinear(one, hand_over=True, weights_right=weights_right).double()
-    closing = ChannelLinear(two, opening.order, weights_right=weights_right).double()
+    opening = ChannelLinear(one, features_first_out=True, weights_right=weights_right).double()
+    closing = ChannelLinear(two, opening.output_order, weights_right=weights_right).double()
     between: Tensor = opening(x)
     assert between.shape == (24, 2, 5)
     expected = two(torch.nn.functional.gelu(one(x)))
