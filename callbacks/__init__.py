@@ -1,4 +1,4 @@
-"""Lightning callbacks: pruning, its report, distillation, exact resumes, checkpoints, and files of predictions."""
+"""Lightning callbacks for pruning, reports, distillation, exact resumption, checkpoints and prediction files."""
 
 from pgb_lightning.callbacks.best_checkpoint import BestCheckpoint
 from pgb_lightning.callbacks.distillation import Distillation

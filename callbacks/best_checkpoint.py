@@ -1,4 +1,4 @@
-"""Where a run leaves its weights."""
+"""Save the best and the last checkpoint of a run under fixed names."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keep the best epoch as `best.ckpt` and the newest as `last.ckpt`, under the same names in every run.
+    """Save the best epoch as ``best.ckpt`` and the last epoch as ``last.ckpt``, under the same names in every run.
 
-    A second run into the folder replaces both, so that whoever starts from `best.ckpt` finds the newest run's.
+    A second run with the same folder replaces both files.
 
     Args:
         dirpath: Folder for the two files.
-        monitor: The logged score that decides, such as "val_accuracy"; more is better.
+        monitor: Name of the logged score that selects the best epoch, such as ``"val_accuracy"``; higher is better.
 
     Example:
         >>> BestCheckpoint("runs/sst2/finetune", monitor="val_accuracy").mode
@@ -26,9 +26,9 @@ class BestCheckpoint(ModelCheckpoint):
         super().__init__(dirpath, filename="best", monitor=monitor, mode="max", enable_version_counter=False)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the newest epoch, whether or not it is the best: `save_last` forgets the others.
+        """Save the last epoch, whether or not it is the best; ``save_last`` saves improvements only.
 
-        Not before the epoch is over, or resuming from it would not go on exactly.
+        The checkpoint is saved when the epoch is over, since only then does resuming from it continue exactly.
         """
         super().on_train_epoch_end(trainer, pl_module)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The validation score of the model that was pruned, as the checkpoint that it came from remembers it."""
+"""Read the validation score of the dense model from its checkpoint."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from lightning.pytorch.utilities import rank_zero_warn
 from pgb_lightning.checkpoints import get_monitored_scores, load_checked
 
 
-def dense_scores(path: str | Path) -> dict[str, float]:
-    """Read the monitored score of a checkpoint that a ``ModelCheckpoint`` kept as its best.
+def read_dense_scores(path: str | Path) -> dict[str, float]:
+    """Return the monitored score of a checkpoint that ``ModelCheckpoint`` saved as its best.
 
-    Of any other checkpoint nothing is known for sure: what its callbacks remember may be an earlier epoch's. Then, and
-    where the file cannot be read, a warning says so and nothing is returned.
+    Any other checkpoint may hold the score of an earlier epoch. For such a checkpoint, and for a file that cannot be
+    read, a warning is issued and an empty dict returned.
 
     Args:
-        path: The checkpoint, such as the ``best.ckpt`` of the fine-tuning.
+        path: The checkpoint, such as the ``best.ckpt`` of the fine-tuning run.
     """
     try:
-        # Mapped, not read: of a large file only these few words are wanted.
+        # Memory-mapped, since only a few values of a large file are needed.
         read = partial(torch.load, path, map_location="cpu", weights_only=True, mmap=True)
         states: Mapping[str, Any] = load_checked(path, read).get("callbacks", {})
     except (OSError, ValueError) as error:
-        rank_zero_warn(f"PGBReport: the dense model's score is not known; dense_ckpt={error}")
+        rank_zero_warn(f"PGBReport: the dense model's score is unknown. dense_ckpt={error}")
         return {}
     if scores := get_monitored_scores(states, path):
         return scores
     rank_zero_warn(
-        f"PGBReport: the dense model's score is not known; dense_ckpt={str(path)!r} is not a checkpoint that "
-        "ModelCheckpoint kept as its best by a monitored score. Give dense_scores instead."
+        f"PGBReport: the dense model's score is unknown. dense_ckpt={str(path)!r} is not a checkpoint that "
+        "ModelCheckpoint saved as its best by a monitored score. Pass dense_scores instead."
     )
     return {}

@@ -1,4 +1,4 @@
-"""Let a resumed run draw the random numbers that the uninterrupted run would have drawn."""
+"""Save and restore the states of the random number generators, so that resumed runs are exact."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from torch import distributed
 
 
 class ExactResume(pl.Callback):
-    """Keep the state of all random number generators in checkpoints, and go on from it.
+    """Save the states of all random number generators in checkpoints, and restore them when a fit is resumed.
 
-    Lightning restores weights, optimizers, schedulers and counters, but not the generators behind dropout and the
-    order of batches. With this callback k epochs, a checkpoint, a new process and m epochs end in the same weights as
-    k + m epochs, to the bit, if the checkpoint was saved when an epoch was over, as :class:`BestCheckpoint` does and
-    `ModelCheckpoint` with validation after every epoch, and if the operations themselves are deterministic.
-    ``docs/lightning.md`` lists what Lightning itself does not restore. Checkpoints written without this callback resume
-    as usual.
+    Lightning restores weights, optimizers, schedulers and counters, but not the generators behind dropout and the order
+    of batches. With this callback, k epochs, a checkpoint, a new process and m epochs give bit for bit the same weights
+    as k + m epochs. This requires deterministic operations, and a checkpoint that was saved when an epoch was over, as
+    :class:`BestCheckpoint` does, and ``ModelCheckpoint`` with validation after every epoch. ``docs/lightning.md`` lists
+    what Lightning itself does not restore. Checkpoints saved without this callback resume as usual.
 
-    The states are those of Python, NumPy, torch's CPU and the process's own CUDA device, of every process. Under
-    ``ddp`` the order of batches follows from the seed that was given to ``seed_everything``: give the same one again.
+    The states are those of Python, NumPy, torch on the CPU and the process's own CUDA device, for every process. Under
+    ``ddp`` the order of batches depends on the seed passed to ``seed_everything``; use the same seed again.
 
     Example:
         >>> trainer = pl.Trainer(callbacks=[ExactResume()], logger=False, enable_progress_bar=False,
@@ -37,7 +36,7 @@ class ExactResume(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the states of all processes, which all come here."""
+        """Add the states of all processes. Lightning calls this on every process."""
         state = _collect(pl_module.device)
         states = [state] * trainer.world_size
         if distributed.is_available() and distributed.is_initialized():
@@ -47,26 +46,26 @@ class ExactResume(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take the states; they are set when everything else has been."""
-        if trainer.state.fn == TrainerFn.FITTING:  # evaluating a checkpoint changes nothing
+        """Read the states. They are restored last, in ``on_fit_start``."""
+        if trainer.state.fn == TrainerFn.FITTING:  # Evaluating a checkpoint changes no state.
             self._restored = checkpoint.get(self.state_key)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Go on from this process's state: all that follows would have followed in the uninterrupted run."""
+        """Restore the state of this process."""
         states, self._restored = self._restored, None
         if states is None:
             return
         if len(states) != trainer.world_size:
             rank_zero_warn(
-                f"ExactResume: {len(states)} processes wrote the checkpoint, and {trainer.world_size} resume it; their "
-                "random numbers will differ from those of the uninterrupted run."
+                f"ExactResume: the checkpoint was saved by {len(states)} processes and is resumed by "
+                f"{trainer.world_size}. Random numbers will differ from those of the uninterrupted run."
             )
             return
         _restore(states[trainer.global_rank], pl_module.device)
 
 
 def _collect(device: torch.device) -> dict[str, Any]:
-    """Return the generators' states as tensors and plain values, which is all that a checkpoint may hold."""
+    """Return the generators' states as tensors and plain values, as ``weights_only=True`` requires."""
     version, numbers, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state(legacy=True)
     return {

@@ -1,4 +1,4 @@
-"""What callbacks that write predictions into a folder share."""
+"""Base class of the callbacks that write predictions to a folder."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 
 class FolderWriter(BasePredictionWriter):
-    """Write files into a folder when all is predicted, and replace none that nobody said to replace.
+    """Write files to a folder after prediction, and replace existing files only if asked to.
 
     Args:
-        output_dir: Folder for the files; made if it is not there.
-        overwrite: Whether to replace files that are there already.
+        output_dir: Folder for the files; created if it does not exist.
+        overwrite: Whether to replace existing files.
     """
 
     def __init__(self, output_dir: str, overwrite: bool = False) -> None:
@@ -22,15 +22,15 @@ class FolderWriter(BasePredictionWriter):
         self.output_dir = Path(output_dir).expanduser()
         self.overwrite = overwrite
 
-    def check_free(self, paths: Iterable[Path]) -> None:
-        """Make sure that files can be written, before anything is computed.
+    def check_not_existing(self, paths: Iterable[Path]) -> None:
+        """Check that no file would be replaced unintentionally. Call it before anything is computed.
 
         Raises:
-            MisconfigurationException: One is there already, and ``overwrite`` is not set.
+            MisconfigurationException: If a file exists and ``overwrite`` is not set.
         """
-        present = [str(path) for path in paths if path.exists()]
-        if present and not self.overwrite:
+        existing = [str(path) for path in paths if path.exists()]
+        if existing and not self.overwrite:
             raise MisconfigurationException(
-                f"{type(self).__name__}: {', '.join(present)} is there already; remove it, give another output_dir, "
-                "or set overwrite: true."
+                f"{type(self).__name__}: {', '.join(existing)} already exists. Remove it, pass another output_dir, or "
+                "set overwrite=True."
             )

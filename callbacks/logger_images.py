@@ -1,4 +1,4 @@
-"""Give figures to the loggers that take images."""
+"""Log figures to the loggers that accept images."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def takes_images(logger: Logger) -> bool:
-    """Tell whether a logger takes images: TensorBoard, Comet, MLflow, and any with ``log_image`` as W&B's has it."""
+def accepts_images(logger: Logger) -> bool:
+    """Return whether a logger accepts images: TensorBoard, Comet, MLflow, or any with W&B's ``log_image``."""
     return isinstance(logger, (TensorBoardLogger, CometLogger, MLFlowLogger)) or hasattr(logger, "log_image")
 
 
 def log_figures(logger: Logger, figures: Mapping[str, Figure], step: int) -> None:
-    """Give a logger figures as images; if it refuses one, warn and leave it alone, for the fit matters more.
+    """Log figures as images. A failure is only a warning, so that it does not end the fit.
 
-    A service may be away, and a logger of the user's own may mean something else by ``log_image``.
+    A service may be unavailable, and a user's logger may have another method called ``log_image``.
 
     Args:
         logger: The logger.
-        figures: The figures by what the images are called.
-        step: The step at which they are shown.
+        figures: The figures, by the names of the images.
+        step: The step to log them at.
     """
     try:
         for name, figure in figures.items():
             log_figure(logger, name, figure, step)
-    except Exception as error:  # whatever a service raises
-        rank_zero_warn(f"PGBReport: {type(logger).__name__} did not take the figures: {type(error).__name__}: {error}")
+    except Exception as error:  # Services raise any kind of exception.
+        rank_zero_warn(f"PGBReport: {type(logger).__name__} did not log the figures: {type(error).__name__}: {error}")
 
 
 def log_figure(logger: Logger, name: str, figure: Figure, step: int) -> None:
-    """Give a logger a figure as an image; others than :func:`takes_images` tells are left alone.
+    """Log a figure as an image. Does nothing for a logger for which :func:`accepts_images` is false.
 
     Args:
         logger: The logger.
-        name: What the image is called, such as ``"pgb/groups"``.
+        name: Name of the image, such as ``"pgb/groups"``.
         figure: The figure.
-        step: The step at which it is shown.
+        step: The step to log it at.
     """
     pixels = to_pixels(figure)
-    client: Any  # each service's own
+    client: Any  # a different type for each service
     if isinstance(logger, TensorBoardLogger):
         client = logger.experiment
         client.add_image(name, pixels, step, dataformats="HWC")
@@ -61,7 +61,7 @@ def log_figure(logger: Logger, name: str, figure: Figure, step: int) -> None:
 
 
 def to_pixels(figure: Figure) -> NDArray[Any]:
-    """Draw a figure into an array of bytes, (height, width, red green blue)."""
+    """Render a figure to an array of RGB bytes, (height, width, 3)."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -16,13 +16,20 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
-from pgb_lightning.callbacks.pruning.announcements import mention_dense, report, report_speed, time_encoder, write_plan
 from pgb_lightning.callbacks.pruning.calibration_data import calibration_batches
-from pgb_lightning.callbacks.pruning.compatibility import check_no_averaging, check_optimizers
-from pgb_lightning.callbacks.pruning.distributed import prune_together
-from pgb_lightning.callbacks.pruning.strategy import before_strategy_setup, call_off, check_strategy
+from pgb_lightning.callbacks.pruning.compatibility import check_callbacks, check_optimizers
+from pgb_lightning.callbacks.pruning.distributed import prune_distributed
+from pgb_lightning.callbacks.pruning.reporting import (
+    measure_seconds,
+    report_pruning,
+    report_speedup,
+    save_plan,
+    warn_if_dense,
+)
+from pgb_lightning.callbacks.pruning.settings import describe_settings
+from pgb_lightning.callbacks.pruning.strategy import before_strategy_setup, check_strategy, restore_strategy
 from pgb_lightning.callbacks.pruning.training_loss import check_training_step
-from pgb_lightning.callbacks.trainer_queries import shards_first
+from pgb_lightning.callbacks.trainer_queries import shards_before_restore
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.encoders.base import Encoder
@@ -36,45 +43,36 @@ from pgb_lightning.surgery.checks import check_plan, is_pruned, matches
 from pgb_lightning.surgery.from_state_dict import follow_state_dict, follows_state_dict
 
 
+@describe_settings
 class PGBCallback(pl.Callback):
     """Prune the encoder of a fine-tuned module in one shot, then let the Trainer re-finetune it.
 
-    The encoder is found by walking the module. Pruning happens once, after the data is set up and before the
-    optimizer exists; training then goes on as with any module. A checkpoint of the pruned model resumes as
-    usual: the grouped layers are rebuilt from it, and nothing is calibrated or pruned again. The plan that was carried
-    out is :attr:`plan`, and ``plan.json`` in the run's folder.
+    The encoder is found by walking the module. It is pruned once, after the data is set up and before the optimizer is
+    created; then training runs as with any module. A checkpoint of the pruned model resumes as usual: its layers are
+    rebuilt from the state dict, and nothing is calibrated or pruned again. The plan that was applied is :attr:`plan`
+    and is written to ``plan.json`` in the run's folder.
 
     Calibration samples come from ``calibration_dataloader()`` of the data module (or module) if there is one, else
-    from the training set; the loss is that of the module's own ``training_step``, or of ``calibration_step(batch)``
-    where it has one.
+    from the training set. The loss is that of the module's own ``training_step``, or of ``calibration_step(batch)``
+    where the module has that method.
+
+    Settings that are ``None`` take the value of the preset, or the default of
+    :class:`~pgb_lightning.PruningConfig`, for which ``pruning_ratio`` is 0.5.
 
     Args:
-        pruning_ratio: Share of the encoder's Q, K, V, O, W1 and W2 weights to remove, in (0, 1); 0.5 if not given.
-        preset: ``"default"``; ``"paper"`` for the published recipe, ``"balanced"`` for the same with balanced
-            permutations; the settings below replace the preset's.
-        encoder: Attribute path of the encoder, such as ``"model.bert"``; needed where there are several.
+        preset: ``"default"``, ``"paper"`` (the published recipe) or ``"balanced"`` (the published recipe with balanced
+            permutations). All other settings override the preset's.
+        encoder: Attribute path of the encoder, such as ``"model.bert"``; required if the module has several.
         calibration: Name of a loader, or of a method that returns one, on the data module or module.
         calibration_size: Number of calibration samples; by default all of ``calibration_dataloader()``, or 2,048
             rows of the training set.
-        search: ``"groups"`` for Algorithm 1, ``"shapes"`` to search over heads, neurons and groups.
-        budget: What ``pruning_ratio`` is a share of: ``"parameters"``, ``"flops"``, or ``"latency"`` on this device.
-        target_speedup: How many times faster the encoder's layers shall be, in place of ``pruning_ratio``.
-        latency_batch_size: Sequences in a batch for which time is budgeted.
-        latency_length: Tokens of each.
-        importance_threshold: τ, or ``"auto"`` to find the one that meets ``pruning_ratio``.
-        max_groups: G_max.
-        num_permutations: N_perm.
-        permutation: ``"greedy"`` (the paper's), ``"balanced"`` or ``"compensated"``.
-        compensation: Whether to refit the kept weights (Eq. 4); by default yes, but not with a given plan.
-        compensation_tokens: Tokens on which they are refitted, at most.
-        ridge: Pull towards the original weights in Eq. 4, or ``"auto"`` to choose it by held-out samples.
-        tolerance: Largest accepted distance from ``pruning_ratio`` under ``importance_threshold="auto"``.
-        plan: A ``plan.json`` to carry out as it is. Nothing is decided then, and nothing calibrated unless
-            ``compensation=True``, so any strategy will do.
+        plan: A ``plan.json`` to apply as it is. Nothing is decided then, and nothing calibrated or compensated unless
+            ``compensation=True``, so it works under any strategy.
+        {settings}
 
     Raises:
-        MisconfigurationException: A setting is out of range, or the module cannot be pruned; the message says
-            what to do. Nothing is changed then.
+        MisconfigurationException: If a setting is invalid or the module cannot be pruned; the message names the
+            remedy. The module is left unchanged.
 
     Example:
         >>> trainer = pl.Trainer(max_epochs=3, callbacks=[PGBCallback(pruning_ratio=0.5)], logger=False,
@@ -105,7 +103,7 @@ class PGBCallback(pl.Callback):
         plan: str | Path | None = None,
     ) -> None:
         super().__init__()
-        deciding = {
+        decisions = {
             "pruning_ratio": pruning_ratio,
             "search": search,
             "budget": budget,
@@ -118,61 +116,62 @@ class PGBCallback(pl.Callback):
             "permutation": permutation,
             "tolerance": tolerance,
         }
-        doing = {"compensation": compensation, "compensation_tokens": compensation_tokens, "ridge": ridge}
-        idle = [f"{name}={value!r}" for name, value in deciding.items() if plan is not None and value is not None]
-        if idle:
+        unused = [f"{name}={value!r}" for name, value in decisions.items() if value is not None]
+        if plan is not None and unused:
             raise MisconfigurationException(
-                f"PGBCallback: plan={str(plan)!r} has decided what is pruned, so {', '.join(idle)} would change "
-                "nothing; leave out the one or the other."
+                f"PGBCallback: plan={str(plan)!r} already determines what is pruned, so {', '.join(unused)} would have "
+                "no effect. Leave out either the plan or these settings."
             )
         if pruning_ratio is not None and target_speedup is not None:
             raise MisconfigurationException(
-                f"PGBCallback: pruning_ratio={pruning_ratio} and target_speedup={target_speedup} are two targets; give "
-                "one of them, and None for the other (in YAML and on the command line: null)."
+                f"PGBCallback: pruning_ratio={pruning_ratio} and target_speedup={target_speedup} are two targets. Set "
+                "one of them to None (in YAML and on the command line: null)."
             )
         with _as_misconfiguration((TypeError, ValueError)):
-            self.config = PruningConfig.from_preset(preset, **deciding, **doing)
+            self.config = PruningConfig.from_preset(
+                preset, **decisions, compensation=compensation, compensation_tokens=compensation_tokens, ridge=ridge
+            )
             self.given_plan = None if plan is None else PruningPlan.load(plan)
         if calibration_size is not None and (type(calibration_size) is not int or calibration_size < 1):
             raise MisconfigurationException(
-                f"PGBCallback: calibration_size={calibration_size!r} is out of range: it must be a whole number of "
-                "at least 1; the paper uses 2,048."
+                f"PGBCallback: calibration_size={calibration_size!r} is out of range. It must be an integer of at "
+                "least 1; the paper uses 2,048."
             )
         self.encoder = encoder
         self.calibration = calibration
         self.calibration_size = calibration_size
         self.calibrates = plan is None or bool(compensation)
         self.plan: PruningPlan | None = None
-        self._looked_for_dropout = False
-        #: Where to note what a report wants to know of the pruning; whoever wants to puts it here before the fit.
+        self._checked_dropout = False
+        #: Record for a report. PGBReport sets it before the pruning, which fills it.
         self.notes: PruningNotes | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Check all that can be checked without data, and arrange for the pruning."""
+        """Check the settings, module and strategy, and schedule the pruning."""
         follows = follows_state_dict(pl_module)
         follow_state_dict(pl_module)
         if stage != "fit":
-            before_strategy_setup(trainer, partial(mention_dense, pl_module))
+            before_strategy_setup(trainer, partial(warn_if_dense, pl_module))
             return
         self.check(pl_module)
-        check_no_averaging(trainer)
+        check_callbacks(trainer)
         check_strategy(trainer, pl_module, follows, self.calibrates)
-        if shards_first(trainer) and find_encoders(pl_module):
-            self._prune(trainer, pl_module, restored=False)  # while the weights are whole
+        if shards_before_restore(trainer) and find_encoders(pl_module):
+            self._prune(trainer, pl_module, restored=False)  # before the weights are sharded
         before_strategy_setup(trainer, partial(self._prune, trainer, pl_module))
 
     def check(self, pl_module: pl.LightningModule) -> None:
-        """Check a module without any data, as far as it is built yet.
+        """Check whether a module can be pruned, without any data.
 
-        Lightning prepares data before it sets callbacks up; who wants to know earlier can ask here.
+        ``setup`` calls this, too; but Lightning prepares the data before. Call it earlier to fail earlier.
 
         Args:
-            pl_module: The module that is going to be fitted.
+            pl_module: The module to be fitted.
 
         Raises:
-            MisconfigurationException: It cannot be pruned; the message says why, and what to do.
+            MisconfigurationException: If the module cannot be pruned; the message names the reason and the remedy.
         """
-        # Callbacks are set up before the module, which may build its network in hooks of its own.
+        # Callbacks are set up before the module, which may build its network in its own hooks.
         built_late = any(is_overridden(hook, pl_module) for hook in ("setup", "configure_model"))
         if find_encoders(pl_module) or not built_late:
             with _as_misconfiguration():
@@ -189,55 +188,57 @@ class PGBCallback(pl.Callback):
             check_plan(encoder, self.given_plan)
 
     def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, restored: bool) -> None:
-        """Prune, unless the module came back pruned from a checkpoint or an earlier fit."""
+        """Prune the module, unless it was pruned by an earlier fit or restored from a pruned checkpoint."""
         with _as_misconfiguration():
             encoder = find_encoder(pl_module, self.encoder)
             if self.plan is not None and not matches(encoder, self.plan):
-                self.plan = None  # of another fit
+                self.plan = None  # The plan belongs to another fit.
             if self.plan is not None or (restored and is_pruned(encoder)):
-                rank_zero_info("PGB: the encoder is pruned already; re-finetuning goes on.")
+                rank_zero_info("PGB: the encoder is already pruned. Re-finetuning continues.")
                 if self.given_plan and not matches(encoder, self.given_plan):
-                    rank_zero_warn("PGB: the encoder was pruned by another plan than the one given; it stays as it is.")
+                    rank_zero_warn(
+                        "PGB: the encoder was pruned by a plan other than the given one. It stays unchanged."
+                    )
             elif restored:
                 raise MisconfigurationException(
-                    "PGBCallback: ckpt_path is a checkpoint of the dense model, whose optimizer cannot go on with a "
-                    "pruned one. Load its weights into the module (load_from_checkpoint, or fine_tuned_ckpt of "
-                    "TextClassification) and call fit without ckpt_path."
+                    "PGBCallback: ckpt_path is a dense checkpoint, whose optimizer state does not fit a pruned model. "
+                    "Load its weights into the module (load_from_checkpoint, or fine_tuned_ckpt of TextClassification) "
+                    "and call fit without ckpt_path."
                 )
             else:
                 self._prune_dense(trainer, pl_module, encoder)
         if self.plan is not None:
-            write_plan(trainer, self.plan)
+            save_plan(trainer, self.plan)
 
     def _prune_dense(self, trainer: pl.Trainer, pl_module: pl.LightningModule, encoder: Encoder) -> None:
         self._check_encoder(pl_module, encoder)
         given, before = self.given_plan, encoder_cost(encoder)
         timed = self.config if given is None and self.config.budget == "latency" else None
         if given is not None and given.fingerprint not in ("", fingerprint(encoder)):
-            rank_zero_warn("PGB: the plan was made for other weights of this shape; it is carried out all the same.")
+            rank_zero_warn("PGB: the plan was made for other weights of the same shapes. It is applied anyway.")
         if self.calibrates:
             trainer.strategy.model_to_device()
-            seconds = time_encoder(encoder, timed) if timed else 0.0
+            seconds = measure_seconds(encoder, timed) if timed else 0.0
             with isolate_rng():
                 batches = calibration_batches(trainer, pl_module, self.calibration, self.calibration_size)
-                self.plan = prune_together(trainer, pl_module, encoder, batches, self.config, given, self.notes)
+                self.plan = prune_distributed(trainer, pl_module, encoder, batches, self.config, given, self.notes)
         else:
             assert given is not None
             apply_plan(encoder, given)
             self.plan = given
         if timed:
-            report_speed(trainer, timed, seconds / time_encoder(encoder, timed))
+            report_speedup(trainer, timed, seconds / measure_seconds(encoder, timed))
         by_weights = given is None and self.config.budget == "parameters"
-        report(trainer, self.plan, encoder, before, self.config.pruning_ratio if by_weights else None)
+        report_pruning(trainer, self.plan, encoder, before, self.config.pruning_ratio if by_weights else None)
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep the plan with the checkpoint."""
+        """Return the plan, to be stored in the checkpoint."""
         return {"plan": self.plan.to_dict() if self.plan else None}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take the plan from the checkpoint of a fit that goes on; evaluating one leaves this fit's plan."""
+        """Restore the plan from the checkpoint of a resumed fit. Evaluating a checkpoint leaves the plan unchanged."""
         state = checkpoint["callbacks"].get(self.state_key)
         if state and trainer.state.fn == TrainerFn.FITTING:
             with _as_misconfiguration():
@@ -246,31 +247,31 @@ class PGBCallback(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse optimizers that hold parameters from before the pruning."""
         check_optimizers(trainer, pl_module)
-        self._looked_for_dropout = False
+        self._checked_dropout = False
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Mention, once a fit, an encoder whose dropout is switched off."""
-        if self._looked_for_dropout:
+        """Warn once per fit if the encoder's dropout is off."""
+        if self._checked_dropout:
             return
-        self._looked_for_dropout = True
+        self._checked_dropout = True
         modules = find_encoder(pl_module, self.encoder).model.modules()
         modes = [module.training for module in modules if isinstance(module, nn.Dropout) and module.p > 0]
         if modes and not any(modes):
             rank_zero_warn(
-                "PGB: the encoder is in eval mode, as from_pretrained returns it and Lightning leaves it, so it is "
-                "re-finetuned without dropout; call .train() on it where it is built, unless that is what you want."
+                "PGB: the encoder is in eval mode, so it is re-finetuned without dropout. from_pretrained returns "
+                "models in eval mode, and Lightning does not change modes. Call .train() on it after building it."
             )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave the strategy as it was if the fit fails before the pruning."""
-        call_off(trainer)
+        """Restore the strategy if the fit fails before the pruning."""
+        restore_strategy(trainer)
 
 
 @contextmanager
 def _as_misconfiguration(kinds: tuple[type[Exception], ...] = (ValueError,)) -> Iterator[None]:
-    """Raise what the method refuses as Lightning users expect it."""
+    """Re-raise errors as MisconfigurationException, with the callback's name."""
     try:
         yield
     except kinds as error:

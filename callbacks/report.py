@@ -1,4 +1,4 @@
-"""Report what a pruning did: a page, tables, and figures for loggers."""
+"""Report the effect of a pruning: a page, tables, and figures for loggers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from pgb_lightning.callbacks.dense_scores import dense_scores as read_dense_scores
-from pgb_lightning.callbacks.logger_images import log_figures, takes_images
+from pgb_lightning.callbacks.dense_scores import read_dense_scores
+from pgb_lightning.callbacks.logger_images import accepts_images, log_figures
 from pgb_lightning.callbacks.pgb import PGBCallback
-from pgb_lightning.callbacks.trainer_queries import run_folder, shards_first
+from pgb_lightning.callbacks.trainer_queries import run_folder, shards_before_restore
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.plan import PruningPlan
@@ -30,26 +30,27 @@ REPORT_FOLDER = "report"
 
 
 class PGBReport(pl.Callback):
-    """Report what :class:`PGBCallback` did: after pruning, and once more when the fit is over.
+    """Report the effect of :class:`PGBCallback`, after the pruning and again at the end of the fit.
 
-    The run's folder, where ``plan.json`` lies, gets a folder ``report`` with ``index.html``, a page that stands alone;
-    ``report.json``, its numbers; and with matplotlib the figures as PNG, which loggers that take images get too. The
-    terminal gets two tables: kept shares and errors, and scores, size and latency against the dense model. What was not
-    measured is marked as such. ``docs/report.md`` explains each part.
+    The report is written to the folder ``report`` in the run's folder, next to ``plan.json``: ``index.html``, a
+    self-contained page; ``report.json``, its numbers; and, if matplotlib is installed, the figures as PNG files, which
+    are also logged to loggers that accept images. Two tables are printed: kept fractions and errors; and scores, size
+    and latency compared with the dense model. Values that were not measured are marked as such. ``docs/report.md``
+    explains each part.
 
-    The score of the pruned model is that of the sanity check, if it covers the validation set (``Trainer(
-    num_sanity_val_steps=-1)``). What was measured is kept in checkpoints, so a resumed fit reports it too.
+    The score of the pruned model is that of the sanity check, if it covers the whole validation set (``Trainer(
+    num_sanity_val_steps=-1)``). Measurements are stored in checkpoints, so a resumed fit reports them too.
 
     Args:
         output_dir: Folder for the report, instead of ``report`` in the run's folder.
-        dense_scores: Validation scores of the dense model by the metrics' names, such as ``{"val_accuracy": 0.91}``.
-        dense_ckpt: Or the checkpoint that it came from, such as the fine-tuning's ``best.ckpt``, which remembers its
-            score.
-        latency: Whether to measure the encoder's layers against dense ones, at the batch size and length that
-            PGBCallback is set to; takes a few seconds, and the dense encoder's memory meanwhile.
+        dense_scores: Validation scores of the dense model by metric name, such as ``{"val_accuracy": 0.91}``.
+        dense_ckpt: Alternatively, the dense checkpoint, such as the ``best.ckpt`` of the fine-tuning run, which holds
+            its score.
+        latency: Whether to measure the latency of the encoder's layers against dense ones, at PGBCallback's
+            ``latency_batch_size`` and ``latency_length``. Takes a few seconds, and the memory of the dense encoder.
 
     Raises:
-        MisconfigurationException: A setting is wrong, or the Trainer has no PGBCallback.
+        MisconfigurationException: If a setting is invalid, or the Trainer has no PGBCallback.
 
     Example:
         >>> trainer = pl.Trainer(callbacks=[PGBCallback(0.5), PGBReport()], logger=False, enable_progress_bar=False,
@@ -65,55 +66,54 @@ class PGBReport(pl.Callback):
         latency: bool = True,
     ) -> None:
         super().__init__()
-        _check(output_dir, dense_scores, dense_ckpt, latency)
+        _check_settings(output_dir, dense_scores, dense_ckpt, latency)
         self.output_dir = output_dir
         self.dense_scores = dense_scores
         self.dense_ckpt = dense_ckpt
         self.latency = latency
         self.facts: Facts | None = None
         self._pgb: PGBCallback | None = None
-        self._told = False
+        self._reported = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Find the PGBCallback, and ask it to note what it measures."""
+        """Find the PGBCallback and give it a record to fill."""
         if stage != "fit":
             return
         found = [each for each in trainer.callbacks if isinstance(each, PGBCallback)]  # type: ignore[attr-defined]
         if not found:
             raise MisconfigurationException(
-                "PGBReport reports what PGBCallback does, but the Trainer has none: "
-                "callbacks=[PGBCallback(0.5), PGBReport()]."
+                "PGBReport needs a PGBCallback in the same Trainer, such as callbacks=[PGBCallback(0.5), PGBReport()]."
             )
-        self._pgb, self._told = found[0], False
+        self._pgb, self._reported = found[0], False
         self._pgb.notes = PruningNotes()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put together what is known now, and measure."""
+        """Collect the results of the pruning, and measure FLOPs and latency."""
         if self._pgb is None or self._plan is None:
-            rank_zero_warn("PGBReport: the checkpoint holds no plan, so there is nothing to report.")
+            rank_zero_warn("PGBReport: the checkpoint holds no plan, so no report is written.")
             return
         if trainer.is_global_zero:
-            self.facts = self._known_before(pl_module)
-            if not shards_first(trainer):  # else the layers are in pieces
+            self.facts = self._collect_facts(pl_module)
+            if not shards_before_restore(trainer):  # Sharded layers cannot be measured.
                 self._measure(find_encoder(pl_module, self._pgb.encoder))
-        self._pgb.notes = None  # maps are large enough to be held once
+        self._pgb.notes = None  # Importance maps are large: do not hold them twice.
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the score of the pruned model, unless it is one of a few batches."""
+        """Record the score of the pruned model, if the sanity check covered the whole validation set."""
         if trainer.num_sanity_val_batches == trainer.num_val_batches:
             self._add_scores("pruned", _validation_scores(trainer))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report the pruning."""
+        """Report the pruning, before re-finetuning starts."""
         self._report_pruning(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the latest score of the model in re-finetuning."""
+        """Record the latest score during re-finetuning."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._add_scores("re-finetuned", _validation_scores(trainer), replacing=True)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report what re-finetuning made of it."""
+        """Report the scores after re-finetuning."""
         self._report_pruning(trainer)
         folder = self._folder(trainer)
         if self.facts is not None and self._plan is not None:
@@ -121,13 +121,13 @@ class PGBReport(pl.Callback):
             self._write(folder)
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep what was measured with the checkpoint."""
+        """Return the measurements, to be stored in the checkpoint."""
         return {"facts": self.facts.to_dict() if self.facts else None}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take what was measured from the checkpoint of a fit that goes on."""
+        """Restore the measurements from the checkpoint of a resumed fit."""
         state = checkpoint["callbacks"].get(self.state_key)
         if state and trainer.state.fn == TrainerFn.FITTING:
             self.facts = Facts.from_dict(state["facts"]) if state["facts"] else None
@@ -136,8 +136,8 @@ class PGBReport(pl.Callback):
     def _plan(self) -> PruningPlan | None:
         return None if self._pgb is None else self._pgb.plan
 
-    def _known_before(self, pl_module: pl.LightningModule) -> Facts:
-        """Return what this pruning noted; where there was none in this fit, what an earlier one left."""
+    def _collect_facts(self, pl_module: pl.LightningModule) -> Facts:
+        """Return the facts of this fit's pruning; if the model was pruned in an earlier fit, that fit's."""
         assert self._pgb is not None
         assert self._plan is not None
         notes = self._pgb.notes
@@ -146,7 +146,7 @@ class PGBReport(pl.Callback):
         if earlier is not None and earlier.plan == plan_digest(self._plan) and not (notes and notes.maps):
             facts = earlier
         dense = self.dense_scores
-        if self.dense_ckpt and "dense" not in facts.scores:  # a resumed fit knows, and the file may be gone
+        if self.dense_ckpt and "dense" not in facts.scores:  # A resumed fit has it; the file may no longer exist.
             dense = read_dense_scores(self.dense_ckpt)
         return replace(facts, scores={**facts.scores, "dense": dense}) if dense else facts
 
@@ -164,14 +164,14 @@ class PGBReport(pl.Callback):
             self.facts = replace(self.facts, scores={**self.facts.scores, stage: scores})
 
     def _report_pruning(self, trainer: pl.Trainer) -> None:
-        """Say, write and log what is known after the pruning, once a fit."""
+        """Print, write and log the result of the pruning, once per fit."""
         folder = self._folder(trainer)
-        if self._told or self.facts is None or self._plan is None:
+        if self._reported or self.facts is None or self._plan is None:
             return
-        self._told = True
+        self._reported = True
         rank_zero_info(render(error_table(self._plan, self.facts)))
         self._write(folder)
-        loggers = [logger for logger in trainer.loggers if takes_images(logger)]
+        loggers = [logger for logger in trainer.loggers if accepts_images(logger)]
         if loggers and not has_matplotlib():
             rank_zero_warn('PGBReport: figures for loggers need matplotlib: pip install "pgb-lightning[figures]".')
         elif loggers and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -180,7 +180,7 @@ class PGBReport(pl.Callback):
                 log_figures(logger, figures, trainer.global_step)
 
     def _folder(self, trainer: pl.Trainer) -> Path | None:
-        """Find the report's folder, on every rank."""
+        """Return the report's folder. Must be called on every rank."""
         folder = run_folder(trainer)
         if self.output_dir is not None:
             return Path(self.output_dir).expanduser()
@@ -191,24 +191,24 @@ class PGBReport(pl.Callback):
             return
         try:
             page = write_report(folder, self._plan, self.facts)
-        except OSError as error:  # no reason to lose a fit
+        except OSError as error:  # The fit continues.
             rank_zero_warn(f"PGBReport could not write to {folder}: {error}.")
         else:
             rank_zero_info(f"PGBReport wrote {page}.")
 
 
-def _check(output_dir: Any, scores: Any, ckpt: Any, latency: Any) -> None:
-    """Refuse settings that cannot be."""
+def _check_settings(output_dir: Any, scores: Any, ckpt: Any, latency: Any) -> None:
+    """Raise an error for an invalid setting."""
     for name, value in {"output_dir": output_dir, "dense_ckpt": ckpt}.items():
         if value is not None and (not isinstance(value, (str, Path)) or not str(value)):
-            raise MisconfigurationException(f"PGBReport: {name}={value!r} must be a path, or left out.")
+            raise MisconfigurationException(f"PGBReport: {name}={value!r} must be a path. Pass one, or leave it out.")
     if not isinstance(latency, bool):
         raise MisconfigurationException(f"PGBReport: latency={latency!r} must be True or False.")
     if scores is None:
         return
     if ckpt is not None:
         raise MisconfigurationException(
-            "PGBReport: dense_scores and dense_ckpt both say how good the dense model was; give one of them."
+            "PGBReport: dense_scores and dense_ckpt both set the scores of the dense model. Pass only one of them."
         )
     if not isinstance(scores, Mapping):
         raise MisconfigurationException(
@@ -220,15 +220,16 @@ def _check(output_dir: Any, scores: Any, ckpt: Any, latency: Any) -> None:
 
 
 def _validation_scores(trainer: pl.Trainer) -> dict[str, float]:
-    """Return the metrics whose names say that they are validation's; all of them where none says so."""
+    """Return the metrics whose names start with ``val``, or all metrics if there are none."""
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return {name: value for name, value in metrics.items() if name.startswith("val")} or metrics
 
 
 def _describe(pl_module: pl.LightningModule) -> str:
-    """Say what was pruned: the model's name where the module has one, and the task."""
+    """Return the name of the pruned model: its ``model_name_or_path`` or class, and the task if there is one."""
     hparams = pl_module.hparams
     name = str(hparams.get("model_name_or_path") or type(pl_module).__name__)
-    name = Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else name  # no machine's paths
+    if Path(name).is_absolute() or name.startswith((".", "~")):
+        name = Path(name).name  # without the folders of this machine
     task = hparams.get("task") or (f"SQuAD {hparams['version']}" if "version" in hparams else "")
     return f"{name} on {task}" if task else name

@@ -1,4 +1,4 @@
-"""Write the answers of a SQuAD model in the official scripts' file formats."""
+"""Write the answers of a SQuAD model in the file formats of the official evaluation scripts."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from pgb_lightning.modules.squad_metrics import best_answers
 
 
 class AnswerWriter(FolderWriter):
-    """Write `trainer.predict`'s results as `predictions.json`: the answer to each question, by its id.
+    """Write the results of ``trainer.predict`` to ``predictions.json``: the answer to each question, by its id.
 
-    For SQuAD 2.0 a question gets "" where "no answer" scores better than the best span by more than the module's
-    `null_threshold`, which validation sets; `null_odds.json` holds by how much it does. Under `ddp` the processes'
-    windows are put together, each once. Nothing is written unless all windows were predicted.
+    For SQuAD 2.0 the answer is empty if "no answer" scores higher than the best span by more than the module's
+    ``null_threshold``, which validation sets; ``null_odds.json`` holds the difference for each question. Under ``ddp``
+    the windows of all processes are gathered, each once. Nothing is written unless all windows were predicted.
 
     Args:
-        output_dir: Folder for the files; made if it is not there.
-        overwrite: Whether to replace files that are there already.
+        output_dir: Folder for the files; created if it does not exist.
+        overwrite: Whether to replace existing files.
 
     Raises:
-        MisconfigurationException: The data are not those of a SQuADDataModule, or a file is there already.
+        MisconfigurationException: If the data is not that of a SQuADDataModule, or a file exists already.
 
     Example:
         >>> writer = AnswerWriter("runs/squad/answers")
@@ -39,7 +39,7 @@ class AnswerWriter(FolderWriter):
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse what cannot be written before anything is computed."""
+        """Check the data and the files before anything is computed."""
         super().setup(trainer, pl_module, stage)
         if stage != "predict":
             return
@@ -47,10 +47,10 @@ class AnswerWriter(FolderWriter):
         if not isinstance(data, SQuADDataModule) or not isinstance(pl_module, QuestionAnswering):
             raise MisconfigurationException(
                 "AnswerWriter needs a QuestionAnswering module and the data of a SQuADDataModule, not "
-                f"{type(pl_module).__name__} and {type(data).__name__}; give both, or leave the callback out."
+                f"{type(pl_module).__name__} and {type(data).__name__}. Pass both, or leave the callback out."
             )
         names = ["predictions.json", *(["null_odds.json"] if pl_module.version == "2.0" else [])]
-        self.check_free(self.output_dir / name for name in names)
+        self.check_not_existing(self.output_dir / name for name in names)
 
     def write_on_epoch_end(
         self,
@@ -59,20 +59,20 @@ class AnswerWriter(FolderWriter):
         predictions: Sequence[Any],
         batch_indices: Sequence[Any],
     ) -> None:
-        """Bring the processes' windows together, choose the answers and write them."""
+        """Gather the windows of all processes, select the answers and write them."""
         own = torch.cat(list(predictions)).cpu().double().numpy() if predictions else np.zeros((0, 6))
-        shares = [own] * trainer.world_size
+        gathered = [own] * trainer.world_size
         if trainer.world_size > 1:
-            distributed.all_gather_object(shares, own)
+            distributed.all_gather_object(gathered, own)
         if not trainer.is_global_zero:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
-        windows, count = np.concatenate(shares), len(data.split("validation"))
+        windows, count = np.concatenate(gathered), len(data.split("validation"))
         seen = len(np.unique(windows[:, :2], axis=0))
         if seen < count:
             rank_zero_warn(
-                f"{self.output_dir / 'predictions.json'} is not written: only {seen} of the {count} windows of the "
-                "questions' contexts were predicted."
+                f"{self.output_dir / 'predictions.json'} was not written: only {seen} of the {count} windows of the "
+                "contexts were predicted."
             )
             return
         examples = data.examples("validation")

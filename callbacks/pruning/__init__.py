@@ -1,1 +1,1 @@
-"""What :class:`~pgb_lightning.callbacks.PGBCallback` alone uses."""
+"""The parts of :class:`~pgb_lightning.callbacks.PGBCallback`; no other callback uses them."""

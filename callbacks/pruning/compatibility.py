@@ -1,4 +1,4 @@
-"""What else takes part in a fit that prunes, and cannot be right there."""
+"""Refuse callbacks and optimizers that cannot work in a fit that prunes."""
 
 from __future__ import annotations
 
@@ -6,39 +6,39 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 
-from pgb_lightning.callbacks.trainer_queries import shards_first
+from pgb_lightning.callbacks.trainer_queries import shards_before_restore
 
 
-def check_no_averaging(trainer: pl.Trainer) -> None:
-    """Refuse callbacks that copy the module before it is pruned.
+def check_callbacks(trainer: pl.Trainer) -> None:
+    """Refuse incompatible callbacks: those that copy the module before it is pruned.
 
     Raises:
-        MisconfigurationException: There is one.
+        MisconfigurationException: If the Trainer has such a callback.
     """
     averaging = (WeightAveraging, StochasticWeightAveraging)
     present = list(trainer.callbacks)  # type: ignore[attr-defined]
     found = [type(callback).__name__ for callback in present if isinstance(callback, averaging)]
     if found:
         raise MisconfigurationException(
-            f"PGBCallback cannot share a fit with {found[0]}, which copies the module before it is pruned: prune "
-            "in a fit of its own (max_epochs=0 will do), then re-finetune the pruned module with averaging."
+            f"PGBCallback cannot be combined with {found[0]}, which copies the module before it is pruned. Prune in a "
+            "separate fit (max_epochs=0 is enough), then re-finetune the pruned module with averaging."
         )
 
 
 def check_optimizers(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-    """Refuse optimizers that hold parameters from before the pruning; they would train what nobody uses.
+    """Refuse optimizers that hold parameters from before the pruning, which the pruned module does not use.
 
     Raises:
-        MisconfigurationException: There is one.
+        MisconfigurationException: If an optimizer holds such a parameter.
     """
-    if shards_first(trainer):  # then parameters are pieces of the module's
+    if shards_before_restore(trainer):  # Optimizers then hold shards, which are not the module's parameters.
         return
     own = {id(parameter) for parameter in pl_module.parameters()}
     held = [p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
-    lost = sum(id(parameter) not in own for parameter in held)
-    if lost:
+    foreign = sum(id(parameter) not in own for parameter in held)
+    if foreign:
         raise MisconfigurationException(
-            f"PGBCallback: {type(pl_module).__name__}.configure_optimizers gave optimizers with {lost} parameters "
-            "that are not the module's: pruning puts new ones in the place of old ones. Make the optimizers in "
-            "configure_optimizers, out of self.parameters()."
+            f"PGBCallback: {type(pl_module).__name__}.configure_optimizers returned optimizers with {foreign} "
+            "parameters that are not the module's. Pruning replaces parameters: create the optimizers in "
+            "configure_optimizers, from self.parameters()."
         )

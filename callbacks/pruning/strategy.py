@@ -1,4 +1,4 @@
-"""All that depends on the Trainer's strategy: when a model may change shape, and where it may not."""
+"""Hook into the Trainer's strategy: prune between restoring a checkpoint and creating the optimizer."""
 
 from __future__ import annotations
 
@@ -8,100 +8,131 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
-from pgb_lightning.callbacks.trainer_queries import shards_first
+from pgb_lightning._compat import launches_child_processes
+from pgb_lightning.callbacks.trainer_queries import shards_before_restore
 from pgb_lightning.checkpoints import load_checked
 from pgb_lightning.surgery.from_state_dict import StructureError
 
-_WRAPPED = ("setup", "load_checkpoint", "load_model_state_dict")
+#: Attribute of a strategy that holds its hook.
+_HOOK = "_pgb_hook"
 
 
 def before_strategy_setup(trainer: pl.Trainer, action: Callable[[bool], None]) -> None:
-    """Run ``action`` once, after a checkpoint is restored and before the model is wrapped or optimized.
+    """Run ``action`` once, after a checkpoint is restored and before the model is wrapped and the optimizer created.
 
-    Lightning has no hook there: in ``Callback.setup`` it is not known yet whether a checkpoint will be restored,
-    and in ``on_fit_start`` the optimizer and DDP hold the old parameters. ``Strategy.setup`` is what comes
-    between, so it is wrapped on this one strategy object, for one call; and so is the reading of the checkpoint, to
-    say plainly what is wrong with one. (Strategies that shard the model restore it later, into its final shape.)
+    Lightning has no hook there. ``Callback.setup`` runs before it is known whether a checkpoint will be restored; in
+    ``on_fit_start`` the optimizer and DDP already hold the old parameters. ``Strategy.setup`` runs in between, so it is
+    wrapped on this strategy object, for one call. The methods that read and load the checkpoint are wrapped as well, to
+    raise clear errors. Strategies that shard the model restore it later, into its final shapes; their loading methods
+    are left alone.
 
     Args:
-        trainer: The Trainer in whose fit, validation, test or prediction this is called.
-        action: What to do, told whether a checkpoint was restored.
+        trainer: The Trainer whose fit, validation, test or prediction is being set up.
+        action: Function to run; its argument is whether a checkpoint was restored.
     """
-    call_off(trainer)  # what a run left behind that failed before it got there
-    strategy: Any = trainer.strategy
-    setup, load_checkpoint, load_model = (getattr(strategy, name) for name in _WRAPPED)
+    restore_strategy(trainer)  # A previous run may have failed before its strategy was set up.
+    hook = _StrategyHook(trainer.strategy)
     restored = False
 
-    @wraps(setup)
-    def setup_after_action(trainer: pl.Trainer) -> None:
-        call_off(trainer)
+    def setup(original: Callable[..., Any], trainer: pl.Trainer) -> None:
+        hook.remove()
         action(restored)
-        setup(trainer)
+        original(trainer)
 
-    @wraps(load_checkpoint)
-    def load_explained(checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+    def load_checkpoint(original: Callable[..., Any], checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            return load_checked(checkpoint_path, lambda: load_checkpoint(checkpoint_path, *args, **kwargs))
+            return load_checked(checkpoint_path, lambda: original(checkpoint_path, *args, **kwargs))
         except ValueError as error:
             raise MisconfigurationException(f"ckpt_path={error}") from error
 
-    @wraps(load_model)
-    def load_model_explained(checkpoint: Any, *args: Any, **kwargs: Any) -> None:
+    def load_model_state_dict(original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         nonlocal restored
         try:
-            load_model(checkpoint, *args, **kwargs)
+            original(*args, **kwargs)
             restored = True
         except StructureError as error:
             raise MisconfigurationException(f"ckpt_path does not fit the module: {error}") from error
 
-    strategy.setup = setup_after_action
-    if not shards_first(trainer):
-        strategy.load_checkpoint = load_explained
-        strategy.load_model_state_dict = load_model_explained
+    hook.wrap("setup", setup)
+    if not shards_before_restore(trainer):
+        hook.wrap("load_checkpoint", load_checkpoint)
+        hook.wrap("load_model_state_dict", load_model_state_dict)
 
 
-def call_off(trainer: pl.Trainer) -> None:
-    """Make a strategy again what it was before :func:`before_strategy_setup`."""
-    for name in _WRAPPED:
-        vars(trainer.strategy).pop(name, None)
+def restore_strategy(trainer: pl.Trainer) -> None:
+    """Undo :func:`before_strategy_setup`. Does nothing if the strategy is not wrapped."""
+    hook = vars(trainer.strategy).get(_HOOK)
+    if hook is not None:
+        hook.remove()
+
+
+class _StrategyHook:
+    """Wrappers around methods of a strategy object, which can be removed again.
+
+    Another library may wrap the same methods, before or after. Its wrappers are kept: a method is restored only if the
+    outermost wrapper is ours. Otherwise our wrapper stays in the chain and passes calls through.
+    """
+
+    def __init__(self, strategy: Any) -> None:
+        self._strategy = strategy
+        self._active = True
+        self._wrappers: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {}
+        setattr(strategy, _HOOK, self)
+
+    def wrap(self, name: str, replacement: Callable[..., Any]) -> None:
+        """Replace a method by ``replacement(original, *args, **kwargs)`` until the hook is removed."""
+        original = getattr(self._strategy, name)
+
+        @wraps(original)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return replacement(original, *args, **kwargs) if self._active else original(*args, **kwargs)
+
+        self._wrappers[name] = (wrapper, vars(self._strategy).get(name))
+        setattr(self._strategy, name, wrapper)
+
+    def remove(self) -> None:
+        """Restore the methods that are still wrapped by this hook alone, and deactivate the other wrappers."""
+        self._active = False
+        attributes = vars(self._strategy)
+        if attributes.get(_HOOK) is self:
+            del attributes[_HOOK]
+        for name, (wrapper, previous) in self._wrappers.items():
+            if attributes.get(name) is wrapper:
+                del attributes[name]
+                if previous is not None:
+                    attributes[name] = previous
 
 
 def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule, follows: bool, calibrates: bool) -> None:
-    """Refuse strategies under which the pruning asked for cannot be right, and say what to do instead.
+    """Refuse strategies under which the requested pruning cannot work.
 
     Args:
         trainer: The Trainer.
         pl_module: The module.
-        follows: Whether the module had ``follow_state_dict`` called on it by itself.
-        calibrates: Whether the module is going to be calibrated.
+        follows: Whether the module itself has called ``follow_state_dict``.
+        calibrates: Whether the module will be calibrated.
 
     Raises:
-        MisconfigurationException: It cannot.
+        MisconfigurationException: If the strategy cannot work; the message names an alternative.
     """
     name = type(trainer.strategy).__name__
-    if shards_first(trainer) and calibrates:
+    if shards_before_restore(trainer) and calibrates:
         raise MisconfigurationException(
-            f"PGBCallback: strategy={name} cuts the model up before it can be calibrated. Prune on one device or "
-            "with strategy='ddp' (max_epochs=0 will do). Then give the plan.json that this writes to "
-            "PGBCallback(plan=...) here; or start from the checkpoint that it leaves and do without PGBCallback, "
-            "which keeps the compensated weights."
+            f"PGBCallback: strategy={name} shards the model before it can be calibrated. Prune on one device or with "
+            "strategy='ddp' (max_epochs=0 is enough). Then either pass the plan.json of that run to "
+            "PGBCallback(plan=...) here, or start from its checkpoint without PGBCallback, which keeps the compensated "
+            "weights."
         )
     if trainer.strategy.root_device.type == "mps" and calibrates:
         raise MisconfigurationException(
-            "PGBCallback: accelerator='mps' has no float64, which calibration and compensation need. Prune with "
-            "accelerator='cpu' (max_epochs=0 will do), and re-finetune the checkpoint that this leaves without "
+            "PGBCallback: accelerator='mps' does not support float64, which calibration and compensation need. Prune "
+            "with accelerator='cpu' (max_epochs=0 is enough), and re-finetune the resulting checkpoint without "
             "PGBCallback, on any accelerator."
         )
-    if leaves_module_behind(trainer) and not follows:
+    if launches_child_processes(trainer) and not follows:
         raise MisconfigurationException(
-            f"PGBCallback: strategy={name} forks or spawns its processes, and loads the pruned weights back into "
-            f"this process's {type(pl_module).__name__}, which must know how to take them: call "
+            f"PGBCallback: strategy={name} forks or spawns processes and loads the pruned weights back into the "
+            f"{type(pl_module).__name__} of this process, which must be able to rebuild its layers. Call "
             "pgb_lightning.follow_state_dict(self) in its __init__, or use strategy='ddp'."
         )
-
-
-def leaves_module_behind(trainer: pl.Trainer) -> bool:
-    """Tell strategies whose processes work on copies of the module, from which only a state dict comes back."""
-    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)

@@ -1,4 +1,4 @@
-"""Two processes: one decision, shared calibration, the same weights on both ranks."""
+"""Two processes: one decision, sharded calibration, the same weights on both ranks."""
 
 from __future__ import annotations
 
@@ -7,39 +7,32 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.entries import assert_equal, forget
+from helpers.entries import assert_equal
 from helpers.own import OwnModule, shapes
-from helpers.processes import run
+from helpers.programs import ddp_fit
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
-def fit(folder: Path, devices: int, *ckpt_path: Path) -> list[dict[str, Any]]:
-    """Run the script and return what each rank wrote."""
-    folder.mkdir()
-    run("programs/ddp_fit.py", folder, devices, *ckpt_path)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(devices)]
+def load(folder: Path, name: str = "rank") -> list[dict[str, Any]]:
+    """Return what each rank saved."""
+    return [torch.load(folder / f"{name}{rank}.pt", weights_only=False) for rank in range(2)]
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    folder = tmp_path_factory.mktemp("ddp") / "first"
-    return folder, fit(folder, 2)
-
-
-def test_both_ranks_hold_the_same_structure_and_weights(ranks: tuple[Path, list[dict[str, Any]]]) -> None:
-    first, second = ranks[1]
+def test_both_ranks_hold_the_same_structure_and_weights(two_processes: Path) -> None:
+    first, second = load(two_processes / "fit")
     assert first["plan"] == second["plan"]
     assert first["shapes"] == second["shapes"]
     assert first["shapes"] != shapes(OwnModule().net)  # something was pruned
-    assert all(torch.equal(first["state"][name], value) for name, value in second["state"].items())
+    assert_equal(first["state"], second["state"])
 
 
-def test_calibration_is_shared_and_decides_what_one_process_would(
-    ranks: tuple[Path, list[dict[str, Any]]], tmp_path: Path
-) -> None:
-    first, second = ranks[1]
+def test_calibration_is_sharded_and_gives_the_plan_of_one_process(two_processes: Path, tmp_path: Path) -> None:
+    first, second = load(two_processes / "fit")
     assert (first["samples"], second["samples"]) == (24, 24)
     assert first["plan"]["num_samples"] == 48
-    [alone] = fit(tmp_path / "alone", 1)
+    ddp_fit.main(tmp_path, devices=1)
+    alone = torch.load(tmp_path / "rank0.pt", weights_only=False)
     assert alone["samples"] == 48
 
     def structure(plan: dict[str, Any]) -> list[Any]:
@@ -48,23 +41,29 @@ def test_calibration_is_shared_and_decides_what_one_process_would(
     assert structure(alone["plan"]) == structure(first["plan"])
 
 
-def test_both_ranks_resume_the_grouped_model(ranks: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
-    folder, before = ranks
-    after = fit(tmp_path / "resumed", 2, folder / "end.ckpt")
-    assert [rank["samples"] for rank in after] == [0, 0]
-    assert after[0]["plan"] == before[0]["plan"]
-    assert all(torch.equal(after[0]["state"][name], value) for name, value in after[1]["state"].items())
+def test_both_ranks_resume_the_pruned_model(two_processes: Path) -> None:
+    first, second = load(two_processes / "resumed")
+    assert (first["samples"], second["samples"]) == (0, 0)
+    assert first["plan"] == load(two_processes / "fit")[0]["plan"]
+    assert_equal(first["state"], second["state"])
 
 
-def test_fit_in_two_pieces_on_two_processes(tmp_path: Path) -> None:
-    def found(what: str) -> list[dict[str, Any]]:
-        run("entries.py", what, tmp_path, 2)
-        return [torch.load(tmp_path / f"new-{what}-{rank}.pt", weights_only=False) for rank in range(2)]
+def test_a_resumed_fit_equals_the_uninterrupted_one_on_both_ranks(two_processes: Path) -> None:
+    uninterrupted, resumed = (load(two_processes / "exact", name) for name in ("uninterrupted", "resumed"))
+    assert uninterrupted[0]["counters"] == (12, 4)
+    assert_equal(resumed, uninterrupted)
+    assert torch.equal(uninterrupted[0]["logits"], uninterrupted[1]["logits"])
 
-    whole = found("fresh")
-    forget(tmp_path)
-    pieces = found("last")
-    assert whole[0]["counters"] == (12, 4)
-    for rank in range(2):
-        assert_equal(pieces[rank], whole[rank])
-    assert torch.equal(whole[0]["logits"], whole[1]["logits"])
+
+def test_ranks_with_different_data_make_the_same_decision(two_processes: Path) -> None:
+    first, second = load(two_processes / "different")
+    assert first["plan"]["num_samples"] == 16 + 24
+    assert first["plan"]["summary"]["pruning_ratio"] > 0.4
+    assert_equal(first, second)
+
+
+def test_a_decision_that_fails_on_rank_zero_fails_on_all_ranks(two_processes: Path) -> None:
+    first, second = load(two_processes / "failing")
+    assert (first["error"], second["error"]) == ("an operation failed", "PGBCallback: an operation failed")
+    assert first["plan"] is second["plan"] is None
+    assert_equal(first["weights"], second["weights"])

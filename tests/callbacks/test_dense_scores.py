@@ -1,4 +1,4 @@
-"""The dense model's score, out of the checkpoint that pruning started from."""
+"""The dense model's score, read from its checkpoint."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pytest
 from helpers.own import OwnModule, make_loader
 
 from pgb_lightning.callbacks import BestCheckpoint
-from pgb_lightning.callbacks.dense_scores import dense_scores
+from pgb_lightning.callbacks.dense_scores import read_dense_scores
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dense")
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=2,
@@ -21,14 +22,15 @@ def folder(tmp_path: Path) -> Path:
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        callbacks=[BestCheckpoint(str(tmp_path), monitor="val_loss")],
+        callbacks=[BestCheckpoint(str(folder), monitor="val_loss")],
     )
     trainer.fit(OwnModule(), make_loader(), make_loader(16))
-    return tmp_path
+    (folder / "cut.ckpt").write_bytes(b"PK\x03\x04")
+    return folder
 
 
-def test_the_best_checkpoint_knows_its_score(folder: Path) -> None:
-    found = dense_scores(folder / "best.ckpt")
+def test_the_best_checkpoint_holds_its_score(folder: Path) -> None:
+    found = read_dense_scores(folder / "best.ckpt")
     module = OwnModule.load_from_checkpoint(folder / "best.ckpt")
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
     [measured] = trainer.validate(module, make_loader(16), verbose=False)
@@ -36,9 +38,6 @@ def test_the_best_checkpoint_knows_its_score(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["last.ckpt", "missing.ckpt", "cut.ckpt"])
-def test_where_nothing_is_known_for_sure_a_warning_says_so(
-    name: str, folder: Path, recwarn: pytest.WarningsRecorder
-) -> None:
-    (folder / "cut.ckpt").write_bytes(b"PK\x03\x04")
-    assert dense_scores(folder / name) == {}
-    assert any("the dense model's score is not known" in str(w.message) and name in str(w.message) for w in recwarn)
+def test_an_unknown_score_is_a_warning(name: str, folder: Path) -> None:
+    with pytest.warns(UserWarning, match=name):
+        assert read_dense_scores(folder / name) == {}

@@ -1,4 +1,4 @@
-"""Figures reach the loggers that take images, by the arguments that those have."""
+"""Figures are logged with the arguments of each logger that accepts images."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lightning.pytorch.loggers import CometLogger, CSVLogger, MLFlowLogger, Tens
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pgb_lightning.callbacks.logger_images import log_figure, log_figures, takes_images, to_pixels
+from pgb_lightning.callbacks.logger_images import accepts_images, log_figure, log_figures, to_pixels
 
 
 class Recorder:
-    """Stand in for a service's client, with the arguments that its real one takes."""
+    """Record the calls of a service's client."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -51,11 +51,11 @@ def check(pixels: NDArray[Any]) -> None:
     assert pixels[0, 0].tolist() == [255, 0, 0]
 
 
-def test_a_figure_becomes_pixels(figure: Figure) -> None:
+def test_a_figure_is_rendered_to_pixels(figure: Figure) -> None:
     check(to_pixels(figure))
 
 
-def test_tensorboard_keeps_the_image(figure: Figure, tmp_path: Path) -> None:
+def test_tensorboard_stores_the_image(figure: Figure, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -76,7 +76,7 @@ def test_a_logger_with_log_image_gets_a_list(figure: Figure, tmp_path: Path) -> 
     assert (key, step) == ("pgb/groups", 3)
 
 
-def test_comet_and_mlflow_get_it_by_their_clients(figure: Figure) -> None:
+def test_comet_and_mlflow_use_their_clients(figure: Figure) -> None:
     class Comet(CometLogger):
         client = CometClient()
         experiment = client
@@ -102,31 +102,31 @@ def test_comet_and_mlflow_get_it_by_their_clients(figure: Figure) -> None:
     assert rest == ["run", "pgb/kept.png"]
 
 
-def test_other_loggers_are_left_alone(figure: Figure, tmp_path: Path) -> None:
+def test_other_loggers_get_nothing(figure: Figure, tmp_path: Path) -> None:
     logger = CSVLogger(str(tmp_path))
-    assert not takes_images(logger)
+    assert not accepts_images(logger)
     log_figure(logger, "pgb/groups", figure, step=0)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_logger_that_refuses_costs_a_warning_and_not_the_fit(figure: Figure, tmp_path: Path) -> None:
-    class Away(WithLogImage):
+def test_a_failure_is_a_warning(figure: Figure, tmp_path: Path) -> None:
+    class Unavailable(WithLogImage):
         tried = 0
 
         def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
             self.tried += 1
-            raise ConnectionError("the service is away")
+            raise ConnectionError("the service is unavailable")
 
-    logger = Away(str(tmp_path))
-    with pytest.warns(UserWarning, match="Away did not take the figures: ConnectionError: the service is away"):
+    logger = Unavailable(str(tmp_path))
+    with pytest.warns(UserWarning, match=r"Unavailable.*ConnectionError"):
         log_figures(logger, {"pgb/groups": figure, "pgb/kept": figure}, step=0)
     assert logger.tried == 1
 
 
-def test_a_log_image_that_means_something_else_is_left_alone(figure: Figure, tmp_path: Path) -> None:
+def test_a_different_log_image_method_is_a_warning(figure: Figure, tmp_path: Path) -> None:
     class Other(CSVLogger):
         def log_image(self, path: str) -> None:
             raise AssertionError
 
-    with pytest.warns(UserWarning, match="Other did not take the figures: TypeError"):
+    with pytest.warns(UserWarning, match=r"Other.*TypeError"):
         log_figures(Other(str(tmp_path)), {"pgb/groups": figure}, step=0)

@@ -16,7 +16,7 @@ from helpers.fakes import quiet_trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
-from pgb_lightning.callbacks.pruning.calibration_data import share_of_rank
+from pgb_lightning.callbacks.pruning.calibration_data import shard_batches
 from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.datamodules.sampling import LengthGroupedSampler, calibration_rows
 from pgb_lightning.modules import TextClassification
@@ -112,7 +112,7 @@ def test_calibration_batches_have_similar_lengths_and_random_order(make: Make) -
 
 def test_the_calibration_shards_of_two_processes_have_similar_sizes(make: Make) -> None:
     loader = make(train=2100, calibration_size=2048).calibration_dataloader()
-    sizes = [sum(batch["input_ids"].numel() for batch in share_of_rank(loader, rank, 2)) for rank in (0, 1)]
+    sizes = [sum(batch["input_ids"].numel() for batch in shard_batches(loader, rank, 2)) for rank in (0, 1)]
     assert max(sizes) < 1.1 * min(sizes)
 
 

@@ -1,4 +1,8 @@
-"""What the tests of entries share, and a script that enters in a new process: entries.py WHAT FOLDER [DEVICES]."""
+"""Exact fits, interrupted and uninterrupted, for the tests of all ways into a Trainer.
+
+As a program, ``entries.py FOLDER...`` resumes in a new process: each folder is a copy of an interrupted run, and its
+name is the checkpoint to resume from.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +20,16 @@ from torch.utils.data import DataLoader
 from helpers.own import OwnModule, make_loader
 from pgb_lightning import follow_state_dict
 from pgb_lightning.callbacks import ExactResume, PGBCallback
-from pgb_lightning.process_group import close_process_group
 
 EPOCHS = 4
 
 
-class Entering(OwnModule):
-    """A user's module with dropout, a scheduler and a test step, and (or not) the one line that loading needs."""
+class ResumableModule(OwnModule):
+    """A user's module with dropout, a scheduler, a test step and, unless told otherwise, ``follow_state_dict``."""
 
-    def __init__(self, seed: int = 0, line: bool = True) -> None:
+    def __init__(self, seed: int = 0, follows: bool = True) -> None:
         super().__init__(seed=seed)
-        if line:
+        if follows:
             follow_state_dict(self)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -42,26 +45,24 @@ def train_loader() -> DataLoader[Any]:
     return make_loader(shuffle=True)
 
 
-def make_trainer(folder: Path, epochs: int = EPOCHS, **settings: Any) -> L.Trainer:
-    """Make a Trainer that prunes, resumes exactly and keeps a checkpoint of every epoch."""
-    keep = ModelCheckpoint(folder, "{epoch}", monitor="val_loss", save_top_k=-1, save_last=True)
-    extra = settings.pop("callbacks", [])
+def make_trainer(
+    folder: Path, epochs: int = EPOCHS, callbacks: tuple[L.Callback, ...] = (), **settings: Any
+) -> L.Trainer:
+    """Make a Trainer that prunes, resumes exactly and saves a checkpoint of every epoch."""
+    saver = ModelCheckpoint(folder, "{epoch}", monitor="val_loss", save_top_k=-1, save_last=True)
+    defaults: dict[str, Any] = {"devices": 1, "logger": False, "enable_progress_bar": False}
     return L.Trainer(
-        **{
-            "accelerator": "cpu",
-            "devices": 1,
-            "max_epochs": epochs,
-            "default_root_dir": folder,
-            "logger": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "callbacks": [PGBCallback(), ExactResume(), keep, *extra],
-            **settings,
-        }
+        accelerator="cpu",
+        max_epochs=epochs,
+        default_root_dir=folder,
+        enable_model_summary=False,
+        callbacks=[PGBCallback(), ExactResume(), saver, *callbacks],
+        **(defaults | settings),
     )
 
 
-def pgb_of(trainer: L.Trainer) -> PGBCallback:
+def find_pgb(trainer: L.Trainer) -> PGBCallback:
+    """Return the Trainer's PGBCallback."""
     [found] = [callback for callback in trainer.callbacks if isinstance(callback, PGBCallback)]  # type: ignore[attr-defined]
     return found
 
@@ -73,8 +74,8 @@ def logits(module: OwnModule) -> Tensor:
 
 
 def snapshot(trainer: L.Trainer, module: OwnModule) -> dict[str, Any]:
-    """Everything that two equal fits have in common."""
-    plan = pgb_of(trainer).plan
+    """Return everything that two equal fits have in common."""
+    plan = find_pgb(trainer).plan
     assert plan is not None
     return {
         "logits": logits(module),
@@ -104,19 +105,19 @@ def assert_equal(left: Any, right: Any, where: str = "") -> None:
 
 
 def fit(
-    folder: Path, ckpt_path: Any = None, module: Entering | None = None, **settings: Any
-) -> tuple[L.Trainer, Entering]:
-    """Fit a fresh module; a resumed one starts from other weights and random numbers, which must not matter."""
+    folder: Path, ckpt_path: Any = None, module: ResumableModule | None = None, **settings: Any
+) -> tuple[L.Trainer, ResumableModule]:
+    """Fit a new module. A resumed fit starts from other weights and random numbers, which must have no effect."""
     L.seed_everything(1)
     torch.rand(7 if ckpt_path else 1)
-    module = module or Entering(seed=5 if ckpt_path else 0)
+    module = module or ResumableModule(seed=5 if ckpt_path else 0)
     trainer = make_trainer(folder, **settings)
     trainer.fit(module, train_loader(), make_loader(16), ckpt_path=ckpt_path)
     return trainer, module
 
 
-class Whole:
-    """A fit that nothing interrupted, and what it left."""
+class UninterruptedFit:
+    """A fit of all epochs, its folder and its snapshot."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -124,27 +125,20 @@ class Whole:
         self.snapshot = snapshot(self.trainer, self.module)
 
     def copy(self, target: Path) -> Path:
-        """Copy the folder, as after two epochs."""
+        """Copy the folder as it was after two epochs."""
         shutil.copytree(self.folder, target)
-        forget(target)
+        rewind(target)
         return target
 
 
-def forget(folder: Path) -> None:
-    """Leave a folder as a crash after two epochs would have left it."""
+def rewind(folder: Path) -> None:
+    """Bring a folder into the state after two epochs."""
     for epoch in range(2, EPOCHS):
         (folder / f"epoch={epoch}.ckpt").unlink()
     shutil.copy(folder / "epoch=1.ckpt", folder / "last.ckpt")
 
 
-def main(what: str, folder: Path, devices: int = 1) -> None:
-    """Enter with ``ckpt_path`` (or "fresh") and write down what came of it."""
-    torch.set_num_threads(1)
-    start = {"fresh": None, "last": "last"}.get(what, folder / what)
-    trainer, module = fit(folder, start, devices=devices, strategy="ddp" if devices > 1 else "auto")
-    torch.save(snapshot(trainer, module), folder / f"new-{what}-{trainer.global_rank}.pt")
-
-
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:]))
-    close_process_group()
+    torch.set_num_threads(1)
+    for run in map(Path, sys.argv[1:]):
+        torch.save(snapshot(*fit(run, "last" if run.name == "last" else run / run.name)), run / "resumed.pt")

@@ -1,4 +1,4 @@
-"""A user's own module and data, as different from this package's as users make them."""
+"""A user's own module and data, deliberately unlike those of this package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Rows = list[tuple[Tensor, Tensor]]
 
 
 class OwnModule(L.LightningModule):
-    """Tuple batches, a dict from training_step, a metric, a list and a counter updated in every step."""
+    """Take tuple batches, return a dict, and update a metric, a list and a counter in every step."""
 
     def __init__(self, model_type: str = "bert", seed: int = 0) -> None:
         super().__init__()
@@ -55,10 +55,10 @@ def make_rows(count: int = 48, seed: int = 0) -> Rows:
     return [(row, torch.tensor(int(row[0] > VOCABULARY // 2))) for row in tokens]
 
 
-def make_loader(count: int = 48, **settings: Any) -> DataLoader[Any]:
-    return DataLoader(make_rows(count), **{"batch_size": 8, **settings})  # type: ignore[arg-type]
+def make_loader(count: int = 48, batch_size: int = 8, **settings: Any) -> DataLoader[Any]:
+    return DataLoader(make_rows(count), batch_size=batch_size, **settings)  # type: ignore[arg-type]
 
 
 def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the shape of everything in a module's state."""
+    """Return the shapes of a module's state dict."""
     return {name: tuple(value.shape) for name, value in module.state_dict().items()}

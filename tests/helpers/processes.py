@@ -1,4 +1,4 @@
-"""Run the scripts of this folder in processes of their own."""
+"""Run the programs of this folder in processes of their own."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
-def start(script: str, *words: object) -> subprocess.Popen[str]:
-    """Start a script on one thread, with the tests' helpers on its path."""
+def start(script: str, *arguments: object) -> subprocess.Popen[str]:
+    """Start a script with one thread and the tests' helpers on its path."""
     paths = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(HERE / script), *map(str, words)]
+    command = [sys.executable, str(HERE / script), *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def run(script: str, *words: object) -> str:
-    """Run a script to its end and return what it printed."""
-    process = start(script, *words)
+def run(script: str, *arguments: object) -> str:
+    """Run a script until it exits and return what it printed."""
+    process = start(script, *arguments)
     try:
         out, error = process.communicate(timeout=400)
     finally:

@@ -1,4 +1,4 @@
-"""Precision, accumulation and the callbacks that fits usually have, in either order."""
+"""Trainer settings, and other callbacks in either order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from helpers.entries import Entering, train_loader
+from helpers.entries import ResumableModule, train_loader
 from helpers.own import OwnModule, make_loader, make_rows, shapes
 from helpers.tiny import classifier
 from lightning.pytorch.callbacks import (
@@ -37,8 +37,8 @@ from pgb_lightning.surgery.checks import is_pruned
 MakeTrainer = Callable[..., L.Trainer]
 
 
-class Tunable(Entering):
-    """What the finders change."""
+class Tunable(ResumableModule):
+    """A module with the attributes that the finders change."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,10 +55,10 @@ class Tunable(Entering):
         return torch.optim.AdamW(self.parameters(), lr=self.lr)
 
 
-def orders(
+def fit_in_both_orders(
     trainer: MakeTrainer, other: Callable[[], L.Callback], module: Callable[[], OwnModule], **settings: Any
 ) -> Any:
-    """Fit with the other callback before and after ours; both must leave the same weights."""
+    """Fit with the other callback before and after PGBCallback; both must give the same weights."""
     states = []
     for first in (True, False):
         L.seed_everything(3)
@@ -75,74 +75,72 @@ def orders(
 
 
 def test_early_stopping(trainer: MakeTrainer) -> None:
-    fitted, _ = orders(trainer, lambda: EarlyStopping("val_loss", patience=0, min_delta=10.0), Entering, max_epochs=5)
+    fitted, _ = fit_in_both_orders(
+        trainer, lambda: EarlyStopping("val_loss", patience=0, min_delta=10.0), ResumableModule, max_epochs=5
+    )
     assert fitted.current_epoch < 5
 
 
 def test_learning_rate_monitor(trainer: MakeTrainer, tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)
-    fitted, _ = orders(trainer, LearningRateMonitor, Entering, logger=logger, log_every_n_steps=1)
+    fitted, _ = fit_in_both_orders(trainer, LearningRateMonitor, ResumableModule, logger=logger, log_every_n_steps=1)
     assert "lr-AdamW" in (Path(fitted.logger.log_dir) / "metrics.csv").read_text().splitlines()[0]
 
 
-def test_a_checkpoint_callback_keeps_the_pruned_model(trainer: MakeTrainer, tmp_path: Path) -> None:
+def test_checkpoints_hold_the_pruned_model(trainer: MakeTrainer, tmp_path: Path) -> None:
     numbers = itertools.count()
-    _, module = orders(
-        trainer, lambda: ModelCheckpoint(tmp_path, f"end{next(numbers)}"), Entering, enable_checkpointing=True
+    _, module = fit_in_both_orders(
+        trainer, lambda: ModelCheckpoint(tmp_path, f"end{next(numbers)}"), ResumableModule, enable_checkpointing=True
     )
     for name in ("end0", "end1"):
-        assert shapes(Entering.load_from_checkpoint(tmp_path / f"{name}.ckpt")) == shapes(module)
+        assert shapes(ResumableModule.load_from_checkpoint(tmp_path / f"{name}.ckpt")) == shapes(module)
 
 
 def test_the_summary_counts_the_pruned_model(trainer: MakeTrainer, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        _, module = orders(trainer, ModelSummary, Entering, enable_model_summary=True)
+        _, module = fit_in_both_orders(trainer, ModelSummary, ResumableModule, enable_model_summary=True)
     printed = caplog.text
     total = sum(p.numel() for p in module.parameters())
     assert f"{total / 1e3:.1f} K" in printed
-    dense = sum(p.numel() for p in Entering().parameters())
+    dense = sum(p.numel() for p in ResumableModule().parameters())
     assert f"{dense / 1e3:.1f} K" not in printed
 
 
-def test_the_batch_size_finder_tries_the_pruned_model(trainer: MakeTrainer) -> None:
+def test_the_batch_size_finder_runs_on_the_pruned_model(trainer: MakeTrainer) -> None:
     finder = lambda: BatchSizeFinder(steps_per_trial=1, max_trials=2)  # noqa: E731
-    _, module = orders(trainer, finder, Tunable)
+    _, module = fit_in_both_orders(trainer, finder, Tunable)
     assert module.batch_size > 2
 
 
-def test_the_learning_rate_finder_tries_the_pruned_model(trainer: MakeTrainer) -> None:
+def test_the_learning_rate_finder_runs_on_the_pruned_model(trainer: MakeTrainer) -> None:
     finder = lambda: LearningRateFinder(num_training_steps=24, early_stop_threshold=None)  # noqa: E731
-    _, module = orders(trainer, finder, Tunable)
+    _, module = fit_in_both_orders(trainer, finder, Tunable)
     assert module.lr != 1e-3
 
 
 @pytest.mark.parametrize("other", [Timer, lambda: GradientAccumulationScheduler({0: 2})])
 def test_other_callbacks(other: Callable[[], L.Callback], trainer: MakeTrainer) -> None:
-    orders(trainer, other, Entering)
+    fit_in_both_orders(trainer, other, ResumableModule)
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"accumulate_grad_batches": 2},
-        {"gradient_clip_val": 0.1},
-        {"gradient_clip_val": 0.1, "gradient_clip_algorithm": "value"},
-        {"precision": "bf16-mixed"},
-        {"precision": "32-true"},
-        {"precision": "64-true"},
+        {"precision": "32-true", "accumulate_grad_batches": 2, "gradient_clip_val": 0.1},
+        {"precision": "bf16-mixed", "gradient_clip_val": 0.1, "gradient_clip_algorithm": "value"},
+        {"precision": "64-true", "detect_anomaly": True},
         {"precision": "bf16-true"},
-        {"detect_anomaly": True},
     ],
 )
 def test_trainer_settings(settings: dict[str, Any], trainer: MakeTrainer, tmp_path: Path) -> None:
-    module = Entering()
+    module = ResumableModule()
     keep = ModelCheckpoint(tmp_path, "end")
     fitted = trainer(PGBCallback(), keep, enable_checkpointing=True, max_epochs=2, **settings)
     fitted.fit(module, train_loader(), make_loader(16))
     assert is_pruned(find_encoder(module))
     assert all(torch.isfinite(p).all() for p in module.parameters())
     assert fitted.global_step == (6 if "accumulate_grad_batches" in settings else 12)
-    resumed, pgb = Entering(seed=2), PGBCallback()
+    resumed, pgb = ResumableModule(seed=2), PGBCallback()
     again = trainer(pgb, max_epochs=3, **settings)
     again.fit(resumed, train_loader(), make_loader(16), ckpt_path=tmp_path / "end.ckpt")
     assert shapes(resumed) == shapes(module)
@@ -150,7 +148,7 @@ def test_trainer_settings(settings: dict[str, Any], trainer: MakeTrainer, tmp_pa
 
 
 class Scoring(OwnModule):
-    """Learns scores, which a precision converts as it does all floating-point inputs."""
+    """Learn floating-point scores, which a precision plugin converts like all floating-point inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,7 +159,7 @@ class Scoring(OwnModule):
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
-def test_scores_are_calibrated_on_in_the_module_s_own_precision(precision: Any, trainer: MakeTrainer) -> None:
+def test_calibration_runs_in_the_precision_of_the_module(precision: Any, trainer: MakeTrainer) -> None:
     rows = [(tokens, label.float() * 2.7) for tokens, label in make_rows()]
     pgb, module = PGBCallback(), Scoring()
     trainer(pgb, precision=precision).fit(module, DataLoader(rows, batch_size=8))  # type: ignore[arg-type]
@@ -171,24 +169,22 @@ def test_scores_are_calibrated_on_in_the_module_s_own_precision(precision: Any, 
     assert pgb.plan == plain.plan
 
 
-@pytest.mark.parametrize("pruning_first", [True, False])
-@pytest.mark.parametrize("other", [EMAWeightAveraging, lambda: StochasticWeightAveraging(1e-3)])
-def test_averaging_copies_the_dense_model_and_is_refused(
-    other: Callable[[], L.Callback], pruning_first: bool, trainer: MakeTrainer
-) -> None:
-    callbacks = [PGBCallback(), other()] if pruning_first else [other(), PGBCallback()]
-    with pytest.raises(MisconfigurationException, match=r"cannot share a fit with .*WeightAveraging"):
-        trainer(*callbacks).fit(Entering(), make_loader())
+def test_weight_averaging_is_refused_in_either_order(trainer: MakeTrainer) -> None:
+    for make in (EMAWeightAveraging, lambda: StochasticWeightAveraging(1e-3)):
+        for callbacks in ([PGBCallback(), make()], [make(), PGBCallback()]):
+            with pytest.raises(MisconfigurationException, match="WeightAveraging"):
+                trainer(*callbacks).fit(OwnModule(), make_loader())
 
 
-def test_averaging_works_in_a_fit_of_its_own(trainer: MakeTrainer) -> None:
-    module = Entering()
+def test_weight_averaging_works_in_a_separate_fit(trainer: MakeTrainer) -> None:
+    module = OwnModule()
     trainer(PGBCallback(), max_epochs=0).fit(module, make_loader())
+    assert is_pruned(find_encoder(module))
     structure = shapes(module)
     trainer(EMAWeightAveraging()).fit(module, make_loader())
     assert shapes(module) == structure
 
 
-def test_two_of_ours_are_one_too_many(trainer: MakeTrainer) -> None:
-    with pytest.raises(RuntimeError, match="Found more than one stateful callback of type `PGBCallback`"):
+def test_two_pgb_callbacks_are_refused(trainer: MakeTrainer) -> None:
+    with pytest.raises(RuntimeError, match="PGBCallback"):
         trainer(PGBCallback(), PGBCallback(0.3))

@@ -1,8 +1,7 @@
-"""A fit on two CPU processes, run by test_ddp.py; each rank writes down what it holds."""
+"""Prune, fit and resume on any number of CPU processes; every rank saves its results."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import lightning as L
@@ -11,11 +10,10 @@ from helpers.own import OwnModule, make_loader, shapes
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from pgb_lightning.callbacks import PGBCallback
-from pgb_lightning.process_group import close_process_group
 
 
-class Shares(OwnModule):
-    """Count the samples this rank is calibrated on."""
+class CountingModule(OwnModule):
+    """Count the samples on which this rank is calibrated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,11 +26,10 @@ class Shares(OwnModule):
         return super().training_step(batch, batch_idx)
 
 
-def main(folder: Path, devices: int, *ckpt_path: str) -> None:
-    """Fit (or resume) and store this rank's weights, shapes, plan and share."""
-    torch.set_num_threads(1)
+def main(folder: Path, devices: int = 2, ckpt_path: Path | None = None) -> None:
+    """Fit, or resume, and save this rank's weights, shapes, plan and number of calibration samples."""
     L.seed_everything(1)
-    module, pgb = Shares(), PGBCallback(0.5)
+    module, pgb = CountingModule(), PGBCallback(0.5)
     trainer = L.Trainer(
         accelerator="cpu",
         strategy="ddp" if devices > 1 else "auto",
@@ -43,12 +40,7 @@ def main(folder: Path, devices: int, *ckpt_path: str) -> None:
         enable_model_summary=False,
         callbacks=[pgb, ModelCheckpoint(folder, filename="end")],
     )
-    trainer.fit(module, make_loader(), make_loader(16), ckpt_path=ckpt_path[0] if ckpt_path else None)
+    trainer.fit(module, make_loader(), make_loader(16), ckpt_path=ckpt_path)
     assert pgb.plan is not None
-    found = {"state": module.net.state_dict(), "shapes": shapes(module.net), "plan": pgb.plan.to_dict()}
-    torch.save({**found, "samples": module.counted.samples}, folder / f"rank{trainer.global_rank}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
-    close_process_group()
+    results = {"state": module.net.state_dict(), "shapes": shapes(module.net), "plan": pgb.plan.to_dict()}
+    torch.save({**results, "samples": module.counted.samples}, folder / f"rank{trainer.global_rank}.pt")

@@ -1,4 +1,4 @@
-"""A fit in forked or spawned processes, and what the main one has afterwards: forked_fit.py STRATEGY FOLDER."""
+"""Fit in forked or spawned processes, and save what the main process has then: forked_fit.py STRATEGY FOLDER."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from helpers.entries import Entering, logits, train_loader
+from helpers.entries import ResumableModule, logits, train_loader
 from helpers.own import make_loader
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -15,33 +15,33 @@ from pgb_lightning.callbacks import PGBCallback
 from pgb_lightning.process_group import close_process_group
 
 
+def fit(strategy: str, folder: Path, name: str, epochs: int, module: ResumableModule, ckpt_path: Path | None) -> str:
+    """Fit, and return the path of the best checkpoint as the main process knows it."""
+    trainer = L.Trainer(
+        accelerator="cpu",
+        strategy=strategy,
+        devices=2,
+        max_epochs=epochs,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[PGBCallback(), ModelCheckpoint(folder, name)],
+    )
+    trainer.fit(module, train_loader(), make_loader(16), ckpt_path=ckpt_path)
+    return str(trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+
+
 def main(strategy: str, folder: Path) -> None:
-    """Fit, then predict and validate from the main process, and write down what came of it."""
+    """Fit for an epoch; if processes are forked, which is fast, resume for another."""
     torch.set_num_threads(1)
     L.seed_everything(1)
-    module = Entering()
-
-    def trainer(*callbacks: L.Callback) -> L.Trainer:
-        return L.Trainer(
-            accelerator="cpu",
-            strategy=strategy,
-            devices=2,
-            max_epochs=2,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-            callbacks=list(callbacks),
-        )
-
-    fitted = trainer(PGBCallback(), ModelCheckpoint(folder, "end"))
-    fitted.fit(module, train_loader(), make_loader(16))
-    found = {"best": fitted.checkpoint_callback.best_model_path, "logits": logits(module)}
-    resumed = Entering(seed=3)
-    third = trainer(PGBCallback(), ModelCheckpoint(folder, "third"))
-    third.fit_loop.max_epochs = 3
-    third.fit(resumed, train_loader(), make_loader(16), ckpt_path=folder / "end.ckpt")
-    torch.save({**found, "resumed": logits(resumed), "step": third.global_step}, folder / "found.pt")
+    module, resumed = ResumableModule(), ResumableModule(seed=3)
+    results = {"best": fit(strategy, folder, "end", 1, module, None), "logits": logits(module)}
+    if strategy == "ddp_fork":
+        fit(strategy, folder, "resumed", 2, resumed, folder / "end.ckpt")
+        results["resumed"] = logits(resumed)
+    torch.save(results, folder / "results.pt")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A sharded fit from a given plan on two CPU processes, then its resume: fsdp_fit.py PLAN FOLDER [CHECKPOINT]."""
+"""A sharded fit with a given plan on two CPU processes, then its resumption: fsdp_fit.py PLAN FOLDER."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from helpers.entries import Entering, train_loader
+from helpers.entries import ResumableModule, train_loader
 from helpers.own import make_loader
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
@@ -22,7 +22,7 @@ from pgb_lightning.process_group import close_process_group
 
 
 class CPUFSDP(FSDPStrategy):
-    """Lightning has FSDP on GPUs only; torch can do it over gloo, if it is told the device."""
+    """FSDP over gloo. torch supports it if it is told the device; Lightning supports FSDP on GPUs only."""
 
     @property
     def root_device(self) -> torch.device:
@@ -38,34 +38,37 @@ class CPUFSDP(FSDPStrategy):
         distributed.barrier()
 
 
-class Plain(Entering):
+class WithoutScheduler(ResumableModule):
     def configure_optimizers(self) -> Any:
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
-def main(plan: Path, folder: Path, *ckpt_path: str) -> None:
-    torch.set_num_threads(1)
+def fit(plan: Path, folder: Path, name: str, epochs: int, seed: int, ckpt_path: Path | None) -> None:
+    """Fit, and save this rank's number of steps and of parameters in layers."""
     L.seed_everything(1)
     policy = ModuleWrapPolicy({BertLayer})
     trainer = L.Trainer(
         accelerator="cpu",
         strategy=CPUFSDP(auto_wrap_policy=policy, state_dict_type="sharded", use_orig_params=True),
         devices=2,
-        max_epochs=2 if ckpt_path else 1,
+        max_epochs=epochs,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=[PGBCallback(plan=plan), ModelCheckpoint(folder, "resumed" if ckpt_path else "end")],
+        callbacks=[PGBCallback(plan=plan), ModelCheckpoint(folder, name)],
     )
-    module = Plain(seed=3 if ckpt_path else 0)
-    trainer.fit(module, train_loader(), make_loader(16), ckpt_path=ckpt_path[0] if ckpt_path else None)
-    # In a file each, and no sum over the ranks: a rank that ended right behind a collective might be aborted, since
-    # FSDP keeps the process group alive, so that closing it does not end its threads.
+    module = WithoutScheduler(seed=seed)
+    trainer.fit(module, train_loader(), make_loader(16), ckpt_path=ckpt_path)
     kept = sum(p.numel() for name, p in module.named_parameters() if "layer" in name)
-    torch.save({"step": trainer.global_step, "parameters": kept}, folder / f"rank{trainer.global_rank}.pt")
+    # Every rank saves its own part. A collective sum here could abort a rank that exits right after it: FSDP keeps the
+    # process group alive, so closing it does not end its threads.
+    torch.save({"step": trainer.global_step, "parameters": kept}, folder / f"{name}{trainer.global_rank}.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
+    torch.set_num_threads(1)
+    plan, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    fit(plan, folder, "end", epochs=1, seed=0, ckpt_path=None)
+    fit(plan, folder, "resumed", epochs=2, seed=3, ckpt_path=folder / "end.ckpt")
     close_process_group()

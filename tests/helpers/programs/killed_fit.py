@@ -1,7 +1,11 @@
-"""The uninterrupted fit of entries.py, killed with no warning on the way: killed_fit.py WHEN FOLDER."""
+"""Fits of entries.py that are killed without warning, each in a forked process: killed_fit.py FOLDER.
+
+It prints the signal that ended each process.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -11,18 +15,20 @@ from typing import Any
 
 import fsspec.implementations.local
 import torch
-from helpers.entries import Entering, fit
+from helpers.entries import ResumableModule, fit
 from torch import Tensor
 
 from pgb_lightning.compensation import fit as compensation
+
+MOMENTS = ("calibration", "surgery", "epoch", "before the move", "during the move")
 
 
 def die(*_: Any) -> Any:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Mortal(Entering):
-    """Dies in the third calibration batch, or in the third epoch."""
+class Mortal(ResumableModule):
+    """Die in the third calibration batch, or in the third epoch."""
 
     when = ""
 
@@ -41,7 +47,7 @@ def dying_surgery(encoder: Any, plan: Any, layer: int) -> Any:
 
 
 def dying_move(source: str, target: str, half: bool) -> None:
-    """Move a finished file to its place; die before the third epoch's, or amid copying it to another disk."""
+    """Move a finished file to its place; die before the third epoch's move, or while it is copied to another disk."""
     third = os.path.basename(target) == ("last.ckpt" if half else "epoch=2.ckpt")
     if third and Path(target).with_name("epoch=1.ckpt").exists():
         if half:
@@ -53,13 +59,29 @@ def dying_move(source: str, target: str, half: bool) -> None:
 
 prune_layer, move = compensation.prune_layer, shutil.move
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    when, folder = sys.argv[1], Path(sys.argv[2])
+
+def fit_and_die(when: str, folder: Path) -> None:
+    """Fit, and kill this process at the given moment."""
     Mortal.when = when
     if when == "surgery":
         compensation.prune_layer = dying_surgery
-    if when in ("before the move", "during the move"):
+    if when.endswith("the move"):
         half = when == "during the move"
         fsspec.implementations.local.shutil.move = lambda source, target: dying_move(source, target, half)
     fit(folder, module=Mortal())
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    signals = {}
+    for when in MOMENTS:
+        folder = Path(sys.argv[1]) / when
+        folder.mkdir()
+        child = os.fork()
+        if child == 0:
+            try:
+                fit_and_die(when, folder)
+            finally:
+                os._exit(0)
+        signals[when] = os.WTERMSIG(os.waitpid(child, 0)[1])
+    print(json.dumps(signals))
