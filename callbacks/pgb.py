@@ -66,7 +66,7 @@ class PGBCallback(pl.Callback):
         calibration: Name of a loader, or of a method that returns one, on the data module or module.
         calibration_size: Number of calibration samples; by default all of ``calibration_dataloader()``, or 2,048
             rows of the training set.
-        plan: A ``plan.json`` to apply as it is. Nothing is decided then, and nothing calibrated or compensated unless
+        plan: A ``plan.json`` to apply unchanged. Nothing is decided then, and nothing calibrated or compensated unless
             ``compensation=True``, so it works under any strategy.
         {settings}
 

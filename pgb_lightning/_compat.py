@@ -11,6 +11,7 @@ Lightning is imported inside the functions, so that ``import pgb_lightning`` doe
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
@@ -113,6 +114,24 @@ def has_forward_hooks(module: nn.Module) -> bool:
     Wraps ``_forward_hooks`` and ``_forward_pre_hooks``. torch has public functions to register hooks only.
     """
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def state_dict_versions(state_dict: Mapping[str, Any]) -> dict[str, int]:
+    """Return the layout version that each module wrote into a state dict, by the module's name.
+
+    Wraps the attribute ``_metadata`` of the mapping that ``state_dict()`` returns. torch passes each module its own
+    entry only, in ``_load_from_state_dict``.
+    """
+    metadata: Mapping[str, Mapping[str, Any]] = getattr(state_dict, "_metadata", {})
+    return {name: int(entry.get("version", 1)) for name, entry in metadata.items()}
+
+
+def is_fsdp_name(name: str) -> bool:
+    """Return whether a module's qualified name shows that FSDP (version 1) wraps the module or one around it.
+
+    Wraps the attribute name ``_fsdp_wrapped_module``. A module inside a wrapper is not an instance of the public class.
+    """
+    return "_fsdp_wrapped_module" in name
 
 
 def metric_state(metric: Metric) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -15,6 +18,7 @@ from helpers.own import OwnModule, make_loader
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import nn
+from torch.distributed.fsdp._common_utils import FSDP_WRAPPED_MODULE
 from torchmetrics.classification import MulticlassAccuracy
 from transformers import BertConfig
 
@@ -119,6 +123,17 @@ def test_forward_hooks_are_found(register: str) -> None:
     assert not _compat.has_forward_hooks(module)
 
 
+def test_a_state_dict_has_the_versions_of_its_modules() -> None:
+    versions = _compat.state_dict_versions(nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2)).state_dict())
+    assert versions == {"": 1, "0": nn.BatchNorm1d._version, "1": 1}
+    assert _compat.state_dict_versions({}) == {}
+
+
+def test_fsdp_shows_in_names() -> None:
+    assert _compat.is_fsdp_name(f"model.{FSDP_WRAPPED_MODULE}.layer")
+    assert not _compat.is_fsdp_name("model.layer")
+
+
 def test_a_metric_is_restored_from_its_state() -> None:
     metric, other = MulticlassAccuracy(2), MulticlassAccuracy(2)
     metric.update(torch.tensor([1, 0]), torch.tensor([1, 1]))
@@ -136,6 +151,28 @@ def test_a_metric_is_restored_from_its_state() -> None:
 def test_the_attention_implementation_is_read() -> None:
     assert _compat.attention_implementation(BertConfig(attn_implementation="eager")) == "eager"
     assert _compat.attention_implementation(object()) is None
+
+
+ROOT = Path(__file__).parents[1]
+SOURCES = [path for top in ("pgb_lightning", "callbacks", "datamodules") for path in (ROOT / top).rglob("*.py")]
+#: Private names of this package, and of torch's documented way to version a module's layout.
+OWN = {"_follows_state_dict", "_version", "_loader"}
+
+
+def find_private_uses(path: Path) -> set[str]:
+    """Return the private names of other objects and packages that a file uses."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls", "super()"):
+            found.add(node.attr)
+        elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("pgb_lightning"):
+            found |= {*(node.module or "").split("."), *(alias.name for alias in node.names)}
+    return {name for name in found - OWN if re.match("_[a-zA-Z]", name)}
+
+
+def test_other_modules_do_not_use_private_api() -> None:
+    found = {str(path.relative_to(ROOT)): find_private_uses(path) for path in SOURCES if path.name != "_compat.py"}
+    assert {path: names for path, names in found.items() if names} == {}
 
 
 def test_importing_the_package_does_not_import_lightning() -> None:

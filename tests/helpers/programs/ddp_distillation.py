@@ -6,8 +6,8 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from helpers.own import OwnModule, make_loader
 
+from helpers.own import OwnModule, make_loader
 from pgb_lightning.callbacks import Distillation, PGBCallback
 
 

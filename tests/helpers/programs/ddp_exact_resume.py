@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from helpers.entries import fit, rewind, snapshot
 from torch import distributed
+
+from helpers.entries import fit, rewind, snapshot
 
 
 def main(folder: Path) -> None:

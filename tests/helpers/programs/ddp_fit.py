@@ -6,9 +6,9 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from helpers.own import OwnModule, make_loader, shapes
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from helpers.own import OwnModule, make_loader, shapes
 from pgb_lightning.callbacks import PGBCallback
 
 

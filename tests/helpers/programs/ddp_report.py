@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import lightning as L
-from helpers.own import OwnModule, make_loader
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from helpers.own import OwnModule, make_loader
 from pgb_lightning.callbacks import PGBCallback, PGBReport
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.entries import find_pgb, make_trainer
-from helpers.own import OwnModule, make_loader, make_rows
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
+from helpers.entries import find_pgb, make_trainer
+from helpers.own import OwnModule, make_loader, make_rows
 from pgb_lightning.callbacks.pruning import distributed
 
 

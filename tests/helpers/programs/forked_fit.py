@@ -7,10 +7,10 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from helpers.entries import ResumableModule, logits, train_loader
-from helpers.own import make_loader
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from helpers.entries import ResumableModule, logits, train_loader
+from helpers.own import make_loader
 from pgb_lightning.callbacks import PGBCallback
 from pgb_lightning.process_group import close_process_group
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from helpers.entries import ResumableModule, train_loader
-from helpers.own import make_loader
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import distributed, nn
@@ -17,6 +15,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from transformers.models.bert.modeling_bert import BertLayer
 
+from helpers.entries import ResumableModule, train_loader
+from helpers.own import make_loader
 from pgb_lightning.callbacks import PGBCallback
 from pgb_lightning.process_group import close_process_group
 

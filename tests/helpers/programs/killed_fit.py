@@ -15,9 +15,9 @@ from typing import Any
 
 import fsspec.implementations.local
 import torch
-from helpers.entries import ResumableModule, fit
 from torch import Tensor
 
+from helpers.entries import ResumableModule, fit
 from pgb_lightning.compensation import fit as compensation
 
 MOMENTS = ("calibration", "surgery", "epoch", "before the move", "during the move")

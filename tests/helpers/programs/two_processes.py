@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+
 from helpers.programs import (
     ddp_answers,
     ddp_distillation,
@@ -15,7 +16,6 @@ from helpers.programs import (
     ddp_report,
     ddp_unequal_ranks,
 )
-
 from pgb_lightning.process_group import close_process_group
 
 
