@@ -175,6 +175,7 @@ def test_other_modules_do_not_use_private_api() -> None:
     assert {path: names for path, names in found.items() if names} == {}
 
 
+@pytest.mark.slow
 def test_importing_the_package_does_not_import_lightning() -> None:
     program = "import sys, pgb_lightning; print([n for n in sys.modules if n.partition('.')[0] == 'lightning'])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -135,7 +135,7 @@ def test_resuming_keeps_the_structure_and_warns_of_another_plan(
     trainer = make_trainer(tmp_path)
     trainer.callbacks = [PGBCallback(plan=other / "plan.json")]  # type: ignore[attr-defined]
     module = ResumableModule()
-    with pytest.warns(UserWarning, match="another plan"):
+    with pytest.warns(UserWarning, match="plan"):
         trainer.fit(module, train_loader(), make_loader(16), ckpt_path=uninterrupted.folder / "epoch=1.ckpt")
     assert shapes(module.net) == shapes(uninterrupted.module.net)
 
@@ -182,7 +182,7 @@ def use_floats(plain: dict[str, Any]) -> None:
         (lambda plain: plain["matrices"][0].update(num_groups=3), r"layer 0 Q.*num_groups=3"),
         (lambda plain: plain["matrices"][0].update(kept="all"), "'kept'"),
         (lambda plain: plain["matrices"][5].update(input_index=[], output_index=[], num_groups=0), r"layer 0.*W2"),
-        (use_floats, "layer 0"),
+        (use_floats, "index"),
         (lambda plain: plain.update(config="abc"), "config='abc'"),
         (lambda plain: plain["matrices"][0].update(importance_kept="much"), "importance_kept='much'"),
     ],
