@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from pgb_lightning._compat import is_fsdp_name, state_dict_versions
 from pgb_lightning.encoders.base import MATRICES, Encoder, join_path
 from pgb_lightning.encoders.find import find_encoders
 from pgb_lightning.layers.linear import GroupedLinear
@@ -66,9 +67,9 @@ def _rebuild(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *
 
 def _is_sharded(encoder: Encoder) -> bool:
     """Return whether FSDP or DeepSpeed has sharded a model: its shapes tell nothing, and its structure is final."""
-    wrapped = any("_fsdp_wrapped_module" in name for name, _ in encoder.model.named_modules())
+    wrapped = any(is_fsdp_name(name) for name, _ in encoder.model.named_modules())
     in_pieces = any(hasattr(p, "ds_id") or hasattr(p, "device_mesh") for p in encoder.model.parameters())
-    return wrapped or in_pieces or "_fsdp_wrapped_module" in encoder.name
+    return wrapped or in_pieces or is_fsdp_name(encoder.name)
 
 
 def _read_structure(encoder: Encoder, state_dict: Mapping[str, Tensor], prefix: str) -> Structure:
@@ -112,11 +113,11 @@ def _check_names(encoder: Encoder, state_dict: Mapping[str, Tensor], prefix: str
             f"The checkpoint's encoder at {stack[:-1]!r} has {len(numbers)} layers, but the module's has "
             f"{len(encoder.layers)}. Build the module from the configuration that the checkpoint was trained with."
         )
-    metadata = getattr(state_dict, "_metadata", {})
+    versions = state_dict_versions(state_dict)
     for layer in range(len(encoder.layers)):
         for kind in MATRICES:
             path = prefix + encoder.path(layer, kind)
-            version = metadata.get(path, {}).get("version", 1)
+            version = versions.get(path, 1)
             if version > GroupedLinear._version:
                 raise StructureError(
                     f"{path} has layout {version}, written by a newer release of pgb-lightning. This release reads "
