@@ -156,7 +156,7 @@ class Holder(OwnModule):
     [
         ({"model_type": "roberta", "layers": 2}, r"'bert'.*'roberta'"),
         ({"layers": 3}, r"\b2 layers.*\b3\b"),
-        ({"layers": 2, "intermediate_size": 48}, r"layer 0 W1.*24 x 96.*24 x 48"),
+        ({"layers": 2, "intermediate_size": 48}, r"[Ll]ayer 0 W1.*24 x 96.*24 x 48"),
     ],
 )
 def test_a_plan_that_does_not_fit_names_the_first_mismatch(
@@ -179,9 +179,9 @@ def use_floats(plain: dict[str, Any]) -> None:
     [
         (lambda plain: plain.update(schema_version=2), "schema_version=2"),
         (lambda plain: plain.pop("matrices"), "'matrices'"),
-        (lambda plain: plain["matrices"][0].update(num_groups=3), r"layer 0 Q.*num_groups=3"),
+        (lambda plain: plain["matrices"][0].update(num_groups=3), r"[Ll]ayer 0 Q.*num_groups=3"),
         (lambda plain: plain["matrices"][0].update(kept="all"), "'kept'"),
-        (lambda plain: plain["matrices"][5].update(input_index=[], output_index=[], num_groups=0), r"layer 0.*W2"),
+        (lambda plain: plain["matrices"][5].update(input_index=[], output_index=[], num_groups=0), r"[Ll]ayer 0.*W2"),
         (use_floats, "index"),
         (lambda plain: plain.update(config="abc"), "config='abc'"),
         (lambda plain: plain["matrices"][0].update(importance_kept="much"), "importance_kept='much'"),
