@@ -1,4 +1,4 @@
-"""Weight compensation by least squares (Eq. 4)."""
+"""Weight compensation by least squares (Section 3.3, Eq. 4)."""
 
 from pgb_lightning.compensation.errors import FitErrors
 from pgb_lightning.compensation.fit import compensate

@@ -1,4 +1,4 @@
-"""How far a pruned encoder's outputs are from the dense one's, measured while compensation refits it."""
+"""Errors of a pruned encoder's outputs relative to the dense encoder's, measured during compensation."""
 
 from __future__ import annotations
 
@@ -14,58 +14,59 @@ from pgb_lightning.encoders.base import Sublayer
 
 @dataclass
 class FitErrors:
-    """Relative squared errors on the calibration tokens, after compensation; written as it goes.
+    """Relative squared errors on the calibration tokens after compensation, recorded layer by layer.
 
-    An error is the sum of squared differences over the sum of squared deviations from the mean: 0 is equal to the
-    dense model, 1 as good as a constant.
+    An error is the sum of squared differences from the dense model divided by the sum of squared deviations of the
+    dense model's values from their mean: 0 means equal to the dense model, 1 means no better than a constant.
 
     Args:
-        matrices: Of each matrix's outputs, given what the pruned model feeds it, by (layer, kind). Outputs that nothing
-            reads any more do not count.
-        sublayers: Of the hidden states behind each sublayer, residual and LayerNorm included, by (layer, sublayer):
-            what all losses so far add up to.
+        matrices: Error of each matrix's outputs for its inputs in the pruned model, by (layer index, matrix
+            kind). Outputs that the pruned model no longer uses are excluded.
+        sublayers: Error of the hidden states after each sublayer, including residual and LayerNorm, by (layer index,
+            sublayer). It includes the errors of all earlier sublayers.
     """
 
     matrices: dict[tuple[int, str], float] = field(default_factory=dict)
     sublayers: dict[tuple[int, Sublayer], float] = field(default_factory=dict)
 
     def add_matrix(self, key: tuple[int, str], total: float, explained: float) -> None:
-        """Note a matrix's error.
+        """Record the error of a matrix.
 
         Args:
-            key: Layer and kind.
-            total: Squared deviations of the dense outputs from their mean, summed up.
-            explained: How much of that is not left as error.
+            key: Layer index and matrix kind.
+            total: Total sum of squares: squared deviations of the dense outputs from their mean.
+            explained: Explained sum of squares: ``total`` minus the squared error.
         """
-        # Rounding may leave less than nothing.
+        # Rounding can make the error slightly negative.
         self.matrices[key] = max(1 - explained / total, 0.0) if total > 0 else 0.0
 
 
 def relative_error(
     pairs: Iterable[tuple[Tensor, Tensor]], width: int, device: torch.device, reduce: AllReduce
 ) -> float:
-    """Compare vectors with what they should be, over all processes.
+    """Compute the relative squared error of vectors over all batches and processes.
 
     Args:
-        pairs: Vectors as they are and as they should be, (T, d) each, batch by batch.
-        width: d, known also to a process that has no batch.
-        device: Where sums over processes are taken.
+        pairs: Actual and expected vectors of each batch, (T, d) each.
+        width: d; needed on a process without batches.
+        device: Device for the sum over processes.
         reduce: Sums a tensor over the processes.
 
     Returns:
-        The sum of squared differences over that of squared deviations from the mean.
+        The sum of squared differences divided by the sum of squared deviations of the expected vectors from their mean;
+        0 if these do not deviate.
 
     Example:
-        >>> should = torch.tensor([[0.0], [2.0]])
-        >>> relative_error([(torch.ones(2, 1), should)], 1, torch.device("cpu"), lambda tensor: tensor)
+        >>> expected = torch.tensor([[0.0], [2.0]])
+        >>> relative_error([(torch.ones(2, 1), expected)], 1, torch.device("cpu"), lambda tensor: tensor)
         1.0
     """
     sums = torch.zeros(width + 3, dtype=torch.float64)
-    for found, should in pairs:
-        sums[:width] += should.sum(0, dtype=torch.float64)
-        sums[width] += should.square().sum(dtype=torch.float64)
-        sums[width + 1] += (found - should).square().sum(dtype=torch.float64)
-        sums[width + 2] += len(should)
+    for actual, expected in pairs:
+        sums[:width] += expected.sum(0, dtype=torch.float64)
+        sums[width] += expected.square().sum(dtype=torch.float64)
+        sums[width + 1] += (actual - expected).square().sum(dtype=torch.float64)
+        sums[width + 2] += len(expected)
     sums = reduce(sums.to(device)).cpu()
     power, difference, count = sums[width:].tolist()
     deviation = power - float(sums[:width].square().sum()) / max(count, 1)

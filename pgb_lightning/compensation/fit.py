@@ -15,7 +15,7 @@ from pgb_lightning.calibration.collect import LayerInput
 from pgb_lightning.calibration.moments import AllReduce, Covariance, Moments
 from pgb_lightning.compensation.errors import FitErrors, relative_error
 from pgb_lightning.compensation.least_squares import LeastSquares
-from pgb_lightning.compensation.ridge import SplitMoments, choose_ridge, held_out
+from pgb_lightning.compensation.ridge import SplitMoments, choose_ridge, held_out_mask
 from pgb_lightning.config import Ridge
 from pgb_lightning.encoders.base import SUBLAYERS, Encoder, Sublayer
 from pgb_lightning.layers.matrix import BlockIndex, MatrixLayer, as_matrix
@@ -101,7 +101,7 @@ class Stream:
         self.mask = given.attention_mask
         self.tokens = given.tokens
         self.device = device
-        self.held = held_out(given.tokens).to(device) if hold_out else None
+        self.held = held_out_mask(given.tokens).to(device) if hold_out else None
 
     def inputs(self) -> tuple[Tensor, Tensor]:
         """Return the states of the real tokens in the pruned and in the dense model, (T, d) each."""

@@ -1,4 +1,4 @@
-"""How strongly Eq. 4 pulls towards the original weights: what serves held-out calibration samples best."""
+"""The choice of the ridge λ in Eq. 4 by the error on held-out calibration samples."""
 
 from __future__ import annotations
 
@@ -12,22 +12,27 @@ from pgb_lightning.calibration.moments import AllReduce, Moments
 from pgb_lightning.compensation.least_squares import LeastSquares
 from pgb_lightning.config import Ridge, ridge_or_default
 
-#: What "auto" chooses among.
+#: The ridges that "auto" chooses from.
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
-#: One calibration sample of a batch in so many is held out.
+#: One in this many samples of a batch is held out.
 HELD_OUT = 5
 
 
 class SplitMoments:
-    """Moments of a matrix's inputs and targets, those of held-out samples apart.
+    """Moments of a matrix's inputs and targets, with separate moments for held-out samples.
 
     Args:
-        rows: Inputs of each block, (G, m).
-        columns: Targets of each block, (G, n).
+        rows: Indices of the inputs of each block, (G, m).
+        columns: Indices of the targets of each block, (G, n).
         num_inputs: M.
         num_targets: N.
-        split: Whether any samples are held out, on any process; else nothing is summed up for them.
+        split: Whether samples are held out; must be equal on all processes.
+
+    Attributes:
+        fitted: Moments of the samples that are not held out.
+        held: Moments of the held-out samples, or ``None``.
+        all: Moments of all samples; valid after :meth:`finish`.
     """
 
     def __init__(self, rows: Tensor, columns: Tensor, num_inputs: int, num_targets: int, split: bool = True) -> None:
@@ -41,7 +46,7 @@ class SplitMoments:
         Args:
             x: Inputs, (T, M).
             y: Targets, (T, N).
-            held: Which tokens are of held-out samples, (T,), bool; ``None`` if none is.
+            held: True for tokens of held-out samples, (T,); ``None`` if no sample is held out.
         """
         if held is None or self.held is None:
             self.fitted.add(x, y)
@@ -50,7 +55,7 @@ class SplitMoments:
             self.held.add(x[held], y[held])
 
     def finish(self, all_reduce: AllReduce) -> None:
-        """Sum over processes and take out the means."""
+        """Sum over processes and subtract the means. Call once."""
         self.fitted.finish(all_reduce)
         if self.held is not None:
             self.held.finish(all_reduce)
@@ -60,13 +65,16 @@ class SplitMoments:
 def choose_ridge(
     ridge: Ridge, moments: SplitMoments, problem: Callable[[Moments], LeastSquares], start: Tensor
 ) -> float:
-    """Choose the ridge whose weights, fitted without the held-out samples, leave the least error on those.
+    """Choose the ridge whose weights, fitted without the held-out samples, have the smallest error on those samples.
 
     Args:
-        ridge: What the user asked for; a number is taken as it is.
-        moments: Of the matrix's inputs and targets.
-        problem: Makes Eq. 4 of moments.
-        start: The weights before, (G, m, n).
+        ridge: The setting. A number is returned as is.
+        moments: Moments of the matrix's inputs and targets.
+        problem: Builds the least-squares problem of Eq. 4 from moments.
+        start: W, the weights before compensation, (G, m, n).
+
+    Returns:
+        The ridge; :data:`~pgb_lightning.config.DEFAULT_RIDGE` for ``"auto"`` without held-out or without other samples.
     """
     if ridge != "auto" or moments.held is None or not moments.held.count or not moments.fitted.count:
         return ridge_or_default(ridge)
@@ -74,20 +82,20 @@ def choose_ridge(
     return max(RIDGES, key=lambda choice: held.explained(fitted.solve(start, choice)))
 
 
-def held_out(tokens: Tensor) -> Tensor:
-    """Say which real tokens of a batch are of held-out samples.
+def held_out_mask(tokens: Tensor) -> Tensor:
+    """Return a mask of the real tokens that belong to held-out samples.
 
-    That depends on nothing but the place in the batch, so that it is the same however many processes share the batches:
-    each fifth sample, or the last of a smaller batch; none of a batch of one.
+    Every fifth sample of a batch is held out, or the last one of a smaller batch; none of a batch of one sample. This
+    depends only on the position in the batch, so the result does not depend on the number of processes.
 
     Args:
-        tokens: Which positions are real tokens, (B, S), bool.
+        tokens: True at real tokens, False at padding, (B, S).
 
     Returns:
-        For each real token, in order, whether its sample is held out, (T,), bool.
+        For each real token in order, whether its sample is held out, (T,).
 
     Example:
-        >>> held_out(torch.ones(3, 2, dtype=torch.bool)).tolist()
+        >>> held_out_mask(torch.ones(3, 2, dtype=torch.bool)).tolist()
         [False, False, False, False, True, True]
     """
     step = min(HELD_OUT, len(tokens))

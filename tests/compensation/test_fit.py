@@ -90,8 +90,9 @@ def pruned_twice(model_type: str, preset: str, ratio: float = 0.5):
     return plan, compensated, logits
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-@pytest.mark.parametrize("preset", ["balanced", "default"])
+@pytest.mark.parametrize(
+    ("model_type", "preset"), [*((model_type, "default") for model_type in MODEL_TYPES), ("bert", "balanced")]
+)
 def test_compensation_brings_the_model_closer_to_the_dense_one(model_type: str, preset: str) -> None:
     plan, compensated, (dense, plain, after) = pruned_twice(model_type, preset)
     assert (after - dense).square().mean() < 0.5 * (plain - dense).square().mean()

@@ -1,4 +1,4 @@
-"""What a pruned layer does at run time, counted: a guard of its speed that needs no clock."""
+"""The operations of a pruned layer at run time, counted: a test of its speed without a clock."""
 
 from __future__ import annotations
 
@@ -14,11 +14,19 @@ from pgb_lightning import apply_plan
 from pgb_lightning.encoders.find import find_encoder
 
 PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm")
-MOVES = ("aten::gather", "aten::index_select", "aten::index", "aten::index_copy", "aten::index_put", "aten::cat")
+MOVES = (
+    "aten::gather",
+    "aten::index_select",
+    "aten::index",
+    "aten::index_copy",
+    "aten::index_put",
+    "aten::scatter_",
+    "aten::cat",
+)
 
 
 def operations(name: str | None) -> Counter[str]:
-    """Count what one layer runs in inference under a plan; None leaves it dense."""
+    """Count the operations of one layer in inference under a plan; ``None`` leaves it dense."""
     model = classifier(layers=1)
     encoder = find_encoder(model)
     if name is not None:
@@ -43,14 +51,14 @@ def total(counted: Counter[str], names: tuple[str, ...]) -> int:
     ("name", "products", "moves"),
     [
         (None, 6, 0),
-        # Each group is one product; W1 takes its inputs and W2 puts its outputs, each bias is ordered once.
+        # Each group is one product. W1 gathers its inputs, W2 scatters its outputs, and the bias is reordered once.
         ("equal groups", 4 + 3 + 3, 2 + 1),
         ("W1's groups within W2's", 4 + 4 + 2, 2 + 1),
         ("W2's groups within W1's", 4 + 2 + 4, 2 + 1),
-        # Between independent groups one move is left.
+        # Between independent groups one gather remains.
         ("independent groups", 4 + 3 + 4, 3 + 1),
         ("groups of attention", 4 * 3 + 2, 4 * 2 + 4),
-        # Fewer neurons or heads are smaller matrices and nothing else.
+        # Fewer neurons or heads only make the matrices smaller.
         ("fewer neurons", 6, 0),
         ("one head", 6, 0),
     ],
@@ -62,10 +70,12 @@ def test_products_and_moves_of_a_layer(name: str | None, products: int, moves: i
 
 
 @pytest.mark.parametrize("name", ["equal groups", "independent groups", "groups of attention"])
-def test_no_operand_is_copied_but_biases(name: str) -> None:
-    """A product fills its outputs with the bias first, which is a copy, in the dense layer too."""
+def test_only_biases_and_indices_are_copied(name: str) -> None:
+    """A product copies the bias into its outputs first, also in the dense layer; each index is converted to int64."""
     products = sum(len(index[0] or ()) for index in PLANS[name].values())
-    assert operations(name)["aten::copy_"] - operations(None)["aten::copy_"] == products - len(PLANS[name])
+    indices = 2 * len(PLANS[name])
+    copies = operations(name)["aten::copy_"] - operations(None)["aten::copy_"]
+    assert copies == products - len(PLANS[name]) + indices
     assert operations(name)["aten::contiguous"] == operations(None)["aten::contiguous"]
 
 
