@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 #: Values of ``--config`` that are neither paths nor names: inline YAML, URLs and "-" (standard input).
@@ -31,7 +31,8 @@ class ConfigFileAction(ActionConfigFile):
         Raises:
             MisconfigurationException: If the value is neither a file nor the name of a packaged configuration.
         """
-        super().__call__(parser, cfg, find_config(values) if isinstance(values, str) else values, option_string)
+        value = find_config(values) if isinstance(values, str) else values
+        super().__call__(parser, cfg, value, option_string)  # type: ignore[no-untyped-call]
 
 
 def find_config(name: str) -> str:

@@ -7,11 +7,11 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch
 from jsonargparse import auto_cli, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -62,7 +62,7 @@ class PGBCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Create a parser whose ``--config`` also takes the names of packaged configurations."""
-        kwargs.setdefault("dump_header", [f"lightning.pytorch=={lightning.pytorch.__version__}"])
+        kwargs.setdefault("dump_header", [f"lightning.pytorch=={version('lightning')}"])
         parser: LightningArgumentParser = self.parser_class(**kwargs)
         parser.add_argument("-c", "--config", action=ConfigFileAction, help=CONFIG_HELP)
         return parser

@@ -17,7 +17,8 @@ class PGBArgumentParser(LightningArgumentParser):
 
     def parse_string(self, content: str, path: str | PathLike[str] = "", *args: Any, **kwargs: Any) -> Namespace:
         """Parse the content of a configuration file, whose ``config:`` line may name a packaged configuration."""
-        return super().parse_string(resolve_config_line(content), path, *args, **kwargs)
+        namespace: Namespace = super().parse_string(resolve_config_line(content), path, *args, **kwargs)
+        return namespace
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with the message and, for an unknown setting of a class, the closest existing one."""
