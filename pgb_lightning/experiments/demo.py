@@ -46,8 +46,8 @@ def run(
         pruning_ratio: Fraction of the encoder to remove.
         preset: "default", "paper" or "balanced".
         out_dir: Folder for the report and the checkpoints.
-        learning_rate: For fine-tuning the dense model, one epoch.
-        refinetuning_learning_rate: For re-finetuning the pruned model, one epoch.
+        learning_rate: Learning rate for the one epoch of fine-tuning.
+        refinetuning_learning_rate: Learning rate for the one epoch of re-finetuning.
         max_train_samples: Number of training sentences; all 8,572 if not given.
         seed: Random seed.
 

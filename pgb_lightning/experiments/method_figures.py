@@ -124,10 +124,10 @@ def draw(importance: Tensor, groups: Blocks) -> Figure:
             corner = (g * width - 0.5, g * height - 0.5)
             permuted.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=hue, linewidth=2, zorder=3))
             show(pruned, importance, hue, mask[g])
-        share = float(groups.kept_importance(importance).sum() / importance.sum())
+        fraction = float(groups.kept_importance(importance).sum() / importance.sum())
         _frame(original, shape, r"$W$", f"{shape[1]} outputs (darker: more important)")
         original.set_ylabel(f"{shape[0]} inputs", color=NEUTRAL)
-        _frame(permuted, shape, r"permuted $\tilde{W}$", f"{num_groups} blocks hold {share:.0%} of the importance")
+        _frame(permuted, shape, r"permuted $\tilde{W}$", f"{num_groups} blocks hold {fraction:.0%} of the importance")
         _frame(pruned, shape, r"$\hat{W}$* in the original order", f"{1 / num_groups:.0%} of the weights stay")
         for axes, label in ((permuted, "permute"), (pruned, "put back")):
             _draw_arrow_from_left(axes, label)
@@ -151,21 +151,23 @@ def draw_shapes() -> Figure:
     figure.subplots_adjust(left=0.06, right=0.99, top=0.9, bottom=0.08, hspace=0.12)
     panels = figure.subplots(2, len(SHAPES), height_ratios=(1, 2))
     for column, (title, (neurons, *groups)) in enumerate(SHAPES.items()):
-        left = 0
-        for axes, number, turned in zip(panels[:, column], groups, (False, True), strict=True):
-            width, height = (WIDTH, NEURONS) if turned else (NEURONS, WIDTH)
-            left += neurons * WIDTH // number if number else 0
+        kept = 0
+        for axes, number, is_w2 in zip(panels[:, column], groups, (False, True), strict=True):
+            width, height = (WIDTH, NEURONS) if is_w2 else (NEURONS, WIDTH)
+            kept += neurons * WIDTH // number if number else 0
             for g in range(number):
-                across, along = WIDTH / number, neurons / number
-                corner, size = (g * across, g * along), (across, along)
-                box = (corner, *size) if turned else (corner[::-1], *size[::-1])
-                axes.add_patch(Rectangle(*box, facecolor=HUES[g], edgecolor="white", linewidth=1))
+                features, units = WIDTH / number, neurons / number  # the size of a block
+                block_width, block_height = (features, units) if is_w2 else (units, features)
+                corner = (g * block_width, g * block_height)
+                axes.add_patch(
+                    Rectangle(corner, block_width, block_height, facecolor=HUES[g], edgecolor="white", linewidth=1)
+                )
             axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xticks=[], yticks=[])
             for spine in axes.spines.values():
                 spine.set_color("#B0B0B0")
         panels[0, column].set_title(title, fontsize=9)
-        share = left / (2 * WIDTH * NEURONS)
-        panels[1, column].set_xlabel(f"{share:.0%} of the weights", color=NEUTRAL, fontsize=9)
+        fraction = kept / (2 * WIDTH * NEURONS)
+        panels[1, column].set_xlabel(f"{fraction:.0%} of the weights", color=NEUTRAL, fontsize=9)
     for axes, label in zip(panels[:, 0], ("W1: inputs x neurons", "W2: neurons x outputs"), strict=True):
         axes.set_ylabel(label, color=NEUTRAL, fontsize=9)
     return figure

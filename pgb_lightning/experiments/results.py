@@ -119,7 +119,7 @@ def tabulate(results: Sequence[Result], markdown: bool = False) -> Table:
     tasks = dict.fromkeys(result["task"] for result in results)
     cells = dict.fromkeys((result["task"], result["ratio"], result["method"]) for result in results)
     for task, ratio, method in sorted(cells, key=lambda cell: (list(tasks).index(cell[0]), cell[1])):
-        rows = _of(results, task, method, ratio)
+        rows = _select(results, task, method, ratio)
         after = [row["refinetuned"] for row in rows if "refinetuned" in row]
         numbers = [format_mean_std([100 * row["removed"] for row in rows])]
         for stage in (rows, after)[: 1 + refinetuned]:
@@ -168,7 +168,7 @@ def draw(results: Sequence[Result]) -> Figure:
 def _draw_panel(axes: Axes, results: Sequence[Result], stage: str, methods: Sequence[str]) -> None:
     """Draw one task at one stage, before or after re-finetuning."""
     task = results[0]["task"]
-    models = _of(results, task, "dense", 0.0)
+    models = _select(results, task, "dense", 0.0)
     if dense := _scores(models, stage) or _scores(models, "one-shot"):
         mean, std = statistics.fmean(dense), standard_deviation(dense)
         axes.axhline(mean, color=NEUTRAL, linewidth=1, label="dense")
@@ -176,7 +176,7 @@ def _draw_panel(axes: Axes, results: Sequence[Result], stage: str, methods: Sequ
     for number, method in enumerate(methods):
         points = []
         for ratio in sorted({result["ratio"] for result in results if result["method"] == method}):
-            rows = _of(results, task, method, ratio)
+            rows = _select(results, task, method, ratio)
             if scores := _scores(rows, stage):
                 removed = statistics.fmean(row["removed"] for row in rows)
                 points.append((removed, statistics.fmean(scores), standard_deviation(scores)))
@@ -189,8 +189,9 @@ def _draw_panel(axes: Axes, results: Sequence[Result], stage: str, methods: Sequ
     axes.tick_params(labelsize=8, labelcolor=NEUTRAL)
 
 
-def _of(results: Sequence[Result], *cell: object) -> list[Result]:
+def _select(results: Sequence[Result], task: str, method: str, ratio: float) -> list[Result]:
     """Return the results of a task, method and ratio."""
+    cell = (task, method, ratio)
     return [result for result in results if (result["task"], result["method"], result["ratio"]) == cell]
 
 

@@ -53,10 +53,10 @@ class Experiment:
     Args:
         setup: The task's classes and metrics.
         model_name_or_path: The pretrained encoder.
-        epochs: For fine-tuning the dense model.
-        refinetuning_epochs: For the pruned model.
-        learning_rate: For fine-tuning the dense model.
-        refinetuning_learning_rate: For the pruned model.
+        epochs: Epochs of fine-tuning the dense model.
+        refinetuning_epochs: Epochs of re-finetuning the pruned model.
+        learning_rate: Learning rate of fine-tuning.
+        refinetuning_learning_rate: Learning rate of re-finetuning.
         distillation: Whether the dense model is the teacher in re-finetuning.
     """
 
@@ -142,10 +142,10 @@ def run(
         ratios: Values of ``pruning_ratio``.
         presets: "default", "paper", "balanced", and names of baselines.
         max_train_samples: Number of training rows; all if not given.
-        epochs: For fine-tuning the dense model (the paper: 3).
-        refinetuning_epochs: For the pruned model (the paper: 3).
-        learning_rate: For fine-tuning the dense model.
-        refinetuning_learning_rate: For the pruned model (the paper: 2e-5 or 3e-5).
+        epochs: Epochs of fine-tuning the dense model (the paper: 3).
+        refinetuning_epochs: Epochs of re-finetuning the pruned model (the paper: 3).
+        learning_rate: Learning rate of fine-tuning.
+        refinetuning_learning_rate: Learning rate of re-finetuning (the paper: 2e-5 or 3e-5).
         max_length: Maximum input length in tokens; 128 for GLUE and 384 for SQuAD if not given.
         data_options: Further settings of the data module, such as ``{"group_by_length": true}``.
         distillation: Whether the dense model is the teacher in re-finetuning.

@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import AutoModel, AutoTokenizer
 
 from pgb_lightning import PruningPlan
+from pgb_lightning.callbacks import PGBReport
 from pgb_lightning.datamodules import reviews
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments import demo
@@ -32,6 +33,7 @@ def short_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "MINILM_ALIAS", str(folder))
     monkeypatch.setattr(demo, "LENGTH", 16)
     monkeypatch.setattr(demo, "compare_latency", partial(compare_latency, repeats=1, min_time=0.01))
+    monkeypatch.setattr(demo, "PGBReport", partial(PGBReport, latency=False))
     monkeypatch.setattr(reviews, "HOLDOUT", 32)
 
 
