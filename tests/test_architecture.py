@@ -47,7 +47,9 @@ METHOD = {
     "prediction",
     "pruning",
     "search",
+    "shapes",
     "surgery",
+    "target",
 }
 
 FILES = source_files()

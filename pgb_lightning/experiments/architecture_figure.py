@@ -46,6 +46,8 @@ KINDS = {
         "surgery",
         "plan",
         "pruning",
+        "shapes",
+        "target",
         "pgb_lightning",
     ],
     "Lightning": ["callbacks", "datamodules", "modules"],

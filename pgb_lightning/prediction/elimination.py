@@ -1,7 +1,7 @@
 """Closed-form prediction of the loss increase that remains after compensation.
 
 Let H be the covariance of a matrix's inputs x and W (M, N) its weights. If output j may read only the inputs R, its
-best weights are the least-squares fit of xᵀwⱼ on x_R, and the remaining squared error is
+best weights are the least-squares fit of xᵀwⱼ on x_R, and the remaining squared error is::
 
     eⱼ = wⱼᵀ (H - H_:R H_RR⁻¹ H_R:) wⱼ,
 
@@ -72,8 +72,8 @@ def eliminate(
     """Remove units of inputs one after the other, the least harmful first, and refit the remaining weights each time.
 
     With V = H⁻¹ over the remaining inputs and W their refitted weights, removing the inputs B increases the error's
-    covariance by W_Bᵀ V_BB⁻¹ W_B. The updates are W -= V_:B V_BB⁻¹ W_B and V -= V_:B V_BB⁻¹ V_B:. The sum of the
-    increases equals the Schur complement for the remaining inputs.
+    covariance by ``W_Bᵀ V_BB⁻¹ W_B``. The updates are ``W -= V_:B V_BB⁻¹ W_B`` and ``V -= V_:B V_BB⁻¹ V_B:``. The sum
+    of the increases equals the Schur complement for the remaining inputs.
 
     Args:
         covariance: H, damped, (M, M).
