@@ -6,7 +6,8 @@ import warnings
 
 from pgb_lightning.config import PruningConfig
 
-#: Largest distance from the target, as a fraction of the whole, that is neither reported nor refused.
+#: Largest distance from the target without a warning, or an error if it is known before calibration; a fraction of the
+#: dense model's total.
 MAX_GAP = 0.01
 
 

@@ -35,8 +35,10 @@ def test_parameter_counts(model_type: str, ratio: float, dense: float, kept: flo
     model: PreTrainedModel = MODELS[model_type]()
     total = encoder_cost(find_encoder(model)).parameters
     assert total == pytest.approx(dense, rel=0.001)
-    batch = {"input_ids": torch.randint(5, 100, (4, 16)), "labels": torch.randint(2, (4,))}
-    plan = prune(model, [batch], PruningConfig.from_preset("balanced", pruning_ratio=ratio, compensation=False))
+    batch = {"input_ids": torch.randint(5, 100, (1, 16)), "labels": torch.randint(2, (1,))}
+    # Parameter counts depend on the group numbers only, so permutations are made quickly.
+    config = PruningConfig.from_preset("paper", pruning_ratio=ratio, num_permutations=1, compensation=False)
+    plan = prune(model, [batch], config)
     left = encoder_cost(find_encoder(model)).parameters
     assert left == plan.kept_parameters
     assert left == pytest.approx(kept, abs=0.005 * total)

@@ -8,9 +8,7 @@ from collections.abc import Iterable, Mapping
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.base import EXPENDABLE, SUBLAYERS
 from pgb_lightning.grouping.group_numbers import MatrixKey, allowed_groups, num_layers
-
-#: Largest distance of a plan from ``pruning_ratio`` without a warning, or an error if it is known in advance.
-MAX_GAP = 0.01
+from pgb_lightning.target import MAX_GAP
 
 
 def nearest_reachable(shapes: Mapping[MatrixKey, tuple[int, int]], config: PruningConfig) -> float:
@@ -47,7 +45,7 @@ def check_reachable(shapes: Mapping[MatrixKey, tuple[int, int]], config: Pruning
         config: The pruning ratio and G_max.
 
     Raises:
-        ValueError: If the nearest reachable ratio is more than :data:`MAX_GAP` away. The message names it.
+        ValueError: If the nearest reachable ratio is more than one percentage point away. The message names it.
     """
     nearest = nearest_reachable(shapes, config)
     if abs(nearest - config.pruning_ratio) > MAX_GAP:
