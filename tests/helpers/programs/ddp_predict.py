@@ -39,4 +39,4 @@ def main(folder: Path, model: str, data_dir: str, repeat: bool = False) -> None:
 def _repeating_loader(trainer: L.Trainer, data: GLUEDataModule) -> torch.utils.data.DataLoader:
     rows = data.split("validation")
     sampler = torch.utils.data.DistributedSampler(rows, trainer.world_size, trainer.global_rank, shuffle=False)
-    return data._loader(rows, 4, sampler=sampler)
+    return data._make_loader(rows, 4, sampler=sampler)
