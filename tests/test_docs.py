@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 
 import lightning as L
 import pytest
+import yaml
 from helpers.guides import GUIDES, ROOT, anchors, blocks, commands, links
 from jsonargparse import auto_cli
 
@@ -216,3 +217,10 @@ def test_versions_are_those_of_the_constraints() -> None:
         floor = re.search(rf'"{name}(?:\[\w+\])?>=([\d.]+)', project)
         assert floor is not None
         assert versions.split()[0].startswith(floor[1])
+
+
+def test_the_citation_is_of_a_released_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{citation['version']}] - {citation['date-released']}" in changelog
+    assert [author["family-names"] for author in citation["preferred-citation"]["authors"]] == ["Lim", "Lee", "Choi"]
