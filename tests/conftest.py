@@ -14,7 +14,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import datasets
 import pytest
 import torch
-from helpers.fakes import TINY_CONFIGS, VOCABULARY, glue_rows, quiet_trainer
+from filelock import FileLock
+from helpers.fakes import TINY_CONFIGS, VOCABULARY, glue_rows, quiet_trainer, squad_folder
+from helpers.processes import run
 from transformers import AutoConfig, AutoModel, BertTokenizer
 
 from pgb_lightning import PruningConfig, PruningPlan, prune
@@ -92,6 +94,36 @@ def glue_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         return folders[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def squad_model(tiny_model_folder: Callable[..., Path]) -> str:
+    """Return a tiny model that takes sequences of 100 tokens."""
+    return str(tiny_model_folder("bert", max_position_embeddings=130))
+
+
+@pytest.fixture(scope="session")
+def squad_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return SQuAD 2.0 data: 21 questions, whose windows two processes cannot share evenly."""
+    return squad_folder(tmp_path_factory.mktemp("squad") / "rows", "2.0", validation=21)
+
+
+@pytest.fixture(scope="session")
+def two_processes(
+    tmp_path_factory: pytest.TempPathFactory, squad_model: str, squad_rows: Path, glue_folder: Callable[..., Path]
+) -> Path:
+    """Run ``programs/two_processes.py`` once, also when several pytest workers need it, and return its folder."""
+    base = tmp_path_factory.getbasetemp()
+    # pytest-xdist gives every worker a subfolder of one folder.
+    folder = (base.parent if base.name.startswith("popen-") else base) / "two_processes"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "finished").exists():
+            assert not folder.exists(), "the program failed in another worker"
+            folder.mkdir()
+            data = (glue_folder("sst2"), glue_folder("stsb"), squad_rows)
+            run("programs/two_processes.py", folder, squad_model, *data)
+            (folder / "finished").touch()
+    return folder
 
 
 def save_module(module: FineTuning, path: Path, plan: PruningPlan | None = None, score: float | None = None) -> Path:

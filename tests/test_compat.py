@@ -156,7 +156,7 @@ def test_the_attention_implementation_is_read() -> None:
 ROOT = Path(__file__).parents[1]
 SOURCES = [path for top in ("pgb_lightning", "callbacks", "datamodules") for path in (ROOT / top).rglob("*.py")]
 #: Private names of this package, and of torch's documented way to version a module's layout.
-OWN = {"_follows_state_dict", "_version", "_loader"}
+OWN = {"_follows_state_dict", "_version"}
 
 
 def find_private_uses(path: Path) -> set[str]:

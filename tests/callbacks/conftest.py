@@ -9,10 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from filelock import FileLock
 from helpers.entries import UninterruptedFit
-from helpers.fakes import squad_folder
-from helpers.processes import run
 
 
 @pytest.fixture
@@ -53,32 +50,3 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def squad_model(tiny_model_folder: Callable[..., Path]) -> str:
-    """Return a tiny model that takes sequences of 100 tokens."""
-    return str(tiny_model_folder("bert", max_position_embeddings=130))
-
-
-@pytest.fixture(scope="session")
-def squad_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return SQuAD 2.0 data: 21 questions, whose windows two processes cannot share evenly."""
-    return squad_folder(tmp_path_factory.mktemp("squad") / "rows", "2.0", validation=21)
-
-
-@pytest.fixture(scope="session")
-def two_processes(
-    tmp_path_factory: pytest.TempPathFactory, squad_model: str, squad_rows: Path, glue_folder: Callable[..., Path]
-) -> Path:
-    """Run ``programs/two_processes.py`` once, also when several pytest workers need it, and return its folder."""
-    base = tmp_path_factory.getbasetemp()
-    # pytest-xdist gives every worker a subfolder of one folder.
-    folder = (base.parent if base.name.startswith("popen-") else base) / "two_processes"
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "finished").exists():
-            assert not folder.exists(), "the program failed in another worker"
-            folder.mkdir()
-            run("programs/two_processes.py", folder, squad_model, glue_folder("stsb"), squad_rows)
-            (folder / "finished").touch()
-    return folder

@@ -26,18 +26,20 @@ MakeTrainer = Callable[..., L.Trainer]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_spawn"])
-def test_the_main_process_gets_the_pruned_module_back(strategy: str, tmp_path: Path) -> None:
-    run("programs/forked_fit.py", strategy, tmp_path)
-    found = torch.load(tmp_path / "results.pt", weights_only=True)
-    saved = ResumableModule.load_from_checkpoint(tmp_path / "end.ckpt")
-    assert is_pruned(find_encoder(saved))
-    assert torch.equal(found["logits"], logits(saved))
-    assert found["best"] == str(tmp_path / "end.ckpt")
-    assert (tmp_path / "plan.json").is_file()
-    if strategy == "ddp_fork":
-        assert torch.equal(found["resumed"], logits(ResumableModule.load_from_checkpoint(tmp_path / "resumed.ckpt")))
-        assert not torch.equal(found["resumed"], found["logits"])
+def test_the_main_process_gets_the_pruned_module_back(tmp_path: Path) -> None:
+    run("programs/forked_fit.py", tmp_path)
+    for strategy in ("ddp_fork", "ddp_spawn"):
+        folder = tmp_path / strategy
+        found = torch.load(folder / "results.pt", weights_only=True)
+        saved = ResumableModule.load_from_checkpoint(folder / "end.ckpt")
+        assert is_pruned(find_encoder(saved))
+        assert torch.equal(found["logits"], logits(saved))
+        assert found["best"] == str(folder / "end.ckpt")
+        assert (folder / "plan.json").is_file()
+        if strategy == "ddp_fork":
+            resumed = ResumableModule.load_from_checkpoint(folder / "resumed.ckpt")
+            assert torch.equal(found["resumed"], logits(resumed))
+            assert not torch.equal(found["resumed"], found["logits"])
 
 
 def test_ddp_notebook_forks_like_ddp_fork(trainer: MakeTrainer) -> None:

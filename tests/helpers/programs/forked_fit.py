@@ -1,4 +1,4 @@
-"""Fit in forked or spawned processes, and save what the main process has then: forked_fit.py STRATEGY FOLDER."""
+"""Fit in forked, then in spawned processes, and save what the main process has then: forked_fit.py FOLDER."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fit(strategy: str, folder: Path, name: str, epochs: int, module: ResumableMo
 
 def main(strategy: str, folder: Path) -> None:
     """Fit for an epoch; if processes are forked, which is fast, resume for another."""
-    torch.set_num_threads(1)
+    folder.mkdir()
     L.seed_everything(1)
     module, resumed = ResumableModule(), ResumableModule(seed=3)
     results = {"best": fit(strategy, folder, "end", 1, module, None), "logits": logits(module)}
@@ -45,5 +45,7 @@ def main(strategy: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    torch.set_num_threads(1)
+    for strategy in ("ddp_fork", "ddp_spawn"):
+        main(strategy, Path(sys.argv[1]) / strategy)
     close_process_group()

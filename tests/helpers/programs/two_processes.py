@@ -1,4 +1,4 @@
-"""All that is tested on two CPU processes, in one start: two_processes.py FOLDER MODEL GLUE_ROWS SQUAD_ROWS."""
+"""All that is tested on two CPU processes, in one start: two_processes.py FOLDER MODEL SST2 STSB SQUAD."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from helpers.programs import (
     ddp_distillation,
     ddp_exact_resume,
     ddp_fit,
+    ddp_lengths,
     ddp_predict,
     ddp_report,
     ddp_unequal_ranks,
@@ -19,7 +20,7 @@ from helpers.programs import (
 from pgb_lightning.process_group import close_process_group
 
 
-def main(root: Path, model: str, glue_rows: str, squad_rows: str) -> None:
+def main(root: Path, model: str, sst2: str, stsb: str, squad: str) -> None:
     """Run the programs one after the other, each in a folder of its own."""
     torch.set_num_threads(1)
 
@@ -32,9 +33,10 @@ def main(root: Path, model: str, glue_rows: str, squad_rows: str) -> None:
     ddp_exact_resume.main(folder("exact"))
     ddp_distillation.main(folder("distillation"))
     ddp_report.main(folder("report"))
-    ddp_predict.main(folder("predictions"), model, glue_rows)
-    ddp_predict.main(folder("repeated"), model, glue_rows, repeat=True)
-    ddp_answers.main(folder("answers"), model, squad_rows)
+    ddp_lengths.main(folder("lengths"), model, sst2)
+    ddp_predict.main(folder("predictions"), model, stsb)
+    ddp_predict.main(folder("repeated"), model, stsb, repeat=True)
+    ddp_answers.main(folder("answers"), model, squad)
     ddp_unequal_ranks.main(folder("different"))
     ddp_unequal_ranks.main(folder("failing"), failing=True)
 
