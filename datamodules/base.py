@@ -1,4 +1,4 @@
-"""The base class of the data modules: tokenization, data loaders and the calibration split."""
+"""The base class of the data modules: splits, data loaders and the calibration rows."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from pgb_lightning.config import CALIBRATION_SIZE
 from pgb_lightning.datamodules.checks import check_labels, check_texts
 from pgb_lightning.datamodules.sampling import LengthGroupedSampler, calibration_rows, shuffle_batches
+from pgb_lightning.datamodules.tokenization import reset_tokenizer, count_tokens, tokenize
 from pgb_lightning.glue_tasks import differ_only_in_order
 from pgb_lightning.packaged import read_tokenizer
 
@@ -26,37 +27,6 @@ from pgb_lightning.packaged import read_tokenizer
 HIDDEN_LABEL = -1
 
 Batch = dict[str, torch.Tensor]
-
-
-def tokenize(
-    rows: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, columns: tuple[str, ...], max_length: int
-) -> dict[str, Any]:
-    """Tokenize a batch of rows.
-
-    This is a module-level function so that ``datasets`` can hash it for its cache.
-
-    Args:
-        rows: Columns of the batch.
-        tokenizer: The model's tokenizer.
-        columns: One text column, or two for sentence pairs.
-        max_length: Inputs are truncated to this many tokens.
-
-    Returns:
-        The tokenizer's columns, without padding.
-    """
-    return dict(tokenizer(*(rows[name] for name in columns), truncation=True, max_length=max_length))
-
-
-def reset_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Reset the truncation and padding of a tokenizer, and return it.
-
-    A fast tokenizer keeps its last truncation and padding. With transformers 5.0 they are part of the hash by which
-    ``datasets`` looks up cached rows, so rows tokenized by a used tokenizer would not be found again.
-    """
-    if tokenizer.is_fast:
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
-    return tokenizer
 
 
 class TextDataModule(L.LightningDataModule):
@@ -253,7 +223,7 @@ class TextDataModule(L.LightningDataModule):
         if not self.group_by_length:
             return self._make_loader(rows, self.batch_size, shuffle=True)
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        sampler = LengthGroupedSampler(token_counts(rows).tolist(), self.batch_size, world_size, rank, self.seed)
+        sampler = LengthGroupedSampler(count_tokens(rows).tolist(), self.batch_size, world_size, rank, self.seed)
         return self._make_loader(rows, self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
@@ -293,7 +263,7 @@ class TextDataModule(L.LightningDataModule):
         if size > count:
             rank_zero_warn(f"Calibrating on all {count} training rows, which are fewer than the default of {size}.")
         chosen = rows.select(self._draw_calibration_rows(rows, min(size, count)))
-        by_length = np.argsort(-token_counts(chosen), kind="stable")
+        by_length = np.argsort(-count_tokens(chosen), kind="stable")
         order = shuffle_batches(by_length, self.calibration_batch_size, self.seed)
         return self._make_loader(chosen.select(order), self.calibration_batch_size)
 
@@ -323,9 +293,3 @@ class TextDataModule(L.LightningDataModule):
 
     def _collate(self, rows: list[dict[str, Any]]) -> Batch:
         return dict(DataCollatorWithPadding(self.tokenizer)(rows))
-
-
-def token_counts(rows: Dataset) -> NDArray[np.int64]:
-    """Return the number of tokens of each row, without converting the rows to lists."""
-    counts: NDArray[np.int64] = rows.with_format("arrow")[:]["input_ids"].combine_chunks().value_lengths().to_numpy()
-    return counts.astype(np.int64)

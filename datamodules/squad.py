@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding
 
-from pgb_lightning.datamodules.base import Batch, TextDataModule, reset_tokenizer, token_counts
+from pgb_lightning.datamodules.base import Batch, TextDataModule
 from pgb_lightning.datamodules.checks import check_texts
 from pgb_lightning.datamodules.files import Source
 from pgb_lightning.datamodules.sampling import calibration_rows
+from pgb_lightning.datamodules.tokenization import reset_tokenizer, count_tokens
 from pgb_lightning.datamodules.windows import QUESTION_LENGTH, evaluation_windows, training_windows
 
 #: The seed of ``hold_out``. It is not a setting, so that no run validates on rows that an earlier one trained on.
@@ -230,7 +231,7 @@ class SQuADDataModule(TextDataModule):
         """
         windows = self.split("validation")
         if self.group_by_length:
-            windows = windows.select(np.argsort(-token_counts(windows), kind="stable"))
+            windows = windows.select(np.argsort(-count_tokens(windows), kind="stable"))
         return self._make_loader(windows, self.eval_batch_size)
 
     def predict_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:

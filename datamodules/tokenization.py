@@ -1,0 +1,47 @@
+"""Tokenize rows in a form that ``datasets`` can cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+
+def tokenize(
+    rows: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, columns: tuple[str, ...], max_length: int
+) -> dict[str, Any]:
+    """Tokenize a batch of rows.
+
+    This is a module-level function so that ``datasets`` can hash it for its cache.
+
+    Args:
+        rows: Columns of the batch.
+        tokenizer: The model's tokenizer.
+        columns: One text column, or two for sentence pairs.
+        max_length: Inputs are truncated to this many tokens.
+
+    Returns:
+        The tokenizer's columns, without padding.
+    """
+    return dict(tokenizer(*(rows[name] for name in columns), truncation=True, max_length=max_length))
+
+
+def reset_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Reset the truncation and padding of a tokenizer, and return it.
+
+    A fast tokenizer keeps its last truncation and padding. With transformers 5.0 they are part of the hash by which
+    ``datasets`` looks up cached rows, so rows tokenized by a used tokenizer would not be found again.
+    """
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def count_tokens(rows: Dataset) -> NDArray[np.int64]:
+    """Return the number of tokens of each row, without converting the rows to lists."""
+    counts: NDArray[np.int64] = rows.with_format("arrow")[:]["input_ids"].combine_chunks().value_lengths().to_numpy()
+    return counts.astype(np.int64)
