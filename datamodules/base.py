@@ -19,7 +19,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from pgb_lightning.config import CALIBRATION_SIZE
 from pgb_lightning.datamodules.checks import check_labels, check_texts
 from pgb_lightning.datamodules.sampling import LengthGroupedSampler, calibration_rows, shuffle_batches
-from pgb_lightning.datamodules.tokenization import reset_tokenizer, count_tokens, tokenize
+from pgb_lightning.datamodules.tokenization import count_tokens, reset_tokenizer, tokenize
 from pgb_lightning.glue_tasks import differ_only_in_order
 from pgb_lightning.packaged import read_tokenizer
 

@@ -19,7 +19,7 @@ from pgb_lightning.datamodules.base import Batch, TextDataModule
 from pgb_lightning.datamodules.checks import check_texts
 from pgb_lightning.datamodules.files import Source
 from pgb_lightning.datamodules.sampling import calibration_rows
-from pgb_lightning.datamodules.tokenization import reset_tokenizer, count_tokens
+from pgb_lightning.datamodules.tokenization import count_tokens, reset_tokenizer
 from pgb_lightning.datamodules.windows import QUESTION_LENGTH, evaluation_windows, training_windows
 
 #: The seed of ``hold_out``. It is not a setting, so that no run validates on rows that an earlier one trained on.
