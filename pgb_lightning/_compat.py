@@ -74,8 +74,8 @@ def connect_cli_hooks(cls: T) -> T:
     They replace ``LightningCLI._add_subcommands(parser, **kwargs)`` and ``LightningCLI._parse_ckpt_path()``. The public
     hooks run before the subcommands are added, or after the configuration has been checked.
     """
-    cls._add_subcommands = cls.add_commands  # type: ignore[attr-defined]
-    cls._parse_ckpt_path = cls.apply_checkpoint  # type: ignore[attr-defined]
+    cls._add_subcommands = cls.add_commands  # type: ignore[attr-defined, method-assign]
+    cls._parse_ckpt_path = cls.apply_checkpoint  # type: ignore[attr-defined, method-assign]
     return cls
 
 
@@ -86,7 +86,8 @@ def make_trainer_parser(cli: LightningCLI, name: str, **settings: Any) -> Lightn
     package replaces, uses them.
     """
     parsers = vars(cli).setdefault("_subcommand_parsers", {})
-    parsers[name] = cli._prepare_subcommand_parser(cli.trainer_class, name, **settings)
+    trainer_class: Any = cli.trainer_class
+    parsers[name] = cli._prepare_subcommand_parser(trainer_class, name, **settings)
     return parsers[name]  # type: ignore[no-any-return]
 
 

@@ -12,7 +12,7 @@ from pgb_lightning import PruningConfig
 from pgb_lightning.callbacks.pruning.settings import setting_descriptions
 
 PAGE = Path(__file__).parents[2] / "docs" / "callback.md"
-START, END = "<!-- settings: generated -->\n", "<!-- end of settings -->\n"
+START, END = "<!-- settings: generated -->\n\n", "\n<!-- end of settings -->\n"
 
 
 def make_table() -> str:
