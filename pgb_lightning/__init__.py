@@ -14,7 +14,7 @@ from pgb_lightning.surgery.apply import apply_plan
 from pgb_lightning.surgery.dense_twin import dense_twin
 from pgb_lightning.surgery.from_state_dict import follow_state_dict
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "ConstantLinear",
