@@ -1,4 +1,4 @@
-"""Fit in forked, then in spawned processes, and save what the main process has then: forked_fit.py FOLDER."""
+"""Fit and resume in forked and in spawned processes; save the main process's results: forked_fit.py FOLDER."""
 
 from __future__ import annotations
 
@@ -33,19 +33,18 @@ def fit(strategy: str, folder: Path, name: str, epochs: int, module: ResumableMo
 
 
 def main(strategy: str, folder: Path) -> None:
-    """Fit for an epoch; if processes are forked, which is fast, resume for another."""
+    """Fit for an epoch, and resume for another."""
     folder.mkdir()
     L.seed_everything(1)
     module, resumed = ResumableModule(), ResumableModule(seed=3)
     results = {"best": fit(strategy, folder, "end", 1, module, None), "logits": logits(module)}
-    if strategy == "ddp_fork":
-        fit(strategy, folder, "resumed", 2, resumed, folder / "end.ckpt")
-        results["resumed"] = logits(resumed)
+    fit(strategy, folder, "resumed", 2, resumed, folder / "end.ckpt")
+    results["resumed"] = logits(resumed)
     torch.save(results, folder / "results.pt")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for strategy in ("ddp_fork", "ddp_spawn"):
+    for strategy in ("ddp_fork", "ddp_notebook", "ddp_spawn"):
         main(strategy, Path(sys.argv[1]) / strategy)
     close_process_group()
