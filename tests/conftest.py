@@ -24,6 +24,29 @@ from pgb_lightning.glue_tasks import get_task
 from pgb_lightning.modules import QuestionAnswering, TextClassification
 from pgb_lightning.modules.finetuning import FineTuning
 
+#: Folders and files of slow tests: complete runs, and measurements.
+SLOW = (
+    "callbacks/pruning/test_compatibility.py",
+    "callbacks/test_entries.py",
+    "callbacks/test_report.py",
+    "callbacks/test_target_speedup.py",
+    "cli/test_commands.py",
+    "experiments/",
+    "test_tutorial.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what ``make test-fast`` leaves out: complete runs, and all families but BERT.
+
+    Single tests that start processes or take over a second have the marker where they are defined.
+    """
+    for item in items:
+        path = item.path.relative_to(Path(__file__).parent).as_posix()
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if path.startswith(SLOW) or parameters.get("model_type", "bert") not in ("bert", None):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def private_dataset_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

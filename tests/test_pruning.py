@@ -35,6 +35,7 @@ def test_the_target_is_met_within_a_point(model_type: str, preset: str, ratio: f
     assert model(**batches(1)[0]).loss.isfinite()
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(ratio=st.floats(0.1, 0.9), preset=st.sampled_from(sorted(PRESETS)))
 def test_kept_parameters_are_exactly_as_planned(ratio: float, preset: str) -> None:
@@ -49,6 +50,7 @@ def test_the_same_seed_and_data_give_the_same_plan_and_weights() -> None:
     assert all(torch.equal(first.state_dict()[name], value) for name, value in second.state_dict().items())
 
 
+@pytest.mark.slow
 def test_one_calibration_serves_every_ratio_and_any_cost() -> None:
     model = classifier()
     encoder = find_encoder(model)

@@ -23,6 +23,7 @@ def test_plans_meet_their_ratio(model_type: str, ratio: float) -> None:
     assert all(matrix.num_groups == 1 for matrix in narrow.matrices)
 
 
+@pytest.mark.slow
 def test_models_of_base_size() -> None:
     models = pruned_models(random_model("bert", 1), [0.5], [3])
     assert list(models) == ["dense", "groups 0.5", "narrow 0.5", "G = 3", "G = 3, shared neurons"]

@@ -265,6 +265,7 @@ def test_an_optimizer_created_before_the_pruning_is_refused(trainer: MakeTrainer
         trainer(PGBCallback()).fit(Early(), make_loader())
 
 
+@pytest.mark.slow
 def test_an_encoder_in_eval_mode_is_a_warning(trainer: MakeTrainer) -> None:
     class AsLoaded(OwnModule):
         def __init__(self) -> None:

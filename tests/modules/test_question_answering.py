@@ -40,6 +40,7 @@ def make_data(model: str, folder: Path, version: str, **settings: Any) -> SQuADD
     return SQuADDataModule(model, version, str(folder), **{**sizes, **settings})
 
 
+@pytest.mark.slow
 def test_it_learns(tiny_model_folder: Folder, folders: dict[str, Path]) -> None:
     L.seed_everything(0)
     model = model_folder(tiny_model_folder)
