@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from pgb_lightning.callbacks.pruning.calibration_data import calibration_batches
-from pgb_lightning.callbacks.pruning.compatibility import check_callbacks, check_optimizers
+from pgb_lightning.callbacks.pruning.compatibility import check_callbacks, check_optimizers, check_strategy
 from pgb_lightning.callbacks.pruning.distributed import prune_distributed
 from pgb_lightning.callbacks.pruning.reporting import (
     measure_seconds,
@@ -27,7 +27,7 @@ from pgb_lightning.callbacks.pruning.reporting import (
     warn_if_dense,
 )
 from pgb_lightning.callbacks.pruning.settings import describe_settings
-from pgb_lightning.callbacks.pruning.strategy import before_strategy_setup, check_strategy, restore_strategy
+from pgb_lightning.callbacks.pruning.strategy import before_strategy_setup, restore_strategy
 from pgb_lightning.callbacks.pruning.training_loss import check_training_step
 from pgb_lightning.callbacks.trainer_queries import shards_before_restore
 from pgb_lightning.config import PruningConfig

@@ -1,12 +1,20 @@
-"""Latency measurements in interleaved rounds."""
+"""Measure latency: of functions in interleaved rounds, and of the layers of an encoder."""
 
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
 from torch.utils.benchmark import Timer
+
+from pgb_lightning.encoders.base import SUBLAYERS, Encoder
+from pgb_lightning.modes import eval_mode
+
+#: Number of timed calls in :func:`measure_fastest`. The fastest counts, since disturbances only make a call longer.
+NUM_CALLS = 5
 
 
 def measure_latency(
@@ -56,6 +64,75 @@ def compare_latency(
     """
     measured = measure_latency(runs, repeats, min_time)
     return {name: statistics.median(times) for name, times in measured.items()}
+
+
+def measure_encoder(encoder: Encoder, batch_size: int, length: int) -> float:
+    """Measure the latency of all layers of a dense or pruned encoder, in seconds per batch.
+
+    Args:
+        encoder: The encoder.
+        batch_size: Number of sequences per batch.
+        length: Number of tokens per sequence.
+    """
+    with eval_mode(encoder.model):
+        return measure_fastest(layers_runner(encoder, batch_size, length))[0]
+
+
+def layers_runner(encoder: Encoder, batch_size: int, length: int) -> Callable[[], Tensor]:
+    """Return a function that runs all layers of an encoder on fixed random hidden states.
+
+    Args:
+        encoder: The dense or pruned encoder.
+        batch_size: Number of sequences per batch.
+        length: Number of tokens per sequence.
+    """
+    hidden = random_hidden_states(encoder, batch_size, length)
+
+    def run() -> Tensor:
+        states = hidden
+        for layer in encoder.layers:
+            for sublayer in SUBLAYERS:
+                states = encoder.run(layer, sublayer, states)
+        return states
+
+    return run
+
+
+@torch.inference_mode()
+def measure_fastest(*runs: Callable[[], Tensor]) -> list[float]:
+    """Time functions in turn, and return the seconds of the fastest call of each.
+
+    Args:
+        runs: The functions. Each is called once to warm up.
+    """
+    on_gpu = [run().device.type == "cuda" for run in runs]  # these calls are the warm-up
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(NUM_CALLS):
+        for run, asynchronous, measured in zip(runs, on_gpu, times, strict=True):
+            if asynchronous:
+                torch.cuda.synchronize()
+            begin = time.perf_counter()
+            run()
+            if asynchronous:
+                torch.cuda.synchronize()
+            measured.append(time.perf_counter() - begin)
+    return [min(measured) for measured in times]
+
+
+def random_hidden_states(encoder: Encoder, batch_size: int, length: int) -> Tensor:
+    """Return fixed random hidden states on the encoder's device and in its precision.
+
+    Args:
+        encoder: The encoder.
+        batch_size: Number of sequences per batch.
+        length: Number of tokens per sequence.
+
+    Returns:
+        The states, (batch_size, length, hidden size).
+    """
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(batch_size, length, int(encoder.model.config.hidden_size), generator=generator)
+    return states.to(encoder.model.device, encoder.model.dtype)
 
 
 def _calls_within(timer: Timer, seconds: float) -> int:

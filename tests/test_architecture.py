@@ -19,9 +19,9 @@ FIGURE = ROOT / "docs" / "img" / "architecture.svg"
 #: The rooms, from the bottom up. A room may import rooms of earlier rows only.
 LAYERS = (
     ("_compat",),
-    ("atomic_write", "checkpoints", "glue_tasks", "latency", "modes", "packaged", "peak_memory", "plotting", "shapes"),
+    ("atomic_write", "checkpoints", "glue_tasks", "modes", "packaged", "peak_memory", "plotting", "shapes"),
     ("config", "encoders", "layers", "process_group"),
-    ("calibration", "cost", "distillation", "plan", "target"),
+    ("calibration", "cost", "distillation", "latency", "plan", "target_warning"),
     ("surgery",),
     ("compensation",),
     ("prediction",),
@@ -49,7 +49,7 @@ METHOD = {
     "search",
     "shapes",
     "surgery",
-    "target",
+    "target_warning",
 }
 
 FILES = source_files()

@@ -10,9 +10,9 @@ from pgb_lightning.config import PruningConfig
 from pgb_lightning.cost import Cost, encoder_cost
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoders
+from pgb_lightning.latency import measure_encoder
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.report import plan_table, render
-from pgb_lightning.search.latency_table import measure_encoder
 from pgb_lightning.surgery.checks import is_pruned
 
 PLAN_FILE = "plan.json"

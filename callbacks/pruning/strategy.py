@@ -9,7 +9,6 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from pgb_lightning._compat import launches_child_processes
 from pgb_lightning.callbacks.trainer_queries import shards_before_restore
 from pgb_lightning.checkpoints import load_checked
 from pgb_lightning.surgery.from_state_dict import StructureError
@@ -102,37 +101,3 @@ class _StrategyHook:
                 del attributes[name]
                 if previous is not None:
                     attributes[name] = previous
-
-
-def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule, follows: bool, calibrates: bool) -> None:
-    """Refuse strategies under which the requested pruning cannot work.
-
-    Args:
-        trainer: The Trainer.
-        pl_module: The module.
-        follows: Whether the module itself has called ``follow_state_dict``.
-        calibrates: Whether the module will be calibrated.
-
-    Raises:
-        MisconfigurationException: If the strategy cannot work; the message names an alternative.
-    """
-    name = type(trainer.strategy).__name__
-    if shards_before_restore(trainer) and calibrates:
-        raise MisconfigurationException(
-            f"PGBCallback: strategy={name} shards the model before it can be calibrated. Prune on one device or with "
-            "strategy='ddp' (max_epochs=0 is enough). Then either pass the plan.json of that run to "
-            "PGBCallback(plan=...) here, or start from its checkpoint without PGBCallback, which keeps the compensated "
-            "weights."
-        )
-    if trainer.strategy.root_device.type == "mps" and calibrates:
-        raise MisconfigurationException(
-            "PGBCallback: accelerator='mps' does not support float64, which calibration and compensation need. Prune "
-            "with accelerator='cpu' (max_epochs=0 is enough), and re-finetune the resulting checkpoint without "
-            "PGBCallback, on any accelerator."
-        )
-    if launches_child_processes(trainer) and not follows:
-        raise MisconfigurationException(
-            f"PGBCallback: strategy={name} forks or spawns processes and loads the pruned weights back into the "
-            f"{type(pl_module).__name__} of this process, which must be able to rebuild its layers. Call "
-            "pgb_lightning.follow_state_dict(self) in its __init__, or use strategy='ddp'."
-        )

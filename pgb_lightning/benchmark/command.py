@@ -26,7 +26,7 @@ from pgb_lightning.benchmark.models import pruned_models, random_model
 from pgb_lightning.benchmark.tables import latency_table, size_table
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.export.source import read_source
+from pgb_lightning.export.pruned_checkpoint import read_checkpoint
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery.dense_twin import dense_twin
 
@@ -88,7 +88,7 @@ def run(
     given = None if plan is None else _read_plan(plan)
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    pruned = None if ckpt_path is None else read_source(ckpt_path).model
+    pruned = None if ckpt_path is None else read_checkpoint(ckpt_path).model
     dense = random_model(architecture, num_layers) if pruned is None else dense_twin(pruned)
     models = pruned_models(dense, pruning_ratios, num_groups, given)
     if pruned is not None:

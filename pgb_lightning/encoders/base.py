@@ -50,7 +50,8 @@ class Family:
     needs_all_heads: bool = False
 
 
-#: Prefix of the model types of exported models; the rest is the family's (:mod:`pgb_lightning.export.models`).
+#: Prefix of the model types of exported models; the rest is the family's
+#: (:mod:`pgb_lightning.export.registered_models`).
 EXPORTED = "pgb-lightning-"
 
 

@@ -47,7 +47,7 @@ KINDS = {
         "plan",
         "pruning",
         "shapes",
-        "target",
+        "target_warning",
         "pgb_lightning",
     ],
     "Lightning": ["callbacks", "datamodules", "modules"],

@@ -24,9 +24,9 @@ from transformers import PreTrainedModel
 from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.huggingface import export_dense, export_huggingface
-from pgb_lightning.export.models import auto_class
 from pgb_lightning.export.onnx import export_onnx, output_names, require_onnx
-from pgb_lightning.export.source import Source, read_source
+from pgb_lightning.export.pruned_checkpoint import PrunedCheckpoint, read_checkpoint
+from pgb_lightning.export.registered_models import auto_class
 from pgb_lightning.latency import compare_latency
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.modules.metrics import make_metrics
@@ -73,24 +73,24 @@ def run(
         require_onnx()
     except ModuleNotFoundError as error:
         raise MisconfigurationException(str(error)) from None
-    source = read_source(ckpt_path)
-    limit = find_encoder(source.model).max_length
+    checkpoint = read_checkpoint(ckpt_path)
+    limit = find_encoder(checkpoint.model).max_length
     if not 1 <= length <= limit:
         raise MisconfigurationException(f"length={length} is out of range. This model accepts 1 to {limit} tokens.")
-    if data_dir is not None and not (isinstance(source.module, TextClassification) and source.module.task):
+    if data_dir is not None and not (isinstance(checkpoint.module, TextClassification) and checkpoint.module.task):
         raise MisconfigurationException(f"data_dir={data_dir!r} requires a checkpoint of a GLUE task. Remove data_dir.")
     with tempfile.TemporaryDirectory() as folder:
-        runs, found = _export_all(source, Path(folder), compiled)
+        runs, found = _export_all(checkpoint, Path(folder), compiled)
         shapes = [(size, min(tokens, limit)) for size, tokens in SHAPES]
-        for name, difference in differences(runs, [random_batch(source.model, *shape) for shape in shapes]).items():
+        for name, difference in differences(runs, [random_batch(checkpoint.model, *shape) for shape in shapes]).items():
             found[name]["largest difference"] = difference
         for size in [1, 32] if batch_sizes is None else batch_sizes:
-            batch = random_batch(source.model, size, length, padded=False)
+            batch = random_batch(checkpoint.model, size, length, padded=False)
             timed = {name: partial(call, batch) for name, call in runs.items() if name.startswith(TIMED)}
             for name, seconds in compare_latency(timed, repeats).items():
                 found[name][f"ms, batch {size}"] = 1e3 * seconds
         if data_dir is not None:
-            for name, scores in _scores(source, runs, data_dir).items():
+            for name, scores in _scores(checkpoint, runs, data_dir).items():
                 found[name].update(scores)
     _print(found, f"length {length}, {torch.get_num_threads()} threads")
     if report is not None:
@@ -98,16 +98,18 @@ def run(
     return found
 
 
-def _export_all(source: Source, folder: Path, compiled: bool) -> tuple[dict[str, Run], dict[str, dict[str, float]]]:
+def _export_all(
+    checkpoint: PrunedCheckpoint, folder: Path, compiled: bool
+) -> tuple[dict[str, Run], dict[str, dict[str, float]]]:
     """Write and reload every format; return a function that runs each, and its file size in megabytes."""
-    model, auto = source.model, auto_class(source.model)
-    export_huggingface(model, folder / "huggingface", source.plan, source.tokenizer, source.card)
+    model, auto = checkpoint.model, auto_class(checkpoint.model)
+    export_huggingface(model, folder / "huggingface", checkpoint.plan, checkpoint.tokenizer, checkpoint.card)
     reloaded = auto.from_pretrained(folder / "huggingface")
     reloaded.save_pretrained(folder / "again")
     settings = {
-        name: value for name, value in source.module.hparams.items() if name in ("task", "num_labels", "version")
+        name: value for name, value in checkpoint.module.hparams.items() if name in ("task", "num_labels", "version")
     }
-    back = type(source.module)(str(folder / "huggingface"), **settings)
+    back = type(checkpoint.module)(str(folder / "huggingface"), **settings)
     dense = auto.from_pretrained(export_dense(model, folder / "dense"))
     models = {
         "PyTorch, pruned": (model, "huggingface"),
@@ -191,9 +193,9 @@ def differences(runs: Mapping[str, Run], batches: Iterable[Batch]) -> dict[str, 
     return largest
 
 
-def _scores(source: Source, runs: Mapping[str, Run], data_dir: str) -> dict[str, dict[str, float]]:
+def _scores(checkpoint: PrunedCheckpoint, runs: Mapping[str, Run], data_dir: str) -> dict[str, dict[str, float]]:
     """Score the timed formats on the validation set of the checkpoint's task."""
-    module = source.module
+    module = checkpoint.module
     assert isinstance(module, TextClassification)
     assert module.task is not None
     name = module.task.name

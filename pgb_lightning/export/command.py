@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from pgb_lightning.export.huggingface import check_folder, export_dense, export_huggingface
 from pgb_lightning.export.onnx import export_onnx, require_onnx
-from pgb_lightning.export.source import read_source
+from pgb_lightning.export.pruned_checkpoint import read_checkpoint
 
 
 def run_export(
@@ -41,13 +41,15 @@ def run_export(
             require_onnx()
     except (ValueError, ModuleNotFoundError) as error:
         raise MisconfigurationException(str(error)) from None
-    source = read_source(ckpt_path)
+    checkpoint = read_checkpoint(ckpt_path)
     if format == "huggingface":
-        folder = export_huggingface(source.model, output_dir, source.plan, source.tokenizer, source.card)
+        folder = export_huggingface(
+            checkpoint.model, output_dir, checkpoint.plan, checkpoint.tokenizer, checkpoint.card
+        )
     elif format == "dense":
-        folder = export_dense(source.model, output_dir, source.tokenizer, source.card)
+        folder = export_dense(checkpoint.model, output_dir, checkpoint.tokenizer, checkpoint.card)
     else:
-        folder = export_onnx(source.model, output_dir, source.tokenizer, source.card, quantize)
+        folder = export_onnx(checkpoint.model, output_dir, checkpoint.tokenizer, checkpoint.card, quantize)
     rank_zero_info(f"Wrote {folder}: {', '.join(_list_files(folder))}.")
 
 

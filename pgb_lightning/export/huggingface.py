@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.card import CardFacts, make_card
-from pgb_lightning.export.models import ExportedModel, convert_config, exported_class
+from pgb_lightning.export.registered_models import ExportedModel, convert_config, exported_class
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery.checks import matches
 from pgb_lightning.surgery.dense_twin import dense_twin

@@ -1,5 +1,6 @@
 """Grouped weight pruning: group numbers (Algorithm 1, PGB-COMPRESSION) and permutations (Algorithm 2)."""
 
+from pgb_lightning.grouping.assignment import assign
 from pgb_lightning.grouping.compensated import compensated_groups
 from pgb_lightning.grouping.group_numbers import (
     ImportanceSummary,
@@ -7,7 +8,7 @@ from pgb_lightning.grouping.group_numbers import (
     assign_group_numbers,
     determine_group_number,
 )
-from pgb_lightning.grouping.permutation import Blocks, assign, balanced_groups, greedy_groups, group, permute
+from pgb_lightning.grouping.permutation import Blocks, balanced_groups, greedy_groups, group, permute
 from pgb_lightning.grouping.reachable import check_reachable, nearest_reachable
 from pgb_lightning.grouping.threshold import adjust_to_budget, choose_group_numbers
 

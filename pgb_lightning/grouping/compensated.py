@@ -16,7 +16,8 @@ from torch import Tensor
 from pgb_lightning.calibration.collect import Calibration
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.base import Encoder
-from pgb_lightning.grouping.permutation import Blocks, assign, group
+from pgb_lightning.grouping.assignment import assign
+from pgb_lightning.grouping.permutation import Blocks, group
 from pgb_lightning.prediction.elimination import STABLE_RIDGE, add_damping
 from pgb_lightning.prediction.quadratic import QuadraticModel
 

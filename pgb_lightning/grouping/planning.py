@@ -14,7 +14,7 @@ from pgb_lightning.grouping.group_numbers import ImportanceSummary, MatrixKey
 from pgb_lightning.grouping.permutation import Blocks, group
 from pgb_lightning.grouping.threshold import choose_group_numbers
 from pgb_lightning.plan import MatrixPlan, PruningPlan
-from pgb_lightning.target import warn_if_missed
+from pgb_lightning.target_warning import warn_if_missed
 
 
 def plan_by_groups(encoder: Encoder, statistics: Calibration, config: PruningConfig) -> PruningPlan:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.base import EXPENDABLE, SUBLAYERS
 from pgb_lightning.grouping.group_numbers import MatrixKey, allowed_groups, num_layers
-from pgb_lightning.target import MAX_GAP
+from pgb_lightning.target_warning import MAX_GAP
 
 
 def nearest_reachable(shapes: Mapping[MatrixKey, tuple[int, int]], config: PruningConfig) -> float:

@@ -8,10 +8,9 @@ from torch import nn
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.latency import measure_latency
+from pgb_lightning.latency import layers_runner, measure_latency
 from pgb_lightning.modes import eval_mode
 from pgb_lightning.report.facts import Latency
-from pgb_lightning.search.latency_table import layers_runner
 from pgb_lightning.surgery.dense_twin import make_dense_model
 
 

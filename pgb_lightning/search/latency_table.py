@@ -9,8 +9,7 @@ import copy
 import hashlib
 import json
 import os
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from pgb_lightning.atomic_write import write_atomically
 from pgb_lightning.encoders.base import SUBLAYERS, Encoder
+from pgb_lightning.latency import measure_fastest, random_hidden_states
 from pgb_lightning.layers import KERNEL_VERSION
 from pgb_lightning.modes import eval_mode
 from pgb_lightning.plan import Index, MatrixPlan
@@ -28,9 +28,6 @@ from pgb_lightning.search.candidates import Candidate
 from pgb_lightning.search.processor import processor_name
 from pgb_lightning.surgery.apply import prune_sublayer
 from pgb_lightning.surgery.folding import fold
-
-#: Number of timed calls per shape. The fastest counts, since disturbances only make a call longer.
-NUM_CALLS = 5
 
 
 @dataclass(frozen=True)
@@ -84,65 +81,12 @@ def measure_table(
             if shape not in seconds:
                 missing.setdefault(shape, candidate)
     if missing:
-        hidden = _random_hidden_states(encoder, batch_size, length)
+        hidden = random_hidden_states(encoder, batch_size, length)
         with eval_mode(encoder.model):
             seconds |= {shape: _time_candidate(encoder, candidate, hidden) for shape, candidate in missing.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(seconds, indent=1) + "\n")
     return LatencyTable(seconds, encoder.attention_unit)
-
-
-def measure_encoder(encoder: Encoder, batch_size: int, length: int) -> float:
-    """Measure the latency of all layers of a dense or pruned encoder, in seconds per batch.
-
-    Args:
-        encoder: The encoder.
-        batch_size: Number of sequences per batch.
-        length: Number of tokens per sequence.
-    """
-    with eval_mode(encoder.model):
-        return measure_fastest(layers_runner(encoder, batch_size, length))[0]
-
-
-def layers_runner(encoder: Encoder, batch_size: int, length: int) -> Callable[[], Tensor]:
-    """Return a function that runs all layers of an encoder on fixed random hidden states.
-
-    Args:
-        encoder: The dense or pruned encoder.
-        batch_size: Number of sequences per batch.
-        length: Number of tokens per sequence.
-    """
-    hidden = _random_hidden_states(encoder, batch_size, length)
-
-    def run() -> Tensor:
-        states = hidden
-        for layer in encoder.layers:
-            for sublayer in SUBLAYERS:
-                states = encoder.run(layer, sublayer, states)
-        return states
-
-    return run
-
-
-@torch.inference_mode()
-def measure_fastest(*runs: Callable[[], Tensor]) -> list[float]:
-    """Time functions in turn, and return the seconds of the fastest call of each.
-
-    Args:
-        runs: The functions. Each is called once to warm up.
-    """
-    on_gpu = [run().device.type == "cuda" for run in runs]  # these calls are the warm-up
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(NUM_CALLS):
-        for run, asynchronous, measured in zip(runs, on_gpu, times, strict=True):
-            if asynchronous:
-                torch.cuda.synchronize()
-            begin = time.perf_counter()
-            run()
-            if asynchronous:
-                torch.cuda.synchronize()
-            measured.append(time.perf_counter() - begin)
-    return [min(measured) for measured in times]
 
 
 def shape_key(candidate: Candidate, attention_unit: int) -> str:
@@ -222,12 +166,6 @@ def _time_candidate(encoder: Encoder, candidate: Candidate, hidden: Tensor) -> f
         return measure_fastest(partial(encoder.run, stack[candidate.layer], candidate.sublayer, hidden))[0]
     finally:
         stack[candidate.layer] = original
-
-
-def _random_hidden_states(encoder: Encoder, batch_size: int, length: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    states = torch.randn(batch_size, length, int(encoder.model.config.hidden_size), generator=generator)
-    return states.to(encoder.model.device, encoder.model.dtype)
 
 
 def _matmul_precision() -> str:

@@ -19,7 +19,7 @@ from pgb_lightning.search.candidates import Candidate, CandidateCost, list_candi
 from pgb_lightning.search.costs import candidate_cost
 from pgb_lightning.search.knapsack import solve_knapsack
 from pgb_lightning.search.speedup import meet_speedup
-from pgb_lightning.target import warn_if_missed
+from pgb_lightning.target_warning import warn_if_missed
 
 
 def plan_by_shapes(

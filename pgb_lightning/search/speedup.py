@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.latency import layers_runner, measure_fastest
 from pgb_lightning.modes import eval_mode
 from pgb_lightning.plan import PruningPlan
-from pgb_lightning.search.latency_table import layers_runner, measure_fastest
 from pgb_lightning.surgery.apply import apply_plan
 
 #: Maximum number of plans that are measured.

@@ -12,7 +12,7 @@ import torch
 from helpers.tiny import MODEL_TYPES, batches, classifier
 from test_candidates import candidates_of, statistics_of
 
-from pgb_lightning import PruningConfig
+from pgb_lightning import PruningConfig, latency
 from pgb_lightning.calibration.collect import Calibration
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.encoders.base import Encoder
@@ -21,7 +21,7 @@ from pgb_lightning.pruning import carry_out, make_plan
 from pgb_lightning.search import latency_table, speedup
 from pgb_lightning.search.candidates import Candidate
 from pgb_lightning.search.costs import candidate_cost, candidate_flops
-from pgb_lightning.search.latency_table import cache_folder, measure_encoder, measure_table, shape_key, table_setting
+from pgb_lightning.search.latency_table import cache_folder, measure_table, shape_key, table_setting
 
 #: Settings with few shapes, to measure little.
 FEW_SHAPES = PruningConfig(ridge=1e-9, max_groups=2)
@@ -59,7 +59,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[Candidate]:
 def test_every_shape_is_measured_once_and_the_encoder_is_unchanged(
     model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latency_table, "NUM_CALLS", 1)
+    monkeypatch.setattr(latency, "NUM_CALLS", 1)
     model = classifier(model_type, layers=1)
     encoder, found = find_encoder(model), candidates_of(model, FEW_SHAPES)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -201,7 +201,7 @@ def test_a_plan_meets_its_budget(
         assert abs(encoder_cost(encoder, 9).flops / before - 0.5) < 0.02
     else:
         assert abs(plan.pruning_ratio - 0.5) < 0.03
-    assert measure_encoder(encoder, 1, 4) > 0
+    assert latency.measure_encoder(encoder, 1, 4) > 0
 
 
 def test_costs_of_dense_candidates_are_those_of_the_encoder(

@@ -24,7 +24,7 @@ from pgb_lightning.surgery.checks import is_pruned, matches
 
 
 @dataclass(frozen=True)
-class Source:
+class PrunedCheckpoint:
     """The content of a pruned checkpoint.
 
     Args:
@@ -45,7 +45,7 @@ class Source:
         return self.module.model
 
 
-def read_source(ckpt_path: str | Path) -> Source:
+def read_checkpoint(ckpt_path: str | Path) -> PrunedCheckpoint:
     """Read a pruned checkpoint of :class:`TextClassification` or :class:`QuestionAnswering`.
 
     Args:
@@ -77,7 +77,9 @@ def read_source(ckpt_path: str | Path) -> Source:
     plan, scores = _stored_plan(states), get_monitored_scores(states, ckpt_path)
     task = hparams.get("task") or (f"SQuAD {hparams['version']}" if "version" in hparams else None)
     plan = plan if plan is not None and matches(encoder, plan) else None
-    return Source(module, _read_tokenizer(name), plan, CardFacts(base_model=_hub_name(name), task=task, scores=scores))
+    return PrunedCheckpoint(
+        module, _read_tokenizer(name), plan, CardFacts(base_model=_hub_name(name), task=task, scores=scores)
+    )
 
 
 def _module_class(hparams: Mapping[str, Any], ckpt_path: str | Path) -> type[FineTuning]:

@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, BertModel
 
 from pgb_lightning.encoders.families import FAMILIES
-from pgb_lightning.export import export_huggingface, models, to_exported
-from pgb_lightning.export.models import auto_class, exported_class
+from pgb_lightning.export import export_huggingface, registered_models, to_exported
+from pgb_lightning.export.registered_models import auto_class, exported_class
 from pgb_lightning.surgery.from_state_dict import StructureError
 
 KEY = "bert.encoder.layer.0.intermediate.dense"
@@ -53,7 +53,7 @@ def test_every_family_has_registered_types() -> None:
     for model_type in FAMILIES:
         [config] = [
             value
-            for value in vars(models).values()
+            for value in vars(registered_models).values()
             if getattr(value, "model_type", "") == f"pgb-lightning-{model_type}"
         ]
         assert config().pgb is None
