@@ -1,4 +1,4 @@
-"""The documentation site (`make docs`): guides are the Markdown files in this folder, the API comes from docstrings."""
+"""The documentation site (``make docs``): guides from the Markdown files in this folder, the API from docstrings."""
 
 from __future__ import annotations
 

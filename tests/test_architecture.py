@@ -1,4 +1,4 @@
-"""Imports between the rooms of the package point in one direction, and the figure in the docs shows them."""
+"""Imports between the packages and top-level modules point in one direction, and the figure in the docs shows them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 from helpers.guides import ROOT, anchors
 
 from pgb_lightning.experiments import architecture_figure
-from pgb_lightning.experiments.architecture_figure import levels, reduced, room_imports, room_of, source_files
+from pgb_lightning.experiments.architecture_figure import levels, package_imports, package_of, reduced, source_files
 from pgb_lightning.experiments.layered_layout import Layout
 
 FIGURE = ROOT / "docs" / "img" / "architecture.svg"
 
-#: The rooms, from the bottom up. A room may import rooms of earlier rows only.
+#: The packages and top-level modules, from the bottom up. Each may import those of earlier rows only.
 LAYERS = (
     ("_compat",),
     ("atomic_write", "checkpoints", "glue_tasks", "modes", "packaged", "peak_memory", "plotting", "shapes"),
@@ -55,31 +55,31 @@ METHOD = {
 FILES = source_files()
 
 
-def row_of(room: str) -> int:
-    rows = [row for row, rooms in enumerate(LAYERS) if room in rooms]
-    assert rows, f"{room!r} is a new room: add it to LAYERS"
+def row_of(package: str) -> int:
+    rows = [row for row, packages in enumerate(LAYERS) if package in packages]
+    assert rows, f"{package!r} is new: add it to LAYERS"
     return rows[0]
 
 
 def test_imports_point_to_lower_layers() -> None:
     wrong = [
-        f"{room} imports {target}"
-        for room, targets in room_imports().items()
+        f"{package} imports {target}"
+        for package, targets in package_imports().items()
         for target in targets
-        if row_of(target) >= row_of(room)
+        if row_of(target) >= row_of(package)
     ]
     assert wrong == []
 
 
 def test_only_experiments_import_experiments() -> None:
-    assert [room for room, targets in room_imports().items() if "experiments" in targets] == []
+    assert [package for package, targets in package_imports().items() if "experiments" in targets] == []
 
 
 def test_private_api_of_other_packages_is_used_at_the_bottom() -> None:
-    assert room_imports().get("_compat", set()) == set()
+    assert package_imports().get("_compat", set()) == set()
 
 
-@pytest.mark.parametrize("module", [name for name in FILES if room_of(name) in METHOD])
+@pytest.mark.parametrize("module", [name for name in FILES if package_of(name) in METHOD])
 def test_the_method_does_not_import_lightning(module: str) -> None:
     imported = set()
     for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
@@ -90,16 +90,16 @@ def test_the_method_does_not_import_lightning(module: str) -> None:
     assert not imported & {"lightning", "pytorch_lightning", "lightning_fabric"}
 
 
-def test_the_page_describes_every_room() -> None:
+def test_the_page_describes_every_package() -> None:
     page = ROOT / "docs" / "architecture.md"
     described = anchors(page) | set(re.findall(r"^\| `(\w+)` \|", page.read_text(encoding="utf-8"), re.MULTILINE))
-    assert set(room_imports()) - described == set()
+    assert set(package_imports()) - described == set()
 
 
 def test_the_figure_shows_the_imports() -> None:
     """The file is the figure of today's imports: `python -m pgb_lightning.experiments.architecture_figure`."""
     shown = set(re.findall(r'id="import-(\w+)-(\w+)"', FIGURE.read_text(encoding="utf-8")))
-    assert shown == {(room, target) for room, targets in reduced(room_imports()).items() for target in targets}
+    assert shown == {(package, target) for package, targets in reduced(package_imports()).items() for target in targets}
 
 
 def test_the_figure_is_the_same_each_time(tmp_path: Path) -> None:
@@ -110,17 +110,17 @@ def test_the_figure_is_the_same_each_time(tmp_path: Path) -> None:
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_rooms_stand_above_what_they_import_and_do_not_overlap() -> None:
-    imports = room_imports()
+def test_packages_are_drawn_above_what_they_import_and_do_not_overlap() -> None:
+    imports = package_imports()
     rows = levels(imports)
-    assert all(rows[room] > rows[target] for room, targets in imports.items() for target in targets)
+    assert all(rows[package] > rows[target] for package, targets in imports.items() for target in targets)
     layout = Layout(reduced(imports), rows)
     for row in layout.rows:
-        places = [layout.x[room] for room in row if room in imports]
+        places = [layout.x[package] for package in row if package in imports]
         assert all(right - left > architecture_figure.WIDTH for left, right in pairwise(places))
     assert layout.crossings() < 80
 
 
-def test_a_circle_of_imports_is_refused() -> None:
+def test_circular_imports_are_refused() -> None:
     with pytest.raises(ValueError, match="a, b"):
         architecture_figure.depths({"a": {"b"}, "b": {"a"}, "c": set()})

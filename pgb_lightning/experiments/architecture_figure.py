@@ -1,6 +1,6 @@
-"""Draw the rooms of the package and the imports between them, as the source code has them.
+"""Draw the packages and top-level modules of ``pgb_lightning`` and the imports between them, as in the source code.
 
-A room is a subpackage, or a module at the top level. Each room is drawn above all rooms that it imports. An arrow that
+Below, *package* also means a top-level module. Each package is drawn above all packages that it imports. An arrow that
 follows from other arrows is left out.
 
 Example:
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PACKAGE = "pgb_lightning"
+TOP = "pgb_lightning"
 
-#: For each room, the rooms that it imports.
+#: For each package, the packages that it imports.
 Imports = dict[str, set[str]]
 
 KINDS = {
@@ -53,7 +53,7 @@ KINDS = {
     "Lightning": ["callbacks", "datamodules", "modules"],
     "commands and outputs": ["cli", "export", "report", "benchmark", "experiments"],
 }
-"""The colors of the figure; every other room is a helper."""
+"""The colors of the figure; every other package is a helper."""
 
 WIDTH, HEIGHT = 1.0, 0.44
 """Width and height of a box, in inches."""
@@ -84,35 +84,37 @@ def imported_modules(file: Path, modules: Mapping[str, Path]) -> Iterator[str]:
         else:
             continue
         for name in names:
-            if name.split(".")[0] == PACKAGE:
+            if name.split(".")[0] == TOP:
                 while name not in modules:  # a name inside a module
                     name = name.rpartition(".")[0]
                 yield name
 
 
-def room_of(module: str) -> str:
-    """Return the room of a module.
+def package_of(module: str) -> str:
+    """Return the package of a module.
 
     Example:
-        >>> room_of("pgb_lightning.search.knapsack"), room_of("pgb_lightning.plan"), room_of("pgb_lightning")
+        >>> package_of("pgb_lightning.search.knapsack"), package_of("pgb_lightning.plan"), package_of("pgb_lightning")
         ('search', 'plan', 'pgb_lightning')
     """
     return module.split(".")[min(module.count("."), 1)]
 
 
-def room_imports() -> Imports:
-    """Return, for each room, the other rooms that it imports."""
+def package_imports() -> Imports:
+    """Return, for each package, the other packages that it imports."""
     modules = source_files()
-    imports: Imports = {room_of(module): set() for module in modules}
+    imports: Imports = {package_of(module): set() for module in modules}
     for module, file in modules.items():
-        imports[room_of(module)] |= {room_of(name) for name in imported_modules(file, modules)} - {room_of(module)}
+        imports[package_of(module)] |= {package_of(name) for name in imported_modules(file, modules)} - {
+            package_of(module)
+        }
     return imports
 
 
-def reachable(imports: Imports, room: str) -> set[str]:
-    """Return the rooms that a room imports, directly or through others."""
+def reachable(imports: Imports, package: str) -> set[str]:
+    """Return the packages that a package imports, directly or through others."""
     found: set[str] = set()
-    waiting = [room]
+    waiting = [package]
     while waiting:
         new = imports[waiting.pop()] - found
         found |= new
@@ -128,45 +130,45 @@ def reduced(imports: Imports) -> Imports:
         {'a': {'b'}, 'b': {'c'}, 'c': set()}
     """
     return {
-        room: {target for target in targets if not any(target in reachable(imports, other) for other in targets)}
-        for room, targets in imports.items()
+        package: {target for target in targets if not any(target in reachable(imports, other) for other in targets)}
+        for package, targets in imports.items()
     }
 
 
 def depths(imports: Imports) -> dict[str, int]:
-    """Return for each room the length of its longest chain of imports.
+    """Return for each package the length of its longest chain of imports.
 
     Raises:
-        ValueError: If rooms import each other in a circle.
+        ValueError: If there are circular imports between packages.
 
     Example:
         >>> depths({"a": {"b", "c"}, "b": {"c"}, "c": set()})
         {'a': 2, 'b': 1, 'c': 0}
     """
-    if circular := sorted(room for room in imports if room in reachable(imports, room)):
-        raise ValueError(f"These rooms import each other in a circle: {', '.join(circular)}.")
+    if circular := sorted(package for package in imports if package in reachable(imports, package)):
+        raise ValueError(f"Circular imports: {', '.join(circular)}.")
     found: dict[str, int] = {}
 
-    def depth(room: str) -> int:
-        if room not in found:
-            found[room] = max((depth(target) + 1 for target in imports[room]), default=0)
-        return found[room]
+    def depth(package: str) -> int:
+        if package not in found:
+            found[package] = max((depth(target) + 1 for target in imports[package]), default=0)
+        return found[package]
 
-    return {room: depth(room) for room in imports}
+    return {package: depth(package) for package in imports}
 
 
 def levels(imports: Imports) -> dict[str, int]:
-    """Return the row of each room, from the bottom: as high as the rooms that import it permit."""
+    """Return the row of each package, from the bottom: as high as the packages that import it permit."""
     found: dict[str, int] = {}
     lowest = depths(imports)
-    for room in sorted(imports, key=lambda room: (-lowest[room], room)):
-        above = [found[other] for other in imports if room in imports[other]]
-        found[room] = min(above) - 1 if above else lowest[room]
+    for package in sorted(imports, key=lambda package: (-lowest[package], package)):
+        above = [found[other] for other in imports if package in imports[other]]
+        found[package] = min(above) - 1 if above else lowest[package]
     return found
 
 
 def draw(imports: Imports) -> Figure:
-    """Draw the rooms and their imports."""
+    """Draw the packages and their imports."""
     require_matplotlib()
     from matplotlib.figure import Figure
 
@@ -181,8 +183,8 @@ def draw(imports: Imports) -> Figure:
     heights = {name: ROW * row for row, names in enumerate(layout.rows) for name in names}
     for ends, path in sorted(layout.paths.items()):
         _draw_arrow(axes, [(layout.x[name], heights[name]) for name in path], "-".join(ends))
-    for room in sorted(imports):
-        _draw_room(axes, room, layout.x[room], heights[room])
+    for package in sorted(imports):
+        _draw_package(axes, package, layout.x[package], heights[package])
     _draw_legend(axes, height)
     return figure
 
@@ -194,7 +196,7 @@ def _draw_arrow(axes: Axes, points: list[tuple[float, float]], name: str) -> Non
     (x, y), *_ = points
     vertices, codes = [(x, y - HEIGHT / 2)], [Curve.MOVETO]
     for x, y in points[1:]:
-        # Curves run between rows; within a row an arrow is vertical, so that it does not touch the rooms beside it.
+        # Curves run between rows; within a row an arrow is vertical, so that it does not touch adjacent boxes.
         before_x, before_y = vertices[-1]
         top, bottom = y + HEIGHT / 2, y - HEIGHT / 2
         middle = (before_y + top) / 2
@@ -208,7 +210,7 @@ def _draw_arrow(axes: Axes, points: list[tuple[float, float]], name: str) -> Non
     axes.add_patch(arrow)
 
 
-def _draw_room(axes: Axes, room: str, x: float, y: float) -> None:
+def _draw_package(axes: Axes, package: str, x: float, y: float) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     axes.add_patch(
@@ -218,11 +220,11 @@ def _draw_room(axes: Axes, room: str, x: float, y: float) -> None:
             HEIGHT,
             boxstyle="round,pad=0,rounding_size=0.06",
             facecolor="white",
-            edgecolor=_color(room),
+            edgecolor=_color(package),
             linewidth=1.6,
         )
     )
-    axes.text(x, y, room, ha="center", va="center", fontsize=8.5, color="#222222")
+    axes.text(x, y, package, ha="center", va="center", fontsize=8.5, color="#222222")
 
 
 def _draw_legend(axes: Axes, height: float) -> None:
@@ -230,8 +232,8 @@ def _draw_legend(axes: Axes, height: float) -> None:
         axes.text(-0.6, height - 0.25 - 0.2 * place, f"■ {kind}", color=color, fontsize=8.5, va="center")
 
 
-def _color(room: str) -> str:
-    return next((hue for hue, rooms in zip(HUES, KINDS.values(), strict=False) if room in rooms), NEUTRAL)
+def _color(package: str) -> str:
+    return next((hue for hue, packages in zip(HUES, KINDS.values(), strict=False) if package in packages), NEUTRAL)
 
 
 def run(path: Path) -> None:
@@ -240,7 +242,7 @@ def run(path: Path) -> None:
     Args:
         path: The file to write, such as ``docs/img/architecture.svg``.
     """
-    save(draw(room_imports()), path)
+    save(draw(package_imports()), path)
 
 
 if __name__ == "__main__":

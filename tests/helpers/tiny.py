@@ -25,7 +25,13 @@ PADDING = 1
 
 
 def classifier(model_type: str = "bert", layers: int = 3, seed: int = 0, **settings: object) -> PreTrainedModel:
-    """Build a random classifier with weights large enough that pruning shows; 24 is divisible by 1, 2, 3, 4, 6."""
+    """Build a random classifier whose weights are large enough for pruning to change its outputs.
+
+    Its width of 24 is divisible by 1, 2, 3, 4 and 6.
+
+    Raises:
+        ValueError: If the model type is unknown.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         common = {"vocab_size": VOCABULARY, "pad_token_id": PADDING, "initializer_range": 0.2, **settings}
@@ -43,11 +49,13 @@ def classifier(model_type: str = "bert", layers: int = 3, seed: int = 0, **setti
             return RobertaForSequenceClassification(RobertaConfig(**{**sizes, **common})).eval()
         if model_type == "mpnet":
             return MPNetForSequenceClassification(MPNetConfig(**{**sizes, **common})).eval()
-        return BertForSequenceClassification(BertConfig(**{**sizes, **common})).eval()
+        if model_type == "bert":
+            return BertForSequenceClassification(BertConfig(**{**sizes, **common})).eval()
+    raise ValueError(f"model_type={model_type!r} has no tiny model. Add it to MODEL_TYPES and to classifier().")
 
 
 def batches(count: int = 6, size: int = 8, length: int = 11, seed: int = 0) -> list[dict[str, Tensor]]:
-    """Make labelled batches with padding on the right."""
+    """Make labeled batches with padding on the right."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for _ in range(count):
