@@ -10,8 +10,7 @@ from typing import Any
 
 from pgb_lightning.atomic_write import write_atomically
 from pgb_lightning.encoders.base import EXPENDABLE, MATRICES, SUBLAYERS, Sublayer
-from pgb_lightning.layers.matrix import PRUNED, BlockShape
-from pgb_lightning.shapes import Dropped, Groups, Heads, Neurons, Shape
+from pgb_lightning.layers.matrix import REMOVED, BlockShape
 
 #: Increased whenever the meaning of a stored plan changes.
 SCHEMA_VERSION = 1
@@ -77,11 +76,11 @@ class MatrixPlan:
 
     @property
     def block_shape(self) -> BlockShape | None:
-        """G, m and n; ``PRUNED`` if the matrix is removed, ``None`` if it stays dense."""
+        """G, m and n; ``REMOVED`` if the matrix is removed, ``None`` if it stays dense."""
         if self.input_index is None or self.output_index is None:
             return None
         if not self.input_index:
-            return PRUNED
+            return REMOVED
         return BlockShape(len(self.input_index), len(self.input_index[0]), len(self.output_index[0]))
 
     @property
@@ -165,24 +164,6 @@ class PruningPlan:
     def is_dropped(self, layer: int, sublayer: Sublayer) -> bool:
         """Return whether a sublayer is dropped and becomes LayerNorm(x + bias')."""
         return all(self.matrix(layer, kind).num_groups == 0 for kind in SUBLAYERS[sublayer])
-
-    def shape(self, layer: int, sublayer: Sublayer, head_size: int) -> Shape:
-        """Return the shape that a sublayer is given.
-
-        Args:
-            layer: Layer index.
-            sublayer: The sublayer.
-            head_size: Features of an attention head.
-        """
-        matrices = [self.matrix(layer, kind) for kind in SUBLAYERS[sublayer]]
-        if self.is_dropped(layer, sublayer):
-            return Dropped()
-        closing = matrices[-1].block_shape
-        features = matrices[-1].rows if closing is None else closing.groups * closing.inputs
-        numbers = tuple(matrix.num_groups for matrix in matrices)
-        if any(number != 1 for number in numbers):
-            return Groups(numbers, features if sublayer == "ffn" else None)
-        return Neurons(features) if sublayer == "ffn" else Heads(features // head_size)
 
     @property
     def total_parameters(self) -> int:

@@ -27,6 +27,8 @@ from pgb_lightning.modules.finetuning import FineTuning
 #: Folders and files of slow tests: complete runs, and measurements.
 SLOW = (
     "callbacks/pruning/test_compatibility.py",
+    "callbacks/test_best_checkpoint.py",
+    "callbacks/test_distillation_callback.py",
     "callbacks/test_entries.py",
     "callbacks/test_report.py",
     "callbacks/test_target_speedup.py",
@@ -37,14 +39,15 @@ SLOW = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow what ``make test-fast`` leaves out: complete runs, and all families but BERT.
+    """Mark as slow what ``make test-fast`` leaves out: complete runs, and all families but BERT and ratios but 0.5.
 
     Single tests that start processes or take over a second have the marker where they are defined.
     """
     for item in items:
         path = item.path.relative_to(Path(__file__).parent).as_posix()
         parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        if path.startswith(SLOW) or parameters.get("model_type", "bert") not in ("bert", None):
+        usual = parameters.get("model_type", "bert") == "bert" and parameters.get("ratio", 0.5) == 0.5
+        if path.startswith(SLOW) or not usual:
             item.add_marker(pytest.mark.slow)
 
 

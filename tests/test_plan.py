@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from pgb_lightning import MatrixPlan, PruningPlan
 from pgb_lightning.encoders.base import MATRICES
 from pgb_lightning.plan import SCHEMA_VERSION
-from pgb_lightning.shapes import Dropped, Groups, Heads, Neurons
 
 
 def blocks(size: int, groups: int) -> st.SearchStrategy[tuple[tuple[int, ...], ...]]:
@@ -146,22 +145,3 @@ def test_what_the_schema_requires_is_required(keep: str) -> None:
     (plain if keep in plain else plain["matrices"][0]).pop(keep)
     with pytest.raises(ValueError, match=f"not a pruning plan: .*'{keep}'"):
         PruningPlan.from_dict(plain)
-
-
-def test_shapes_of_sublayers() -> None:
-    matrices = {(m.layer, m.kind): m for m in dense(2)}
-
-    def change(layer: int, kind: str, rows: object, columns: object) -> None:
-        matrices[layer, kind] = replace(matrices[layer, kind], input_index=rows, output_index=columns)
-
-    for kind in ("Q", "K", "V"):
-        change(0, kind, ((0, 1, 2, 3),), ((2, 3),))
-    change(0, "O", ((2, 3),), ((0, 1, 2, 3),))
-    change(0, "W1", ((0, 1), (2, 3)), ((0, 1), (2, 3)))
-    for kind in ("Q", "K", "V", "O"):
-        change(1, kind, (), ())
-    plan = PruningPlan("bert", tuple(matrices.values()))
-    assert plan.shape(0, "attention", head_size=2) == Heads(1)
-    assert plan.shape(0, "ffn", head_size=2) == Groups((2, 1), neurons=4)
-    assert plan.shape(1, "attention", head_size=2) == Dropped()
-    assert plan.shape(1, "ffn", head_size=2) == Neurons(4)

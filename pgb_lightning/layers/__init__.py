@@ -2,7 +2,7 @@
 
 from pgb_lightning.layers.dropped import DroppedCore
 from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
-from pgb_lightning.layers.matrix import PRUNED, BlockIndex, BlockShape, DenseMatrix, MatrixLayer, as_matrix
+from pgb_lightning.layers.matrix import REMOVED, BlockIndex, BlockShape, DenseMatrix, MatrixLayer, as_matrix
 from pgb_lightning.layers.token_chunks import TokenChunks
 
 #: Version of the layers' run time, part of the key of cached latency tables. Increase it with every change that affects
@@ -11,7 +11,7 @@ KERNEL_VERSION = 1
 
 __all__ = [
     "KERNEL_VERSION",
-    "PRUNED",
+    "REMOVED",
     "BlockIndex",
     "BlockShape",
     "ConstantLinear",

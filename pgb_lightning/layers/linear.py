@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pgb_lightning.layers.grouped_product import gather_columns, grouped_product, is_in_order, scatter_columns
-from pgb_lightning.layers.matrix import PRUNED, BlockIndex, BlockShape
+from pgb_lightning.layers.matrix import REMOVED, BlockIndex, BlockShape
 
 
 class GroupedLinear(nn.Module):
@@ -179,7 +179,7 @@ class ConstantLinear(nn.Module):
     """
 
     #: There are no blocks.
-    block_shape = PRUNED
+    block_shape = REMOVED
 
     def __init__(
         self,

@@ -36,7 +36,7 @@ class BlockIndex(NamedTuple):
 
 
 #: The block shape of a matrix that is removed.
-PRUNED = BlockShape(0, 0, 0)
+REMOVED = BlockShape(0, 0, 0)
 
 
 class MatrixLayer(Protocol):
@@ -56,7 +56,7 @@ class MatrixLayer(Protocol):
 
     @property
     def block_shape(self) -> BlockShape | None:
-        """G, m and n; :data:`PRUNED` if the matrix is removed, ``None`` if it is dense."""
+        """G, m and n; :data:`REMOVED` if the matrix is removed, ``None`` if it is dense."""
 
     def index(self) -> BlockIndex:
         """Return the positions of the blocks; a dense matrix is one block."""

@@ -9,7 +9,7 @@ from torch import nn
 from pgb_lightning.encoders.base import SUBLAYERS, Encoder, Sublayer
 from pgb_lightning.layers.dropped import DroppedCore
 from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
-from pgb_lightning.layers.matrix import PRUNED, BlockShape, as_matrix
+from pgb_lightning.layers.matrix import REMOVED, BlockShape, as_matrix
 from pgb_lightning.layers.token_chunks import TokenChunks
 
 
@@ -42,7 +42,7 @@ def blank_layer(
         old: The layer to replace; it determines the bias, the device, the data type, the mode, and which parameters
             require gradients.
         size: M and N.
-        shape: The block shape; ``PRUNED`` if the matrix is removed, ``None`` if it is dense.
+        shape: The block shape; ``REMOVED`` if the matrix is removed, ``None`` if it is dense.
 
     Raises:
         ValueError: If the blocks do not fit the matrix.
@@ -53,7 +53,7 @@ def blank_layer(
     blank: nn.Linear | GroupedLinear | ConstantLinear
     if shape is None:
         blank = nn.Linear(rows, columns, bias=bias, device=device, dtype=dtype)
-    elif shape == PRUNED:
+    elif shape == REMOVED:
         blank = ConstantLinear(rows, columns, device=device, dtype=dtype)
     else:
         blank = GroupedLinear(

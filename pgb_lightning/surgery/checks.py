@@ -10,7 +10,8 @@ from pgb_lightning.layers.dropped import DroppedCore
 from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
 from pgb_lightning.layers.matrix import as_matrix
 from pgb_lightning.plan import MatrixPlan, PruningPlan
-from pgb_lightning.surgery.folding import fold
+from pgb_lightning.surgery.folding import fold_plan
+from pgb_lightning.surgery.structure import Structure
 
 
 def check_dense(encoder: Encoder) -> None:
@@ -82,34 +83,26 @@ def matches(encoder: Encoder, plan: PruningPlan) -> bool:
     """
     if plan.model_type != encoder.model_type or plan.num_layers != len(encoder.layers):
         return False
-    folded = [
-        matrix
-        for layer in range(plan.num_layers)
-        for sublayer, kinds in SUBLAYERS.items()
-        for matrix in fold([plan.matrix(layer, k) for k in kinds], sublayer, encoder.attention_unit).matrices.values()
-    ]
-    return any(
-        all(_is_as_planned(encoder.find_matrix(m.layer, m.kind), m) for m in matrices)
-        for matrices in (folded, plan.matrices)
-    )
-
-
-def _is_as_planned(module: nn.Module | None, matrix: MatrixPlan) -> bool:
-    if module is None:
-        return matrix.num_groups == 0
     try:
-        layer = as_matrix(module)
-    except TypeError:
+        structure = Structure.of(encoder)
+    except TypeError:  # another library has replaced a layer
         return False
-    if layer.block_shape != matrix.block_shape or (layer.in_features, layer.out_features) != (
-        matrix.rows,
-        matrix.columns,
-    ):
-        return False
-    if matrix.input_index is None or matrix.output_index is None or matrix.num_groups == 0:
-        return True
-    rows, columns = layer.index()
-    return (tuple(map(tuple, rows.tolist())), tuple(map(tuple, columns.tolist()))) == (
-        matrix.input_index,
-        matrix.output_index,
+    return any(
+        structure == Structure.from_plan(encoder, plan, fold_orders)
+        and all(
+            _has_index(encoder, matrix)
+            for _, _, folded in fold_plan(plan, encoder.attention_unit, fold_orders)
+            for matrix in folded.matrices.values()
+        )
+        for fold_orders in (True, False)
     )
+
+
+def _has_index(encoder: Encoder, matrix: MatrixPlan) -> bool:
+    """Return whether the blocks of a matrix, if it has any, are at the positions of a plan."""
+    module = encoder.find_matrix(matrix.layer, matrix.kind)
+    if module is None or not matrix.input_index or not matrix.output_index:
+        return True
+    rows, columns = as_matrix(module).index()
+    planned = (matrix.input_index, matrix.output_index)
+    return planned == (tuple(map(tuple, rows.tolist())), tuple(map(tuple, columns.tolist())))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from pgb_lightning.encoders.base import SUBLAYERS, Sublayer
-from pgb_lightning.plan import Index, MatrixPlan
+from pgb_lightning.plan import Index, MatrixPlan, PruningPlan
 
 #: Inner features of a sublayer (neurons, or features of heads) in order; ``None`` if all are kept in their order.
 Hidden = tuple[int, ...] | None
@@ -70,6 +70,26 @@ def fold(matrices: Iterable[MatrixPlan], sublayer: Sublayer, attention_unit: int
     rows, columns = _reindex(last.input_index, last.output_index, position)
     folded[closing] = _simplify(replace(last, rows=len(hidden), input_index=rows, output_index=columns))
     return Folded(None if hidden == tuple(everything) else hidden, folded)
+
+
+def fold_plan(plan: PruningPlan, attention_unit: int, fold_orders: bool = True) -> list[tuple[int, Sublayer, Folded]]:
+    """Fold every sublayer of a plan.
+
+    Args:
+        plan: The plan.
+        attention_unit: Features of attention that are removed together.
+        fold_orders: Whether permutations are folded; if not, the matrices are as the plan has them.
+
+    Returns:
+        Layer index, sublayer and the structure to build, in order.
+    """
+    parts = []
+    for layer in range(plan.num_layers):
+        for sublayer, kinds in SUBLAYERS.items():
+            matrices = {kind: plan.matrix(layer, kind) for kind in kinds}
+            folded = fold(matrices.values(), sublayer, attention_unit) if fold_orders else Folded(None, matrices)
+            parts.append((layer, sublayer, folded))
+    return parts
 
 
 def _flat(index: Index, size: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The structure of an encoder: which blocks each matrix has, without their weights and positions.
+"""The structure of an encoder: the blocks of each matrix, without their weights and positions.
 
 A :class:`Structure` is made from a plan, a state dict or a record in ``config.json``. It is validated when it is made,
 and built in one place.
@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pgb_lightning.encoders.base import EXPENDABLE, MATRICES, SUBLAYERS, Encoder, Sublayer, join_path
-from pgb_lightning.layers.matrix import PRUNED, BlockShape, as_matrix
+from pgb_lightning.encoders.base import EXPENDABLE, MATRICES, SUBLAYERS, Encoder, Sublayer
+from pgb_lightning.layers.matrix import REMOVED, BlockShape, as_matrix
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery.build import blank_layer, install
-from pgb_lightning.surgery.folding import Folded, fold
+from pgb_lightning.surgery.folding import Folded, fold_plan
 
 #: Increased whenever the meaning of a record changes.
 STRUCTURE_VERSION = 1
@@ -34,11 +34,11 @@ REQUIRES = (
 
 @dataclass(frozen=True)
 class SublayerStructure:
-    """What is left of one sublayer.
+    """The structure of one sublayer.
 
     Args:
         inner_size: The features of the heads left, or the neurons left.
-        blocks: For each matrix kind its block shape: :data:`PRUNED` if it is removed, ``None`` if it is dense.
+        blocks: For each matrix kind its block shape: :data:`REMOVED` if it is removed, ``None`` if it is dense.
     """
 
     inner_size: int
@@ -53,7 +53,7 @@ class SublayerStructure:
     @property
     def is_dropped(self) -> bool:
         """Whether the sublayer only adds a constant."""
-        return all(shape == PRUNED for shape in self.blocks.values())
+        return all(shape == REMOVED for shape in self.blocks.values())
 
     def is_dense(self, encoder: Encoder, name: Sublayer) -> bool:
         """Return whether nothing is removed."""
@@ -67,9 +67,10 @@ class SublayerStructure:
             name: The sublayer.
 
         Raises:
-            ValueError: If they do not, or it is not; the message names the matrix.
+            ValueError: If blocks do not fit a matrix, or an essential matrix is missing from a sublayer that is not
+                dropped. The message names the matrix.
         """
-        removed = [kind for kind, shape in self.blocks.items() if shape == PRUNED and kind not in EXPENDABLE]
+        removed = [kind for kind, shape in self.blocks.items() if shape == REMOVED and kind not in EXPENDABLE]
         if removed and not self.is_dropped:
             raise ValueError(
                 f"nothing is kept of {removed[-1]}, so the sublayer only adds a constant; {', '.join(self.blocks)} "
@@ -77,7 +78,7 @@ class SublayerStructure:
             )
         for kind, shape in self.blocks.items():
             rows, columns = encoder.matrix_size(kind, self.inner_size)
-            if shape is None or shape == PRUNED:
+            if shape is None or shape == REMOVED:
                 continue
             fits = min(shape) > 0 and shape.groups * shape.inputs <= rows and shape.groups * shape.outputs <= columns
             if not fits:
@@ -89,7 +90,7 @@ class SublayerStructure:
 
 @dataclass(frozen=True)
 class Structure:
-    """What is left of each sublayer of an encoder.
+    """The structure of each sublayer of an encoder.
 
     Args:
         sublayers: For each layer, its sublayers.
@@ -99,25 +100,31 @@ class Structure:
 
     @classmethod
     def of(cls, encoder: Encoder) -> Structure:
-        """Return the structure that an encoder has."""
-        state = {join_path(encoder.name, name): value for name, value in encoder.model.state_dict().items()}
-        return cls.from_state_dict(encoder, state)
+        """Return the structure that an encoder has, dense or pruned."""
+        layers = []
+        for layer in range(len(encoder.layers)):
+            sublayers: dict[Sublayer, SublayerStructure] = {}
+            for name, kinds in SUBLAYERS.items():
+                modules = {kind: encoder.find_matrix(layer, kind) for kind in kinds}
+                blocks = {kind: REMOVED if m is None else as_matrix(m).block_shape for kind, m in modules.items()}
+                last_opening = modules[kinds[-2]]
+                features = encoder.inner_size(name) if last_opening is None else as_matrix(last_opening).out_features
+                sublayers[name] = SublayerStructure(features, blocks)
+            layers.append(sublayers)
+        return cls(tuple(layers))
 
     @classmethod
-    def from_plan(cls, encoder: Encoder, plan: PruningPlan) -> Structure:
+    def from_plan(cls, encoder: Encoder, plan: PruningPlan, fold_orders: bool = True) -> Structure:
         """Return the structure that a plan gives to an encoder.
 
         Args:
             encoder: The encoder, dense or pruned.
-            plan: A plan for it; its permutations are folded.
+            plan: A plan for it.
+            fold_orders: Whether permutations are folded, as they are today.
         """
-        layers = []
-        for layer in range(plan.num_layers):
-            sublayers: dict[Sublayer, SublayerStructure] = {}
-            for name, kinds in SUBLAYERS.items():
-                folded = fold([plan.matrix(layer, kind) for kind in kinds], name, encoder.attention_unit)
-                sublayers[name] = SublayerStructure.of_folded(encoder, name, folded)
-            layers.append(sublayers)
+        layers: list[dict[Sublayer, SublayerStructure]] = [{} for _ in range(plan.num_layers)]
+        for layer, name, folded in fold_plan(plan, encoder.attention_unit, fold_orders):
+            layers[layer][name] = SublayerStructure.of_folded(encoder, name, folded)
         return cls(tuple(layers))
 
     @classmethod
@@ -146,10 +153,10 @@ class Structure:
                     if weight is not None:
                         blocks[kind] = BlockShape(*weight.shape) if weight.dim() == 3 else None
                     elif is_dropped or f"{path}.bias" in state_dict:
-                        blocks[kind] = PRUNED
+                        blocks[kind] = REMOVED
                     else:
                         module = encoder.find_matrix(layer, kind)
-                        blocks[kind] = PRUNED if module is None else as_matrix(module).block_shape
+                        blocks[kind] = REMOVED if module is None else as_matrix(module).block_shape
                 bias = state_dict.get(f"{prefix}{encoder.path(layer, kinds[-2])}.bias")
                 sublayers[name] = SublayerStructure(_inner_size(encoder, name, bias), blocks)
             layers.append(sublayers)
@@ -211,7 +218,7 @@ class Structure:
                 n: str(s.inner_size) for n, s in sublayers.items() if s.inner_size != encoder.inner_size(n)
             }
             shapes = {
-                kind: GONE if shape == PRUNED else "x".join(map(str, shape))
+                kind: GONE if shape == REMOVED else "x".join(map(str, shape))
                 for structure in sublayers.values()
                 for kind, shape in structure.blocks.items()
                 if shape is not None
@@ -265,7 +272,7 @@ def _read_shape(kind: str, shape: object) -> BlockShape | None:
     if shape is None:
         return None
     if shape == GONE:
-        return PRUNED
+        return REMOVED
     if not re.fullmatch(r"\d+x\d+x\d+", str(shape)):
         raise ValueError(
             f"{kind!r}: {shape!r} must give groups x block inputs x block outputs, such as '2x192x192', or {GONE!r}."

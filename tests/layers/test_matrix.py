@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
-from pgb_lightning.layers.matrix import PRUNED, BlockShape, as_matrix
+from pgb_lightning.layers.matrix import REMOVED, BlockShape, as_matrix
 
 LAYERS = {
     "dense": lambda: nn.Linear(12, 8),
@@ -26,7 +26,7 @@ def test_the_dense_weight_computes_what_the_layer_computes(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "shape", "size"),
-    [("dense", None, (1, 12, 8)), ("grouped", BlockShape(2, 5, 3), (2, 5, 3)), ("removed", PRUNED, (0, 0, 0))],
+    [("dense", None, (1, 12, 8)), ("grouped", BlockShape(2, 5, 3), (2, 5, 3)), ("removed", REMOVED, (0, 0, 0))],
 )
 def test_the_kept_weights_lie_at_the_index(name: str, shape: BlockShape | None, size: tuple[int, ...]) -> None:
     layer = as_matrix(LAYERS[name]())
