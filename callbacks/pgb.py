@@ -30,7 +30,7 @@ from pgb_lightning.callbacks.pruning.settings import describe_settings
 from pgb_lightning.callbacks.pruning.strategy import before_strategy_setup, restore_strategy
 from pgb_lightning.callbacks.pruning.training_loss import check_training_step
 from pgb_lightning.callbacks.trainer_queries import shards_before_restore
-from pgb_lightning.config import PruningConfig
+from pgb_lightning.config import Budget, Permutation, PruningConfig, Ridge, Search
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder, find_encoders
@@ -66,7 +66,7 @@ class PGBCallback(pl.Callback):
         calibration: Name of a loader, or of a method that returns one, on the data module or module.
         calibration_size: Number of calibration samples; by default all of ``calibration_dataloader()``, or 2,048
             rows of the training set.
-        plan: A ``plan.json`` to apply unchanged. Nothing is decided then, and nothing calibrated or compensated unless
+        plan: A ``plan.json`` to apply unchanged. No plan is made then, and nothing is calibrated or compensated unless
             ``compensation=True``, so it works under any strategy.
         {settings}
 
@@ -87,23 +87,23 @@ class PGBCallback(pl.Callback):
         encoder: str | None = None,
         calibration: str | None = None,
         calibration_size: int | None = None,
-        search: Literal["groups", "shapes"] | None = None,
-        budget: Literal["parameters", "flops", "latency"] | None = None,
+        search: Search | None = None,
+        budget: Budget | None = None,
         target_speedup: float | None = None,
         latency_batch_size: int | None = None,
         latency_length: int | None = None,
         importance_threshold: float | Literal["auto"] | None = None,
         max_groups: int | None = None,
         num_permutations: int | None = None,
-        permutation: Literal["greedy", "balanced", "compensated"] | None = None,
+        permutation: Permutation | None = None,
         compensation: bool | None = None,
         compensation_tokens: int | None = None,
-        ridge: float | Literal["auto"] | None = None,
+        ridge: Ridge | None = None,
         tolerance: float | None = None,
         plan: str | Path | None = None,
     ) -> None:
         super().__init__()
-        decisions = {
+        planning = {
             "pruning_ratio": pruning_ratio,
             "search": search,
             "budget": budget,
@@ -116,7 +116,7 @@ class PGBCallback(pl.Callback):
             "permutation": permutation,
             "tolerance": tolerance,
         }
-        unused = [f"{name}={value!r}" for name, value in decisions.items() if value is not None]
+        unused = [f"{name}={value!r}" for name, value in planning.items() if value is not None]
         if plan is not None and unused:
             raise MisconfigurationException(
                 f"PGBCallback: plan={str(plan)!r} already determines what is pruned, so {', '.join(unused)} would have "
@@ -129,7 +129,7 @@ class PGBCallback(pl.Callback):
             )
         with _as_misconfiguration((TypeError, ValueError)):
             self.config = PruningConfig.from_preset(
-                preset, **decisions, compensation=compensation, compensation_tokens=compensation_tokens, ridge=ridge
+                preset, **planning, compensation=compensation, compensation_tokens=compensation_tokens, ridge=ridge
             )
             self.given_plan = None if plan is None else PruningPlan.load(plan)
         if calibration_size is not None and (type(calibration_size) is not int or calibration_size < 1):
@@ -163,7 +163,7 @@ class PGBCallback(pl.Callback):
     def check(self, pl_module: pl.LightningModule) -> None:
         """Check whether a module can be pruned, without any data.
 
-        ``setup`` calls this, too; but Lightning prepares the data before. Call it earlier to fail earlier.
+        ``setup`` also calls this, after Lightning has prepared the data. Call it yourself to fail sooner.
 
         Args:
             pl_module: The module to be fitted.

@@ -1,4 +1,4 @@
-"""Report the effect of a pruning: a page, tables, and figures for loggers."""
+"""Report the effect of pruning: a page, tables, and figures for loggers."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class PGBReport(pl.Callback):
         self._reported = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Find the PGBCallback and give it a record to fill."""
+        """Find the PGBCallback and set the record that it fills."""
         if stage != "fit":
             return
         found = [each for each in trainer.callbacks if isinstance(each, PGBCallback)]  # type: ignore[attr-defined]

@@ -82,9 +82,9 @@ class TextDataModule(L.LightningDataModule):
         }
         for name, value in sizes.items():
             if value is not None and value < 1:
-                raise MisconfigurationException(f"{name}={value} is out of range. Give 1 or more.")
+                raise MisconfigurationException(f"{name}={value} is out of range. Use 1 or more.")
         if num_workers < 0:
-            raise MisconfigurationException(f"num_workers={num_workers} is out of range. Give 0 or more.")
+            raise MisconfigurationException(f"num_workers={num_workers} is out of range. Use 0 or more.")
         self.model_name_or_path = str(model_name_or_path)
         self.max_length = max_length
         self.batch_size = batch_size
@@ -124,7 +124,7 @@ class TextDataModule(L.LightningDataModule):
         if self.max_length > tokenizer.model_max_length:
             raise MisconfigurationException(
                 f"max_length={self.max_length} is more than the model {self.model_name_or_path!r} supports. "
-                f"Give 1 to {tokenizer.model_max_length}."
+                f"Use 1 to {tokenizer.model_max_length}."
             )
         return tokenizer
 
@@ -257,7 +257,7 @@ class TextDataModule(L.LightningDataModule):
         if self.calibration_size is not None and self.calibration_size > count:
             raise MisconfigurationException(
                 f"calibration_size={self.calibration_size} is more than the number of training rows, {count}. "
-                f"Give 1 to {count}, or omit it (null in YAML and on the command line)."
+                f"Use 1 to {count}, or omit it (null in YAML and on the command line)."
             )
         size = self.calibration_size or CALIBRATION_SIZE
         if size > count:

@@ -25,10 +25,11 @@ def check_texts(rows: Dataset, text_columns: tuple[str, ...], required: tuple[st
     missing = [column for column in required if column not in rows.column_names]
     if missing:
         raise MisconfigurationException(
-            f"{source} has no column {', '.join(map(repr, missing))}. Its columns are: {', '.join(rows.column_names)}."
+            f"{source} has no column {', '.join(map(repr, missing))}. Its columns are {', '.join(rows.column_names)}. "
+            "Add or rename a column."
         )
     if len(rows) == 0:
-        raise MisconfigurationException(f"{source} has no rows. Give a file with rows.")
+        raise MisconfigurationException(f"{source} has no rows. Pass a file with rows.")
     table = rows.select_columns(list(text_columns)).with_format("arrow")[:]
     for column in text_columns:
         texts = table[column]
@@ -39,7 +40,7 @@ def check_texts(rows: Dataset, text_columns: tuple[str, ...], required: tuple[st
             )
         if "string" not in str(texts.type):
             raise MisconfigurationException(
-                f"{source}: column {column!r} has the type {texts.type}. It must have strings."
+                f"{source}: column {column!r} has the type {texts.type}, but must have strings. Convert it to strings."
             )
 
 
@@ -65,4 +66,6 @@ def check_labels(rows: Dataset, num_labels: int, source: str) -> None:
         wrong = [label for label in labels if label not in range(num_labels)]
         allowed = f"integers from 0 to {num_labels - 1}"
     if wrong:
-        raise MisconfigurationException(f"{source}: column 'label' has {wrong[:5]}. Labels must be {allowed}.")
+        raise MisconfigurationException(
+            f"{source}: column 'label' has {wrong[:5]}. Labels must be {allowed}. Correct or remove these rows."
+        )

@@ -36,7 +36,7 @@ class Source:
         source = cls(repository, configuration, None if data_dir is None else Path(data_dir).expanduser())
         if source.data_dir is not None and not source.data_dir.is_dir():
             raise MisconfigurationException(
-                f"data_dir={str(source.data_dir)!r} is not a folder. Give one with {source.name}'s parquet "
+                f"data_dir={str(source.data_dir)!r} is not a folder. Pass one with {source.name}'s parquet "
                 f"files, or omit data_dir to read {repository} from the Hub."
             )
         return source

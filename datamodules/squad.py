@@ -90,19 +90,19 @@ class SQuADDataModule(TextDataModule):
             **loading,
         )
         if version not in REPOSITORIES:
-            raise MisconfigurationException(f"version={version!r} is not a version of SQuAD. Give '1.1' or '2.0'.")
+            raise MisconfigurationException(f"version={version!r} is not a version of SQuAD. Use '1.1' or '2.0'.")
         # A window has up to four special tokens, and at least one token that the previous window does not have.
         longest = max_length - QUESTION_LENGTH - 5
         if not 0 <= stride <= longest:
             raise MisconfigurationException(
                 f"stride={stride} is out of range. For max_length={max_length} and questions of up to "
-                f"{QUESTION_LENGTH} tokens, give 0 to {longest}."
+                f"{QUESTION_LENGTH} tokens, use 0 to {longest}."
                 if longest >= 0
                 else f"max_length={max_length} is too short for a question of {QUESTION_LENGTH} tokens and a context. "
-                f"Give {QUESTION_LENGTH + 5} or more."
+                f"Use {QUESTION_LENGTH + 5} or more."
             )
         if hold_out is not None and hold_out < 1:
-            raise MisconfigurationException(f"hold_out={hold_out} is out of range. Give 1 or more questions.")
+            raise MisconfigurationException(f"hold_out={hold_out} is out of range. Use 1 or more questions.")
         self.version = version
         self.source = Source.at(REPOSITORIES[version], None, data_dir)
         self.stride = stride
@@ -158,7 +158,7 @@ class SQuADDataModule(TextDataModule):
         if needed >= len(names):
             raise MisconfigurationException(
                 f"hold_out={size} leaves no questions for training: {self.describe('train')} has {len(rows)} "
-                f"questions on {len(names)} articles, and complete articles are held out. Give a smaller number."
+                f"questions on {len(names)} articles, and complete articles are held out. Use a smaller number."
             )
         return np.isin(titles, names[order[:needed]])
 

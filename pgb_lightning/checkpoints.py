@@ -60,7 +60,7 @@ def load_checked(path: str | Path, load: Callable[[], Any]) -> Any:
         is_mapping = isinstance(checkpoint, Mapping)
         found = ", ".join(map(str, list(checkpoint)[:5])) if is_mapping else f"a {type(checkpoint).__name__}"
         raise ValueError(
-            f"{str(path)!r} is not a Lightning checkpoint: it has no 'state_dict', only {found}. Give a checkpoint "
+            f"{str(path)!r} is not a Lightning checkpoint: it has no 'state_dict', only {found}. Pass a checkpoint "
             "that Lightning saved."
         )
     return checkpoint

@@ -57,8 +57,8 @@ class PruningConfig:
         ridge: λ, the strength of the penalty in Eq. 4 on the distance from the original weights, as a fraction of the
             mean input power; or ``"auto"`` to choose it for each matrix by the error on held-out calibration samples,
             one fifth of all.
-        tolerance: Largest accepted distance from ``pruning_ratio``, as a fraction of all weights (or of the budget's
-            unit).
+        tolerance: Largest distance from ``pruning_ratio`` that planning accepts, as a fraction of all weights (or of
+            the budget's unit). A warning is issued only for distances above 0.01 (0.03 for ``budget="latency"``).
 
     Raises:
         TypeError: If a setting has the wrong type.

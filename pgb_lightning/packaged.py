@@ -76,7 +76,7 @@ def explain_model_errors(model_name_or_path: str, part: str) -> Iterator[None]:
         raise
     except Exception as error:  # a damaged file can raise any exception
         raise MisconfigurationException(
-            f"model_name_or_path={model_name_or_path!r}: its {part} cannot be read. Give a name on the Hub, a local "
+            f"model_name_or_path={model_name_or_path!r}: its {part} cannot be read. Use a name on the Hub, a local "
             f"folder that save_pretrained wrote, or {MINILM_ALIAS!r} for the packaged model. The error was: "
             f"{shorten(f'{type(error).__name__}: {error}', 300)}"
         ) from error
@@ -97,7 +97,7 @@ def read_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerBase:
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise MisconfigurationException(
             f"model_name_or_path={model_name_or_path!r}: its tokenizer has special tokens only, because the model was "
-            "saved without a tokenizer. Save one in the same folder (tokenizer.save_pretrained), or give the model "
+            "saved without a tokenizer. Save one in the same folder (tokenizer.save_pretrained), or pass the model "
             "that the tokenizer belongs to."
         )
     return tokenizer

@@ -1,4 +1,4 @@
-"""The pruning plan: the contract between deciding and doing, and a JSON file that people can read."""
+"""The pruning plan: the blocks kept of each matrix, stored as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pgb_lightning.layers.matrix import REMOVED, BlockShape
 #: Increased whenever the meaning of a stored plan changes.
 SCHEMA_VERSION = 1
 
-#: G index lists, one a block; ``()`` for a matrix that is removed, ``None`` for one that stays dense.
+#: G index lists, one per block; ``()`` for a matrix that is removed, ``None`` for one that stays dense.
 Index = tuple[tuple[int, ...], ...] | None
 
 
@@ -32,7 +32,7 @@ class MatrixPlan:
             stays dense.
         output_index: The columns of each block (π_c), likewise.
         importance_kept: Fraction of the matrix's importance that lies in the blocks, in [0, 1].
-        predicted_error: Predicted rise of the loss; ``None`` if unknown. Under ``search="groups"`` it is half the
+        predicted_error: Predicted increase of the loss; ``None`` if unknown. Under ``search="groups"`` it is half the
             importance of the removed weights (Eq. 2), before compensation. Under ``search="shapes"`` it is what remains
             after compensation; the neurons or heads of a sublayer are counted at its closing matrix.
 
@@ -199,22 +199,24 @@ class PruningPlan:
     def from_dict(cls, plain: Mapping[str, Any]) -> PruningPlan:
         """Return the plan in a dictionary made by :meth:`to_dict` and possibly edited by hand.
 
-        The index lists decide: ``[]`` removes a matrix, ``null`` keeps it dense. ``summary`` and ``kept_share`` are
-        ignored; ``num_groups``, if present, must agree with the lists.
+        The index lists take precedence: ``[]`` removes a matrix, ``null`` keeps it dense. ``summary`` and
+        ``kept_share`` are ignored; ``num_groups``, if present, must agree with the lists.
 
         Raises:
-            ValueError: If an entry is missing, unknown or invalid, or a newer release wrote the plan.
+            ValueError: If an entry is missing, unknown or invalid, or the plan has another ``schema_version``.
         """
         try:
             entries = plain["matrices"]
             _check_version(plain["schema_version"])
             values = _known_fields(cls, plain, "the plan", derived=("summary",))
             return cls(**values | {"matrices": tuple(map(_matrix_from_dict, entries))})
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"not a pruning plan: {error}.") from error
+        except KeyError as error:
+            raise ValueError(f"not a pruning plan: {error} is missing.") from error
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"not a pruning plan: {str(error).rstrip('.')}.") from error
 
     def to_json(self) -> str:
-        """Return the plan as JSON text: the summary first, then one matrix a line."""
+        """Return the plan as JSON text: the summary first, then one matrix per line."""
         plain = self.to_dict()
         plain = {"summary": plain.pop("summary"), **plain}
         matrices = ",\n    ".join(json.dumps(entry, separators=(",", ":")) for entry in plain.pop("matrices"))
@@ -239,7 +241,7 @@ class PruningPlan:
         """Read a plan from a JSON file.
 
         Raises:
-            ValueError: If the file cannot be read or holds no plan; the message names it.
+            ValueError: If the file cannot be read or holds no valid plan; the message names it.
         """
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
@@ -265,14 +267,17 @@ def _known_fields(record: type, entry: Mapping[str, Any], what: str, derived: tu
     """
     known = [field.name for field in fields(record)]
     if unknown := sorted(set(entry) - {*known, *derived}):
-        raise ValueError(f"{what} has the unknown field {unknown[0]!r}; expected {', '.join(known)}.")
+        raise ValueError(
+            f"{what} has the unknown field {unknown[0]!r}. Correct or remove it; the fields are {', '.join(known)}."
+        )
     return {name: value for name, value in entry.items() if name not in derived}
 
 
 def _matrix_from_dict(entry: Mapping[str, Any]) -> MatrixPlan:
-    values = _known_fields(MatrixPlan, entry, "a matrix", derived=("num_groups", "kept_share"))
-    index = {name: _as_tuples(entry[name]) for name in ("input_index", "output_index")}
-    matrix = MatrixPlan(**{**values, **index})
+    name = f"layer {entry.get('layer', '?')} {entry.get('kind', '?')}"
+    values = _known_fields(MatrixPlan, entry, name, derived=("num_groups", "kept_share"))
+    index = {key: _as_tuples(f"{name}: {key}", entry[key]) for key in ("input_index", "output_index")}
+    matrix = MatrixPlan(**values | index)
     if entry.get("num_groups", matrix.num_groups) != matrix.num_groups:
         raise ValueError(
             f"{matrix}: num_groups={entry['num_groups']} contradicts input_index, which has {matrix.num_groups} "
@@ -281,10 +286,12 @@ def _matrix_from_dict(entry: Mapping[str, Any]) -> MatrixPlan:
     return matrix
 
 
-def _as_tuples(index: list[list[int]] | None) -> Index:
+def _as_tuples(name: str, index: list[list[int]] | None) -> Index:
     frozen = None if index is None else tuple(tuple(block) for block in index)
     if any(type(position) is not int for block in frozen or () for position in block):
-        raise TypeError("index lists must hold lists of integers")
+        raise TypeError(
+            f"{name} must be lists of integers, one per block. Use [] to remove the matrix, or null to keep it dense."
+        )
     return frozen
 
 

@@ -1,4 +1,4 @@
-"""The whole method: calibrate, decide on a plan, apply it with compensation."""
+"""The whole method: calibrate, make a plan, apply it with compensation."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def make_plan(
     candidates: Sequence[Sequence[Candidate]] | None = None,
     cost: CandidateCost | None = None,
 ) -> PruningPlan:
-    """Decide on the plan for every matrix; nothing is changed.
+    """Plan every matrix; nothing is changed.
 
     Any number of plans can be made from one calibration.
 
@@ -110,7 +110,8 @@ def make_plan(
         cost: For ``search="shapes"``, the cost of a candidate; determined by ``config.budget`` if omitted.
 
     Returns:
-        The plan. A warning is issued if it misses the target by more than one percentage point.
+        The plan. A warning is issued if it misses the target by more than one percentage point (three for
+        ``budget="latency"``).
     """
     if config.search == "groups":
         return plan_by_groups(encoder, statistics, config)

@@ -1,4 +1,4 @@
-"""Report a plan that misses the target."""
+"""Warn about a plan that misses the target."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import warnings
 
 from pgb_lightning.config import PruningConfig
 
+#: What the fraction in the warning refers to, for budgets whose unit has another name.
+UNITS = {"parameters": "weights", "flops": "FLOPs", "latency": "time"}
 #: Largest distance from the target without a warning, or an error if it is known before calibration; a fraction of the
 #: dense model's total.
 MAX_GAP = 0.01
@@ -24,11 +26,11 @@ def warn_if_missed(removed: float, config: PruningConfig) -> None:
         return
     ratio, speedup = config.pruning_ratio, config.target_speedup
     target = f"pruning_ratio={ratio}" if speedup is None else f"target_speedup={speedup}"
-    unit = {"parameters": "weights", "flops": "FLOPs", "latency": "time"}[config.budget]
+    unit = UNITS.get(config.budget, config.budget)
     if config.importance_threshold != "auto":
         reason = 'Set importance_threshold="auto" to meet the target.'
     elif config.budget == "latency":
-        reason = "No measured plan is closer; the unpruned parts of a layer take time at any ratio."
+        reason = "No measured plan is closer. The parts of a layer that are not pruned take time at any ratio."
     elif config.search != "shapes":
         reason = "No group numbers are closer for the importances of this model."
     elif gap > 0:

@@ -98,7 +98,7 @@ def test_a_dropped_sublayer_keeps_no_matrix_but_q_or_k_may_go_alone() -> None:
             PruningPlan("bert", tuple(broken))
 
 
-def test_missing_layers_and_foreign_files_are_refused() -> None:
+def test_missing_layers_and_other_files_are_refused() -> None:
     with pytest.raises(ValueError, match=r"matrices.* Q, K, V, O, W1, W2"):
         PruningPlan("bert", tuple(dense()[:-1]))
     with pytest.raises(ValueError, match="not a pruning plan: 'matrices'"):
@@ -115,7 +115,8 @@ def test_missing_layers_and_foreign_files_are_refused() -> None:
         ({"schema_version": 0}, "schema_version=0.* 1"),
         ({"schema_version": 2, "novelty": 1}, "schema_version=2"),
         ({"fingerprnt": ""}, "'fingerprnt'.* model_type, matrices, "),
-        ({"matrices": [{"layer": 0, "kind": "Q", "groups": 2}]}, "unknown field 'groups'"),
+        ({"matrices": [{"layer": 0, "kind": "Q", "groups": 2}]}, "layer 0 Q .*'groups'"),
+        ({"matrices": [{"layer": 0, "kind": "Q", "input_index": [["0"]], "output_index": []}]}, "0 Q: input_index "),
     ],
 )
 def test_other_versions_and_unknown_fields_are_named(change: dict[str, object], message: str) -> None:

@@ -70,10 +70,10 @@ def check_optimizers(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None
         return
     own = {id(parameter) for parameter in pl_module.parameters()}
     held = [p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
-    foreign = sum(id(parameter) not in own for parameter in held)
-    if foreign:
+    unknown = sum(id(parameter) not in own for parameter in held)
+    if unknown:
         raise MisconfigurationException(
-            f"PGBCallback: {type(pl_module).__name__}.configure_optimizers returned optimizers with {foreign} "
+            f"PGBCallback: {type(pl_module).__name__}.configure_optimizers returned optimizers with {unknown} "
             "parameters that are not the module's. Pruning replaces parameters: create the optimizers in "
             "configure_optimizers, from self.parameters()."
         )

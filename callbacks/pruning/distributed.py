@@ -1,4 +1,4 @@
-"""Prune on all processes of a fit: sharded calibration, one decision, and the same weights everywhere."""
+"""Prune on all processes of a fit: sharded calibration, one plan, and the same weights everywhere."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def prune_distributed(
         The plan that was applied.
 
     Raises:
-        ValueError: If calibration or the decision failed; raised on every process. The encoder is unchanged.
+        ValueError: If calibration or planning failed; raised on every process. The encoder is unchanged.
     """
     all_reduce = partial(trainer.strategy.reduce, reduce_op="sum")
     shard = shard_batches(batches, trainer.global_rank, trainer.world_size)

@@ -1,4 +1,4 @@
-"""Report the result of a pruning: print and log it, and save the plan."""
+"""Report the result of pruning: print and log it, and save the plan."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def report_pruning(
 
 
 def measure_seconds(encoder: Encoder, config: PruningConfig) -> float:
-    """Return the seconds that the encoder's layers take for a batch of the size in the configuration."""
+    """Return the latency of the encoder's layers in seconds per batch, at the configured batch size and length."""
     return measure_encoder(encoder, config.latency_batch_size, config.latency_length)
 
 

@@ -104,7 +104,7 @@ class PGBCLI(LightningCLI):
         is_sharded = path.is_dir() and any((path / file).exists() for file in SHARDED_CHECKPOINT_FILES)
         if not path.exists() or (path.is_dir() and not is_sharded):
             raise MisconfigurationException(
-                f"ckpt_path={ckpt_path!r} {'is a folder' if path.exists() else 'does not exist'}. Give a checkpoint "
+                f"ckpt_path={ckpt_path!r} {'is a folder' if path.exists() else 'does not exist'}. Pass a checkpoint "
                 "file from a fit (best.ckpt or last.ckpt), or omit ckpt_path to start from the configured model."
             )
 
@@ -126,7 +126,7 @@ class PGBCLI(LightningCLI):
                 continue
             if part:
                 raise MisconfigurationException(
-                    f"--model.{name}{part} changes only a part of {name}, which is taken from ckpt_path. Give --model."
+                    f"--model.{name}{part} changes only a part of {name}, which is taken from ckpt_path. Pass --model."
                     f"{name} completely, or omit it."
                 )
             after[name] = before[name]
@@ -163,7 +163,7 @@ class PGBCLI(LightningCLI):
             model.init_args.fine_tuned_ckpt = None
 
     def before_fit(self) -> None:
-        """Let pruning callbacks check the model before any data are prepared."""
+        """Let pruning callbacks check the model before any data is prepared."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, callbacks.PGBCallback):
                 callback.check(self.model)

@@ -45,8 +45,8 @@ def compensate(
         encoder: A dense encoder. It is pruned in place, and restored if an error occurs.
         plan: The plan.
         inputs: The first layer's inputs on the calibration samples.
-        ridge: Weight of the pull towards the original weights, as a fraction of the mean input power. "auto" chooses it
-            for each matrix on held-out samples, and then fits the weights to all samples.
+        ridge: Weight of the penalty on the distance from the original weights, as a fraction of the mean input power.
+            "auto" chooses it for each matrix on held-out samples, and then fits the weights to all samples.
         all_reduce: Sums a tensor over the processes that share the calibration.
         track: Iterates over the layers, to show progress.
         errors: Records the remaining errors, if given.
@@ -126,7 +126,7 @@ class SublayerFit:
         layer: Layer index.
         name: The sublayer.
         hidden: The inner features that are left; ``None`` if all are.
-        ridge: Weight of the pull towards the original weights.
+        ridge: Weight of the penalty on the distance from the original weights.
         all_reduce: Sums a tensor over the processes that share the calibration.
         errors: Records the remaining errors, if given.
     """

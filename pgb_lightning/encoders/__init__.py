@@ -1,4 +1,4 @@
-"""How transformers encoders are built, one family a file."""
+"""How transformers encoders are built, one file per family."""
 
 from pgb_lightning.encoders.base import EXPENDABLE, EXPORTED, MATRICES, SUBLAYERS, Encoder, Family, Sublayer, join_path
 from pgb_lightning.encoders.families import FAMILIES, register

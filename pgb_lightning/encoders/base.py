@@ -109,7 +109,7 @@ class Encoder:
 
     @property
     def max_length(self) -> int:
-        """The most tokens in a sequence; position embeddings up to the padding's index are not used."""
+        """Maximum number of tokens in a sequence; position embeddings up to the padding's index are not used."""
         padding = self.model.get_submodule("embeddings.position_embeddings").padding_idx
         return int(self.model.config.max_position_embeddings) - (0 if padding is None else int(padding) + 1)  # type: ignore[arg-type]
 

@@ -33,5 +33,5 @@ MPNET = Family(
     feed=_feed,
     tokenwise=None,
     num_neurons="intermediate_size",
-    needs_all_heads=True,  # the position bias has one plane a head
+    needs_all_heads=True,  # the position bias has one plane per head
 )

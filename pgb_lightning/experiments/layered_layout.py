@@ -65,7 +65,7 @@ class Layout:
         self.rows = best
 
     def _place(self) -> dict[str, float]:
-        """Move each name towards its neighbors while it keeps its distance from the next one in its row."""
+        """Move each name toward its neighbors while it keeps its distance from the next one in its row."""
         x = {name: float(position) for row in self.rows for position, name in enumerate(row)}
         for _ in range(60):
             for row in (*self.rows, *reversed(self.rows)):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 WIDTH, NEURONS = 12, 24
 SHAPES = {
-    "whole": (NEURONS, 1, 1),
+    "dense": (NEURONS, 1, 1),
     "fewer neurons": (NEURONS // 2, 1, 1),
     "groups": (NEURONS, 3, 2),
     "both": (NEURONS // 2, 2, 2),
@@ -129,7 +129,7 @@ def draw(importance: Tensor, groups: Blocks) -> Figure:
         original.set_ylabel(f"{shape[0]} inputs", color=NEUTRAL)
         _frame(permuted, shape, r"permuted $\tilde{W}$", f"{num_groups} blocks hold {fraction:.0%} of the importance")
         _frame(pruned, shape, r"$\hat{W}$* in the original order", f"{1 / num_groups:.0%} of the weights stay")
-        for axes, label in ((permuted, "permute"), (pruned, "put back")):
+        for axes, label in ((permuted, "permute"), (pruned, "restore\nthe order")):
             _draw_arrow_from_left(axes, label)
     return figure
 

@@ -58,7 +58,7 @@ def plan_without_permutation(reference: DenseReference, config: PruningConfig, c
 def plan_with_fixed_groups(
     reference: DenseReference, config: PruningConfig, candidates: Candidates, number: int | None = None
 ) -> PruningPlan:
-    """Allow only one group number, besides a dense and a fully pruned matrix.
+    """Allow only one group number, in addition to dense and removed matrices.
 
     Args:
         reference: The dense model and its calibration.

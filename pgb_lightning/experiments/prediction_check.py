@@ -150,7 +150,7 @@ def _kind(candidate: Candidate) -> str:
     if not isinstance(candidate.shape, Groups):
         return "fewer heads" if candidate.sublayer == "attention" else "fewer neurons"
     if any(matrix.num_groups == 0 for matrix in candidate.matrices):
-        return "Q or K fully pruned"
+        return "Q or K removed"
     return f"{candidate.sublayer} groups"
 
 

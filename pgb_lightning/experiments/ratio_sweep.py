@@ -29,7 +29,7 @@ from pgb_lightning.experiments.dense_reference import DenseReference, Evaluation
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.plotting import HUES, NEUTRAL, require_matplotlib, save
 from pgb_lightning.pruning import make_plan
-from pgb_lightning.report.summary import split_cut
+from pgb_lightning.report.summary import split_removed
 from pgb_lightning.search.candidates import list_candidates
 
 if TYPE_CHECKING:
@@ -140,8 +140,8 @@ def draw(plans: Sequence[PruningPlan], title: str) -> Figure:
     axes.imshow(cells, aspect="auto")
     axes.set_xticks(range(len(plans)), [f"{plan.pruning_ratio:.0%}" for plan in plans], fontsize=8)
     axes.set_yticks(range(len(sublayers)), [f"{layer} {sublayer}" for layer, sublayer in sublayers], fontsize=8)
-    axes.set_xlabel("share of the encoder's weights removed", fontsize=9)
-    axes.set_title(f"{title}: share kept of each sublayer", fontsize=10)
+    axes.set_xlabel("fraction of the encoder's weights removed", fontsize=9)
+    axes.set_title(f"{title}: fraction kept of each sublayer", fontsize=10)
     axes.tick_params(length=0, labelcolor=NEUTRAL)
     names = {"fewer heads or neurons": HUES[0], "groups (G > 1)": HUES[1]}
     figure.legend([Patch(color=hue) for hue in names.values()], list(names), loc="outside lower center", ncols=2)
@@ -160,7 +160,7 @@ def _table(plans: Sequence[PruningPlan], found: Sequence[Evaluation | None]) -> 
         groups = sum(has_groups(plan, layer, sublayer) for layer, sublayer in sublayers)
         counts = (dense, len(sublayers) - dense - dropped - groups, groups, dropped)
         scores = ("-", "-") if measured is None else (f"{measured.score:.1f}", f"{measured.divergence:.4f}")
-        parts = (f"{part.points:.1f}" for part in split_cut(plan).values())
+        parts = (f"{part.points:.1f}" for part in split_removed(plan).values())
         table.add_row(f"{plan.pruning_ratio:.1%}", *parts, *map(str, counts), *scores)
     return table
 

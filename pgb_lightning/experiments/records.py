@@ -30,7 +30,7 @@ def read_results(name: str, path: str | Path, needed: Collection[str] = ()) -> l
 class ResultFile:
     """Results in a file that several runs may share; without a file, results in memory.
 
-    An incomplete line that an interrupted run left is removed.
+    An incomplete last line from an interrupted run is removed.
 
     Args:
         path: The file; it is created with its folder if it does not exist.
@@ -45,7 +45,7 @@ class ResultFile:
         if self.path is None:
             return
         if self.path.is_dir():
-            raise ValueError(f"out={path!r} is a folder. Give a file, such as results.jsonl in it.")
+            raise ValueError(f"out={path!r} is a folder. Pass a file, such as results.jsonl in it.")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
             text = self.path.read_text()
@@ -70,7 +70,7 @@ def _parse(name: str, path: str | Path, text: str) -> list[Result]:
         return [dict(json.loads(line)) for line in _complete_lines(text).splitlines()]
     except (ValueError, TypeError):
         raise ValueError(
-            f"{name}={str(path)!r} must contain one JSON result per line. Give another file, or move this one away."
+            f"{name}={str(path)!r} must contain one JSON result per line. Pass another file, or move this one away."
         ) from None
 
 

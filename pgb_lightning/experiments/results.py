@@ -56,7 +56,7 @@ def run(
 
     Args:
         files: Result files that ``--out`` of the ablations wrote.
-        methods: Methods to show, in this order, besides the dense model; all if not given.
+        methods: Methods to show, in this order, in addition to the dense model; all if not given.
         markdown: Whether to print the table as Markdown.
         out: File for the figure, such as an SVG file; no figure is drawn if not given.
 
@@ -72,7 +72,7 @@ def run(
     paths = [files] if isinstance(files, str) else list(files)
     if missing := [path for path in paths if not Path(path).is_file()]:
         raise ValueError(
-            f"files contains {missing[0]!r}, which does not exist. Give files that --out of the ablations wrote."
+            f"files contains {missing[0]!r}, which does not exist. Pass files that --out of the ablations wrote."
         )
     if out is not None and Path(out).suffix not in REPRODUCIBLE_SUFFIXES:
         raise ValueError(
@@ -80,7 +80,7 @@ def run(
         )
     found = [result for path in paths for result in read_results("files", path, NEEDED)]
     if not found:
-        raise ValueError(f"files={paths} contain no results yet. Give files with at least one result.")
+        raise ValueError(f"files={paths} contain no results yet. Pass files with at least one result.")
     known = dict.fromkeys(result["method"] for result in found)
     if unknown := [name for name in methods or () if name not in known]:
         raise ValueError(f"methods contains {unknown[0]!r}. Choose from {', '.join(map(repr, known))}.")
@@ -156,7 +156,7 @@ def draw(results: Sequence[Result]) -> Figure:
         for axes, stage in zip(panels[:, column], stages, strict=True):
             _draw_panel(axes, [result for result in results if result["task"] == task], stage, methods)
         panels[0, column].set_title(f"{task}, {get_task(task).metrics[0]}", fontsize=10)
-        panels[-1, column].set_xlabel("share removed", fontsize=9, color=NEUTRAL)
+        panels[-1, column].set_xlabel("fraction removed", fontsize=9, color=NEUTRAL)
     for axes, stage in zip(panels[:, 0], stages, strict=True):
         axes.set_ylabel(f"{stage}, x 100", fontsize=9, color=NEUTRAL)
     shown = [pair for axes in panels.flat for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
@@ -209,7 +209,7 @@ def _check_same_settings(task: str, results: Sequence[Result]) -> None:
         if len(values) > 1:
             raise ValueError(
                 f"files contain results of {task} with different settings: {name} is {' and '.join(values)}. "
-                "Give results of one of them only."
+                "Pass results of one of them only."
             )
 
 

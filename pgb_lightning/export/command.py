@@ -24,8 +24,8 @@ def run_export(
     Args:
         ckpt_path: A pruned checkpoint of TextClassification or QuestionAnswering.
         output_dir: The folder to write, new or empty.
-        format: "huggingface": small, loaded by transformers after `import pgb_lightning`; "dense": a plain transformers
-            model with zeros, as large as before pruning; "onnx": small, for onnxruntime.
+        format: "huggingface": small, loaded by transformers after ``import pgb_lightning``; "dense": a plain
+            transformers model with zeros, as large as before pruning; "onnx": small, for onnxruntime.
         quantize: "int8" for an ONNX file with integer weights.
 
     Raises:

@@ -115,7 +115,7 @@ def make_folder(folder: str | Path) -> Path:
     """Create a folder, unless it exists and is empty.
 
     Raises:
-        ValueError: If :func:`check_folder` raises it.
+        ValueError: If the path is a file, or a folder that is not empty or not writable.
     """
     check_folder(folder)
     Path(folder).mkdir(parents=True, exist_ok=True)

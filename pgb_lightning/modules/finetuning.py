@@ -58,10 +58,10 @@ class FineTuning(L.LightningModule):
                 another model.
         """
         if not 0 <= warmup_ratio <= 1:
-            raise MisconfigurationException(f"warmup_ratio={warmup_ratio} is out of range. Give 0 to 1.")
+            raise MisconfigurationException(f"warmup_ratio={warmup_ratio} is out of range. Use 0 to 1.")
         if learning_rate <= 0 or weight_decay < 0:
             raise MisconfigurationException(
-                f"learning_rate={learning_rate} or weight_decay={weight_decay} is out of range. Give a "
+                f"learning_rate={learning_rate} or weight_decay={weight_decay} is out of range. Use a "
                 "learning rate above 0 and a weight decay of 0 or more."
             )
         self.learning_rate = learning_rate
@@ -94,7 +94,7 @@ class FineTuning(L.LightningModule):
         """Check that the data's tokenizer fits the model, as far as that is known.
 
         Raises:
-            MisconfigurationException: If the tokenizer has more tokens, or the data have longer inputs, than the model
+            MisconfigurationException: If the tokenizer has more tokens, or the data has longer inputs, than the model
                 has embeddings for.
         """
         own, data = self.hparams["model_name_or_path"], self._active_datamodule()
@@ -103,7 +103,7 @@ class FineTuning(L.LightningModule):
             if isinstance(length, int) and length > encoder.max_length:
                 raise MisconfigurationException(
                     f"max_length={length} of the data is more than the model {own!r} supports. "
-                    f"Give 1 to {encoder.max_length}."
+                    f"Use 1 to {encoder.max_length}."
                 )
         name = str(getattr(data, "model_name_or_path", own))
         tokenizer = None if name == own else getattr(data, "tokenizer", None)
@@ -175,7 +175,7 @@ class FineTuning(L.LightningModule):
         except (RuntimeError, StructureError) as error:
             raise MisconfigurationException(
                 f"fine_tuned_ckpt={str(path)!r} does not fit "
-                f"model_name_or_path={self.hparams['model_name_or_path']!r}. Give the model that was "
+                f"model_name_or_path={self.hparams['model_name_or_path']!r}. Pass the model that was "
                 f"fine-tuned. The error was: {shorten(str(error), 500)}"
             ) from None
 

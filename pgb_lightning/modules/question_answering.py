@@ -68,7 +68,7 @@ class QuestionAnswering(FineTuning):
         check_version(version)
         for name, value in {"n_best": n_best, "max_answer_length": max_answer_length}.items():
             if value < 1:
-                raise MisconfigurationException(f"{name}={value} is out of range. Give 1 or more.")
+                raise MisconfigurationException(f"{name}={value} is out of range. Use 1 or more.")
         self.version = version
         self.n_best = n_best
         self.max_answer_length = max_answer_length
@@ -83,7 +83,7 @@ class QuestionAnswering(FineTuning):
             if read_weights and "ForQuestionAnswering" in stored:
                 raise MisconfigurationException(
                     f"model_name_or_path={name!r} has a head with {config.num_labels} outputs instead of 2, the start "
-                    "and the end of a span. Give a model for question answering, or an encoder without a head."
+                    "and the end of a span. Pass a model for question answering, or an encoder without a head."
                 )
             config.num_labels = 2
 
@@ -95,7 +95,7 @@ class QuestionAnswering(FineTuning):
         version = getattr(self._active_datamodule(), "version", self.version)
         if version != self.version:
             raise MisconfigurationException(
-                f"The data have version={version!r} of SQuAD, but the model has {self.version!r}. Set the same version."
+                f"The data has version={version!r} of SQuAD, but the model has {self.version!r}. Set the same version."
             )
 
     def forward(self, **inputs: Tensor) -> QuestionAnsweringModelOutput:
@@ -176,4 +176,4 @@ def check_version(version: str) -> None:
         MisconfigurationException: If there is no such version.
     """
     if version not in ("1.1", "2.0"):
-        raise MisconfigurationException(f"version={version!r} is not a version of SQuAD. Give '1.1' or '2.0'.")
+        raise MisconfigurationException(f"version={version!r} is not a version of SQuAD. Use '1.1' or '2.0'.")

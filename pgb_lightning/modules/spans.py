@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: The position of the CLS token, whose span means "no answer", in all supported architectures.
+#: The position of the CLS token, whose span means "no answer", in all supported families.
 CLS_POSITION = 0
 
 
@@ -15,8 +15,8 @@ def best_spans(
     """Find the best span of each window among combinations of its ``n_best`` starts and ``n_best`` ends.
 
     Args:
-        start_logits: (B, S).
-        end_logits: (B, S).
+        start_logits: Score of each token as the start of the answer, (B, S).
+        end_logits: Score of each token as the end of the answer, (B, S).
         offsets: Character range in the context of each token, (B, S, 2), or -1 for tokens outside the context.
         n_best: Number of starts and of ends to combine.
         max_answer_length: Maximum length of an answer in tokens.

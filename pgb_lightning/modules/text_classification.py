@@ -72,7 +72,7 @@ class TextClassification(FineTuning):
         if read_weights and "ForSequenceClassification" in stored[0] and config.num_labels != self.num_labels:
             raise MisconfigurationException(
                 f"model_name_or_path={name!r} has a head for {config.num_labels} labels, but this module has "
-                f"{self.num_labels}. Set task or num_labels to match, or give an encoder without a head."
+                f"{self.num_labels}. Set task or num_labels to match, or pass an encoder without a head."
             )
         config.num_labels = self.num_labels
         config.problem_type = "regression" if self.num_labels == 1 else "single_label_classification"
@@ -95,13 +95,13 @@ class TextClassification(FineTuning):
         num_labels = getattr(data, "num_labels", self.num_labels)
         if num_labels != self.num_labels:
             raise MisconfigurationException(
-                f"The data have num_labels={num_labels}, but the model has {self.num_labels}. Set the model's task or "
+                f"The data has num_labels={num_labels}, but the model has {self.num_labels}. Set the model's task or "
                 "num_labels to match the data (1 means regression)."
             )
         task = getattr(data, "task", None)
         if self.task is not None and isinstance(task, GLUETask) and task.name != self.task.name:
             raise MisconfigurationException(
-                f"The data have task={task.name!r}, but the model has {self.task.name!r}. Give a model (or ckpt_path) "
+                f"The data has task={task.name!r}, but the model has {self.task.name!r}. Pass a model (or ckpt_path) "
                 "and data of the same task."
             )
         self._adopt_class_names(getattr(data, "label_names", ()), stage)
@@ -116,7 +116,7 @@ class TextClassification(FineTuning):
         ):
             rank_zero_warn(
                 f"The classes of the model are {', '.join(own)}, and those of the data {', '.join(map(str, names))}. "
-                "If they are not the same in this order, give a model (or ckpt_path) that was fine-tuned on such data."
+                "If they are not the same in this order, pass a model (or ckpt_path) that was fine-tuned on such data."
             )
         if stage == "fit" and (_are_default_names(own) or differ_only_in_order(own, names)):
             self.model.config.id2label = dict(enumerate(names))
@@ -210,7 +210,7 @@ def _are_default_names(names: Sequence[str]) -> bool:
 def _count_labels(task: GLUETask | None, num_labels: int | None) -> int:
     if num_labels is not None and num_labels < 1:
         raise MisconfigurationException(
-            f"num_labels={num_labels} is out of range. Give the number of classes, or 1 for regression."
+            f"num_labels={num_labels} is out of range. Use the number of classes, or 1 for regression."
         )
     if task is None:
         return 2 if num_labels is None else num_labels

@@ -70,7 +70,7 @@ def draw_group_numbers(plan: PruningPlan) -> Figure:
 
 
 def draw_kept_weights(plan: PruningPlan) -> Figure:
-    """Draw the weights kept by attention and feed-forward in each layer, beside those of the dense layer."""
+    """Draw the weights kept by attention and feed-forward in each layer, compared with the dense layer."""
     figure = _figure(6.4, 3.2)
     axes = figure.subplots()
     layers = range(plan.num_layers)

@@ -41,7 +41,7 @@ class Block:
 
 
 def blocks_of(matrix: MatrixPlan) -> list[Block]:
-    """Return the blocks of a matrix in block order. An unpruned matrix is one block.
+    """Return the blocks of a matrix in block order. A dense matrix is one block.
 
     Example:
         >>> blocks_of(MatrixPlan(0, "Q", 4, 4, ((0, 2), (1, 3)), ((3, 0), (1, 2))))[1]
@@ -68,8 +68,8 @@ def importance_map(importance: Tensor, matrix: MatrixPlan, cells: int = CELLS) -
         cells: Maximum number of rows and columns of the map.
 
     Example:
-        >>> whole = MatrixPlan(0, "Q", 2, 2, ((1,),), ((0,),))
-        >>> importance_map(torch.tensor([[0.0, 0.25], [1.0, 0.0]]), whole)
+        >>> single = MatrixPlan(0, "Q", 2, 2, ((1,),), ((0,),))
+        >>> importance_map(torch.tensor([[0.0, 0.25], [1.0, 0.0]]), single)
         ('f0', '08')
     """
     rows = _order(matrix.input_index, matrix.rows, importance.device)

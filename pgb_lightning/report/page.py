@@ -33,8 +33,8 @@ def render_page(plan: PruningPlan, facts: Facts | None = None) -> str:
         HTML that loads no other file and runs no script.
 
     Example:
-        >>> unpruned = [MatrixPlan(0, kind, 8, 8, None, None) for kind in MATRICES]
-        >>> "<title>" in render_page(PruningPlan("bert", tuple(unpruned)))
+        >>> dense = [MatrixPlan(0, kind, 8, 8, None, None) for kind in MATRICES]
+        >>> "<title>" in render_page(PruningPlan("bert", tuple(dense)))
         True
     """
     facts = facts or Facts.of(plan)

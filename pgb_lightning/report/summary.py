@@ -22,13 +22,13 @@ class Split:
         total: Weights of these sublayers in the dense encoder.
         kept: Weights kept in them.
         points: Weights removed from them, in percent of all weights of the encoder.
-        share: Weights removed from them, as a fraction of all removed weights; 0 if none were removed.
+        fraction: Weights removed from them, as a fraction of all removed weights; 0 if none were removed.
     """
 
     total: int
     kept: int
     points: float
-    share: float
+    fraction: float
 
     @property
     def kept_share(self) -> float:
@@ -36,7 +36,7 @@ class Split:
         return self.kept / self.total
 
 
-def split_cut(plan: PruningPlan) -> dict[Sublayer, Split]:
+def split_removed(plan: PruningPlan) -> dict[Sublayer, Split]:
     """Return how the removed weights split between attention and feed-forward sublayers.
 
     Every weight costs the same number of FLOPs, so the FLOPs of the matrices split the same way.
@@ -90,9 +90,9 @@ def summarize(plan: PruningPlan, facts: Facts) -> dict[str, Any]:
                 "kept": part.kept,
                 "kept_share": part.kept_share,
                 "points_of_the_cut": part.points,
-                "share_of_the_cut": part.share,
+                "share_of_the_cut": part.fraction,
             }
-            for name, part in split_cut(plan).items()
+            for name, part in split_removed(plan).items()
         },
         "scores": {stage: dict(facts.scores.get(stage, {})) for stage in STAGES},
         "flops": dict(facts.flops),

@@ -11,7 +11,7 @@ from rich.table import Table
 from pgb_lightning.encoders.base import MATRICES, SUBLAYERS
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.report.facts import STAGES, Facts
-from pgb_lightning.report.summary import predicted_error, split_cut, sublayer_weights
+from pgb_lightning.report.summary import predicted_error, split_removed, sublayer_weights
 
 
 def plan_table(plan: PruningPlan) -> Table:
@@ -46,7 +46,7 @@ def error_table(plan: PruningPlan, facts: Facts) -> Table:
     Returns:
         A table with one row per layer. Its caption is the split of the removed weights.
     """
-    table = Table(title="PGB: weights kept, predicted increase of the loss, measured error")
+    table = Table(title="PGB: weights kept, predicted increase of the loss, measured relative error")
     table.add_column("layer", justify="right")
     for sublayer in SUBLAYERS:
         for column in ("kept", "predicted", "measured"):
@@ -60,7 +60,7 @@ def error_table(plan: PruningPlan, facts: Facts) -> Table:
             cells.append(format_number(measured, 3))
         table.add_row(str(layer), *cells)
     table.add_section()
-    split = split_cut(plan)
+    split = split_removed(plan)
     cells = []
     for part in split.values():
         cells += [f"{part.kept_share:.0%}", "", ""]
@@ -68,7 +68,7 @@ def error_table(plan: PruningPlan, facts: Facts) -> Table:
     parts = " + ".join(f"{part.points:.1f} % {sublayer}" for sublayer, part in split.items())
     table.caption = (
         f"removed: {100 * plan.pruning_ratio:.1f} % of the encoder = {parts}; "
-        "measured: error of the hidden states after the sublayer"
+        "measured: relative error of the hidden states after the sublayer"
     )
     return table
 

@@ -1,4 +1,4 @@
-"""The candidate shapes of every sublayer, each with its predicted rise of the loss."""
+"""The candidate shapes of every sublayer, each with its predicted increase of the loss."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Candidate:
 
     @property
     def loss(self) -> float:
-        """Predicted rise of the loss, after compensation."""
+        """Predicted increase of the loss, after compensation."""
         return sum(matrix.predicted_error or 0.0 for matrix in self.matrices)
 
     @property
@@ -112,7 +112,7 @@ class _Matrix(QuadraticModel):
         return self.plan(rows.view(1, -1), columns.view(1, -1), loss)
 
     def variance_losses(self) -> Tensor:
-        """Return the predicted rise of the loss if an output is replaced by its mean, for each output."""
+        """Return the predicted increase of the loss if an output is replaced by its mean, for each output."""
         variances = (self.weight * (self.covariance @ self.weight)).sum(0)
         return variances * self.output_curvature() / 2
 
@@ -130,7 +130,7 @@ class _Matrix(QuadraticModel):
             rows: The rows that are kept; all if omitted.
             columns: The columns that are kept; all if omitted.
             weight: The weights, refitted to these rows and columns; those of the dense matrix if omitted.
-            before: Predicted rise of the loss due to the rows and columns that are not kept.
+            before: Predicted increase of the loss due to the rows and columns that are not kept.
             blocks: For each group number the rows of each block, if they are fixed.
         """
         rows, columns = self._or_all(rows, columns)

@@ -19,7 +19,7 @@ def solve_knapsack(
     slack: float,
     cells: int = CELLS,
 ) -> list[int]:
-    """Choose one candidate of each list such that the total loss is minimal and the total cost is within the budget.
+    """Choose one candidate from each list such that the total loss is minimal and the total cost is within the budget.
 
     The problem is solved by dynamic programming over the cost.
 

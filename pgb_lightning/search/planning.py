@@ -39,7 +39,8 @@ def plan_by_shapes(
         cost: The cost of a candidate; determined by ``config.budget`` if omitted.
 
     Returns:
-        The plan. A warning is issued if it misses the target by more than one percentage point.
+        The plan. A warning is issued if it misses the target by more than one percentage point (three for
+        ``budget="latency"``).
     """
     options = candidates or list_candidates(encoder, statistics, config)
     cost_of = cost or candidate_cost(encoder, options, config)
@@ -47,8 +48,8 @@ def plan_by_shapes(
     importances = encoder_importances(encoder, statistics.fisher)
     identity = fingerprint(encoder)
 
-    def plan_at(cut: float) -> tuple[PruningPlan, float]:
-        chosen = choose_shapes(options, cut, config.tolerance, cost_of)
+    def plan_at(ratio: float) -> tuple[PruningPlan, float]:
+        chosen = choose_shapes(options, ratio, config.tolerance, cost_of)
         matrices = tuple(
             replace(matrix, importance_kept=_importance_kept(matrix, importances[matrix.layer, matrix.kind]))
             for candidate in chosen

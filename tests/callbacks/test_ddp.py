@@ -1,4 +1,4 @@
-"""Two processes: one decision, sharded calibration, the same weights on both ranks."""
+"""Two processes: one plan, sharded calibration, the same weights on both ranks."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def test_a_resumed_fit_equals_the_uninterrupted_one_on_both_ranks(two_processes:
     assert torch.equal(uninterrupted[0]["logits"], uninterrupted[1]["logits"])
 
 
-def test_ranks_with_different_data_make_the_same_decision(two_processes: Path) -> None:
+def test_ranks_with_different_data_make_the_same_plan(two_processes: Path) -> None:
     first, second = load(two_processes / "different")
     assert first["plan"]["num_samples"] == 16 + 24
     assert first["plan"]["summary"]["pruning_ratio"] > 0.4
     assert_equal(first, second)
 
 
-def test_a_decision_that_fails_on_rank_zero_fails_on_all_ranks(two_processes: Path) -> None:
+def test_planning_that_fails_on_rank_zero_fails_on_all_ranks(two_processes: Path) -> None:
     first, second = load(two_processes / "failing")
     assert (first["error"], second["error"]) == ("an operation failed", "PGBCallback: an operation failed")
     assert first["plan"] is second["plan"] is None

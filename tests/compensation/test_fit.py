@@ -65,9 +65,9 @@ def test_without_ridge_it_is_the_least_squares_solution() -> None:
     moments.add(x, y)
     moments.finish(lambda tensor: tensor)
     weight = LeastSquares(moments.gram, moments.cross).solve(torch.zeros(2, 3, 2), ridge=1e-12)
-    centred_x, centred_y = x - x.mean(0), y - y.mean(0)
+    centered_x, centered_y = x - x.mean(0), y - y.mean(0)
     for block, r, c in zip(weight, rows, columns, strict=True):
-        expected = torch.linalg.lstsq(centred_x[:, r], centred_y[:, c]).solution
+        expected = torch.linalg.lstsq(centered_x[:, r], centered_y[:, c]).solution
         torch.testing.assert_close(block, expected, rtol=1e-4, atol=1e-5)  # products are summed in float32
 
 

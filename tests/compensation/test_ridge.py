@@ -70,9 +70,9 @@ def test_the_chosen_ridge_is_the_best_on_held_out_samples() -> None:
 
     def error(ridge: float) -> float:
         weight = problem(moments.fitted).solve(start, ridge).float()
-        centred_x, centred_y = (z[held] - z[held].mean(0) for z in (x, y))
+        centered_x, centered_y = (z[held] - z[held].mean(0) for z in (x, y))
         blocks = zip(ROWS, COLUMNS, weight, strict=True)
-        return sum(float((centred_y[:, c] - centred_x[:, r] @ w).square().sum()) for r, c, w in blocks)
+        return sum(float((centered_y[:, c] - centered_x[:, r] @ w).square().sum()) for r, c, w in blocks)
 
     assert choose_ridge("auto", moments, problem, start) == min(RIDGES, key=error)
 

@@ -14,7 +14,7 @@ from pgb_lightning.experiments import ratio_sweep
 from pgb_lightning.experiments.dense_reference import DenseReference
 from pgb_lightning.plan import MatrixPlan
 from pgb_lightning.plotting import save
-from pgb_lightning.report.summary import split_cut
+from pgb_lightning.report.summary import split_removed
 
 pytestmark = pytest.mark.usefixtures("restored_threads")
 
@@ -73,7 +73,7 @@ def test_one_calibration_gives_a_plan_for_every_ratio(
 def test_the_paper_preset_is_swept_too(sweep: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
     [plan] = sweep(ratios=(0.5,), preset="paper")
     assert (plan.config["search"], plan.config["permutation"]) == ("groups", "greedy")
-    attention, ffn = (part.points for part in split_cut(plan).values())
+    attention, ffn = (part.points for part in split_removed(plan).values())
     assert f"{attention:.1f} │ {ffn:.1f}" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(ValueError, match="preset='best'"):
         sweep(preset="best")

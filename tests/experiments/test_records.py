@@ -1,4 +1,4 @@
-"""JSON-lines files of results: results are found again, and incomplete or foreign files are recognized."""
+"""JSON-lines files of results: results are found again, and incomplete or other files are recognized."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def test_a_given_threshold_is_used_as_is() -> None:
     assert groups == assign_group_numbers(of, 0.02, 0.5 * cost(dict.fromkeys(of, 1), of))
 
 
-def test_adjustment_takes_few_steps_towards_the_budget() -> None:
+def test_adjustment_takes_few_steps_toward_the_budget() -> None:
     of = summaries()
     start = assign_group_numbers(of, 0.02, float("inf"))
     total = cost(dict.fromkeys(of, 1), of)

@@ -23,8 +23,8 @@ def problem(
 
 def residual(x: Tensor, targets: Tensor) -> Tensor:
     """Return the residual of the best linear fit with a bias."""
-    centred, wanted = x - x.mean(0), targets - targets.mean(0)
-    return wanted - centred @ torch.linalg.lstsq(centred, wanted).solution
+    centered, wanted = x - x.mean(0), targets - targets.mean(0)
+    return wanted - centered @ torch.linalg.lstsq(centered, wanted).solution
 
 
 @pytest.mark.parametrize(("unit", "step"), [(1, 1), (1, 3), (3, 1), (2, 2)])

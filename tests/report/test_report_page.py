@@ -12,7 +12,7 @@ import pytest
 from pgb_lightning.encoders.base import MATRICES
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.report import Facts, render_page
-from pgb_lightning.report.summary import split_cut
+from pgb_lightning.report.summary import split_removed
 from pgb_lightning.report.tables import format_number
 
 Make = Callable[..., tuple[PruningPlan, Facts]]
@@ -95,9 +95,9 @@ def test_the_page_shows_the_numbers_of_the_plan(preset: str, plan_and_facts: Mak
         assert row[:3] == [f"{matrix.layer} {matrix.kind}", f"{matrix.rows} × {matrix.columns}", str(matrix.num_groups)]
         fractions = [f"{matrix.kept_share:.1%}", f"{matrix.importance_kept:.1%}"]
         assert row[4:] == [*fractions, format_number(matrix.predicted_error, 3), format_number(measured, 3)]
-    split = split_cut(plan)
+    split = split_removed(plan)
     for row, part in zip(page.tables["split"][1:], split.values(), strict=True):
-        assert row[3:] == [f"{part.kept_share:.1%}", f"{part.points:.1f}", f"{part.share:.1%}"]
+        assert row[3:] == [f"{part.kept_share:.1%}", f"{part.points:.1f}", f"{part.fraction:.1%}"]
     for layer, row in enumerate(page.tables["errors"][2:]):
         measured_errors = [facts.sublayer_errors[f"{layer}.{name}"] for name in ("attention", "ffn")]
         assert row[2::2] == [format_number(error, 3) for error in measured_errors]
@@ -134,9 +134,9 @@ def test_missing_measurements_are_marked(plan_and_facts: Make) -> None:
     assert "calibration samples" not in render_page(replace(plan, num_samples=0)).partition("</header>")[0]
 
 
-def test_an_unpruned_plan_without_facts() -> None:
-    whole = PruningPlan("bert", tuple(MatrixPlan(0, kind, 8, 8, None, None) for kind in MATRICES))
-    html = render_page(whole)
+def test_a_dense_plan_without_facts() -> None:
+    dense = PruningPlan("bert", tuple(MatrixPlan(0, kind, 8, 8, None, None) for kind in MATRICES))
+    html = render_page(dense)
     assert "bert encoder" in html
     assert "100.0%" in html
     assert "<dt><code>" not in html  # no settings

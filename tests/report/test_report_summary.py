@@ -11,7 +11,7 @@ from pgb_lightning.config import PRESETS
 from pgb_lightning.encoders.base import MATRICES, SUBLAYERS
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.report import Facts
-from pgb_lightning.report.summary import block_size, predicted_error, split_cut, summarize
+from pgb_lightning.report.summary import block_size, predicted_error, split_removed, summarize
 
 Make = Callable[..., tuple[PruningPlan, Facts]]
 
@@ -19,19 +19,19 @@ Make = Callable[..., tuple[PruningPlan, Facts]]
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_split_adds_up(preset: str, plan_and_facts: Make) -> None:
     plan, _ = plan_and_facts(preset)
-    split = split_cut(plan)
+    split = split_removed(plan)
     assert set(split) == set(SUBLAYERS)
     assert sum(part.points for part in split.values()) == pytest.approx(100 * plan.pruning_ratio)
-    assert sum(part.share for part in split.values()) == pytest.approx(1)
+    assert sum(part.fraction for part in split.values()) == pytest.approx(1)
     assert sum(part.kept for part in split.values()) == plan.kept_parameters
     attention = [m for m in plan.matrices if m.kind in SUBLAYERS["attention"]]
     assert split["attention"].kept_share == sum(m.kept_parameters for m in attention) / (4 * 24 * 24 * plan.num_layers)
 
 
-def test_the_split_of_an_unpruned_plan_is_zero() -> None:
-    whole = PruningPlan("bert", tuple(MatrixPlan(0, kind, 8, 8, None, None) for kind in MATRICES))
-    assert [(part.points, part.share) for part in split_cut(whole).values()] == [(0, 0), (0, 0)]
-    assert predicted_error(whole, 0, "ffn") is None
+def test_the_split_of_a_dense_plan_is_zero() -> None:
+    dense = PruningPlan("bert", tuple(MatrixPlan(0, kind, 8, 8, None, None) for kind in MATRICES))
+    assert [(part.points, part.fraction) for part in split_removed(dense).values()] == [(0, 0), (0, 0)]
+    assert predicted_error(dense, 0, "ffn") is None
 
 
 @pytest.mark.parametrize("preset", ["paper", "default"])

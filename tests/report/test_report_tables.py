@@ -11,7 +11,7 @@ from pgb_lightning import PruningConfig, prune
 from pgb_lightning.config import PRESETS
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.report import Facts, plan_table, render
-from pgb_lightning.report.summary import split_cut
+from pgb_lightning.report.summary import split_removed
 from pgb_lightning.report.tables import error_table, format_number, metric_names, results_table
 
 Make = Callable[..., tuple[PruningPlan, Facts]]
@@ -47,7 +47,7 @@ def test_the_error_table(plan_and_facts: Make) -> None:
         found = cells(text, f"{layer} ")
         assert found[3] == format_number(facts.sublayer_errors[f"{layer}.attention"], 3)
         assert found[6] == format_number(facts.sublayer_errors[f"{layer}.ffn"], 3)
-    attention, ffn = split_cut(plan).values()
+    attention, ffn = split_removed(plan).values()
     assert [cells(text, "all")[1], cells(text, "all")[4]] == [f"{part.kept_share:.0%}" for part in (attention, ffn)]
     caption = text.rpartition("┘")[2]
     assert f"{attention.points:.1f}" in caption

@@ -22,8 +22,8 @@ def plans_of(model: torch.nn.Module):
     encoder = find_encoder(model)
     statistics, candidates = statistics_of(model, batches(6)), candidates_of(model)
 
-    def plan_at(cut: float) -> tuple[PruningPlan, float]:
-        plan = make_plan(encoder, statistics, PruningConfig(pruning_ratio=cut), candidates)
+    def plan_at(ratio: float) -> tuple[PruningPlan, float]:
+        plan = make_plan(encoder, statistics, PruningConfig(pruning_ratio=ratio), candidates)
         return plan, plan.pruning_ratio
 
     return encoder, plan_at

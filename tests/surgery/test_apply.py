@@ -173,7 +173,7 @@ def test_what_was_frozen_stays_frozen() -> None:
 
 def test_a_subclass_of_linear_is_not_flattened() -> None:
     class Low(nn.Linear):
-        """Keeps weights of its own beside ``weight``."""
+        """Keeps weights of its own in addition to ``weight``."""
 
     model = classifier()
     model.bert.encoder.layer[0].attention.self.query = Low(24, 24)

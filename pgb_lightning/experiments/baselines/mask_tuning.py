@@ -14,7 +14,7 @@ from pgb_lightning.layers.matrix import as_matrix
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery.apply import prune_sublayer
 
-#: Regularization of the masks towards 1, as a fraction of the mean diagonal.
+#: Regularization of the masks toward 1, as a fraction of the mean diagonal.
 RIDGE = 0.01
 #: If a mask exceeds this magnitude, the problem has no stable solution, and the sublayer keeps its masks of 1.
 LARGEST = 10.0
@@ -79,7 +79,7 @@ def solve_masks(power: Tensor, missing: Tensor, weight: Tensor, unit: int, ridge
         missing: Xᵀ(target - X W), (M, N).
         weight: W, (M, N).
         unit: Number of neighboring inputs that share a mask.
-        ridge: Regularization towards 1, as a fraction of the mean diagonal.
+        ridge: Regularization toward 1, as a fraction of the mean diagonal.
 
     Returns:
         The masks, one per unit.

@@ -227,7 +227,7 @@ def cut_weight(checkpoint: dict[str, Any]) -> None:
         (cut_weight, r"intermediate\.dense.*\b23\b.*\b24\b"),
     ],
 )
-def test_a_foreign_or_newer_checkpoint(change: Any, message: str, good: Path, tmp_path: Path) -> None:
+def test_an_invalid_or_newer_checkpoint(change: Any, message: str, good: Path, tmp_path: Path) -> None:
     path = broken(good, tmp_path, change)
     with pytest.raises(MisconfigurationException, match=message):
         make_trainer(tmp_path).fit(ResumableModule(), train_loader(), make_loader(16), ckpt_path=path)
