@@ -54,9 +54,9 @@ class MatrixPlan:
         for name in ("importance_kept", "predicted_error"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) and not (value is None and name == "predicted_error"):
-                raise TypeError(f"{name}={value!r} must be a number.")
+                raise TypeError(f"{name}={value!r} must be a number, for example 0.5.")
         if self.kind not in MATRICES:
-            raise ValueError(f"{self}: kind={self.kind!r} is unknown; expected one of {', '.join(MATRICES)}.")
+            raise ValueError(f"{self}: kind={self.kind!r} is unknown. Use one of {', '.join(MATRICES)}.")
         if (self.input_index is None) != (self.output_index is None):
             raise ValueError(f"{self}: input_index and output_index must both be given, or both be null.")
         if self.input_index is None or self.output_index is None:
@@ -299,8 +299,8 @@ def _check_blocks(name: str, index: tuple[tuple[int, ...], ...], size: int) -> N
     """Require equal, disjoint blocks of positions in range(size)."""
     flat = [position for block in index for position in block]
     if len({len(block) for block in index}) > 1 or any(not block for block in index):
-        raise ValueError(f"{name} must have blocks of one size, at least 1.")
+        raise ValueError(f"{name} must have blocks of one size, at least 1. Make all index lists equally long.")
     if len(set(flat)) != len(flat):
-        raise ValueError(f"{name} lists a position twice; blocks must be disjoint.")
+        raise ValueError(f"{name} lists a position twice, but blocks must be disjoint. Remove the duplicate.")
     if flat and not 0 <= min(flat) <= max(flat) < size:
-        raise ValueError(f"{name} has a position outside 0..{size - 1}.")
+        raise ValueError(f"{name} has a position outside 0..{size - 1}. Use positions of the dense matrix.")

@@ -93,8 +93,8 @@ def permute(importance: Tensor, height: int, width: int, num_permutations: int) 
     """Find the rows and columns of one block by alternating sorts (PERMUTATION; Eq. 3).
 
     For fixed columns, the best rows are those with the largest importance summed over the columns, and vice versa.
-    The importance of the block therefore never decreases from one sort to the next. The paper adapts this from Zhao and
-    Luk (2019), Algorithm 4.
+    The importance of the block therefore never decreases from one sort to the next. This is the paper's
+    Algorithm 4 (Appendix A.6), adapted from Zhao and Luk (2019).
 
     Args:
         importance: I of the remaining rows and columns, (M', N').
