@@ -51,10 +51,14 @@ def check_plan(encoder: Encoder, plan: PruningPlan) -> None:
     check_dense(encoder)
     if plan.model_type != encoder.model_type:
         raise ValueError(
-            f"The plan has model_type={plan.model_type!r}, but the encoder's model_type is {encoder.model_type!r}."
+            f"The plan has model_type={plan.model_type!r}, but the encoder's model_type is {encoder.model_type!r}. Use "
+            "a plan that was made for this model."
         )
     if plan.num_layers != len(encoder.layers):
-        raise ValueError(f"The plan has {plan.num_layers} layers, but the encoder has {len(encoder.layers)}.")
+        raise ValueError(
+            f"The plan has {plan.num_layers} layers, but the encoder has {len(encoder.layers)}. Use a plan that was "
+            "made for this model."
+        )
     for (layer, kind), linear in encoder.linears():
         matrix = plan.matrix(layer, kind)
         if (matrix.rows, matrix.columns) != (linear.in_features, linear.out_features):
