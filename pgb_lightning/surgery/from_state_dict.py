@@ -88,6 +88,13 @@ def _read_structure(encoder: Encoder, state_dict: Mapping[str, Tensor], prefix: 
                 size = encoder.matrix_size(kind, sublayer.inner_size)
                 dense = encoder.matrix_size(kind, encoder.inner_size(name))
                 _check_entries(path, state_dict, encoder.find_matrix(layer, kind), shape, size, dense)
+            try:
+                sublayer.check(encoder, name)
+            except ValueError as error:
+                raise StructureError(
+                    f"The checkpoint's encoder at {encoder.where} cannot be rebuilt: layer {layer}: {error} Load a "
+                    "complete checkpoint."
+                ) from None
     return structure
 
 

@@ -73,8 +73,8 @@ class SublayerStructure:
         removed = [kind for kind, shape in self.blocks.items() if shape == REMOVED and kind not in EXPENDABLE]
         if removed and not self.is_dropped:
             raise ValueError(
-                f"nothing is kept of {removed[-1]}, so the sublayer only adds a constant; {', '.join(self.blocks)} "
-                f"must all be removed ({GONE!r})."
+                f"{removed[-1]} is removed, so the sublayer only adds a constant. All of {', '.join(self.blocks)} must "
+                "be removed then."
             )
         for kind, shape in self.blocks.items():
             rows, columns = encoder.matrix_size(kind, self.inner_size)

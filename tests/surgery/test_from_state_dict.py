@@ -122,6 +122,16 @@ def test_blocks_outside_the_matrix_are_refused() -> None:
         following().load_state_dict(state)
 
 
+def test_weights_that_are_missing_from_a_foreign_state_dict_are_not_taken_for_removed_ones() -> None:
+    """Without the weight of V, a bias alone would make it a removed matrix."""
+    state = {**classifier().state_dict(), "another.weight": torch.zeros(1)}
+    del state["bert.encoder.layer.1.attention.self.value.weight"]
+    model = following()
+    with pytest.raises(StructureError, match=r"layer 1: V .*Q, K, V, O"):
+        model.load_state_dict(state, strict=False)
+    assert not is_pruned(find_encoder(model))
+
+
 def test_a_newer_layout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GroupedLinear, "_version", 2)
     state = pruned("bert").state_dict()
