@@ -26,11 +26,16 @@ def register(model_type: str, family: Family) -> None:
         family: How its layers are built.
 
     Raises:
-        ValueError: If the type is registered with another family.
+        TypeError: If ``model_type`` is not a string, or ``family`` not a :class:`Family`.
+        ValueError: If the type is empty, or registered with another family.
 
     Example:
         >>> register("bert", BERT)
     """
+    if not isinstance(model_type, str) or not isinstance(family, Family):
+        raise TypeError(f"model_type={model_type!r} must be a string, and family={family!r} a Family.")
+    if not model_type:
+        raise ValueError("model_type='' is empty. Use the model_type of the configuration, such as 'bert'.")
     if FAMILIES.setdefault(model_type, family) is not family:
         raise ValueError(
             f"model_type={model_type!r} is registered with another family; delete FAMILIES[{model_type!r}] first."

@@ -149,8 +149,12 @@ def _check_loaded(model: PreTrainedModel, info: dict[str, Any], name: Any, lenie
             sizes = ((module.input_index, module.in_features), (module.output_index, module.out_features))
             for index, size in sizes:
                 positions = index.flatten().to("cpu", torch.long)
-                if not index.is_meta and not (0 <= int(positions.min()) <= int(positions.max()) < size):
+                if index.is_meta:
+                    continue
+                if not 0 <= int(positions.min()) <= int(positions.max()) < size:
                     raise StructureError(f"{where}: an index of {key} is out of range. {remedy}")
+                if len(positions.unique()) != len(positions):
+                    raise StructureError(f"{where}: an index of {key} has a position twice. {remedy}")
 
 
 def _register() -> dict[type[PreTrainedModel], type[ExportedModel]]:

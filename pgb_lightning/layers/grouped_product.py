@@ -1,5 +1,7 @@
 """The steps of a grouped layer, forward and backward, without a transposed copy.
 
+Sizes are read as ``x.shape[0]``, not ``len(x)``, so that tracers keep the number of tokens dynamic.
+
 A batched product needs its operands group by group, (G, T, m), while activations are stored token by token. Here each
 group multiplies its own columns in place and writes directly to its columns of the output.
 """
@@ -75,11 +77,11 @@ def scatter_columns(x: Tensor, index: Tensor, size: int, base: Tensor | None = N
         [[1.0, 0.0, 3.0]]
     """
     if len(index) == size:
-        rows = x.new_empty(len(x), size)
+        rows = x.new_empty(x.shape[0], size)
     else:
-        rows = (x.new_zeros(size) if base is None else base).expand(len(x), -1).clone()
+        rows = (x.new_zeros(size) if base is None else base).expand(x.shape[0], -1).clone()
     if x.device.type == "cpu" and not _is_traced():
-        return rows.scatter_(1, index.expand(len(x), -1), x)  # goes row by row, index_copy column by column
+        return rows.scatter_(1, index.expand(x.shape[0], -1), x)  # goes row by row, index_copy column by column
     return rows.index_copy_(1, index, x)
 
 
@@ -95,7 +97,10 @@ def is_in_order(index: Tensor, size: int) -> bool:
     """
     if index.device.type != "cpu" or len(index) != size or _is_traced():
         return False
-    return torch.equal(index, torch.arange(size))
+    try:
+        return torch.equal(index, torch.arange(size, device=index.device))
+    except RuntimeError:  # a tensor without values, as under FakeTensorMode
+        return False
 
 
 class _GroupedProduct(torch.autograd.Function):
@@ -168,7 +173,7 @@ def _multiply_batched(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         product = torch.bmm(blocks, weight)
     else:
         product = torch.baddbmm(bias.view(len(weight), 1, -1), blocks, weight)
-    return product.transpose(0, 1).reshape(len(x), weight.shape[0] * weight.shape[2])
+    return product.transpose(0, 1).reshape(x.shape[0], weight.shape[0] * weight.shape[2])
 
 
 def _weight_gradient(x: Tensor, gradient: Tensor, groups: int) -> Tensor:
@@ -183,7 +188,7 @@ def _weight_gradient(x: Tensor, gradient: Tensor, groups: int) -> Tensor:
 
 def _gather(x: Tensor, index: Tensor) -> Tensor:
     if x.device.type == "cpu":
-        return x.gather(1, index.expand(len(x), -1))  # goes row by row, index_select column by column
+        return x.gather(1, index.expand(x.shape[0], -1))  # goes row by row, index_select column by column
     return x.index_select(1, index)
 
 
@@ -194,4 +199,4 @@ def _is_traced() -> bool:
 
 def _by_group(x: Tensor, groups: int) -> Tensor:
     """View (T, G·m) as (G, T, m)."""
-    return x.view(len(x), groups, x.shape[1] // groups).transpose(0, 1)
+    return x.view(x.shape[0], groups, x.shape[1] // groups).transpose(0, 1)

@@ -127,3 +127,11 @@ def as_matrix(module: nn.Module) -> MatrixLayer:
     if not hasattr(module, "kept_weights"):
         raise TypeError(f"{type(module).__name__} is not a layer of an encoder's matrix.")
     return module  # type: ignore[return-value]
+
+
+def find_matrix_layer(module: nn.Module | None) -> MatrixLayer | None:
+    """Return the :class:`MatrixLayer` interface of a layer, or ``None`` if there is none, as for adapters."""
+    try:
+        return None if module is None else as_matrix(module)
+    except TypeError:
+        return None

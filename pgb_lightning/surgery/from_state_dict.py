@@ -10,7 +10,7 @@ from pgb_lightning._compat import is_fsdp_name, state_dict_versions
 from pgb_lightning.encoders.base import MATRICES, Encoder, join_path
 from pgb_lightning.encoders.find import find_encoders
 from pgb_lightning.layers.linear import GroupedLinear
-from pgb_lightning.layers.matrix import BlockShape, as_matrix
+from pgb_lightning.layers.matrix import BlockShape, find_matrix_layer
 from pgb_lightning.surgery.structure import Structure
 
 
@@ -153,7 +153,9 @@ def _check_entries(
     weight = state_dict.get(f"{path}.weight")
     if weight is None:
         return
-    current = None if module is None else as_matrix(module)
+    current = find_matrix_layer(module)
+    if module is not None and current is None:  # a layer of another library takes what torch loads into it
+        return
     is_dense = tuple(weight.shape) == dense[::-1]
     is_narrowed = current is None or (current.in_features, current.out_features) != dense
     if current is None or (shape is None and current.block_shape is not None) or (is_dense and is_narrowed):
@@ -168,6 +170,7 @@ def _check_entries(
             index is not None
             and index.shape == (shape.groups, features)
             and 0 <= int(index.min()) <= int(index.max()) < limit
+            and len(index.unique()) == index.numel()
             for index, features, limit in (
                 (state_dict.get(f"{path}.input_index"), shape.inputs, size[0]),
                 (state_dict.get(f"{path}.output_index"), shape.outputs, size[1]),

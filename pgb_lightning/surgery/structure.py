@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pgb_lightning.encoders.base import EXPENDABLE, MATRICES, SUBLAYERS, Encoder, Sublayer
-from pgb_lightning.layers.matrix import REMOVED, BlockShape, as_matrix
+from pgb_lightning.layers.matrix import REMOVED, BlockShape, as_matrix, find_matrix_layer
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery.build import blank_layer, install
 from pgb_lightning.surgery.folding import Folded, fold_plan
@@ -132,8 +132,9 @@ class Structure:
         """Read the structure off the shapes in a state dict.
 
         A three-dimensional weight holds blocks, a bias without a weight is a removed matrix, and a bias that is shorter
-        than the configuration says belongs to a sublayer with fewer neurons or heads. A matrix without any entry keeps
-        the structure that the encoder has, unless its sublayer is dropped.
+        than the configuration says belongs to a sublayer with fewer neurons or heads. A matrix without entries, or with
+        those of another library (adapters, parametrizations), keeps the structure that the encoder has, unless its
+        sublayer is dropped.
 
         Args:
             encoder: The encoder that the state dict is meant for.
@@ -144,19 +145,19 @@ class Structure:
         for layer in range(len(encoder.layers)):
             sublayers: dict[Sublayer, SublayerStructure] = {}
             for name, kinds in SUBLAYERS.items():
-                closing = prefix + encoder.path(layer, kinds[-1])
-                is_dropped = f"{closing}.bias" in state_dict and f"{closing}.weight" not in state_dict
+                paths = {kind: prefix + encoder.path(layer, kind) for kind in kinds}
+                is_dropped = _has_only_bias(state_dict, paths[kinds[-1]])
                 blocks: dict[str, BlockShape | None] = {}
-                for kind in kinds:
-                    path = prefix + encoder.path(layer, kind)
+                for kind, path in paths.items():
                     weight = state_dict.get(f"{path}.weight")
                     if weight is not None:
                         blocks[kind] = BlockShape(*weight.shape) if weight.dim() == 3 else None
-                    elif is_dropped or f"{path}.bias" in state_dict:
+                    elif is_dropped or _has_only_bias(state_dict, path):
                         blocks[kind] = REMOVED
                     else:
                         module = encoder.find_matrix(layer, kind)
-                        blocks[kind] = REMOVED if module is None else as_matrix(module).block_shape
+                        matrix = find_matrix_layer(module)
+                        blocks[kind] = REMOVED if module is None else matrix.block_shape if matrix else None
                 bias = state_dict.get(f"{prefix}{encoder.path(layer, kinds[-2])}.bias")
                 sublayers[name] = SublayerStructure(_inner_size(encoder, name, bias), blocks)
             layers.append(sublayers)
@@ -280,6 +281,11 @@ def _read_shape(kind: str, shape: object) -> BlockShape | None:
     return BlockShape(*map(int, str(shape).split("x")))
 
 
+def _has_only_bias(state_dict: Mapping[str, Tensor], path: str) -> bool:
+    """Return whether a state dict has the bias of a layer and nothing else of it."""
+    return [name for name in state_dict if name.startswith(f"{path}.")] == [f"{path}.bias"]
+
+
 def _inner_size(encoder: Encoder, name: Sublayer, bias: Tensor | None) -> int:
     """Return the inner features left, given the bias of an opening matrix; all of them if it does not tell."""
     fits = bias is not None and _is_inner_size(encoder, name, len(bias))
@@ -291,6 +297,6 @@ def _is_inner_size(encoder: Encoder, name: Sublayer, size: int) -> bool:
 
 
 def _has(module: nn.Module, size: tuple[int, int], shape: BlockShape | None) -> bool:
-    """Return whether a layer has M, N and a block shape."""
-    matrix = as_matrix(module)
-    return (matrix.in_features, matrix.out_features) == size and matrix.block_shape == shape
+    """Return whether a layer has M, N and a block shape. The layers of other libraries are left alone."""
+    matrix = find_matrix_layer(module)
+    return matrix is None or ((matrix.in_features, matrix.out_features) == size and matrix.block_shape == shape)

@@ -95,6 +95,10 @@ def test_an_input_of_the_longest_length_runs_and_a_longer_one_does_not(model_typ
 def test_registering_a_family() -> None:
     with pytest.raises(ValueError, match="model_type='bert'"):
         register("bert", FAMILIES["distilbert"])
+    with pytest.raises(ValueError, match="model_type=''"):
+        register("", FAMILIES["bert"])
+    with pytest.raises(TypeError, match="family=None"):
+        register("x", None)  # type: ignore[arg-type]
     register("bert", FAMILIES["bert"])
     try:
         register("my-bert", FAMILIES["bert"])

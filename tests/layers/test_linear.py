@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pgb_lightning import ConstantLinear, GroupedLinear
 from pgb_lightning.layers.dropped import DroppedCore
@@ -176,6 +177,28 @@ def test_copies_moves_and_meta_tensors_keep_the_indices(tmp_path: Path) -> None:
         meta,
     )
     assert all(torch.equal(other(x), layer(x)) for other in copies)
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+@pytest.mark.parametrize("size", [4, 3])
+def test_traced_and_exported_layers_take_any_number_of_tokens(in_order: bool, size: int) -> None:
+    layer = GroupedLinear(8, 8, 2, size, size).eval()
+    layer = layer if in_order else shuffled(layer)
+    x = torch.randn(7, 8)
+    traced = torch.jit.trace(layer, (torch.randn(5, 8),))
+    torch.testing.assert_close(traced(x), layer(x))
+    tokens = torch.export.Dim("tokens", min=2, max=64)
+    exported = torch.export.export(layer, (torch.randn(5, 8),), dynamic_shapes=({0: tokens},)).module()
+    torch.testing.assert_close(exported(x), layer(x))
+
+
+def test_another_default_device_and_fake_tensors_do_not_matter() -> None:
+    layer, x = shuffled(GroupedLinear(12, 8, 2)).eval(), torch.randn(3, 12)
+    expected = layer(x)
+    with torch.device("meta"):
+        assert torch.equal(layer(x), expected)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert layer(x).shape == expected.shape
 
 
 def test_training_can_follow_an_evaluation_in_inference_mode() -> None:

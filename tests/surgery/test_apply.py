@@ -144,6 +144,28 @@ def test_a_pruned_encoder_is_not_pruned_again() -> None:
         prune(model, batches(1))
 
 
+class Logits(nn.Module):
+    """A model with tensors as inputs and output, as tracers require."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("preset", ["balanced", "default"])
+def test_traced_and_exported_models_take_any_number_of_sequences(preset: str) -> None:
+    model = Logits(pruned("bert", preset=preset)).eval()
+    few, many = (tuple(batches(1, size=size)[0][name] for name in ("input_ids", "attention_mask")) for size in (2, 5))
+    traced = torch.jit.trace(model, few, check_trace=False)
+    torch.testing.assert_close(traced(*many), model(*many))
+    size = torch.export.Dim("size", min=2, max=64)
+    exported = torch.export.export(model, few, dynamic_shapes=({0: size}, {0: size})).module()
+    torch.testing.assert_close(exported(*many), model(*many))
+
+
 def test_a_plan_is_applied_to_a_model_or_an_encoder() -> None:
     plan = plan_with(3, W1=2, W2=2)
     models = [classifier() for _ in range(3)]
@@ -153,6 +175,8 @@ def test_a_plan_is_applied_to_a_model_or_an_encoder() -> None:
     with pytest.raises(ValueError, match="encoder="):
         apply_plan(both, plan)
     apply_plan(both, plan, encoder="a")
+    with pytest.raises(ValueError, match="encoder='a'"):
+        apply_plan(find_encoder(both, "b"), plan, encoder="a")
     assert torch.equal(logits(models[0]), logits(models[1]))
     assert torch.equal(logits(models[0]), logits(models[2]))
     assert not is_pruned(find_encoder(both, "b"))

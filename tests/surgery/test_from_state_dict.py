@@ -122,6 +122,44 @@ def test_blocks_outside_the_matrix_are_refused() -> None:
         following().load_state_dict(state)
 
 
+class Adapter(nn.Module):
+    """A layer of another library around a dense one."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base
+        self.lora = nn.Linear(24, 24, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base_layer(x) + self.lora(x)
+
+
+@pytest.mark.parametrize("name", ["value", "query"])
+def test_layers_of_other_libraries_load_their_own_state_dict(name: str) -> None:
+    model = following()
+    attention = model.bert.encoder.layer[0].attention.self
+    setattr(attention, name, Adapter(getattr(attention, name)))
+    state = {key: value + 1 for key, value in model.state_dict().items()}
+    model.load_state_dict(state)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_a_parametrized_layer_loads_its_own_state_dict() -> None:
+    model = following()
+    nn.utils.parametrizations.orthogonal(model.bert.encoder.layer[0].attention.self.value)
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
+    assert not is_pruned(find_encoder(model))
+
+
+def test_a_position_that_appears_twice_is_refused() -> None:
+    state = pruned("bert", preset="paper").state_dict()
+    name = next(name for name in state if name.endswith("input_index"))
+    state[name] = state[name].clone()
+    state[name][0, 0] = state[name][0, 1]
+    with pytest.raises(StructureError, match=r"blocks of \d+ x \d+"):
+        following().load_state_dict(state)
+
+
 def test_weights_that_are_missing_from_a_foreign_state_dict_are_not_taken_for_removed_ones() -> None:
     """Without the weight of V, a bias alone would make it a removed matrix."""
     state = {**classifier().state_dict(), "another.weight": torch.zeros(1)}
