@@ -153,7 +153,7 @@ def _check_loaded(model: PreTrainedModel, info: dict[str, Any], name: Any, lenie
                     continue
                 if not 0 <= int(positions.min()) <= int(positions.max()) < size:
                     raise StructureError(f"{where}: an index of {key} is out of range. {remedy}")
-                if len(positions.unique()) != len(positions):
+                if int(positions.bincount().max()) > 1:
                     raise StructureError(f"{where}: an index of {key} has a position twice. {remedy}")
 
 

@@ -170,7 +170,7 @@ def _check_entries(
             index is not None
             and index.shape == (shape.groups, features)
             and 0 <= int(index.min()) <= int(index.max()) < limit
-            and len(index.unique()) == index.numel()
+            and int(index.flatten().bincount().max()) == 1
             for index, features, limit in (
                 (state_dict.get(f"{path}.input_index"), shape.inputs, size[0]),
                 (state_dict.get(f"{path}.output_index"), shape.outputs, size[1]),
