@@ -22,8 +22,8 @@ class GroupedLinear(nn.Module):
     The two index buffers are the only state besides the parameters. Everything else is derived from them in each
     forward pass, so the layer is correct however the buffers are set: by loading in any grad mode, moving, copying,
     ``functional_call`` or in-place edits. On a CPU, a pass checks whether a side is in block order already and then
-    skips its gather or scatter. Compared with a cache of the result, this costs about 20 µs a call on one core: 11 to
-    35 % of a layer's time for a single token, at most 12 % for 16 tokens and 5 % from 128 tokens on (384 x 1536 to
+    skips its gather or scatter. Compared with a cache of the result, this costs about 25 µs a call on one core: 17 to
+    35 % of a layer's time for a single token, at most 13 % for 16 tokens and 5 % from 128 tokens on (384 x 1536 to
     3072 x 768, G = 2). On other devices the check would wait for the device, so both sides always move; the cost of
     that has not been measured.
 
