@@ -160,11 +160,13 @@ OWN = {"_follows_state_dict", "_version"}
 
 
 def find_private_uses(path: Path) -> set[str]:
-    """Return the private names of other objects and packages that a file uses."""
+    """Return the private names of other objects and packages that a file uses, also by ``getattr``."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls", "super()"):
             found.add(node.attr)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr"):
+            found |= {name.value for name in node.args[1:2] if isinstance(name, ast.Constant)}
         elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("pgb_lightning"):
             found |= {*(node.module or "").split("."), *(alias.name for alias in node.names)}
     return {name for name in found - OWN if re.match("_[a-zA-Z]", name)}

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pgb_lightning._compat import attention_implementation
 from pgb_lightning.atomic_write import write_atomically
 from pgb_lightning.encoders.base import SUBLAYERS, Encoder
 from pgb_lightning.latency import measure_fastest, random_hidden_states
@@ -124,7 +125,7 @@ def table_setting(encoder: Encoder, batch_size: int, length: int) -> dict[str, A
         "head_size": encoder.head_size,
         "inner_sizes": [encoder.inner_size(sublayer) for sublayer in SUBLAYERS],
         "dtype": str(encoder.model.dtype),
-        "attention": getattr(config, "_attn_implementation", None),
+        "attention": attention_implementation(config),
         "batch_size": batch_size,
         "length": length,
         "device": device.type,

@@ -158,7 +158,7 @@ class Structure:
                         module = encoder.find_matrix(layer, kind)
                         matrix = find_matrix_layer(module)
                         blocks[kind] = REMOVED if module is None else matrix.block_shape if matrix else None
-                bias = state_dict.get(f"{prefix}{encoder.path(layer, kinds[-2])}.bias")
+                bias = state_dict.get(f"{paths[kinds[-2]]}.bias")
                 sublayers[name] = SublayerStructure(_inner_size(encoder, name, bias), blocks)
             layers.append(sublayers)
         return cls(tuple(layers))
