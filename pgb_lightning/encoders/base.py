@@ -77,7 +77,7 @@ class Encoder:
     @property
     def where(self) -> str:
         """The encoder's path, for messages."""
-        return repr(self.name or "the root")
+        return repr(self.name) if self.name else "the root"
 
     @property
     def hidden_size(self) -> int:
