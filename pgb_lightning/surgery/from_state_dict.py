@@ -168,6 +168,7 @@ def _check_entries(
     else:
         fits = all(
             index is not None
+            and not index.is_floating_point()
             and index.shape == (shape.groups, features)
             and 0 <= int(index.min()) <= int(index.max()) < limit
             and int(index.flatten().bincount().max()) == 1
@@ -176,7 +177,10 @@ def _check_entries(
                 (state_dict.get(f"{path}.output_index"), shape.outputs, size[1]),
             )
         )
-        found = f"{shape.groups} blocks of {shape.inputs} x {shape.outputs} with missing or invalid indices"
+        found = (
+            f"{shape.groups} blocks of {shape.inputs} x {shape.outputs} without indices that are distinct integers "
+            "within it"
+        )
     if not fits:
         raise StructureError(
             f"{path}: the checkpoint has {found}, but the module's matrix is {size[0]} x {size[1]}. Build the module "
