@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from pgb_lightning.callbacks.trainer_queries import shards_before_restore
 from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.distillation import Call, Teacher, hidden_loss, logits_loss, record_calls
-from pgb_lightning.encoders.base import join_path
 from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.encoders.wrappers import join_path
 from pgb_lightning.surgery.checks import is_pruned
 from pgb_lightning.surgery.dense_twin import make_dense_model
 

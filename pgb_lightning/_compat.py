@@ -117,6 +117,21 @@ def has_forward_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+def share_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Make the hooks registered on a module run on another one too; their handles then remove them from both.
+
+    Wraps the dictionaries of hooks of ``nn.Module``. torch has public functions to register hooks only, and a handle
+    holds the dictionary that the hook was added to.
+    """
+    for name in vars(nn.Module()):
+        if "forward" in name or "backward" in name:  # such as _forward_hooks_with_kwargs and _is_full_backward_hook
+            vars(new)[name] = vars(old)[name]
+
+
+#: Attribute that holds the module inside torch's wrapper for activation checkpointing. Its state dict leaves it out.
+CHECKPOINT_WRAPPED = "_checkpoint_wrapped_module"
+
+
 def state_dict_versions(state_dict: Mapping[str, Any]) -> dict[str, int]:
     """Return the layout version that each module wrote into a state dict, by the module's name.
 

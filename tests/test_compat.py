@@ -18,6 +18,7 @@ from helpers.own import OwnModule, make_loader
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp._common_utils import FSDP_WRAPPED_MODULE
 from torchmetrics.classification import MulticlassAccuracy
 from transformers import BertConfig
@@ -121,6 +122,30 @@ def test_forward_hooks_are_found(register: str) -> None:
     assert _compat.has_forward_hooks(module)
     handle.remove()
     assert not _compat.has_forward_hooks(module)
+
+
+def test_hooks_are_shared_with_another_module_until_their_handles_remove_them() -> None:
+    old, new, calls = nn.Linear(2, 2), nn.Linear(2, 2), []
+    handles = [
+        old.register_forward_hook(lambda *_: calls.append("forward"), always_call=True),
+        old.register_forward_pre_hook(lambda module, args, kwargs: calls.append("before"), with_kwargs=True),
+        old.register_full_backward_hook(lambda *_: calls.append("backward")),
+        old.register_full_backward_pre_hook(lambda *_: calls.append("before backward")),
+    ]
+    _compat.share_hooks(old, new)
+    new(torch.ones(1, 2, requires_grad=True)).sum().backward()
+    assert calls == ["before", "forward", "before backward", "backward"]
+    for handle in handles:
+        handle.remove()
+    calls.clear()
+    new(torch.ones(1, 2, requires_grad=True)).sum().backward()
+    assert calls == []
+
+
+def test_activation_checkpointing_leaves_its_name_out_of_state_dicts() -> None:
+    wrapper = checkpoint_wrapper(nn.Linear(2, 2))
+    assert [name for name, _ in wrapper.named_children()] == [_compat.CHECKPOINT_WRAPPED]
+    assert list(wrapper.state_dict()) == ["weight", "bias"]
 
 
 def test_a_state_dict_has_the_versions_of_its_modules() -> None:

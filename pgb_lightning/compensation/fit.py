@@ -22,6 +22,7 @@ from pgb_lightning.layers.matrix import BlockIndex, MatrixLayer, as_matrix
 from pgb_lightning.modes import eval_mode
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery.apply import prune_layer, select_features
+from pgb_lightning.surgery.build import undone_on_error
 from pgb_lightning.surgery.checks import check_plan
 from pgb_lightning.surgery.folding import Hidden
 
@@ -55,15 +56,14 @@ def compensate(
         ValueError: If the plan does not fit the encoder.
     """
     check_plan(encoder, plan)
-    stack = encoder.model.get_submodule(encoder.family.layers)
-    assert isinstance(stack, nn.ModuleList)
     streams = [Stream(given, encoder.model.device, hold_out=ridge == "auto") for given in inputs]
     originals: list[nn.Module] = []
+    dense = [layer.state_dict() for layer in encoder.layers]  # the tensors themselves, without a copy
     exact = True  # nothing is pruned so far, so both streams are equal and need no refit
-    with eval_mode(encoder.model), torch.no_grad():
+    with eval_mode(encoder.model), torch.no_grad(), undone_on_error(encoder):
         try:
             for layer in track(range(plan.num_layers)):
-                originals.append(copy.deepcopy(stack[layer]))
+                originals.append(copy.deepcopy(encoder.layers[layer]))
                 hidden = prune_layer(encoder, plan, layer)
                 for name in SUBLAYERS:
                     sublayer = SublayerFit(
@@ -82,9 +82,15 @@ def compensate(
                     else:
                         sublayer.compensate(streams)
         except BaseException:
-            for layer, original in enumerate(originals):
-                stack[layer] = original
+            _restore_weights(dense, originals)
             raise
+
+
+def _restore_weights(layers: list[dict[str, Tensor]], originals: list[nn.Module]) -> None:
+    """Copy weights back into the tensors of the dense layers, of which some are refitted in place."""
+    for state, original in zip(layers, originals, strict=False):
+        for name, value in original.state_dict().items():
+            state[name].copy_(value)
 
 
 class Stream:

@@ -9,6 +9,8 @@ from typing import Literal
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pgb_lightning.encoders.wrappers import join_path, names_of, replace_module, state_dict_path, unwrap
+
 Sublayer = Literal["attention", "ffn"]
 
 #: The six matrix kinds in the order in which a layer computes them, with the paper's names.
@@ -63,11 +65,14 @@ class Encoder:
         name: The encoder's attribute path in the module in which it was found; empty if it is that module.
         model: The transformers model that owns the layers.
         family: How its layers are built.
+        root: The module in which the encoder was found; ``model`` if omitted. Layers are replaced under all names that
+            they have in it.
     """
 
     name: str
     model: PreTrainedModel
     family: Family
+    root: nn.Module | None = None
 
     @property
     def model_type(self) -> str:
@@ -130,9 +135,42 @@ class Encoder:
         return self.family.feed(layer, hidden)
 
     @property
+    def roots(self) -> list[nn.Module]:
+        """The modules in which layers are replaced: :attr:`root` and, if that is another module's copy, the model."""
+        return [self.model] if self.root is None else [self.root, self.model]
+
+    @property
+    def stack(self) -> nn.ModuleList:
+        """The list that holds the layers, which may be wrapped."""
+        stack = self.model.get_submodule(self.family.layers)
+        assert isinstance(stack, nn.ModuleList)
+        return stack
+
+    @property
+    def owners(self) -> list[PreTrainedModel]:
+        """The models that run the layers: more than one if several models share them."""
+        root = self.model if self.root is None else self.root
+        models = [m for m in root.modules() if isinstance(m, PreTrainedModel) and has_layers(m, self.family)]
+        own = [m for m in models if list(Encoder("", m, self.family).stack) == list(self.stack)]
+        return own if self.model in own else [self.model, *own]
+
+    @property
+    def names(self) -> list[str]:
+        """All paths of the encoder in the module in which it was found, :attr:`name` first."""
+        root = self.model if self.root is None else self.root
+        found = [name for owner in self.owners for name in names_of(owner, root)]
+        return list(dict.fromkeys([self.name, *found]))
+
+    @property
     def layers(self) -> list[nn.Module]:
-        """The encoder layers, first to last."""
-        return list(self.model.get_submodule(self.family.layers).children())
+        """The encoder layers, first to last, without the wrappers that they may have."""
+        return [layer for _, layer in self._unwrapped()]
+
+    def _unwrapped(self) -> list[tuple[str, nn.Module]]:
+        """Return the path of each layer in :attr:`stack`, and the layer."""
+        parts = {path.partition(".")[0] for path in self.family.paths.values()}
+        found = [unwrap(child, parts) for child in self.stack]
+        return [(join_path(str(number), path), layer) for number, (path, layer) in enumerate(found)]
 
     def matrix(self, layer: int, kind: str) -> nn.Module:
         """Return the layer that holds a matrix.
@@ -154,12 +192,12 @@ class Encoder:
             return None
 
     def set_matrix(self, layer: int, kind: str, module: nn.Module) -> None:
-        """Replace the layer that holds a matrix."""
-        self.layers[layer].set_submodule(self.family.paths[kind], module)
+        """Replace the layer that holds a matrix, under every name that it has."""
+        replace_module(self.matrix(layer, kind), module, self.roots)
 
     def path(self, layer: int, kind: str) -> str:
-        """Return a matrix's attribute path from the module in which the encoder was found."""
-        return join_path(self.name, self.family.layers, str(layer), self.family.paths[kind])
+        """Return the name of a matrix's layer in the state dict of the module in which the encoder was found."""
+        return state_dict_path(self.name, self.family.layers, self._unwrapped()[layer][0], self.family.paths[kind])
 
     def linears(self) -> Iterator[tuple[tuple[int, str], nn.Linear]]:
         """Yield ``(layer index, matrix kind), linear`` for every matrix that is still an ``nn.Linear``."""
@@ -175,6 +213,9 @@ def model_type_of(model: PreTrainedModel) -> str:
     return str(model.config.model_type).removeprefix(EXPORTED)
 
 
-def join_path(*parts: str | None) -> str:
-    """Join attribute paths, leaving out empty ones."""
-    return ".".join(part for part in parts if part)
+def has_layers(model: PreTrainedModel, family: Family) -> bool:
+    """Return whether a model owns a family's list of layers, in contrast to a model with a head that wraps it."""
+    try:
+        return isinstance(model.get_submodule(family.layers), nn.ModuleList)
+    except AttributeError:
+        return False

@@ -5,17 +5,25 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
-from pgb_lightning.encoders.base import Encoder, join_path, model_type_of
+from pgb_lightning.encoders.base import Encoder, has_layers, model_type_of
 from pgb_lightning.encoders.families import FAMILIES
+from pgb_lightning.encoders.wrappers import join_path
 
 
 def find_encoders(module: nn.Module) -> list[Encoder]:
-    """Return every encoder of a registered family inside ``module``, ``module`` itself included."""
-    return [
-        Encoder(name, child, FAMILIES[model_type_of(child)])
-        for name, child in module.named_modules()
-        if _is_encoder(child)
-    ]
+    """Return every encoder of a registered family inside ``module``, ``module`` itself included.
+
+    An encoder with several names, and models that share all of their layers, are one encoder.
+    """
+    found: list[Encoder] = []
+    stacks: list[list[nn.Module]] = []
+    for name, child in module.named_modules():
+        if isinstance(child, PreTrainedModel) and _is_encoder(child):
+            encoder = Encoder(name, child, FAMILIES[model_type_of(child)], root=module)
+            if list(encoder.stack) not in stacks:
+                found.append(encoder)
+                stacks.append(list(encoder.stack))
+    return found
 
 
 def find_encoder(module: nn.Module, name: str | None = None) -> Encoder:
@@ -61,18 +69,10 @@ def find_encoder(module: nn.Module, name: str | None = None) -> Encoder:
             f"{where} holds no transformers encoder. It must have a model of one of these types among its attributes: "
             f"{known}."
         )
-    return Encoder(join_path(name, found[0].name), found[0].model, found[0].family)
+    return Encoder(join_path(name, found[0].name), found[0].model, found[0].family, root=module)
 
 
-def _is_encoder(module: nn.Module) -> bool:
-    """Return whether a module owns the layers, in contrast to a model with a head that wraps it."""
-    if not isinstance(module, PreTrainedModel):
-        return False
-    family = FAMILIES.get(model_type_of(module))
-    if family is None:
-        return False
-    try:
-        layers = module.get_submodule(family.layers)
-    except AttributeError:
-        return False
-    return isinstance(layers, nn.ModuleList)
+def _is_encoder(model: PreTrainedModel) -> bool:
+    """Return whether a model is of a registered family and owns its layers."""
+    family = FAMILIES.get(model_type_of(model))
+    return family is not None and has_layers(model, family)

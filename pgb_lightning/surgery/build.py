@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import nn
 
+from pgb_lightning._compat import has_forward_hooks
 from pgb_lightning.encoders.base import SUBLAYERS, Encoder, Sublayer
+from pgb_lightning.encoders.wrappers import replace_module
 from pgb_lightning.layers.dropped import DroppedCore
 from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
 from pgb_lightning.layers.matrix import REMOVED, BlockShape, as_matrix
@@ -77,11 +81,62 @@ def drop_sublayer(encoder: Encoder, layer: int, sublayer: Sublayer) -> None:
     """Remove all of a sublayer but the constant that it adds, which is the bias of its closing matrix."""
     core, closing = encoder.family.cores[sublayer], encoder.family.paths[SUBLAYERS[sublayer][-1]]
     block = encoder.layers[layer]
-    if isinstance(block.get_submodule(core), DroppedCore):
+    old = block.get_submodule(core)
+    if isinstance(old, DroppedCore):
         return
     inside = closing.removeprefix(f"{core}.") if closing.startswith(f"{core}.") else None
     constant = block.get_submodule(closing) if inside else None
-    block.set_submodule(core, DroppedCore(inside, constant, returns_tuple=sublayer == "attention"))
+    hooked = [
+        name for name, child in old.named_modules() if name and child is not constant and has_forward_hooks(child)
+    ]
+    if hooked:
+        warnings.warn(
+            f"Layer {layer} of the encoder at {encoder.where} loses its {sublayer} sublayer, so the hooks registered "
+            f"on its {', '.join(f'{core}.{name}' for name in hooked)} no longer run.",
+            stacklevel=2,
+        )
+    kept = [] if constant is None else [id(parameter) for parameter in constant.parameters()]
+    for parameter in old.parameters():
+        if id(parameter) not in kept:  # Nothing reads it, but it stays in the module where it has another name.
+            parameter.requires_grad_(False)
+    replace_module(old, DroppedCore(inside, constant, returns_tuple=sublayer == "attention"), encoder.roots)
+
+
+@contextmanager
+def undone_on_error(encoder: Encoder) -> Iterator[None]:
+    """Put back the modules that are replaced in an encoder inside the ``with`` block, if the block raises an error."""
+    before = [
+        (root, path, child)
+        for root in encoder.roots
+        for path, child in root.named_modules(remove_duplicate=False)
+        if path
+    ]
+    chunked = [has_token_chunks(encoder, layer) for layer in range(len(encoder.layers))]
+    try:
+        yield
+    except BaseException:
+        for root, path, child in before:  # from the outside in
+            if root.get_submodule(path) is not child:
+                root.set_submodule(path, child)
+        for layer, was_chunked in enumerate(chunked):
+            if not was_chunked:
+                remove_token_chunks(encoder, layer)
+        raise
+
+
+def has_token_chunks(encoder: Encoder, layer: int) -> bool:
+    """Return whether :func:`use_token_chunks` has been applied to a layer."""
+    if encoder.family.tokenwise is None:
+        return False
+    path, method = encoder.family.tokenwise
+    return method in vars(encoder.layers[layer].get_submodule(path))
+
+
+def remove_token_chunks(encoder: Encoder, layer: int) -> None:
+    """Undo :func:`use_token_chunks`."""
+    if encoder.family.tokenwise is not None:
+        path, method = encoder.family.tokenwise
+        vars(encoder.layers[layer].get_submodule(path)).pop(method, None)
 
 
 def use_token_chunks(encoder: Encoder, layer: int) -> None:
@@ -90,7 +145,7 @@ def use_token_chunks(encoder: Encoder, layer: int) -> None:
         return
     path, method = encoder.family.tokenwise
     owner = encoder.layers[layer].get_submodule(path)
-    vars(owner).pop(method, None)
+    remove_token_chunks(encoder, layer)
     if encoder.find_matrix(layer, "W1") is not None:
         opening = encoder.family.paths["W1"].removeprefix(f"{path}.")
         setattr(owner, method, TokenChunks(owner, method, opening))

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from pgb_lightning.encoders.base import MATRICES, SUBLAYERS, Encoder
+from pgb_lightning.encoders.find import find_encoders
 from pgb_lightning.layers.dropped import DroppedCore
 from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
 from pgb_lightning.layers.matrix import as_matrix
@@ -34,11 +35,53 @@ def check_dense(encoder: Encoder) -> None:
                     f"Layer {layer} {kind} of the encoder at {encoder.where} is a {found}, but must be a plain "
                     "nn.Linear. Merge adapters and undo quantization first."
                 )
+            if "weight" not in dict(module.named_parameters(recurse=False)):
+                raise ValueError(
+                    f"Layer {layer} {kind} of the encoder at {encoder.where} computes its weight in a hook, as "
+                    "torch.nn.utils.prune and weight_norm do. Make the weight permanent first, with "
+                    "torch.nn.utils.prune.remove or remove_weight_norm."
+                )
+    _check_not_shared(encoder)
     for module in encoder.model.modules():
         if getattr(module, "chunk_size_feed_forward", 0):
             raise ValueError(
                 f"The encoder at {encoder.where} has chunk_size_feed_forward={module.chunk_size_feed_forward}, which "
                 "splits sequences in its feed-forward layers. Set chunk_size_feed_forward=0; the outputs are the same."
+            )
+
+
+def _check_not_shared(encoder: Encoder) -> None:
+    """Require that every matrix belongs to one place: a plan cannot prune it differently in two.
+
+    Other names of a layer or of the whole encoder are not a second place.
+
+    Raises:
+        ValueError: If a weight is used by two layers, by another module, or by another encoder.
+    """
+    places: dict[int, str] = {}
+    linears = {id(linear): linear for _, linear in encoder.linears()}
+    for (layer, kind), linear in encoder.linears():
+        place = f"Layer {layer} {kind}"
+        if (first := places.setdefault(id(linear.weight), place)) != place:
+            raise ValueError(
+                f"{place} of the encoder at {encoder.where} shares its weight with {first}. Give each layer its own "
+                "weights first, with copy.deepcopy."
+            )
+    for root in encoder.roots:
+        for name, module in root.named_modules():
+            for weight in module.parameters(recurse=False):
+                if id(module) not in linears and id(weight) in places:
+                    raise ValueError(
+                        f"{places[id(weight)]} of the encoder at {encoder.where} shares its weight with "
+                        f"{name!r}, which would keep the dense one. Give {name!r} its own weight first, with "
+                        "copy.deepcopy."
+                    )
+    for other in find_encoders(encoder.roots[0]):
+        shared = [n for n, layer in enumerate(encoder.layers) if any(layer is its for its in other.layers)]
+        if shared and list(other.stack) != list(encoder.stack):
+            raise ValueError(
+                f"The encoders at {encoder.where} and {other.where} share layers {shared}, but not all. Give one of "
+                "them its own layers first, with copy.deepcopy."
             )
 
 

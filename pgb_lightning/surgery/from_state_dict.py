@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from pgb_lightning._compat import is_fsdp_name, state_dict_versions
-from pgb_lightning.encoders.base import MATRICES, Encoder, join_path
+from pgb_lightning.encoders.base import MATRICES, Encoder
 from pgb_lightning.encoders.find import find_encoders
+from pgb_lightning.encoders.wrappers import state_dict_path
 from pgb_lightning.layers.linear import GroupedLinear
 from pgb_lightning.layers.matrix import BlockShape, find_matrix_layer
 from pgb_lightning.surgery.structure import Structure
@@ -43,26 +46,57 @@ def follow_state_dict(module: nn.Module) -> None:
         module._follows_state_dict = True  # type: ignore[assignment]
 
 
+def check_has_encoders(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
+    """Require entries for every encoder of a module, for a strict load.
+
+    Torch itself reports missing entries after it has loaded the others.
+
+    Raises:
+        StructureError: If a state dict has no entries of an encoder's layers.
+    """
+    for encoder in find_encoders(module):
+        if _find_stored(encoder, state_dict, "") is None and not _is_sharded(encoder):
+            raise StructureError(
+                f"The checkpoint has no layers at {_stack_prefix(encoder, '')[:-1]!r}, where the module has its "
+                f"{encoder.model_type!r} encoder. Its weights are named {', '.join(list(state_dict)[:3])}, ...: it "
+                "belongs to another model. Load it into the model that it was trained with; if the encoder is left out "
+                "of checkpoints on purpose, set strict_loading=False in the module."
+            )
+
+
 def follows_state_dict(module: nn.Module) -> bool:
     """Return whether :func:`follow_state_dict` was called on a module."""
     return bool(getattr(module, "_follows_state_dict", False))
 
 
-def _rebuild(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: object) -> None:
-    """Give encoders the structure of ``state_dict`` (a ``load_state_dict`` pre-hook)."""
+def _rebuild(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: object) -> None:
+    """Give encoders the structure of ``state_dict`` (a ``load_state_dict`` pre-hook).
+
+    Torch does not tell the hook whether loading is strict. What a non-strict load may leave out is therefore left to
+    torch: encoders without any entry, and parts of a dense encoder, which do not tell a structure.
+    """
     encoders = [encoder for encoder in find_encoders(module) if not _is_sharded(encoder)]
-    own = {prefix + name: value for name, value in module.state_dict().items()} if encoders else {}
-    # Torch does not tell the hook whether loading is strict. A state dict with a part of the module's entries, and no
-    # others, is loaded as torch loads it: a part does not tell the structure.
-    foreign = not state_dict.keys() <= own.keys()
-    affected = [
-        e for e in encoders if foreign or _covers(state_dict, e, prefix) or _differs(state_dict, e, prefix, own)
-    ]
+    stored = [found for encoder in encoders if (found := _find_stored(encoder, state_dict, prefix))]
+    if encoders and not stored:
+        _check_prefix(encoders, state_dict, prefix)
+    own = {prefix + name: value for name, value in module.state_dict(keep_vars=True).items()} if stored else {}
+    affected = [e for e in stored if _differs(state_dict, e, prefix, own) or _covers(state_dict, e, prefix)]
     structures = [_read_structure(encoder, state_dict, prefix) for encoder in affected]
     if affected:
-        _check_other_entries(affected, state_dict, prefix, own)
+        _check_other_entries(affected, state_dict, own)
     for encoder, structure in zip(affected, structures, strict=True):
         structure.build(encoder)
+
+
+def _stack_prefix(encoder: Encoder, prefix: str) -> str:
+    """Return what the names of the layers' entries start with in a state dict."""
+    return f"{prefix}{state_dict_path(encoder.name, encoder.family.layers)}."
+
+
+def _find_stored(encoder: Encoder, state_dict: Mapping[str, Any], prefix: str) -> Encoder | None:
+    """Return the encoder under the first of its names that has entries in a state dict, ``None`` if none has."""
+    named = (replace(encoder, name=name) for name in encoder.names)
+    return next((e for e in named if any(key.startswith(_stack_prefix(e, prefix)) for key in state_dict)), None)
 
 
 def _is_sharded(encoder: Encoder) -> bool:
@@ -98,27 +132,35 @@ def _read_structure(encoder: Encoder, state_dict: Mapping[str, Tensor], prefix: 
     return structure
 
 
-def _check_names(encoder: Encoder, state_dict: Mapping[str, Tensor], prefix: str) -> None:
-    """Require entries of as many layers at the encoder's path, in a layout that this release reads."""
-    inner = join_path(encoder.name, encoder.family.layers)
-    stack = f"{prefix}{inner}."
-    numbers = {name[len(stack) :].partition(".")[0] for name in state_dict if name.startswith(stack)}
-    if not numbers:
-        longer = next((name for name in state_dict if f".{inner}." in name), None)
+def _check_prefix(encoders: list[Encoder], state_dict: Mapping[str, Any], prefix: str) -> None:
+    """Refuse a state dict whose names have one prefix too many: loading it would leave all encoders as they are."""
+    for encoder in encoders:
+        inner = f".{_stack_prefix(encoder, '')}"
+        longer = next(
+            (name for name in state_dict if inner in f".{name}" and not name.startswith(prefix + inner[1:])), None
+        )
         if longer is not None:
-            wrapper = longer[: longer.index(inner)]
+            wrapper = longer[: longer.index(inner) + 1]
             raise StructureError(
                 f"The names of the checkpoint's weights start with {wrapper!r}, as those of a wrapped module do. "
                 f"Remove the prefix {wrapper!r} from them."
             )
-        raise StructureError(
-            f"The checkpoint has no layers at {stack[:-1]!r}, where the module has its {encoder.model_type!r} encoder. "
-            f"Its weights are named {', '.join(list(state_dict)[:3]) or 'nothing'}, ...: it belongs to another model."
-        )
+
+
+def _layer_numbers(encoder: Encoder, state_dict: Mapping[str, Any], prefix: str) -> set[str]:
+    """Return the numbers of the layers that have entries in a state dict."""
+    stack = _stack_prefix(encoder, prefix)
+    return {name[len(stack) :].partition(".")[0] for name in state_dict if name.startswith(stack)}
+
+
+def _check_names(encoder: Encoder, state_dict: Mapping[str, Any], prefix: str) -> None:
+    """Require entries of as many layers as the module has, in a layout that this release reads."""
+    numbers = _layer_numbers(encoder, state_dict, prefix)
     if len(numbers) != len(encoder.layers):
         raise StructureError(
-            f"The checkpoint's encoder at {stack[:-1]!r} has {len(numbers)} layers, but the module's has "
-            f"{len(encoder.layers)}. Build the module from the configuration that the checkpoint was trained with."
+            f"The checkpoint's encoder at {_stack_prefix(encoder, prefix)[:-1]!r} has {len(numbers)} layers, but the "
+            f"module's has {len(encoder.layers)}. Build the module from the configuration that the checkpoint was "
+            "trained with."
         )
     versions = state_dict_versions(state_dict)
     for layer in range(len(encoder.layers)):
@@ -188,35 +230,41 @@ def _check_entries(
         )
 
 
-def _check_other_entries(
-    encoders: list[Encoder], state_dict: Mapping[str, Tensor], prefix: str, own: Mapping[str, Tensor]
-) -> None:
+def _check_other_entries(encoders: list[Encoder], state_dict: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Require that all entries outside the layers fit, before the encoder is changed and torch refuses them."""
-    stacks = tuple(f"{prefix}{join_path(e.name, e.family.layers)}." for e in encoders)
+    inside = {id(value) for e in encoders for value in e.stack.state_dict(keep_vars=True).values()}
     for name, value in own.items():
         stored = state_dict.get(name)
-        if stored is not None and not name.startswith(stacks) and stored.shape != value.shape:
+        if id(value) in inside or not isinstance(stored, Tensor) or not isinstance(value, Tensor):
+            continue
+        if stored.shape != value.shape:
             raise StructureError(
                 f"{name}: the checkpoint has shape {tuple(stored.shape)}, but the module has {tuple(value.shape)}. "
                 "Build the module with the settings that the checkpoint was trained with."
             )
 
 
-def _covers(state_dict: Mapping[str, Tensor], encoder: Encoder, prefix: str) -> bool:
+def _covers(state_dict: Mapping[str, Any], encoder: Encoder, prefix: str) -> bool:
     """Return whether a state dict has a complete encoder, and not only a part such as its biases and LayerNorms."""
-    path = join_path(encoder.name, encoder.family.layers)
-    stack = encoder.model.get_submodule(encoder.family.layers)
-    norms = [name for name, child in stack.named_modules() if isinstance(child, nn.LayerNorm)]
-    layers = range(len(encoder.layers))
-    has_weights = any(f"{prefix}{encoder.path(n, kind)}.weight" in state_dict for n in layers for kind in MATRICES)
-    has_openings = any(f"{prefix}{encoder.path(n, kind)}.bias" in state_dict for n in layers for kind in ("V", "W1"))
+    stack, count = _stack_prefix(encoder, prefix), len(encoder.layers)
+    norms = [name for name, child in encoder.stack.named_modules() if isinstance(child, nn.LayerNorm)]
+    has_weights = any(
+        f"{prefix}{encoder.path(n, kind)}.weight" in state_dict for n in range(count) for kind in MATRICES
+    )
+    has_openings = any(
+        f"{prefix}{encoder.path(n, kind)}.bias" in state_dict for n in range(count) for kind in ("V", "W1")
+    )
     # Biases without any weight are a part of a model; if every sublayer was dropped, there are no such biases either.
     complete = has_weights or not has_openings
-    return complete and all(f"{prefix}{path}.{name}.weight" in state_dict for name in norms)
+    same_depth = len(_layer_numbers(encoder, state_dict, prefix)) == count
+    return same_depth and complete and all(f"{stack}{state_dict_path(name)}.weight" in state_dict for name in norms)
 
 
-def _differs(state_dict: Mapping[str, Tensor], encoder: Encoder, prefix: str, own: Mapping[str, Tensor]) -> bool:
-    """Return whether any entry of the encoder's layers has another shape than the module's, or no counterpart."""
-    stack = f"{prefix}{join_path(encoder.name, encoder.family.layers)}."
-    stored = ((own[name].shape, value.shape) for name, value in state_dict.items() if name.startswith(stack))
-    return any(shape != other for shape, other in stored)
+def _differs(state_dict: Mapping[str, Any], encoder: Encoder, prefix: str, own: Mapping[str, Any]) -> bool:
+    """Return whether an entry of a layer that the module has is unknown to the module, or of another shape."""
+    stack = _stack_prefix(encoder, prefix)
+    known = tuple(f"{stack}{number}." for number in range(len(encoder.layers)))
+    entries = {
+        name: value for name, value in state_dict.items() if name.startswith(known) and isinstance(value, Tensor)
+    }
+    return any(name not in own or own[name].shape != value.shape for name, value in entries.items())

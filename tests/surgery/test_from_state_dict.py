@@ -12,11 +12,11 @@ import torch
 from helpers.tiny import MODEL_TYPES, RATIOS, batches, classifier, logits, pruned
 from torch import nn
 
-from pgb_lightning import MatrixPlan, PruningPlan, apply_plan, follow_state_dict
+from pgb_lightning import MatrixPlan, PruningConfig, PruningPlan, apply_plan, follow_state_dict, prune
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.layers.linear import GroupedLinear
 from pgb_lightning.surgery.checks import is_pruned
-from pgb_lightning.surgery.from_state_dict import StructureError, follows_state_dict
+from pgb_lightning.surgery.from_state_dict import StructureError, check_has_encoders, follows_state_dict
 
 
 @pytest.mark.parametrize(
@@ -95,15 +95,15 @@ def following(**settings: Any) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "grouped", "message"),
     [
-        ({"model_type": "roberta"}, "'roberta.encoder.layer'.* bert.embeddings"),
-        ({"layers": 2}, "'bert.encoder.layer' has 3 layers.* 2"),
-        ({"intermediate_size": 48}, r"intermediate.dense: .* 24 x 48"),
+        ({"layers": 2}, True, "'bert.encoder.layer' has 3 layers.* 2"),
+        ({"layers": 4}, True, "'bert.encoder.layer' has 3 layers.* 4"),
+        ({"intermediate_size": 48}, True, r"intermediate.dense: .* 24 x 48"),
+        ({"intermediate_size": 48}, False, r"intermediate.dense: .* 24 x 48"),
     ],
 )
-@pytest.mark.parametrize("grouped", [True, False])
-def test_another_encoder_is_refused_and_nothing_changes(settings: dict[str, Any], message: str, grouped: bool) -> None:
+def test_another_encoder_is_refused_and_nothing_changes(settings: dict[str, Any], grouped: bool, message: str) -> None:
     model = following(**settings)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(StructureError, match=message):
@@ -234,3 +234,76 @@ def test_a_matrix_without_entries_keeps_its_structure_under_a_non_strict_load() 
     before = fresh.bert.encoder.layer[0].attention.self.query.weight.clone()
     fresh.load_state_dict(state, strict=False)
     assert torch.equal(fresh.bert.encoder.layer[0].attention.self.query.weight, before)
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_an_encoder_without_entries_is_left_to_torch(grouped: bool) -> None:
+    model = following(model_type="roberta")
+    state = (pruned("bert") if grouped else classifier()).state_dict()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match=r"roberta\.encoder\.layer\.0"):
+        model.load_state_dict(state)
+    missing, _ = model.load_state_dict(state, strict=False)
+    assert "roberta.encoder.layer.0.output.dense.weight" in missing
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    with pytest.raises(StructureError, match=r"'roberta\.encoder\.layer'.*strict_loading=False"):
+        check_has_encoders(model, state)
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_a_dense_state_dict_of_another_depth_loads_as_torch_loads_it(depth: int) -> None:
+    model, state = following(layers=depth), classifier(layers=3, seed=4).state_dict()
+    with pytest.raises(RuntimeError, match=r"encoder\.layer\.\d"):
+        model.load_state_dict(state)
+    model.load_state_dict(state, strict=False)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items() if name in state)
+
+
+class TwoEncoders(nn.Module):
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.student = classifier(seed=seed)
+        self.teacher = classifier("distilbert", seed=seed)
+        self.head = nn.Linear(2, 2)
+        follow_state_dict(self)
+
+
+def test_of_two_encoders_the_pruned_one_is_rebuilt() -> None:
+    module = TwoEncoders()
+    prune(module.student, batches(), PruningConfig.from_preset("paper"))
+    fresh = TwoEncoders(seed=1)
+    fresh.load_state_dict(module.state_dict())
+    assert torch.equal(logits(fresh.student), logits(module.student))
+    assert torch.equal(logits(fresh.teacher), logits(module.teacher))
+
+
+@pytest.mark.parametrize("extra", [{}, {"foreign.weight": torch.zeros(3)}])
+def test_an_encoder_that_a_file_leaves_out_stays_as_it_is(extra: dict[str, torch.Tensor]) -> None:
+    module = TwoEncoders()
+    prune(module.student, batches(), PruningConfig.from_preset("paper"))
+    state = {name: value for name, value in module.state_dict().items() if not name.startswith("teacher.")} | extra
+    fresh = TwoEncoders(seed=1)
+    teacher = logits(fresh.teacher)
+    fresh.load_state_dict(state, strict=False)
+    assert torch.equal(logits(fresh.student), logits(module.student))
+    assert torch.equal(logits(fresh.teacher), teacher)
+    with pytest.raises(RuntimeError, match=r"teacher\."):
+        TwoEncoders().load_state_dict(state)
+
+
+@pytest.mark.parametrize("chosen", [("head.",), ("layer.1.attention.self.query.weight",), ("student.bert.embeddings",)])
+def test_part_of_a_file_with_foreign_entries_is_loaded_as_torch_loads_it(chosen: tuple[str, ...]) -> None:
+    module, other = TwoEncoders(), TwoEncoders(seed=2)
+    part = {name: value for name, value in other.state_dict().items() if any(key in name for key in chosen)}
+    module.load_state_dict({**part, "foreign.weight": torch.zeros(3)}, strict=False)
+    assert not is_pruned(find_encoder(module, "student"))
+    assert all(torch.equal(module.state_dict()[name], value) for name, value in part.items())
+
+
+def test_a_pruned_encoder_of_another_task_loads_without_its_head() -> None:
+    """The usual transfer: all but the head, which has another number of labels."""
+    state = {name: value for name, value in pruned("bert").state_dict().items() if not name.startswith("classifier")}
+    fresh = following(num_labels=5)
+    missing, unexpected = fresh.load_state_dict(state, strict=False)
+    assert (missing, unexpected) == (["classifier.weight", "classifier.bias"], [])
+    assert is_pruned(find_encoder(fresh))

@@ -1,0 +1,71 @@
+"""Modules inside wrappers, and modules that have several names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from torch import nn
+
+from pgb_lightning._compat import CHECKPOINT_WRAPPED, share_hooks
+
+
+def unwrap(module: nn.Module, parts: Collection[str]) -> tuple[str, nn.Module]:
+    """Find the module inside wrappers, such as those of ``torch.compile`` and activation checkpointing.
+
+    Args:
+        module: The module, possibly wrapped.
+        parts: The children by whose names the module inside is recognized.
+
+    Returns:
+        The path from ``module`` to the module inside, and that module; an empty path and ``module`` if there is none.
+
+    Example:
+        >>> layer = nn.ModuleDict({"ffn": nn.Linear(2, 2)})
+        >>> unwrap(nn.ModuleDict({"inner": layer}), ["ffn"])[0]
+        'inner'
+    """
+    for path, child in module.named_modules():
+        if {*parts} <= {name for name, _ in child.named_children()}:
+            return path, child
+    return "", module
+
+
+def join_path(*parts: str | None) -> str:
+    """Join attribute paths, leaving out empty ones."""
+    return ".".join(part for part in parts if part)
+
+
+def state_dict_path(*parts: str) -> str:
+    """Join attribute paths to a name in a state dict, from which activation checkpointing removes its wrapper's."""
+    return ".".join(name for name in join_path(*parts).split(".") if name != CHECKPOINT_WRAPPED)
+
+
+def names_of(module: nn.Module, root: nn.Module) -> list[str]:
+    """Return all paths of a module inside another one."""
+    return [path for path, child in root.named_modules(remove_duplicate=False) if child is module]
+
+
+def replace_module(old: nn.Module, new: nn.Module, roots: Sequence[nn.Module]) -> None:
+    """Replace a module under every name that it has. Hooks registered on it run on the new module from then on.
+
+    Args:
+        old: The module to replace.
+        new: The module to put in its place.
+        roots: The modules in which to replace it.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2))
+        >>> net.alias = net[0]
+        >>> replace_module(net[0], nn.Identity(), [net])
+        >>> net
+        Sequential(
+          (0): Identity()
+          (alias): Identity()
+        )
+    """
+    if new is old:
+        return
+    share_hooks(old, new)
+    for root in roots:
+        for path in names_of(old, root):
+            root.set_submodule(path, new)
