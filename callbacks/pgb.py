@@ -12,7 +12,6 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
@@ -27,13 +26,15 @@ from pgb_lightning.callbacks.pruning.reporting import (
     warn_if_dense,
 )
 from pgb_lightning.callbacks.pruning.settings import describe_settings
+from pgb_lightning.callbacks.pruning.several import check_encoders, is_built
 from pgb_lightning.callbacks.pruning.strategy import before_strategy_setup, restore_strategy
 from pgb_lightning.callbacks.pruning.training_loss import check_training_step
 from pgb_lightning.callbacks.trainer_queries import shards_before_restore
+from pgb_lightning.checkpoints import find_states, state_key
 from pgb_lightning.config import Budget, Permutation, PruningConfig, Ridge, Search
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.encoders.base import Encoder
-from pgb_lightning.encoders.find import find_encoder, find_encoders
+from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.encoders.fingerprint import fingerprint
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.pruning import prepare
@@ -62,7 +63,8 @@ class PGBCallback(pl.Callback):
     Args:
         preset: ``"default"``, ``"paper"`` (the published recipe) or ``"balanced"`` (the published recipe with balanced
             permutations). All other settings override the preset's.
-        encoder: Attribute path of the encoder, such as ``"model.bert"``; required if the module has several.
+        encoder: Attribute path of the encoder, such as ``"model.bert"``; required if the module has several. To prune
+            several encoders, use one callback for each.
         calibration: Name of a loader, or of a method that returns one, on the data module or module.
         calibration_size: Number of calibration samples; by default all of ``calibration_dataloader()``, or 2,048
             rows of the training set.
@@ -146,19 +148,25 @@ class PGBCallback(pl.Callback):
         #: Record for a report. PGBReport sets it before the pruning, which fills it.
         self.notes: PruningNotes | None = None
 
+    @property
+    def state_key(self) -> str:
+        """The key of the callback's state in checkpoints, which depends on ``encoder``."""
+        return state_key(type(self).__qualname__, self.encoder)
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check the settings, module and strategy, and schedule the pruning."""
         follows = follows_state_dict(pl_module)
         follow_state_dict(pl_module)
         if stage != "fit":
-            before_strategy_setup(trainer, partial(warn_if_dense, pl_module))
+            before_strategy_setup(trainer, self, partial(warn_if_dense, pl_module, self.encoder))
             return
         self.check(pl_module)
+        self._check_others(trainer, pl_module)
         check_callbacks(trainer)
         check_strategy(trainer, pl_module, follows, self.calibrates)
-        if shards_before_restore(trainer) and find_encoders(pl_module):
+        if shards_before_restore(trainer) and is_built(pl_module, self.encoder):
             self._prune(trainer, pl_module, restored=False)  # before the weights are sharded
-        before_strategy_setup(trainer, partial(self._prune, trainer, pl_module))
+        before_strategy_setup(trainer, self, partial(self._prune, trainer, pl_module))
 
     def check(self, pl_module: pl.LightningModule) -> None:
         """Check whether a module can be pruned, without any data.
@@ -171,9 +179,7 @@ class PGBCallback(pl.Callback):
         Raises:
             MisconfigurationException: If the module cannot be pruned; the message names the reason and the remedy.
         """
-        # Callbacks are set up before the module, which may build its network in its own hooks.
-        built_late = any(is_overridden(hook, pl_module) for hook in ("setup", "configure_model"))
-        if find_encoders(pl_module) or not built_late:
+        if is_built(pl_module, self.encoder):
             with _as_misconfiguration():
                 encoder = find_encoder(pl_module, self.encoder)
                 if not is_pruned(encoder):
@@ -187,8 +193,19 @@ class PGBCallback(pl.Callback):
         else:
             check_plan(encoder, self.given_plan)
 
+    def _check_others(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Require that the Trainer's PGBCallbacks prune different encoders, as far as these are built."""
+        names = [each.encoder for each in _all(trainer)]
+        with _as_misconfiguration():
+            check_encoders(pl_module, [name for name in names if is_built(pl_module, name)])
+
+    def _label(self, trainer: pl.Trainer) -> str | None:
+        """Return the name of the encoder in messages, metrics and files, if the Trainer prunes several."""
+        return self.encoder if len(_all(trainer)) > 1 else None
+
     def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, restored: bool) -> None:
         """Prune the module, unless it was pruned by an earlier fit or restored from a pruned checkpoint."""
+        self._check_others(trainer, pl_module)
         with _as_misconfiguration():
             encoder = find_encoder(pl_module, self.encoder)
             if self.plan is not None and not matches(encoder, self.plan):
@@ -201,14 +218,14 @@ class PGBCallback(pl.Callback):
                     )
             elif restored:
                 raise MisconfigurationException(
-                    "PGBCallback: ckpt_path is a dense checkpoint, whose optimizer state does not fit a pruned model. "
-                    "Load its weights into the module (load_from_checkpoint, or fine_tuned_ckpt of TextClassification) "
-                    "and call fit without ckpt_path."
+                    f"PGBCallback: the encoder at {encoder.where} is dense in ckpt_path, whose optimizer state does "
+                    "not fit a pruned model. Load its weights into the module (load_from_checkpoint, or "
+                    "fine_tuned_ckpt of TextClassification) and call fit without ckpt_path."
                 )
             else:
                 self._prune_dense(trainer, pl_module, encoder)
         if self.plan is not None:
-            save_plan(trainer, self.plan)
+            save_plan(trainer, self.plan, self._label(trainer))
 
     def _prune_dense(self, trainer: pl.Trainer, pl_module: pl.LightningModule, encoder: Encoder) -> None:
         self._check_encoder(pl_module, encoder)
@@ -227,9 +244,10 @@ class PGBCallback(pl.Callback):
             apply_plan(encoder, given)
             self.plan = given
         if timed:
-            report_speedup(trainer, timed, seconds / measure_seconds(encoder, timed))
+            report_speedup(trainer, timed, seconds / measure_seconds(encoder, timed), self._label(trainer))
         by_weights = given is None and self.config.budget == "parameters"
-        report_pruning(trainer, self.plan, encoder, before, self.config.pruning_ratio if by_weights else None)
+        target = self.config.pruning_ratio if by_weights else None
+        report_pruning(trainer, self.plan, encoder, before, target, self._label(trainer))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the plan, to be stored in the checkpoint."""
@@ -239,10 +257,17 @@ class PGBCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Restore the plan from the checkpoint of a resumed fit. Evaluating a checkpoint leaves the plan unchanged."""
-        state = checkpoint["callbacks"].get(self.state_key)
-        if state and trainer.state.fn == TrainerFn.FITTING:
-            with _as_misconfiguration():
-                self.plan = PruningPlan.from_dict(state["plan"]) if state["plan"] else None
+        states = find_states(checkpoint["callbacks"], type(self).__qualname__)
+        if not states or trainer.state.fn != TrainerFn.FITTING:
+            return
+        with _as_misconfiguration():
+            if self.state_key in states:
+                plan = states[self.state_key]["plan"]
+                self.plan = PruningPlan.from_dict(plan) if plan else None
+            else:  # The encoder had another name, or none, as in checkpoints of release 0.1.0.
+                encoder = find_encoder(pl_module, self.encoder)
+                plans = [PruningPlan.from_dict(state["plan"]) for state in states.values() if state["plan"]]
+                self.plan = next((plan for plan in plans if matches(encoder, plan)), None)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse optimizers that hold parameters from before the pruning."""
@@ -267,6 +292,11 @@ class PGBCallback(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Restore the strategy if the fit fails before the pruning."""
         restore_strategy(trainer)
+
+
+def _all(trainer: pl.Trainer) -> list[PGBCallback]:
+    """Return the Trainer's PGBCallbacks."""
+    return [each for each in trainer.callbacks if isinstance(each, PGBCallback)]  # type: ignore[attr-defined]
 
 
 @contextmanager

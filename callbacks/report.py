@@ -12,11 +12,13 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from rich.table import Table
 
 from pgb_lightning.callbacks.dense_scores import read_dense_scores
 from pgb_lightning.callbacks.logger_images import accepts_images, log_figures
 from pgb_lightning.callbacks.pgb import PGBCallback
 from pgb_lightning.callbacks.trainer_queries import run_folder, shards_before_restore
+from pgb_lightning.checkpoints import state_key
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.plan import PruningPlan
@@ -48,9 +50,11 @@ class PGBReport(pl.Callback):
             its score.
         latency: Whether to measure the latency of the encoder's layers against dense ones, at PGBCallback's
             ``latency_batch_size`` and ``latency_length``. Takes a few seconds, and the memory of the dense encoder.
+        encoder: The ``encoder`` of the PGBCallback to report on; required if the Trainer has several. Each then needs a
+            PGBReport of its own, whose folder is ``report-ENCODER``.
 
     Raises:
-        MisconfigurationException: If a setting is invalid, or the Trainer has no PGBCallback.
+        MisconfigurationException: If a setting is invalid, or the Trainer has no such PGBCallback.
 
     Example:
         >>> trainer = pl.Trainer(callbacks=[PGBCallback(0.5), PGBReport()], logger=False, enable_progress_bar=False,
@@ -64,6 +68,7 @@ class PGBReport(pl.Callback):
         dense_scores: dict[str, float] | None = None,
         dense_ckpt: str | None = None,
         latency: bool = True,
+        encoder: str | None = None,
     ) -> None:
         super().__init__()
         _check_settings(output_dir, dense_scores, dense_ckpt, latency)
@@ -71,20 +76,23 @@ class PGBReport(pl.Callback):
         self.dense_scores = dense_scores
         self.dense_ckpt = dense_ckpt
         self.latency = latency
+        self.encoder = encoder
         self.facts: Facts | None = None
         self._pgb: PGBCallback | None = None
+        self._label: str | None = None
         self._reported = False
+
+    @property
+    def state_key(self) -> str:
+        """The key of the callback's state in checkpoints, which depends on ``encoder``."""
+        return state_key(type(self).__qualname__, self.encoder)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find the PGBCallback and set the record that it fills."""
         if stage != "fit":
             return
-        found = [each for each in trainer.callbacks if isinstance(each, PGBCallback)]  # type: ignore[attr-defined]
-        if not found:
-            raise MisconfigurationException(
-                "PGBReport needs a PGBCallback in the same Trainer, such as callbacks=[PGBCallback(0.5), PGBReport()]."
-            )
-        self._pgb, self._reported = found[0], False
+        self._pgb, self._label = _find_pgb(trainer, self.encoder)
+        self._reported = False
         self._pgb.notes = PruningNotes()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -117,7 +125,7 @@ class PGBReport(pl.Callback):
         self._report_pruning(trainer)
         folder = self._folder(trainer)
         if self.facts is not None and self._plan is not None:
-            rank_zero_info(render(results_table(self._plan, self.facts)))
+            self._print(results_table(self._plan, self.facts))
             self._write(folder)
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,7 +149,8 @@ class PGBReport(pl.Callback):
         assert self._pgb is not None
         assert self._plan is not None
         notes = self._pgb.notes
-        facts = Facts.of(self._plan, notes, name=_describe(pl_module))
+        name = _describe(pl_module)
+        facts = Facts.of(self._plan, notes, name=name if self._label is None else f"{name}, {self._label}")
         earlier = self.facts
         if earlier is not None and earlier.plan == plan_digest(self._plan) and not (notes and notes.maps):
             facts = earlier
@@ -169,13 +178,14 @@ class PGBReport(pl.Callback):
         if self._reported or self.facts is None or self._plan is None:
             return
         self._reported = True
-        rank_zero_info(render(error_table(self._plan, self.facts)))
+        self._print(error_table(self._plan, self.facts))
         self._write(folder)
         loggers = [logger for logger in trainer.loggers if accepts_images(logger)]
         if loggers and not has_matplotlib():
             rank_zero_warn('PGBReport: figures for loggers need matplotlib: pip install "pgb-lightning[figures]".')
         elif loggers and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            figures = {f"pgb/{name}": figure for name, figure in draw_figures(self._plan, self.facts).items()}
+            prefix = "pgb" if self._label is None else f"pgb/{self._label}"
+            figures = {f"{prefix}/{name}": figure for name, figure in draw_figures(self._plan, self.facts).items()}
             for logger in loggers:
                 log_figures(logger, figures, trainer.global_step)
 
@@ -184,7 +194,12 @@ class PGBReport(pl.Callback):
         folder = run_folder(trainer)
         if self.output_dir is not None:
             return Path(self.output_dir).expanduser()
-        return None if folder is None else folder / REPORT_FOLDER
+        return None if folder is None else folder / "-".join(filter(None, (REPORT_FOLDER, self._label)))
+
+    def _print(self, table: Table) -> None:
+        if self._label is not None:
+            table.title = f"{self._label}: {table.title}"
+        rank_zero_info(render(table))
 
     def _write(self, folder: Path | None) -> None:
         if folder is None or self._plan is None:
@@ -195,6 +210,27 @@ class PGBReport(pl.Callback):
             rank_zero_warn(f"PGBReport could not write to {folder}: {error}.")
         else:
             rank_zero_info(f"PGBReport wrote {page}.")
+
+
+def _find_pgb(trainer: pl.Trainer, encoder: str | None) -> tuple[PGBCallback, str | None]:
+    """Return the PGBCallback to report on, and the name of its encoder if the Trainer has several of them."""
+    found = [each for each in trainer.callbacks if isinstance(each, PGBCallback)]  # type: ignore[attr-defined]
+    names = ", ".join(f"encoder={each.encoder!r}" for each in found)
+    if not found:
+        raise MisconfigurationException(
+            "PGBReport needs a PGBCallback in the same Trainer, such as callbacks=[PGBCallback(0.5), PGBReport()]."
+        )
+    if encoder is None and len(found) > 1:
+        raise MisconfigurationException(
+            f"PGBReport: encoder=None does not tell which of the Trainer's {len(found)} PGBCallbacks to report on: "
+            f"{names}. Use a PGBReport for each of them, such as PGBReport(encoder={found[0].encoder!r})."
+        )
+    matching = [each for each in found if encoder is None or each.encoder == encoder]
+    if not matching:
+        raise MisconfigurationException(
+            f"PGBReport: encoder={encoder!r} is not the setting of a PGBCallback in the same Trainer. Use {names}."
+        )
+    return matching[0], matching[0].encoder if len(found) > 1 else None
 
 
 def _check_settings(output_dir: Any, scores: Any, ckpt: Any, latency: Any) -> None:

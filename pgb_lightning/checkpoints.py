@@ -66,6 +66,34 @@ def load_checked(path: str | Path, load: Callable[[], Any]) -> Any:
     return checkpoint
 
 
+def state_key(name: str, encoder: str | None) -> str:
+    """Return the key under which a callback's state is stored in a checkpoint.
+
+    Args:
+        name: The class name of the callback.
+        encoder: The callback's ``encoder`` setting. One without it has the key of Lightning's default.
+
+    Example:
+        >>> state_key("PGBCallback", None), state_key("PGBCallback", "query.bert")
+        ('PGBCallback', 'PGBCallback[encoder=query.bert]')
+    """
+    return name if encoder is None else f"{name}[encoder={encoder}]"
+
+
+def find_states(states: Mapping[str, Any], name: str) -> dict[str, Mapping[str, Any]]:
+    """Return the states of all callbacks of a class in a checkpoint, by key.
+
+    Args:
+        states: The callback states of the checkpoint.
+        name: The class name.
+    """
+    return {
+        key: state
+        for key, state in states.items()
+        if isinstance(state, Mapping) and (key == name or str(key).startswith(f"{name}[encoder="))
+    }
+
+
 def get_monitored_scores(states: Mapping[str, Any], path: str | Path) -> dict[str, float]:
     """Return the scores by which ``ModelCheckpoint`` callbacks kept a checkpoint, by monitored metric.
 

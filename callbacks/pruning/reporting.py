@@ -9,7 +9,7 @@ from pgb_lightning.callbacks.trainer_queries import run_folder
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.cost import Cost, encoder_cost
 from pgb_lightning.encoders.base import Encoder
-from pgb_lightning.encoders.find import find_encoders
+from pgb_lightning.encoders.find import find_encoder, find_encoders
 from pgb_lightning.latency import measure_encoder
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.report import plan_table, render
@@ -19,7 +19,12 @@ PLAN_FILE = "plan.json"
 
 
 def report_pruning(
-    trainer: pl.Trainer, plan: PruningPlan, encoder: Encoder, before: Cost, target: float | None
+    trainer: pl.Trainer,
+    plan: PruningPlan,
+    encoder: Encoder,
+    before: Cost,
+    target: float | None,
+    label: str | None = None,
 ) -> None:
     """Print and log the size of the pruned encoder, counted from its modules.
 
@@ -29,21 +34,27 @@ def report_pruning(
         encoder: The pruned encoder.
         before: The cost of the encoder before pruning.
         target: The requested pruning ratio, if there was one.
+        label: The name of the encoder in a Trainer that prunes several.
     """
     after = encoder_cost(encoder)
-    metrics = {
-        "pgb/pruning_ratio": 1 - after.parameters / before.parameters,
-        "pgb/flops_ratio": 1 - after.flops / before.flops,
-        "pgb/encoder_parameters": float(after.parameters),
-        "pgb/encoder_flops": float(after.flops),
-    }
+    removed, removed_flops = 1 - after.parameters / before.parameters, 1 - after.flops / before.flops
     goal = "as planned" if target is None else f"target {target:.2%}"
-    rank_zero_info(render(plan_table(plan)))
+    weights = "encoder weights" if label is None else f"weights of {label!r}"
+    table = plan_table(plan)
+    if label is not None:
+        table.title = f"{label}: {table.title}"
+    rank_zero_info(render(table))
     rank_zero_info(
-        f"PGB removed {metrics['pgb/pruning_ratio']:.2%} of {before.parameters:,} encoder weights ({goal}). "
-        f"Kept: {after.parameters:,} weights and {1 - metrics['pgb/flops_ratio']:.2%} of the FLOPs at length 128."
+        f"PGB removed {removed:.2%} of {before.parameters:,} {weights} ({goal}). "
+        f"Kept: {after.parameters:,} weights and {1 - removed_flops:.2%} of the FLOPs at length 128."
     )
-    _log(trainer, metrics)
+    metrics = {
+        "pruning_ratio": removed,
+        "flops_ratio": removed_flops,
+        "encoder_parameters": float(after.parameters),
+        "encoder_flops": float(after.flops),
+    }
+    _log(trainer, metrics, label)
 
 
 def measure_seconds(encoder: Encoder, config: PruningConfig) -> float:
@@ -51,31 +62,40 @@ def measure_seconds(encoder: Encoder, config: PruningConfig) -> float:
     return measure_encoder(encoder, config.latency_batch_size, config.latency_length)
 
 
-def report_speedup(trainer: pl.Trainer, config: PruningConfig, speedup: float) -> None:
+def report_speedup(trainer: pl.Trainer, config: PruningConfig, speedup: float, label: str | None = None) -> None:
     """Print and log the measured speedup of the encoder's layers.
 
     Args:
         trainer: The Trainer; its loggers get ``pgb/speedup`` at step 0.
         config: The settings, with the target.
         speedup: The measured speedup.
+        label: The name of the encoder in a Trainer that prunes several.
     """
     target = 1 / (1 - config.cut)
     size = f"batch {config.latency_batch_size} x length {config.latency_length}"
-    rank_zero_info(f"PGB: measured speedup of the encoder's layers at {size}: {speedup:.2f} (target {target:.2f}).")
+    layers = "the encoder's layers" if label is None else f"the layers of {label!r}"
+    rank_zero_info(f"PGB: measured speedup of {layers} at {size}: {speedup:.2f} (target {target:.2f}).")
     if trainer.precision != "32-true":
         rank_zero_warn(
             f"PGB: the speedup was measured in the precision in which the module was built. With precision="
             f"{trainer.precision!r} it may differ; measure the re-finetuned model."
         )
-    _log(trainer, {"pgb/speedup": speedup})
+    _log(trainer, {"speedup": speedup}, label)
 
 
-def save_plan(trainer: pl.Trainer, plan: PruningPlan) -> None:
-    """Write ``plan.json`` to the run's folder, if the run has one. An existing file is replaced."""
+def save_plan(trainer: pl.Trainer, plan: PruningPlan, label: str | None = None) -> None:
+    """Write the plan to the run's folder, if the run has one. An existing file is replaced.
+
+    Args:
+        trainer: The Trainer.
+        plan: The plan.
+        label: The name of the encoder in a Trainer that prunes several: the file is then ``plan-LABEL.json`` instead of
+            ``plan.json``.
+    """
     folder = run_folder(trainer)
     if not trainer.is_global_zero or folder is None:
         return
-    path = folder / PLAN_FILE
+    path = folder / (PLAN_FILE if label is None else f"plan-{label}.json")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         plan.save(path)
@@ -85,15 +105,23 @@ def save_plan(trainer: pl.Trainer, plan: PruningPlan) -> None:
         rank_zero_info(f"PGB wrote the plan to {path}.")
 
 
-def warn_if_dense(pl_module: pl.LightningModule, restored: bool) -> None:
-    """Warn if a module that is about to be evaluated has not been pruned."""
-    encoders = find_encoders(pl_module)
+def warn_if_dense(pl_module: pl.LightningModule, name: str | None, restored: bool) -> None:
+    """Warn if a module that is about to be evaluated has not been pruned.
+
+    Args:
+        pl_module: The module.
+        name: Attribute path of the encoder to be pruned; ``None`` for any.
+        restored: Whether a checkpoint was restored.
+    """
+    encoders = find_encoders(pl_module) if name is None else [find_encoder(pl_module, name)]
     if encoders and not any(map(is_pruned, encoders)):
+        which = "the encoder" if name is None else f"encoder={name!r}"
         source = "in this checkpoint" if restored else "in this module"
-        rank_zero_warn(f"PGB: the encoder {source} is not pruned. Pass the ckpt_path of a pruned model, or fit first.")
+        rank_zero_warn(f"PGB: {which} {source} is not pruned. Pass the ckpt_path of a pruned model, or fit first.")
 
 
-def _log(trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+def _log(trainer: pl.Trainer, metrics: dict[str, float], label: str | None) -> None:
+    prefix = "pgb" if label is None else f"pgb/{label}"
     if trainer.is_global_zero:
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=0)
+            logger.log_metrics({f"{prefix}/{name}": value for name, value in metrics.items()}, step=0)

@@ -16,8 +16,11 @@ from pgb_lightning.surgery.from_state_dict import StructureError
 #: Attribute of a strategy that holds its hook.
 _HOOK = "_pgb_hook"
 
+#: What a callback does before the strategy is set up; the argument is whether a checkpoint was restored.
+Action = Callable[[bool], None]
 
-def before_strategy_setup(trainer: pl.Trainer, action: Callable[[bool], None]) -> None:
+
+def before_strategy_setup(trainer: pl.Trainer, callback: pl.Callback, action: Action) -> None:
     """Run ``action`` once, after a checkpoint is restored and before the model is wrapped and the optimizer created.
 
     Lightning has no hook there. ``Callback.setup`` runs before it is known whether a checkpoint will be restored; in
@@ -26,69 +29,48 @@ def before_strategy_setup(trainer: pl.Trainer, action: Callable[[bool], None]) -
     raise clear errors. Strategies that shard the model restore it later, into its final shapes; their loading methods
     are left alone.
 
+    Several callbacks can each have an action. The actions run in the order of the Trainer's callbacks.
+
     Args:
         trainer: The Trainer whose fit, validation, test or prediction is being set up.
+        callback: The callback that is being set up. Its action of an earlier run, which may have failed before its
+            strategy was set up, is replaced; those of callbacks that the Trainer no longer has do not run.
         action: Function to run; its argument is whether a checkpoint was restored.
     """
-    restore_strategy(trainer)  # A previous run may have failed before its strategy was set up.
-    hook = _StrategyHook(trainer.strategy)
-    restored = False
-
-    def setup(original: Callable[..., Any], trainer: pl.Trainer) -> None:
-        hook.remove()
-        action(restored)
-        original(trainer)
-
-    def load_checkpoint(original: Callable[..., Any], checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return load_checked(checkpoint_path, lambda: original(checkpoint_path, *args, **kwargs))
-        except ValueError as error:
-            raise MisconfigurationException(f"ckpt_path={error}") from error
-
-    def load_model_state_dict(original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        nonlocal restored
-        try:
-            original(*args, **kwargs)
-            restored = True
-        except StructureError as error:
-            raise MisconfigurationException(f"ckpt_path does not fit the module: {error}") from error
-
-    hook.wrap("setup", setup)
-    if not shards_before_restore(trainer):
-        hook.wrap("load_checkpoint", load_checkpoint)
-        hook.wrap("load_model_state_dict", load_model_state_dict)
+    hook = vars(trainer.strategy).get(_HOOK) or _StrategyHook(trainer)
+    hook.add(callback, action)
 
 
 def restore_strategy(trainer: pl.Trainer) -> None:
-    """Undo :func:`before_strategy_setup`. Does nothing if the strategy is not wrapped."""
+    """Undo :func:`before_strategy_setup` for all callbacks. Does nothing if the strategy is not wrapped."""
     hook = vars(trainer.strategy).get(_HOOK)
     if hook is not None:
         hook.remove()
 
 
 class _StrategyHook:
-    """Wrappers around methods of a strategy object, which can be removed again.
+    """Wrappers around methods of a strategy object, which can be removed again, and the actions that they run.
 
     Another library may wrap the same methods, before or after. Its wrappers are kept: a method is restored only if the
     outermost wrapper is ours. Otherwise our wrapper stays in the chain and passes calls through.
     """
 
-    def __init__(self, strategy: Any) -> None:
-        self._strategy = strategy
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self._strategy = trainer.strategy
         self._active = True
+        self._restored = False
+        self._actions: list[tuple[pl.Callback, Action]] = []
         self._wrappers: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {}
-        setattr(strategy, _HOOK, self)
+        setattr(self._strategy, _HOOK, self)
+        self._wrap("setup", self._setup)
+        if not shards_before_restore(trainer):
+            self._wrap("load_checkpoint", self._load_checkpoint)
+            self._wrap("load_model_state_dict", self._load_model_state_dict)
 
-    def wrap(self, name: str, replacement: Callable[..., Any]) -> None:
-        """Replace a method by ``replacement(original, *args, **kwargs)`` until the hook is removed."""
-        original = getattr(self._strategy, name)
-
-        @wraps(original)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            return replacement(original, *args, **kwargs) if self._active else original(*args, **kwargs)
-
-        self._wrappers[name] = (wrapper, vars(self._strategy).get(name))
-        setattr(self._strategy, name, wrapper)
+    def add(self, callback: pl.Callback, action: Action) -> None:
+        """Set a callback's action for the run that is being set up, which has restored nothing yet."""
+        self._restored = False
+        self._actions = [entry for entry in self._actions if entry[0] is not callback] + [(callback, action)]
 
     def remove(self) -> None:
         """Restore the methods that are still wrapped by this hook alone, and deactivate the other wrappers."""
@@ -101,3 +83,39 @@ class _StrategyHook:
                 del attributes[name]
                 if previous is not None:
                     attributes[name] = previous
+
+    def _wrap(self, name: str, replacement: Callable[..., Any]) -> None:
+        """Replace a method by ``replacement(original, *args, **kwargs)`` until the hook is removed."""
+        original = getattr(self._strategy, name)
+
+        @wraps(original)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return replacement(original, *args, **kwargs) if self._active else original(*args, **kwargs)
+
+        self._wrappers[name] = (wrapper, vars(self._strategy).get(name))
+        setattr(self._strategy, name, wrapper)
+
+    def _setup(self, original: Callable[..., Any], trainer: pl.Trainer) -> None:
+        """Run the actions, then set the strategy up."""
+        self.remove()
+        for present in trainer.callbacks:  # type: ignore[attr-defined]
+            for callback, action in self._actions:
+                if callback is present:
+                    action(self._restored)
+        self._actions = []
+        original(trainer)
+
+    def _load_checkpoint(self, original: Callable[..., Any], checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Read a checkpoint, with a clear error for a file that cannot be read."""
+        try:
+            return load_checked(checkpoint_path, lambda: original(checkpoint_path, *args, **kwargs))
+        except ValueError as error:
+            raise MisconfigurationException(f"ckpt_path={error}") from error
+
+    def _load_model_state_dict(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Load a checkpoint's weights, with a clear error if they do not fit."""
+        try:
+            original(*args, **kwargs)
+            self._restored = True
+        except StructureError as error:
+            raise MisconfigurationException(f"ckpt_path does not fit the module: {error}") from error

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pgb_lightning import modules
 from pgb_lightning._compat import CLASS_PATH_KEY
 from pgb_lightning.checkpoints import get_monitored_scores, load_checkpoint
+from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.card import CardFacts
 from pgb_lightning.modules.finetuning import FineTuning
@@ -74,9 +75,8 @@ def read_checkpoint(ckpt_path: str | Path) -> PrunedCheckpoint:
         )
     name = str(hparams["model_name_or_path"])
     states = checkpoint.get("callbacks", {})
-    plan, scores = _stored_plan(states), get_monitored_scores(states, ckpt_path)
+    plan, scores = _stored_plan(states, encoder), get_monitored_scores(states, ckpt_path)
     task = hparams.get("task") or (f"SQuAD {hparams['version']}" if "version" in hparams else None)
-    plan = plan if plan is not None and matches(encoder, plan) else None
     return PrunedCheckpoint(
         module, _read_tokenizer(name), plan, CardFacts(base_model=_hub_name(name), task=task, scores=scores)
     )
@@ -100,10 +100,10 @@ def _module_class(hparams: Mapping[str, Any], ckpt_path: str | Path) -> type[Fin
     return found
 
 
-def _stored_plan(states: Mapping[str, Any]) -> PruningPlan | None:
-    """Return the plan from the callback states, if any."""
+def _stored_plan(states: Mapping[str, Any], encoder: Encoder) -> PruningPlan | None:
+    """Return the plan that the encoder was pruned by, if it is among the callback states."""
     plans = [state["plan"] for state in states.values() if isinstance(state, Mapping) and state.get("plan")]
-    return PruningPlan.from_dict(plans[-1]) if plans else None
+    return next((plan for plan in map(PruningPlan.from_dict, plans) if matches(encoder, plan)), None)
 
 
 def _hub_name(name: str) -> str:

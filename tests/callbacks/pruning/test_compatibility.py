@@ -183,8 +183,3 @@ def test_weight_averaging_works_in_a_separate_fit(trainer: MakeTrainer) -> None:
     structure = shapes(module)
     trainer(EMAWeightAveraging()).fit(module, make_loader())
     assert shapes(module) == structure
-
-
-def test_two_pgb_callbacks_are_refused(trainer: MakeTrainer) -> None:
-    with pytest.raises(RuntimeError, match="PGBCallback"):
-        trainer(PGBCallback(), PGBCallback(0.3))

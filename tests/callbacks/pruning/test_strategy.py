@@ -100,14 +100,40 @@ WRAPPED = {"setup", "load_checkpoint", "load_model_state_dict"}
 
 def test_the_strategy_is_wrapped_for_one_call(trainer: MakeTrainer) -> None:
     calls: list[Any] = []
-    made = trainer()
-    before_strategy_setup(made, lambda restored: calls.append("an earlier fit, which failed before its setup"))
-    before_strategy_setup(made, calls.append)
+    owner, removed = L.Callback(), L.Callback()
+    made = trainer(owner)
+    before_strategy_setup(made, removed, lambda restored: calls.append("a callback that the Trainer no longer has"))
+    before_strategy_setup(made, owner, lambda restored: calls.append("an earlier fit, which failed before its setup"))
+    before_strategy_setup(made, owner, calls.append)
     assert vars(made.strategy).keys() >= WRAPPED
     made.fit(OwnModule(), make_loader())
     assert calls == [False]
     assert not vars(made.strategy).keys() & {*WRAPPED, "_pgb_hook"}
     made.fit_loop.max_epochs = 2
+    made.fit(OwnModule(), make_loader())
+    assert calls == [False]
+
+
+def test_several_callbacks_act_in_the_order_of_the_trainer(trainer: MakeTrainer) -> None:
+    calls: list[str] = []
+    first, second = L.Callback(), L.Callback()
+    made = trainer(first, second)
+    inner = wrap(made.strategy, "setup", calls, "inner")
+    before_strategy_setup(made, second, lambda restored: calls.append("second"))
+    before_strategy_setup(made, first, lambda restored: calls.append("first"))
+    made.fit(OwnModule(), make_loader())
+    assert calls == ["first", "second", "inner"]
+    assert made.strategy.setup is inner
+
+
+def test_a_failed_run_does_not_pass_on_that_it_restored_a_checkpoint(trainer: MakeTrainer, tmp_path: Path) -> None:
+    calls: list[bool] = []
+    owner = L.Callback()
+    made = trainer(owner)
+    before_strategy_setup(made, owner, calls.append)
+    made.strategy.connect(OwnModule())
+    made.strategy.load_model_state_dict({"state_dict": OwnModule().state_dict()})
+    before_strategy_setup(made, owner, calls.append)
     made.fit(OwnModule(), make_loader())
     assert calls == [False]
 
@@ -126,10 +152,11 @@ def wrap(strategy: Any, name: str, calls: list[str], label: str) -> Callable[...
 
 def test_other_wrappers_survive(trainer: MakeTrainer) -> None:
     calls: list[str] = []
-    made = trainer()
+    owner = L.Callback()
+    made = trainer(owner)
     inner = wrap(made.strategy, "setup", calls, "inner")
     load = wrap(made.strategy, "load_checkpoint", calls, "load")
-    before_strategy_setup(made, lambda restored: calls.append("pgb"))
+    before_strategy_setup(made, owner, lambda restored: calls.append("pgb"))
     outer = wrap(made.strategy, "setup", calls, "outer")
     made.fit(OwnModule(), make_loader())
     assert calls == ["outer", "pgb", "inner"]
@@ -138,7 +165,7 @@ def test_other_wrappers_survive(trainer: MakeTrainer) -> None:
     made.fit_loop.max_epochs = 2
     made.fit(OwnModule(), make_loader())
     assert calls == ["outer", "pgb", "inner", "outer", "inner"]
-    before_strategy_setup(made, lambda restored: calls.append("pgb again"))
+    before_strategy_setup(made, owner, lambda restored: calls.append("pgb again"))
     made.fit_loop.max_epochs = 3
     made.fit(OwnModule(), make_loader())
     assert calls[5:] == ["pgb again", "outer", "inner"]
@@ -148,9 +175,10 @@ def test_other_wrappers_survive(trainer: MakeTrainer) -> None:
 
 def test_two_trainers_have_separate_hooks(trainer: MakeTrainer) -> None:
     calls: list[str] = []
-    first, second = trainer(), trainer()
-    before_strategy_setup(first, lambda restored: calls.append("first"))
-    before_strategy_setup(second, lambda restored: calls.append("second"))
+    owner = L.Callback()
+    first, second = trainer(owner), trainer(owner)
+    before_strategy_setup(first, owner, lambda restored: calls.append("first"))
+    before_strategy_setup(second, owner, lambda restored: calls.append("second"))
     second.fit(OwnModule(), make_loader())
     assert calls == ["second"]
     assert vars(first.strategy).keys() >= WRAPPED
