@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
+from torch import Tensor
 
 
 def shards_before_restore(trainer: pl.Trainer) -> bool:
@@ -24,3 +27,23 @@ def run_folder(trainer: pl.Trainer) -> Path | None:
     writes_files = bool(trainer.loggers) or trainer.checkpoint_callback is not None
     writes_files = writes_files and not trainer.fast_dev_run  # type: ignore[attr-defined]
     return Path(folder) if writes_files and "://" not in str(folder) else None
+
+
+def logged_since(trainer: pl.Trainer, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metrics that were logged after a copy of ``trainer.callback_metrics`` was made.
+
+    The Trainer keeps each metric until it is logged again, so a value may be that of an earlier epoch. A metric that
+    was logged again is another object, also if its value is the same.
+
+    Args:
+        trainer: The Trainer.
+        before: The earlier copy.
+    """
+    return {name: value for name, value in trainer.callback_metrics.items() if value is not before.get(name)}
+
+
+def as_number(value: Any) -> float | None:
+    """Return a metric as a number, or ``None`` if it is not a single one."""
+    if isinstance(value, Tensor):
+        return float(value) if value.numel() == 1 else None
+    return float(value) if isinstance(value, (int, float)) else None

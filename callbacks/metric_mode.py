@@ -1,0 +1,67 @@
+"""Tell from the name of a metric whether higher or lower values are better."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+Mode = Literal["min", "max"]
+
+#: Words in the names of losses and errors: lower is better.
+LOWER = re.compile(
+    r"loss(es)?|err(ors?)?|perplexity|ppl|r?mse|r?msle|s?mape|mae|nll|bce|ce|crossentropy|kld?|[cwe]er|ece|brier"
+    r"|divergence|deviance|regret"
+)
+
+#: Words in the names of scores: higher is better.
+HIGHER = re.compile(
+    r"acc(uracy)?|f1|fbeta|precision|recall|auc|auroc|auprc|roc|m?ap|mcc|matthews|pearsonr?|spearmanr?|kendall(tau)?"
+    r"|corr(elation)?|cosine|similarity|kappa|r2|em|bleu|rouge|meteor|bertscore|iou|jaccard|dice|ndcg|mrr|hits"
+    r"|sensitivity|specificity|reward"
+)
+
+#: Words that reverse the meaning of a name, such as ``neg_mean_squared_error``.
+REVERSING = re.compile(r"neg(ative)?|inverse|minus|drop|gap|reduction|improvement")
+
+
+def infer_mode(name: str) -> Mode | None:
+    """Return whether the best value of a metric is its lowest or its highest, or ``None`` if its name does not tell.
+
+    Only whole words count. Of a name with slashes, the last part with a known word decides. A part with words of both
+    kinds is a loss if it ends with that, such as ``dice_loss``, and undecided otherwise. Names with no known word but
+    ``score`` are scores.
+
+    Args:
+        name: Name of the metric, as logged.
+
+    Example:
+        >>> [infer_mode(name) for name in ("val_loss", "val/F1", "valLoss/dataloader_idx_0", "lossless", "brier_score")]
+        ['min', 'max', 'min', None, 'min']
+    """
+    known, words = _known_words(name), _split(name)
+    if any(map(REVERSING.fullmatch, words)):
+        return None
+    if not known:
+        return "max" if {"score", "scores"}.intersection(words) else None
+    if LOWER.fullmatch(known[-1]):
+        return "min"
+    return None if any(map(LOWER.fullmatch, known)) else "max"
+
+
+def contradicts(name: str, mode: Mode) -> bool:
+    """Return whether a mode is wrong for a metric beyond doubt. The name ``score`` alone leaves a doubt."""
+    return bool(_known_words(name)) and infer_mode(name) not in (mode, None)
+
+
+def _known_words(name: str) -> list[str]:
+    """Return the known words in the last part of a name that has any, without numbers such as that of ``rouge2``."""
+    for part in reversed(name.split("/")):
+        words = [word if HIGHER.fullmatch(word) else word.rstrip("0123456789") for word in _split(part)]
+        if known := [word for word in words if LOWER.fullmatch(word) or HIGHER.fullmatch(word)]:
+            return known
+    return []
+
+
+def _split(name: str) -> list[str]:
+    """Split a name at everything but letters and digits, and where a capital letter follows a small one."""
+    return re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
