@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from pgb_lightning.callbacks.trainer_queries import shards_before_restore
 from pgb_lightning.checkpoints import load_checked
-from pgb_lightning.surgery.from_state_dict import StructureError
+from pgb_lightning.surgery.from_state_dict import StructureError, find_missing_encoder
 
 #: Attribute of a strategy that holds its hook.
 _HOOK = "_pgb_hook"
@@ -112,10 +112,15 @@ class _StrategyHook:
         except ValueError as error:
             raise MisconfigurationException(f"ckpt_path={error}") from error
 
-    def _load_model_state_dict(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    def _load_model_state_dict(
+        self, original: Callable[..., Any], checkpoint: Mapping[str, Any], strict: bool = True
+    ) -> None:
         """Load a checkpoint's weights, with a clear error if they do not fit."""
         try:
-            original(*args, **kwargs)
+            original(checkpoint, strict=strict)
             self._restored = True
+        except RuntimeError as error:  # torch lists all missing entries; if those of an encoder are missing, say so
+            reason = find_missing_encoder(self._strategy.lightning_module, checkpoint["state_dict"]) or error
+            raise MisconfigurationException(f"ckpt_path does not fit the module: {reason}") from error
         except StructureError as error:
             raise MisconfigurationException(f"ckpt_path does not fit the module: {error}") from error

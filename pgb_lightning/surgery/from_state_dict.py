@@ -46,22 +46,20 @@ def follow_state_dict(module: nn.Module) -> None:
         module._follows_state_dict = True  # type: ignore[assignment]
 
 
-def check_has_encoders(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
-    """Require entries for every encoder of a module, for a strict load.
+def find_missing_encoder(module: nn.Module, state_dict: Mapping[str, Any]) -> str | None:
+    """Return a message about an encoder of which a state dict has no entries, ``None`` if there is no such encoder.
 
-    Torch itself reports missing entries after it has loaded the others.
-
-    Raises:
-        StructureError: If a state dict has no entries of an encoder's layers.
+    Torch itself lists every missing entry, and only in a strict load.
     """
     for encoder in find_encoders(module):
         if _find_stored(encoder, state_dict, "") is None and not _is_sharded(encoder):
-            raise StructureError(
+            return (
                 f"The checkpoint has no layers at {_stack_prefix(encoder, '')[:-1]!r}, where the module has its "
                 f"{encoder.model_type!r} encoder. Its weights are named {', '.join(list(state_dict)[:3])}, ...: it "
                 "belongs to another model. Load it into the model that it was trained with; if the encoder is left out "
                 "of checkpoints on purpose, set strict_loading=False in the module."
             )
+    return None
 
 
 def follows_state_dict(module: nn.Module) -> bool:
