@@ -17,7 +17,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from helpers.soak.checks import Fault, check_module, fresh_module, outputs, require, require_equal
+from helpers.soak.checks import Fault, check_module, fresh_module, outputs, require, require_equal, rounding, traces
 from helpers.soak.data import Data, DataWithCalibration, training_loader, validation_loader
 from helpers.soak.module import SoakModule
 from helpers.soak.refusals import is_refusal, subject
@@ -93,7 +93,7 @@ class Soak:
         **more: Any,
     ) -> tuple[L.Trainer, PGBCallback] | Outcome:
         """Fit a module; an error of this package must leave it as it was."""
-        before = {name: value.clone() for name, value in module.state_dict().items()}
+        before, own = {name: value.clone() for name, value in module.state_dict().items()}, traces(module)
         try:
             pgb = pgb or PGBCallback(**self.settings.pruning)
             trainer = self.trainer(folder, pgb, **more)
@@ -104,7 +104,11 @@ class Soak:
             after = module.state_dict()
             require(after.keys() == before.keys(), f"a refusal left another structure: {error}")
             require(all(torch.equal(after[n], v) for n, v in before.items()), f"a refusal changed weights: {error}")
+            left = traces(module)
+            changed = [name for name, value in own.items() if left[name] != value and name != "attributes"]
+            require(not changed, f"a refusal changed {', '.join(changed)}: {error}")
             return Outcome(REFUSED, subject(error))
+        require(traces(module)["hooks"] == own["hooks"], "the fit left hooks, or removed some")
         return trainer, pgb
 
     def data(self) -> dict[str, Any]:
@@ -165,7 +169,7 @@ class Soak:
         assert pgb.plan is not None
         require(matches(find_encoder(other, "net"), pgb.plan), "the resumed encoder does not match the plan")
         if not more and "distillation" not in self.settings.callbacks:
-            require_equal(outputs(other), expected, "resumed without further training")
+            require_equal(outputs(other), expected, "resumed without further training", rounding(other))
         return None
 
     def then_plan(self, trainer: L.Trainer, pgb: PGBCallback) -> Outcome | None:
@@ -223,7 +227,7 @@ class Soak:
         assert expected
         assert found
         for left, right in zip(found, expected, strict=True):
-            require_equal(left.float(), right.float(), "predict from the checkpoint")  # type: ignore[union-attr]
+            require_equal(left.float(), right.float(), "predict from the checkpoint", rounding(other))  # type: ignore[union-attr]
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import pgb_lightning
 from pgb_lightning import callbacks
 
 FOLDERS = tuple(str(Path(package.__file__).resolve().parent) for package in (pgb_lightning, callbacks))
+KINDS = (MisconfigurationException, ValueError, TypeError)
 #: Every error of this package tells what to do.
 REMEDY = re.compile(
     r"\b(use|pass|set|add|remove|leave|call|load|return|build|start|prune|make|resume|create|choose|merge|check|undo|name|"
@@ -29,12 +30,13 @@ def raised_by_package(error: BaseException) -> bool:
 def is_refusal(error: BaseException) -> bool:
     """Return whether an error is a deliberate one of this package.
 
-    It and all its causes must be raised by the package, so that a wrapped error of another library is a fault.
+    Callbacks re-raise every ``ValueError`` and ``TypeError`` with their name. If another library raised it, that is a
+    fault. So is a ``training_step`` that fails in calibration, since those of the soak do not fail in training.
     """
-    if not isinstance(error, (MisconfigurationException, ValueError, TypeError)):
+    if not isinstance(error, KINDS) or "failed on calibration batch" in str(error):
         return False
     chain: list[BaseException] = [error]
-    while chain[-1].__cause__ is not None:
+    while isinstance(chain[-1].__cause__, KINDS):
         chain.append(chain[-1].__cause__)
     return all(map(raised_by_package, chain)) and REMEDY.search(str(error)) is not None
 

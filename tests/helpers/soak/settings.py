@@ -119,7 +119,8 @@ def _draw_data(rng: random.Random, model: dict[str, Any]) -> dict[str, Any]:
         "variable": rng.random() < 0.5,
         "mask": rng.random() < 0.7,
         "loss": rng.choice(losses),
-        "labels_inside": not model["outside"] and rng.random() < 0.3,  # the transformers model computes the loss
+        # The transformers model computes the loss.
+        "labels_inside": not model["outside"] and model["second"] != "tower" and rng.random() < 0.3,
         "datamodule": rng.random() < 0.3,
         "returns_dict": rng.random() < 0.3,
     }
