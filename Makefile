@@ -7,8 +7,6 @@ DOCS := .venv/.docs
 OLDEST := .venv-oldest
 # One process per core, each with one thread: the threads of several tests would compete for the cores.
 WORKERS := -n auto --maxprocesses 4
-# Arguments of tests/soak.py. The seed determines the settings of all fits.
-SOAK ?= --minutes 2 --seed 0
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -28,8 +26,8 @@ test: $(STAMP) ## run the complete test suite, including doctests, offline
 test-fast: $(STAMP) ## run the tests that are not marked slow, for daily work
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
-soak: $(STAMP) ## fit tiny models with random settings for two minutes; SOAK="--minutes 60 --seed 1" for longer
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py $(SOAK)
+soak: $(STAMP) ## fit tiny models with random settings for two minutes
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py --minutes 2 --seed 0
 
 test-oldest: $(OLDEST)/.installed ## run the complete test suite with the oldest supported packages, in .venv-oldest (several gigabytes)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest $(WORKERS)

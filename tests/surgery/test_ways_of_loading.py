@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers.pruned_models import MODES, Situation, assert_outputs, assert_same_entries, run
 from helpers.tiny import MODEL_TYPES, batches
-from helpers.ways import WAYS, Called
+from helpers.ways_to_edit import WAYS, Called
 from torch import nn
 
 from pgb_lightning import PruningConfig, apply_plan, follow_state_dict, prune
@@ -51,7 +51,7 @@ def test_outputs_are_those_of_the_plan(way: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 @pytest.mark.parametrize("way", WAYS)
 def test_outputs_are_those_of_the_plan_in_every_family(way: str, model_type: str, tmp_path: Path) -> None:
-    for seed in range(10, 18):
+    for seed in range(10, 13):
         (tmp_path / str(seed)).mkdir()
         check(way, model_type, seed, tmp_path / str(seed))
 
@@ -91,7 +91,7 @@ def test_grad_modes_do_not_matter(built_in: str, loaded_in: str, assign: bool) -
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 @pytest.mark.parametrize(("built_in", "loaded_in", "assign"), COMBINATIONS)
 def test_grad_modes_do_not_matter_in_any_family(built_in: str, loaded_in: str, assign: bool, model_type: str) -> None:
-    for seed in range(20, 26):
+    for seed in range(20, 22):
         check_modes(model_type, seed, built_in, loaded_in, assign)
 
 
