@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import nn
 
 if TYPE_CHECKING:
@@ -130,6 +131,15 @@ def share_hooks(old: nn.Module, new: nn.Module) -> None:
 
 #: Attribute that holds the module inside torch's wrapper for activation checkpointing. Its state dict leaves it out.
 CHECKPOINT_WRAPPED = "_checkpoint_wrapped_module"
+
+
+def is_transformed() -> bool:
+    """Return whether a transform of ``torch.func``, or forward-mode differentiation, records the operations.
+
+    Wraps ``torch._C._are_functorch_transforms_active`` and ``torch.autograd.forward_ad._current_level``. There is no
+    public way to ask.
+    """
+    return bool(torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0)
 
 
 def state_dict_versions(state_dict: Mapping[str, Any]) -> dict[str, int]:

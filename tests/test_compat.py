@@ -154,6 +154,23 @@ def test_a_state_dict_has_the_versions_of_its_modules() -> None:
     assert _compat.state_dict_versions({}) == {}
 
 
+def test_transforms_of_torch_func_are_seen() -> None:
+    seen = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        seen.append(_compat.is_transformed())
+        return x.sum()
+
+    x = torch.ones(2)
+    torch.func.grad(function)(x)
+    torch.func.vmap(function)(x)
+    torch.func.jvp(function, (x,), (x,))
+    with torch.autograd.forward_ad.dual_level():
+        function(x)
+    assert seen == [True] * 4
+    assert not _compat.is_transformed()
+
+
 def test_fsdp_shows_in_names() -> None:
     assert _compat.is_fsdp_name(f"model.{FSDP_WRAPPED_MODULE}.layer")
     assert not _compat.is_fsdp_name("model.layer")

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pgb_lightning._compat import is_transformed
+
 
 def grouped_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply each group of columns by its block.
@@ -80,7 +82,9 @@ def scatter_columns(x: Tensor, index: Tensor, size: int, base: Tensor | None = N
         rows = x.new_empty(x.shape[0], size)
     else:
         rows = (x.new_zeros(size) if base is None else base).expand(x.shape[0], -1).clone()
-    if x.device.type == "cpu" and not _is_traced():
+    if _is_traced():
+        return rows.index_copy(1, index, x)
+    if x.device.type == "cpu":
         return rows.scatter_(1, index.expand(x.shape[0], -1), x)  # goes row by row, index_copy column by column
     return rows.index_copy_(1, index, x)
 
@@ -193,8 +197,9 @@ def _gather(x: Tensor, index: Tensor) -> Tensor:
 
 
 def _is_traced() -> bool:
-    """Return whether a compiler or exporter records the pass, which requires plain operations."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
+    """Return whether a compiler, exporter or transform of ``torch.func`` needs plain operations."""
+    is_tracing = torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
+    return torch.compiler.is_compiling() or is_tracing or is_transformed()
 
 
 def _by_group(x: Tensor, groups: int) -> Tensor:

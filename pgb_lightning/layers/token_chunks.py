@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pgb_lightning._compat import has_forward_hooks
+from pgb_lightning._compat import has_forward_hooks, is_transformed
 
 #: Most bytes between W1 and W2 at a time. They stay in the cache, and below the size from which the allocator requests
 #: new memory from the system in every call.
@@ -17,7 +17,7 @@ class TokenChunks:
 
     It replaces the method on the module instance. The method must treat every token independently. The tokens are not
     split if gradients are recorded, in training mode (dropout would draw other numbers), if hooks are registered inside
-    the module, under a compiler, or on devices other than the CPU.
+    the module, under a compiler or a transform of ``torch.func``, or on devices other than the CPU.
 
     Args:
         owner: The module.
@@ -49,7 +49,8 @@ class TokenChunks:
         return output.view_as(hidden)
 
     def _needs_all_tokens(self, hidden: Tensor) -> bool:
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or hidden.device.type != "cpu":
+        is_recorded = torch.compiler.is_compiling() or torch.is_grad_enabled() or is_transformed()
+        if is_recorded or hidden.device.type != "cpu":
             return True
         return self.owner.training
 
