@@ -21,7 +21,7 @@ from pgb_lightning.distillation import Call, Teacher, hidden_loss, logits_loss, 
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.encoders.wrappers import join_path
 from pgb_lightning.surgery.checks import is_pruned
-from pgb_lightning.surgery.dense_twin import make_dense_model
+from pgb_lightning.surgery.dense_twin import dense_twin
 
 
 class Distillation(pl.Callback):
@@ -196,7 +196,7 @@ class Distillation(pl.Callback):
         """Return a copy of a model, with the weights of the teacher's checkpoint if there is one."""
         if self.teacher_path is None:
             return Teacher(copy.deepcopy(model), self._path_inside(name))
-        dense = make_dense_model(model)
+        dense = dense_twin(model)
         prefix = join_path(name, "x")[:-1]
         try:
             weights = load_checkpoint(self.teacher_path)["state_dict"]

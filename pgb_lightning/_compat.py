@@ -152,6 +152,15 @@ def state_dict_versions(state_dict: Mapping[str, Any]) -> dict[str, int]:
     return {name: int(entry.get("version", 1)) for name, entry in metadata.items()}
 
 
+def forget_output_hooks(model: nn.Module) -> None:
+    """Make a transformers model register its hooks that collect hidden states and attention weights again.
+
+    Wraps the attribute ``_output_capturing_hooks_installed``, which remains set if the modules with the hooks are
+    replaced. transformers 5.0 registers no hooks and does not have it.
+    """
+    vars(model).pop("_output_capturing_hooks_installed", None)
+
+
 def is_fsdp_name(name: str) -> bool:
     """Return whether a module's qualified name shows that FSDP (version 1) wraps the module or one around it.
 

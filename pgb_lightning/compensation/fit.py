@@ -24,6 +24,7 @@ from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery.apply import prune_layer, select_features
 from pgb_lightning.surgery.build import undone_on_error
 from pgb_lightning.surgery.checks import check_plan
+from pgb_lightning.surgery.finish import finish
 from pgb_lightning.surgery.folding import Hidden
 
 
@@ -84,6 +85,7 @@ def compensate(
         except BaseException:
             _restore_weights(dense, originals)
             raise
+    finish(encoder)
 
 
 def _restore_weights(layers: list[dict[str, Tensor]], originals: list[nn.Module]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +40,7 @@ class Family:
             part of it inside the module) independently for each token; ``None`` if there is no such method.
         num_neurons: Name of the configuration's setting for the neurons of a feed-forward network.
         needs_all_heads: Whether attention is computed for all heads, including those without weights.
+        attention_table: Path from the encoder to an embedding table that only attention reads, if there is one.
     """
 
     layers: str
@@ -50,6 +51,7 @@ class Family:
     tokenwise: tuple[str, str] | None
     num_neurons: str
     needs_all_heads: bool = False
+    attention_table: str | None = None
 
 
 #: Prefix of the model types of exported models; the rest is the family's
@@ -198,6 +200,17 @@ class Encoder:
     def path(self, layer: int, kind: str) -> str:
         """Return the name of a matrix's layer in the state dict of the module in which the encoder was found."""
         return state_dict_path(self.name, self.family.layers, self._unwrapped()[layer][0], self.family.paths[kind])
+
+    def plain_names(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a state dict of the module in which the encoder was found, without wrappers in the layers' names."""
+        state = dict(state_dict)
+        for name in self.names:
+            for number, (path, _) in enumerate(self._unwrapped()):
+                wrapped = state_dict_path(name, self.family.layers, path) + "."
+                plain = state_dict_path(name, self.family.layers, str(number)) + "."
+                for key in [key for key in state if key.startswith(wrapped)]:
+                    state[plain + key.removeprefix(wrapped)] = state.pop(key)
+        return state
 
     def linears(self) -> Iterator[tuple[tuple[int, str], nn.Linear]]:
         """Yield ``(layer index, matrix kind), linear`` for every matrix that is still an ``nn.Linear``."""

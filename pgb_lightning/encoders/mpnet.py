@@ -34,4 +34,5 @@ MPNET = Family(
     tokenwise=None,
     num_neurons="intermediate_size",
     needs_all_heads=True,  # the position bias has one plane per head
+    attention_table="encoder.relative_attention_bias",
 )

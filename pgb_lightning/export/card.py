@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from transformers import PreTrainedModel
 
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.surgery.checks import is_pruned
-from pgb_lightning.surgery.dense_twin import make_dense_model
+from pgb_lightning.surgery.record import dense_encoder
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -87,8 +86,7 @@ def make_card(
 def _size_section(model: PreTrainedModel, plan: PruningPlan | None) -> str:
     """Describe how much of the encoder was kept."""
     encoder = find_encoder(model)
-    with torch.device("meta"):
-        total = encoder_cost(find_encoder(make_dense_model(model))).parameters
+    total = encoder_cost(dense_encoder(encoder)).parameters
     if not is_pruned(encoder):
         return f"A dense encoder with {total:,} weights (Q, K, V, O, W1, W2 of {len(encoder.layers)} layers)."
     kept = encoder_cost(encoder).parameters

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from transformers import PreTrainedModel
 
 from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.encoders.pruned_config import convert_config
 from pgb_lightning.export.card import CardFacts, make_card
-from pgb_lightning.export.registered_models import ExportedModel, convert_config, exported_class
+from pgb_lightning.export.registered_models import ExportedModel, exported_class, rebuild
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery.checks import matches
 from pgb_lightning.surgery.dense_twin import dense_twin
-from pgb_lightning.surgery.structure import Structure
+from pgb_lightning.surgery.record import make_record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,8 +83,9 @@ def export_dense(
         ValueError: If the folder is not empty.
     """
     _check_model(model)
+    twin = dense_twin(model)
     target = make_folder(folder)
-    dense_twin(model).save_pretrained(target)
+    twin.save_pretrained(target)
     write_companion_files(model, target, "dense", tokenizer, card)
     return target
 
@@ -96,19 +98,15 @@ def to_exported(model: PreTrainedModel) -> ExportedModel:
 
     Raises:
         TypeError: If ``model`` is not a transformers model.
-        ValueError: If the class of the model is not supported, or it holds no supported encoder.
+        ValueError: If the class of the model is not supported, it has other weights than its class, or it holds no
+            supported encoder.
     """
     _check_model(model)
     if isinstance(model, ExportedModel):
         return model
     target = exported_class(type(model))
-    encoder = find_encoder(model)
-    config = convert_config(model.config, target.config_class, Structure.of(encoder).to_record(encoder))
-    exported = target(config)
-    exported.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]
-    exported.load_state_dict(model.state_dict())
-    exported.train(model.training)
-    return exported
+    config = convert_config(model.config, target.config_class, make_record(find_encoder(model)))
+    return cast(ExportedModel, rebuild(model, target, config))
 
 
 def make_folder(folder: str | Path) -> Path:

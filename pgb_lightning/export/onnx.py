@@ -19,7 +19,7 @@ from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.card import CardFacts
 from pgb_lightning.export.huggingface import make_folder, to_exported, write_companion_files
 from pgb_lightning.export.onnx_layers import use_channel_layers
-from pgb_lightning.surgery.dense_twin import make_dense_model
+from pgb_lightning.surgery.record import dense_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,10 +75,9 @@ def export_onnx(
     if quantize is not None:
         quantize_onnx(target / MODEL_FILE, target / QUANTIZED_FILE)
         (target / MODEL_FILE).unlink()
-    with torch.device("meta"):
-        dense = make_dense_model(traced.model)
-    dense.config.architectures = [type(dense).__name__]
-    dense.config.save_pretrained(target)
+    config = dense_config(traced.model)
+    config.architectures = [traced.model.dense_class.__name__]
+    config.save_pretrained(target)
     write_companion_files(model, target, MODEL_FILE if quantize is None else QUANTIZED_FILE, tokenizer, card)
     return target
 

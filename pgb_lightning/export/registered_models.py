@@ -6,19 +6,20 @@ structure recorded in its configuration. Without this package, transformers repo
 
 from __future__ import annotations
 
-import copy
+import re
 from typing import Any, ClassVar, cast
 
 import torch
 import transformers
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers import PretrainedConfig, PreTrainedModel
 
-from pgb_lightning.encoders.base import EXPORTED
-from pgb_lightning.encoders.families import FAMILIES
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.layers.linear import GroupedLinear
+from pgb_lightning.encoders.pruned_config import PREFIX, PRUNED_CONFIGS
+from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
+from pgb_lightning.surgery.finish import finish
 from pgb_lightning.surgery.from_state_dict import StructureError
+from pgb_lightning.surgery.record import absent_modules, build_record, dense_config, remove_modules
+from pgb_lightning.surgery.saving import PRUNED_CLASSES
 from pgb_lightning.surgery.structure import Structure
 
 #: The model classes registered for each type: the transformers ``Auto`` class and the suffix of the class name.
@@ -28,6 +29,9 @@ HEADS = {
     "AutoModelForQuestionAnswering": "ForQuestionAnswering",
     "AutoModelForTokenClassification": "ForTokenClassification",
     "AutoModelForMaskedLM": "ForMaskedLM",
+    "AutoModelForMultipleChoice": "ForMultipleChoice",
+    "AutoModelForNextSentencePrediction": "ForNextSentencePrediction",
+    "AutoModelForPreTraining": "ForPreTraining",
 }
 
 
@@ -40,7 +44,11 @@ class ExportedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         super().__init__(config, *args, **kwargs)
         if config.pgb is not None:
             encoder = find_encoder(self)
-            Structure.from_record(encoder, config.pgb).build(encoder)
+            # A model with a head decides itself whether its encoder has a pooler, and so does an explicit argument.
+            is_given = encoder.model is not self or bool(args or kwargs)
+            build_record(encoder, config.pgb, remove_absent=not is_given)
+            finish(encoder)
+            self._accept_folders_of_0_1_0()
 
     @classmethod
     def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -57,15 +65,64 @@ class ExportedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         _check_loaded(model, info, name, lenient)
         return (model, info) if wants_info else model
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Save the model as transformers does, with its current structure in the configuration."""
-        encoder = find_encoder(self)
-        self.config.pgb = Structure.of(encoder).to_record(encoder)
-        super().save_pretrained(*args, **kwargs)
+    def _accept_folders_of_0_1_0(self) -> None:
+        """Make loading silent about the empty weights that 0.1.0 does not write, and the tables that it does."""
+        empty = {f"^{re.escape(name)}.weight$" for name, m in self.named_modules() if isinstance(m, ConstantLinear)}
+        table = find_encoder(self).family.attention_table
+        self._keys_to_ignore_on_load_missing = {*(self._keys_to_ignore_on_load_missing or ()), *empty}
+        if table is not None:
+            unread = {rf"{re.escape(table)}\.weight$"}
+            self._keys_to_ignore_on_load_unexpected = {*(self._keys_to_ignore_on_load_unexpected or ()), *unread}
 
-    def make_dense_model(self) -> PreTrainedModel:
-        """Return a dense model of the original transformers class, with random weights."""
-        return self.dense_class(convert_config(self.config, self.dense_class.config_class))
+    def to_plain(self) -> PreTrainedModel:
+        """Return a copy of the model as an instance of the transformers class, with the same layers."""
+        return rebuild(self, self.dense_class, dense_config(self))
+
+
+def rebuild(model: PreTrainedModel, cls: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+    """Return a copy of a model as an instance of another class, with equal layers and weights.
+
+    Args:
+        model: The model.
+        cls: The class, whose encoder is of the same family.
+        config: Its configuration.
+
+    Raises:
+        ValueError: If the class has other weights than the model.
+    """
+    with torch.device(model.device):
+        other: PreTrainedModel = cls(config)
+    new, own = find_encoder(other), find_encoder(model)
+    remove_modules(new, absent_modules(own))
+    structure = Structure.of(own)
+    structure.build(new)
+    if not structure.is_dense(new):
+        finish(new)
+    state = own.plain_names(model.state_dict())
+    for name, tensor in (*other.named_parameters(), *other.named_buffers()):
+        if name in state:  # a model may have several data types
+            tensor.data = tensor.data.to(state[name])
+    try:
+        other.load_state_dict(state)
+    except RuntimeError as error:
+        problem = " ".join(str(error).split()).partition(": ")[2]
+        raise ValueError(f"{_outside(type(model))} The weights are not those of its class: {problem}") from error
+    different = [n for n, value in other.state_dict().items() if not value.is_meta and not torch.equal(value, state[n])]
+    if different:
+        raise ValueError(
+            f"{_outside(type(model))} Weights are tied in its class but differ in the model: {', '.join(different)}. "
+            "Set model.config.tie_word_embeddings=False."
+        )
+    other.train(model.training)
+    return other
+
+
+def _outside(cls: type[PreTrainedModel]) -> str:
+    """Return the beginning of a message: the model is more than its class, and what can be done."""
+    return (
+        f"{cls.__name__} cannot be exported. Use dense_twin(model).save_pretrained(folder) for a dense folder, or "
+        "export the encoder alone."
+    )
 
 
 def exported_class(dense_class: type[PreTrainedModel]) -> type[ExportedModel]:
@@ -79,9 +136,12 @@ def exported_class(dense_class: type[PreTrainedModel]) -> type[ExportedModel]:
         'PGBBertForSequenceClassification'
     """
     if dense_class not in _EXPORTED:
-        known = ", ".join(sorted(known.__name__ for known in _EXPORTED))
+        related = {each for each in _EXPORTED if issubclass(dense_class, each.__mro__[1])} or _EXPORTED
+        known = ", ".join(sorted(each.__name__ for each in related))
         raise ValueError(
-            f"{dense_class.__name__} cannot be exported: no model type is registered for it. Choose one of: {known}."
+            f"{dense_class.__name__} cannot be exported: it is not one of {known}. Use "
+            "dense_twin(model).save_pretrained(folder) for a dense folder that its class loads, or export the "
+            "transformers model that it holds, such as its encoder."
         )
     return _EXPORTED[dense_class]
 
@@ -96,27 +156,6 @@ def auto_class(model: PreTrainedModel) -> Any:
     """
     name = next((auto for auto, head in HEADS.items() if type(model).__name__.endswith(head)), "AutoModel")
     return getattr(transformers, name)
-
-
-def convert_config(
-    config: PretrainedConfig, config_class: type[PretrainedConfig] | None, pgb: Any = None
-) -> PretrainedConfig:
-    """Convert a configuration to another class of the same family, with the same settings.
-
-    Args:
-        config: The configuration. It is not modified.
-        config_class: The class to convert to.
-        pgb: The record of the structure, or ``None`` for a dense model.
-    """
-    assert config_class is not None  # every transformers model class has one
-    other = config_class()
-    other.__dict__.update(copy.deepcopy(config.__dict__))
-    # Class attributes, which a configuration read from a file also holds as instance attributes.
-    for name in ("pgb", "model_type"):
-        other.__dict__.pop(name, None)
-    if pgb is not None:
-        other.pgb = pgb
-    return other
 
 
 def _check_loaded(model: PreTrainedModel, info: dict[str, Any], name: Any, lenient: bool) -> None:
@@ -160,18 +199,16 @@ def _check_loaded(model: PreTrainedModel, info: dict[str, Any], name: Any, lenie
 def _register() -> dict[type[PreTrainedModel], type[ExportedModel]]:
     """Create and register the classes of every type, as attributes of this module so that they can be pickled."""
     made: dict[type[PreTrainedModel], type[ExportedModel]] = {}
-    for model_type in FAMILIES:
-        dense_config = CONFIG_MAPPING[model_type]
-        family = dense_config.__name__.removesuffix("Config")
-        names: dict[str, Any] = {"__module__": __name__, "__doc__": f"Configuration of a pruned {family} model."}
-        config = type(f"PGB{family}Config", (dense_config,), names | {"model_type": EXPORTED + model_type, "pgb": None})
-        AutoConfig.register(EXPORTED + model_type, config)
+    for config in PRUNED_CONFIGS.values():
+        family = config.__name__.removeprefix(PREFIX).removesuffix("Config")
         globals()[config.__name__] = config
         for auto, head in HEADS.items():
-            dense = getattr(transformers, f"{family}{head}")
-            names = {"__module__": __name__, "__doc__": f"A pruned {dense.__name__}."}
+            dense = getattr(transformers, f"{family}{head}", None)
+            if dense is None:  # not every family has every head
+                continue
+            names: dict[str, Any] = {"__module__": __name__, "__doc__": f"A pruned {dense.__name__}."}
             names |= {"config_class": config, "dense_class": dense}
-            model = type(f"PGB{dense.__name__}", (ExportedModel, dense), names)
+            model = type(f"{PREFIX}{dense.__name__}", (ExportedModel, dense), names)
             getattr(transformers, auto).register(config, model)
             globals()[model.__name__] = model
             made[dense] = cast(type[ExportedModel], model)
@@ -179,3 +216,4 @@ def _register() -> dict[type[PreTrainedModel], type[ExportedModel]]:
 
 
 _EXPORTED = _register()
+PRUNED_CLASSES.update(_EXPORTED)

@@ -1,6 +1,6 @@
 """The layers that replace pruned matrices."""
 
-from pgb_lightning.layers.dropped import DroppedCore
+from pgb_lightning.layers.dropped import DroppedCore, DroppedTable
 from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
 from pgb_lightning.layers.matrix import REMOVED, BlockIndex, BlockShape, DenseMatrix, MatrixLayer, as_matrix
 from pgb_lightning.layers.token_chunks import TokenChunks
@@ -17,6 +17,7 @@ __all__ = [
     "ConstantLinear",
     "DenseMatrix",
     "DroppedCore",
+    "DroppedTable",
     "GroupedLinear",
     "MatrixLayer",
     "TokenChunks",

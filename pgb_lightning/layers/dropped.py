@@ -1,7 +1,8 @@
-"""What replaces the core of a dropped sublayer."""
+"""What replaces the core of a dropped sublayer, and the tables that only such sublayers read."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -28,3 +29,24 @@ class DroppedCore(nn.Module):
         if self.closing_path is not None:
             output = self.get_submodule(self.closing_path)(hidden_states)
         return (output, None) if self.returns_tuple else output
+
+
+class DroppedTable(nn.Module):
+    """Replaces an embedding table that nothing reads any more: it returns vectors without entries.
+
+    A parameter that the loss does not depend on has no gradient, which ``DistributedDataParallel`` does not accept.
+    State dicts of 0.1.0 have the table; it is left out when they are loaded.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_pre_hook(_leave_out_table)  # type: ignore[no-untyped-call]
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """Return a tensor of shape (..., 0) for indices of shape (...)."""
+        return torch.zeros(*indices.shape, 0, device=indices.device)
+
+
+def _leave_out_table(_: nn.Module, state_dict: dict[str, Tensor], prefix: str, *__: object) -> None:
+    """Leave out what was stored of the table (a ``load_state_dict`` pre-hook)."""
+    state_dict.pop(f"{prefix}weight", None)

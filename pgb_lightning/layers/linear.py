@@ -164,6 +164,10 @@ class GroupedLinear(nn.Module):
 class ConstantLinear(nn.Module):
     """A linear layer whose matrix is removed: its output is its bias, whatever the input.
 
+    Its weight is stored as no blocks. A dense layer does not accept that, so the state dict of a pruned model never
+    loads into a dense model without an error, which would leave the dense weights where they are or at random. State
+    dicts of 0.1.0 do not have the entry.
+
     Args:
         in_features: M, the number of inputs.
         out_features: N, the number of outputs.
@@ -171,15 +175,20 @@ class ConstantLinear(nn.Module):
         dtype: Data type of the bias.
 
     Shape:
-        Input (..., M), output (..., N).
+        ``weight`` (0, 0, 0), ``bias`` (N); input (..., M), output (..., N).
 
     Example:
         >>> ConstantLinear(8, 4)(torch.zeros(2, 3, 8)).shape
         torch.Size([2, 3, 4])
     """
 
+    #: Layout of the state dict; torch stores it as metadata. The first one has no weight.
+    _version = 2
+
     #: There are no blocks.
     block_shape = REMOVED
+
+    weight: Tensor
 
     def __init__(
         self,
@@ -192,6 +201,9 @@ class ConstantLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
+        # A buffer, because optimizers and DistributedDataParallel expect gradients of parameters.
+        self.register_buffer("weight", torch.zeros(REMOVED, device=device, dtype=dtype))
+        self.register_load_state_dict_pre_hook(_add_empty_weight)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the bias for every position of ``x``."""
@@ -208,7 +220,7 @@ class ConstantLinear(nn.Module):
 
     def kept_weights(self) -> Tensor:
         """Return an empty tensor, (0, 0, 0)."""
-        return self.bias.new_zeros(0, 0, 0)
+        return self.weight
 
     def dense_weight(self) -> Tensor:
         """Return a zero matrix, (N, M)."""
@@ -217,6 +229,13 @@ class ConstantLinear(nn.Module):
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""
         return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def _add_empty_weight(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Add the empty weight to what was stored without it (a ``load_state_dict`` pre-hook)."""
+    assert isinstance(module, ConstantLinear)
+    if f"{prefix}bias" in state_dict:
+        state_dict.setdefault(f"{prefix}weight", module.weight)
 
 
 def _consecutive(groups: int, size: int, device: torch.device | str | None) -> Tensor:

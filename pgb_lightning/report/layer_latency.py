@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.encoders.base import Encoder
@@ -11,13 +10,14 @@ from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.latency import layers_runner, measure_latency
 from pgb_lightning.modes import eval_mode
 from pgb_lightning.report.facts import Latency
-from pgb_lightning.surgery.dense_twin import make_dense_model
+from pgb_lightning.surgery.dense_twin import dense_twin
+from pgb_lightning.surgery.record import dense_encoder
 
 
 def measure_layer_latency(
     encoder: Encoder, batch_size: int, length: int, repeats: int = 5, min_time: float = 0.1
 ) -> Latency:
-    """Measure the layers of a pruned encoder and of a dense encoder with random weights, in interleaved rounds.
+    """Measure the layers of a pruned encoder and of its dense twin, in interleaved rounds.
 
     The dense encoder is held in memory during the measurement.
 
@@ -32,9 +32,8 @@ def measure_layer_latency(
         The measurements of all rounds.
     """
     model = encoder.model
-    with torch.random.fork_rng(devices=[]):
-        dense_model: nn.Module = make_dense_model(model)
-    dense = find_encoder(dense_model.to(device=model.device, dtype=model.dtype).eval())
+    dense = find_encoder(dense_twin(model))
+    dense.model.train(False)
     length = min(length, encoder.max_length)
     with eval_mode(model), torch.inference_mode():
         runs = {name: layers_runner(each, batch_size, length) for name, each in (("dense", dense), ("pruned", encoder))}
@@ -50,8 +49,7 @@ def measure_layer_latency(
 
 def count_flops(encoder: Encoder) -> dict[str, int]:
     """Return the FLOPs of the dense and of the pruned encoder for one sequence of 128 tokens."""
-    with torch.device("meta"):
-        dense = encoder_cost(find_encoder(make_dense_model(encoder.model)))
+    dense = encoder_cost(dense_encoder(encoder))
     return {"dense": dense.flops, "pruned": encoder_cost(encoder).flops}
 
 

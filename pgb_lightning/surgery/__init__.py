@@ -2,7 +2,7 @@
 
 from pgb_lightning.surgery.apply import apply_plan
 from pgb_lightning.surgery.checks import check_dense, check_plan, is_pruned, matches
-from pgb_lightning.surgery.dense_twin import dense_twin, make_dense_model
+from pgb_lightning.surgery.dense_twin import dense_twin
 from pgb_lightning.surgery.folding import Folded, fold
 from pgb_lightning.surgery.from_state_dict import StructureError, follow_state_dict
 from pgb_lightning.surgery.structure import Structure, SublayerStructure
@@ -19,6 +19,5 @@ __all__ = [
     "fold",
     "follow_state_dict",
     "is_pruned",
-    "make_dense_model",
     "matches",
 ]

@@ -14,6 +14,7 @@ from pgb_lightning.layers.matrix import as_matrix
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.surgery.build import blank_layer, install
 from pgb_lightning.surgery.checks import check_plan
+from pgb_lightning.surgery.finish import finish
 from pgb_lightning.surgery.folding import Hidden, fold
 from pgb_lightning.surgery.structure import SublayerStructure
 
@@ -49,6 +50,7 @@ def apply_plan(model: nn.Module | Encoder, plan: PruningPlan, encoder: str | Non
     check_plan(found, plan)
     for layer in range(plan.num_layers):
         prune_layer(found, plan, layer)
+    finish(found)
 
 
 def prune_layer(encoder: Encoder, plan: PruningPlan, layer: int) -> dict[Sublayer, Hidden]:

@@ -12,8 +12,9 @@ from pgb_lightning._compat import is_fsdp_name, state_dict_versions
 from pgb_lightning.encoders.base import MATRICES, Encoder
 from pgb_lightning.encoders.find import find_encoders
 from pgb_lightning.encoders.wrappers import state_dict_path
-from pgb_lightning.layers.linear import GroupedLinear
-from pgb_lightning.layers.matrix import BlockShape, find_matrix_layer
+from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
+from pgb_lightning.layers.matrix import REMOVED, BlockShape, find_matrix_layer
+from pgb_lightning.surgery.finish import finish
 from pgb_lightning.surgery.structure import Structure
 
 
@@ -84,6 +85,8 @@ def _rebuild(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: 
         _check_other_entries(affected, state_dict, own)
     for encoder, structure in zip(affected, structures, strict=True):
         structure.build(encoder)
+        if not structure.is_dense(encoder):
+            finish(encoder)
 
 
 def _stack_prefix(encoder: Encoder, prefix: str) -> str:
@@ -164,12 +167,17 @@ def _check_names(encoder: Encoder, state_dict: Mapping[str, Any], prefix: str) -
     for layer in range(len(encoder.layers)):
         for kind in MATRICES:
             path = prefix + encoder.path(layer, kind)
-            version = versions.get(path, 1)
-            if version > GroupedLinear._version:
+            version, newest = versions.get(path, 1), _newest_layout(state_dict.get(f"{path}.weight"))
+            if version > newest:
                 raise StructureError(
                     f"{path} has layout {version}, written by a newer release of pgb-lightning. This release reads "
-                    f"layouts up to {GroupedLinear._version}: use the newer one."
+                    f"layouts up to {newest}: use the newer one."
                 )
+
+
+def _newest_layout(weight: Tensor | None) -> int:
+    """Return the newest layout that this release reads of a layer with a given weight."""
+    return GroupedLinear._version if weight is not None and weight.numel() else ConstantLinear._version
 
 
 def _check_entries(
@@ -191,7 +199,7 @@ def _check_entries(
         dense: M and N of the dense encoder's matrix.
     """
     weight = state_dict.get(f"{path}.weight")
-    if weight is None:
+    if weight is None or shape == REMOVED:
         return
     current = find_matrix_layer(module)
     if module is not None and current is None:  # a layer of another library takes what torch loads into it

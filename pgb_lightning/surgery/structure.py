@@ -20,7 +20,10 @@ from pgb_lightning.surgery.build import blank_layer, install
 from pgb_lightning.surgery.folding import Folded, fold_plan
 
 #: Increased whenever the meaning of a record changes.
-STRUCTURE_VERSION = 1
+STRUCTURE_VERSION = 2
+
+#: Version 1, of 0.1.0, does not name the modules that an encoder lacks.
+READABLE_VERSIONS = (1, 2)
 
 #: The entry of a removed matrix in a record.
 GONE = "gone"
@@ -98,6 +101,10 @@ class Structure:
 
     sublayers: tuple[Mapping[Sublayer, SublayerStructure], ...]
 
+    def is_dense(self, encoder: Encoder) -> bool:
+        """Return whether nothing is removed from any sublayer."""
+        return all(part.is_dense(encoder, name) for layer in self.sublayers for name, part in layer.items())
+
     @classmethod
     def of(cls, encoder: Encoder) -> Structure:
         """Return the structure that an encoder has, dense or pruned."""
@@ -131,7 +138,7 @@ class Structure:
     def from_state_dict(cls, encoder: Encoder, state_dict: Mapping[str, Tensor], prefix: str = "") -> Structure:
         """Read the structure off the shapes in a state dict.
 
-        A three-dimensional weight holds blocks, a bias without a weight is a removed matrix, and a bias that is shorter
+        A three-dimensional weight holds blocks, a bias without weights is a removed matrix, and a bias that is shorter
         than the configuration says belongs to a sublayer with fewer neurons or heads. A matrix without entries, or with
         those of another library (adapters, parametrizations), keeps the structure that the encoder has, unless its
         sublayer is dropped.
@@ -175,10 +182,10 @@ class Structure:
             ValueError: If the record cannot be read or does not fit the encoder.
         """
         version = record.get("version") if isinstance(record, Mapping) else None
-        if version != STRUCTURE_VERSION:
+        if version not in READABLE_VERSIONS:
             raise ValueError(
-                f"config.json's pgb record has version={version!r}. This release of pgb-lightning reads version "
-                f"{STRUCTURE_VERSION}: use the release that wrote it, or export the model again."
+                f"config.json's pgb record has version={version!r}. This release of pgb-lightning reads versions "
+                f"up to {STRUCTURE_VERSION}: use the release that wrote it, or export the model again."
             )
         entries = record.get("layers")
         if not isinstance(entries, list) or len(entries) != len(encoder.layers):
@@ -233,7 +240,7 @@ class Structure:
         Args:
             encoder: The encoder; layers that have the structure already are kept.
         """
-        if all(structure.is_dense(encoder, name) for layer in self.sublayers for name, structure in layer.items()):
+        if self.is_dense(encoder):
             return
         for layer, sublayers in enumerate(self.sublayers):
             for name, structure in sublayers.items():
@@ -282,8 +289,9 @@ def _read_shape(kind: str, shape: object) -> BlockShape | None:
 
 
 def _has_only_bias(state_dict: Mapping[str, Tensor], path: str) -> bool:
-    """Return whether a state dict has the bias of a layer and nothing else of it."""
-    return [name for name in state_dict if name.startswith(f"{path}.")] == [f"{path}.bias"]
+    """Return whether a state dict has the bias of a layer and no weights: an empty weight, or none in 0.1.0."""
+    names = {name for name in state_dict if name.startswith(f"{path}.") and state_dict[name].numel()}
+    return names == {f"{path}.bias"}
 
 
 def _inner_size(encoder: Encoder, name: Sublayer, bias: Tensor | None) -> int:

@@ -87,7 +87,7 @@ def test_a_loaded_model_pickles(exported: Path) -> None:
     [
         (lambda layers: layers[0].pop("W1"), rf"{KEY}\.weight .*\(\d, \d+, \d+\).*\(96, 24\)"),
         (lambda layers: layers[0].update(W1="1x24x96"), rf"{KEY}\.input_index .*\(\d, \d+\).*\(1, 24\)"),
-        (lambda layers: layers[0].update(W1="gone", W2="gone"), r"layer\.0\.\S+ is not in config\.json"),
+        (lambda layers: layers[0].update(W1="gone", W2="gone"), r"layer\.0\.\S+ .*config\.json"),
         (lambda layers: layers[0].clear(), r"bert\.encoder\.layer\.0\.\S+ .*\(\d, \d+, \d+\)"),
     ],
 )

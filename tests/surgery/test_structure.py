@@ -68,7 +68,7 @@ def test_a_record_has_an_entry_for_each_matrix_that_is_not_dense() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "version=2"),
+        ({"version": 3}, "version=3"),
         ({"layers": [{}]}, "describes 1 layers.* 3"),
         ({"layers": None}, "describes no layers"),
         ({"layers": [{"X": "2x12x12"}, {}, {}]}, "layer 0: 'X': '2x12x12'.* Q, K"),

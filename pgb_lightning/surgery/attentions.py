@@ -1,0 +1,68 @@
+"""Attention weights of a pruned encoder: one entry for each layer, as in the dense model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from pgb_lightning.encoders.base import Encoder, model_type_of
+from pgb_lightning.encoders.families import FAMILIES
+from pgb_lightning.layers.dropped import DroppedCore
+
+#: Attribute of an encoder's model that holds the handle of its hook.
+HANDLE = "pgb_attentions_hook"
+
+
+def keep_attention_entries(encoder: Encoder) -> None:
+    """Add ``None`` to the model's ``attentions`` for each layer whose attention was dropped.
+
+    transformers collects attention weights from the modules that compute them, so that the others have no entry, and
+    an index in ``attentions`` would no longer be that of the layer.
+    """
+    if any(_dropped(layer, encoder.family.cores["attention"]) for layer in encoder.layers):
+        for model in encoder.owners:
+            if HANDLE not in vars(model):
+                # Before the hooks of others, which then see all entries.
+                vars(model)[HANDLE] = model.register_forward_hook(_add_entries, prepend=True)
+
+
+def remove_attention_hook(encoder: Encoder) -> None:
+    """Undo :func:`keep_attention_entries`."""
+    for model in encoder.owners:
+        handle = vars(model).pop(HANDLE, None)
+        if handle is not None:
+            handle.remove()
+
+
+def _dropped(layer: nn.Module, core: str) -> bool:
+    return isinstance(layer.get_submodule(core), DroppedCore)
+
+
+def _add_entries(model: Any, _: object, output: Any) -> Any:
+    """Complete the attention weights in the output of an encoder's model (a forward hook)."""
+    if isinstance(output, tuple):
+        # The outputs that are requested, without names: hidden states are (B, S, d), attention weights (B, H, S, S).
+        places = (n for n, part in enumerate(output) if isinstance(part, tuple) and (not part or _is_weights(part[0])))
+        place = next(places, None)
+        if place is None:
+            return output
+        return (*output[:place], _complete(model, output[place]), *output[place + 1 :])
+    attentions = getattr(output, "attentions", None)
+    if attentions is not None:
+        output.attentions = _complete(model, attentions)
+    return output
+
+
+def _is_weights(part: Any) -> bool:
+    return part is None or part.dim() == 4
+
+
+def _complete(model: Any, attentions: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return attention weights with an entry for each layer, if there is one for each layer with attention."""
+    family = FAMILIES[model_type_of(model)]
+    dropped = [_dropped(layer, family.cores["attention"]) for layer in Encoder("", model, family).layers]
+    if len(attentions) != dropped.count(False):  # complete, or not computed, as with attn_implementation="sdpa"
+        return attentions
+    entries = iter(attentions)
+    return tuple(None if is_dropped else next(entries) for is_dropped in dropped)

@@ -1,0 +1,49 @@
+"""What an encoder needs besides new layers, once its structure has changed."""
+
+from __future__ import annotations
+
+import torch
+
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.wrappers import replace_module
+from pgb_lightning.layers.dropped import DroppedCore, DroppedTable
+from pgb_lightning.surgery.attentions import keep_attention_entries, remove_attention_hook
+from pgb_lightning.surgery.saving import record_when_saved, save_as_usual
+
+
+def finish(encoder: Encoder) -> None:
+    """Complete a change of an encoder's structure, in place.
+
+    Tables that nothing reads any more are removed, ``attentions`` keeps an entry for each layer, and the models that
+    hold the encoder write its structure when they are saved.
+
+    Args:
+        encoder: The encoder, with all of its new layers. Calling it again has no effect.
+    """
+    table = encoder.family.attention_table
+    cores = [layer.get_submodule(encoder.family.cores["attention"]) for layer in encoder.layers]
+    if table is not None and all(isinstance(core, DroppedCore) for core in cores):
+        for model in encoder.owners:
+            replace_module(model.get_submodule(table), DroppedTable(), encoder.roots)
+    keep_attention_entries(encoder)
+    record_when_saved(encoder)
+
+
+@torch.no_grad()
+def undo_finish(encoder: Encoder, dense: Encoder) -> None:
+    """Undo :func:`finish`, in place; a table that was removed has zeros.
+
+    Args:
+        encoder: The encoder, with dense layers.
+        dense: A dense encoder of the same class.
+    """
+    table = encoder.family.attention_table
+    for model in encoder.owners if table is not None else []:
+        old, new = model.get_submodule(str(table)), dense.model.get_submodule(str(table))
+        if isinstance(old, DroppedTable):
+            like = next(model.parameters())
+            zeros = {"weight": like.new_zeros(new.get_parameter("weight").shape)}
+            new.load_state_dict(zeros, assign=True)
+            replace_module(old, new, encoder.roots)
+    remove_attention_hook(encoder)
+    save_as_usual(encoder)

@@ -1,0 +1,102 @@
+"""The record of a pruned encoder in ``config.json``: its structure, and the modules that it does not have."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from pgb_lightning.encoders.base import Encoder, model_type_of
+from pgb_lightning.encoders.pruned_config import PrunedConfig, convert_config
+from pgb_lightning.surgery.structure import Structure
+
+#: The key of a record for the modules that the encoder's class has, and the encoder does not.
+ABSENT = "absent"
+
+
+def make_record(encoder: Encoder, structure: Structure | None = None) -> dict[str, Any]:
+    """Return a record of an encoder, as JSON primitives.
+
+    Args:
+        encoder: The encoder.
+        structure: Its structure, if that is known.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> from pgb_lightning.encoders import find_encoder
+        >>> tiny = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+        >>> make_record(find_encoder(BertModel(tiny, add_pooling_layer=False)))["absent"]
+        ['pooler']
+    """
+    record = (structure or Structure.of(encoder)).to_record(encoder)
+    absent = absent_modules(encoder)
+    return record | ({ABSENT: absent} if absent else {})
+
+
+def build_record(encoder: Encoder, record: Mapping[str, Any], remove_absent: bool = True) -> None:
+    """Give a dense encoder the structure of a record, in place.
+
+    Args:
+        encoder: The encoder.
+        record: The result of :func:`make_record`.
+        remove_absent: Whether to remove the modules that the recorded encoder does not have.
+
+    Raises:
+        ValueError: If the record cannot be read or does not fit the encoder.
+    """
+    Structure.from_record(encoder, record).build(encoder)
+    if remove_absent:
+        remove_modules(encoder, record.get(ABSENT, []))
+
+
+def absent_modules(encoder: Encoder) -> list[str]:
+    """Return the paths of the modules that the encoder's class has and the encoder does not, such as the pooler."""
+    found: list[str] = []
+    for path, _ in dense_encoder(encoder).model.named_modules():
+        parent, _, name = path.rpartition(".")
+        try:
+            owner = encoder.model.get_submodule(parent)
+        except AttributeError:  # the parent is absent, or inside a sublayer that was dropped
+            continue
+        if name and getattr(owner, name, owner) is None:
+            found.append(path)
+    return found
+
+
+def remove_modules(encoder: Encoder, paths: list[str]) -> None:
+    """Remove modules of an encoder, in place: their attributes become ``None``."""
+    for path in paths:
+        parent, _, name = path.rpartition(".")
+        setattr(encoder.model.get_submodule(parent), name, None)
+
+
+def dense_encoder(encoder: Encoder) -> Encoder:
+    """Return a dense encoder of the same transformers class and configuration, on the meta device."""
+    with torch.device("meta"):
+        model = transformers_class(type(encoder.model))(dense_config(encoder.model))
+    return Encoder("", model, encoder.family)
+
+
+def dense_config(model: PreTrainedModel) -> Any:
+    """Return a copy of a model's configuration without a record, as that of a dense transformers model."""
+    config = model.config
+    if not isinstance(config, PrunedConfig):
+        return copy.deepcopy(config)
+    dense = next(cls for cls in type(config).__mro__ if getattr(cls, "model_type", "") == model_type_of(model))
+    return convert_config(config, dense)
+
+
+def transformers_class(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """Return the class of transformers that a model class is derived from, or the class itself.
+
+    Example:
+        >>> from transformers import BertModel
+        >>> class MyBert(BertModel):
+        ...     '''A subclass, whose constructor may take anything.'''
+        >>> transformers_class(MyBert).__name__
+        'BertModel'
+    """
+    return next((each for each in cls.__mro__ if each.__module__.startswith("transformers.models.")), cls)
