@@ -132,6 +132,9 @@ def share_hooks(old: nn.Module, new: nn.Module) -> None:
 #: Attribute that holds the module inside torch's wrapper for activation checkpointing. Its state dict leaves it out.
 CHECKPOINT_WRAPPED = "_checkpoint_wrapped_module"
 
+#: Attribute that holds the module inside the result of ``torch.compile``.
+COMPILED = "_orig_mod"
+
 
 def is_transformed() -> bool:
     """Return whether a transform of ``torch.func``, or forward-mode differentiation, records the operations.

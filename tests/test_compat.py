@@ -148,6 +148,12 @@ def test_activation_checkpointing_leaves_its_name_out_of_state_dicts() -> None:
     assert list(wrapper.state_dict()) == ["weight", "bias"]
 
 
+def test_a_compiled_module_holds_the_original_under_this_name() -> None:
+    original = nn.Linear(2, 2)
+    compiled: Any = torch.compile(original)
+    assert dict(compiled.named_children()) == {_compat.COMPILED: original}
+
+
 def test_a_state_dict_has_the_versions_of_its_modules() -> None:
     versions = _compat.state_dict_versions(nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2)).state_dict())
     assert versions == {"": 1, "0": nn.BatchNorm1d._version, "1": 1}

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pgb_lightning._compat import CHECKPOINT_WRAPPED, COMPILED
 from pgb_lightning.encoders.wrappers import join_path, names_of, replace_module, state_dict_path, unwrap
 
 Sublayer = Literal["attention", "ffn"]
@@ -200,6 +201,20 @@ class Encoder:
     def path(self, layer: int, kind: str) -> str:
         """Return the name of a matrix's layer in the state dict of the module in which the encoder was found."""
         return state_dict_path(self.name, self.family.layers, self._unwrapped()[layer][0], self.family.paths[kind])
+
+    def check_wrappers(self) -> None:
+        """Require that no wrapper of a layer can change what it computes, as a copy of the model has no wrappers.
+
+        Raises:
+            ValueError: If a layer is wrapped by anything but ``torch.compile`` and activation checkpointing.
+        """
+        for wrapper, (path, _) in zip(self.stack, self._unwrapped(), strict=True):
+            _, *names = path.split(".")
+            if set(names) - {COMPILED, CHECKPOINT_WRAPPED}:
+                raise ValueError(
+                    f"The layers of the encoder at {self.where} are wrapped by {type(wrapper).__name__}, which may "
+                    "change what they compute. Put the layers themselves into the model first."
+                )
 
     def plain_names(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a state dict of the module in which the encoder was found, without wrappers in the layers' names."""

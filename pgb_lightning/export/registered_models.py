@@ -88,8 +88,9 @@ def rebuild(model: PreTrainedModel, cls: type[PreTrainedModel], config: Pretrain
         config: Its configuration.
 
     Raises:
-        ValueError: If the class has other weights than the model.
+        ValueError: If the class has other weights than the model, or a wrapper may change what its layers compute.
     """
+    find_encoder(model).check_wrappers()
     with torch.device(model.device):
         other: PreTrainedModel = cls(config)
     new, own = find_encoder(other), find_encoder(model)

@@ -101,6 +101,7 @@ def _has_wrappers(model: PreTrainedModel) -> bool:
 def _plain_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
     state: dict[str, Tensor] = model.state_dict()
     for encoder in find_encoders(model):
+        encoder.check_wrappers()
         state = encoder.plain_names(state)
     return state
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from helpers.tiny import MODEL_TYPES, batches, classifier, logits
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from transformers import AutoModelForSequenceClassification
 
 from pgb_lightning import MatrixPlan, PruningConfig, PruningPlan, apply_plan, dense_twin, follow_state_dict, prune
 from pgb_lightning.encoders.find import find_encoder
@@ -65,11 +67,21 @@ def test_wrapped_layers_are_pruned_as_without_the_wrapper(wrap: Wrap, preset: st
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)
-def test_wrapped_layers_have_a_dense_twin_and_are_exported(wrap: Wrap, tmp_path: object) -> None:
+def test_wrapped_layers_have_a_dense_twin_and_are_exported(wrap: Wrap, tmp_path: Path) -> None:
     model = wrapped(wrap)
     prune(model, batches(), PruningConfig.from_preset("paper", pruning_ratio=0.5))
     torch.testing.assert_close(logits(dense_twin(model)), logits(model), rtol=1e-4, atol=1e-5)
-    export_huggingface(model, f"{tmp_path}/out")
+    if wrap is OwnWrapper:  # it might compute anything
+        with pytest.raises(ValueError, match=r"'bert' .*OwnWrapper"):
+            export_huggingface(model, tmp_path / "out")
+        with pytest.raises(ValueError, match=r"'bert' .*OwnWrapper"):
+            model.save_pretrained(tmp_path / "saved")
+        return
+    export_huggingface(model, tmp_path / "out")
+    model.save_pretrained(tmp_path / "saved")
+    for folder in ("out", "saved"):
+        loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / folder)
+        assert torch.equal(logits(loaded), logits(model))
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)
