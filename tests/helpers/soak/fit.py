@@ -158,7 +158,8 @@ class Soak:
     def then_resume(self, trainer: L.Trainer, pgb: PGBCallback) -> Outcome | None:
         """Resume a new, dense module from the checkpoint; without further epochs, the weights are those saved."""
         expected = outputs(self.module)
-        other = SoakModule(self.settings, seed=4)
+        # Distillation needs the same dense model as in the first fit.
+        other = SoakModule(self.settings, seed=0 if "distillation" in self.settings.callbacks else 4)
         more = {"max_epochs": trainer.current_epoch + 1} if self.settings.seed % 2 else {}
         if self.settings.trainer.get("max_steps"):
             more = {"max_steps": trainer.global_step + 2} if more else {}
