@@ -41,6 +41,7 @@ from pgb_lightning.pruning import prepare
 from pgb_lightning.report import PruningNotes
 from pgb_lightning.surgery.apply import apply_plan
 from pgb_lightning.surgery.checks import check_plan, is_pruned, matches
+from pgb_lightning.surgery.dense_twin import dense_reference
 from pgb_lightning.surgery.from_state_dict import follow_state_dict, follows_state_dict
 
 
@@ -52,6 +53,9 @@ class PGBCallback(pl.Callback):
     created; then training runs as with any module. A checkpoint of the pruned model resumes as usual: its layers are
     rebuilt from the state dict, and nothing is calibrated or pruned again. The plan that was applied is :attr:`plan`
     and is written to ``plan.json`` in the run's folder.
+
+    A module whose encoder was pruned before, to fewer heads, neurons or sublayers, is pruned further. The target always
+    refers to the dense encoder and must be larger than what is already removed.
 
     Calibration samples come from ``calibration_dataloader()`` of the data module (or module) if there is one, else
     from the training set. The loss is that of the module's own ``training_step``, or of ``calibration_step(batch)``
@@ -212,10 +216,7 @@ class PGBCallback(pl.Callback):
                 self.plan = None  # The plan belongs to another fit.
             if self.plan is not None or (restored and is_pruned(encoder)):
                 rank_zero_info("PGB: the encoder is already pruned. Re-finetuning continues.")
-                if self.given_plan and not matches(encoder, self.given_plan):
-                    rank_zero_warn(
-                        "PGB: the encoder was pruned by a plan other than the given one. It stays unchanged."
-                    )
+                self._warn_of_another_target(encoder)
             elif restored:
                 raise MisconfigurationException(
                     f"PGBCallback: the encoder at {encoder.where} is dense in ckpt_path, whose optimizer state does "
@@ -223,11 +224,25 @@ class PGBCallback(pl.Callback):
                     "fine_tuned_ckpt of TextClassification) and call fit without ckpt_path."
                 )
             else:
-                self._prune_dense(trainer, pl_module, encoder)
+                self._prune_now(trainer, pl_module, encoder)
         if self.plan is not None:
             save_plan(trainer, self.plan, self._label(trainer))
 
-    def _prune_dense(self, trainer: pl.Trainer, pl_module: pl.LightningModule, encoder: Encoder) -> None:
+    def _warn_of_another_target(self, encoder: Encoder) -> None:
+        """Warn if a pruned encoder, which a resumed fit leaves as it is, is not what these settings ask for."""
+        if self.given_plan and not matches(encoder, self.given_plan):
+            rank_zero_warn("PGB: the encoder was pruned by a plan other than the given one. It stays unchanged.")
+        known = {} if self.plan is None or self.given_plan else self.plan.config
+        names = [name for name in ("pruning_ratio", "target_speedup") if name in known]
+        others = [f"{name}={known[name]}" for name in names if known[name] != getattr(self.config, name)]
+        if others:
+            rank_zero_warn(
+                f"PGB: the encoder was pruned with {', '.join(others)}, which is not the setting of this callback. It "
+                "stays unchanged, since a resumed fit does not prune. To prune it further, load its weights into the "
+                "module (load_from_checkpoint) and call fit without ckpt_path."
+            )
+
+    def _prune_now(self, trainer: pl.Trainer, pl_module: pl.LightningModule, encoder: Encoder) -> None:
         self._check_encoder(pl_module, encoder)
         given, before = self.given_plan, encoder_cost(encoder)
         timed = self.config if given is None and self.config.budget == "latency" else None
@@ -235,7 +250,7 @@ class PGBCallback(pl.Callback):
             rank_zero_warn("PGB: the plan was made for other weights of the same shapes. It is applied anyway.")
         if self.calibrates:
             trainer.strategy.model_to_device()
-            seconds = measure_seconds(encoder, timed) if timed else 0.0
+            seconds = measure_seconds(dense_reference(encoder), timed) if timed else 0.0
             with isolate_rng():
                 batches = calibration_batches(trainer, pl_module, self.calibration, self.calibration_size)
                 self.plan = prune_distributed(trainer, pl_module, encoder, batches, self.config, given, self.notes)

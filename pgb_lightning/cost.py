@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pgb_lightning.encoders.base import MATRICES, Encoder
+from pgb_lightning.encoders.base import MATRICES, SUBLAYERS, Encoder
 from pgb_lightning.layers.matrix import as_matrix
 
 
@@ -48,6 +48,19 @@ def encoder_cost(encoder: Encoder, length: int = 128) -> Cost:
             # Scores Q Kᵀ and their product with V: two products of length x length x width.
             flops += 2 * 2 * length**2 * as_matrix(encoder.matrix(layer, "V")).out_features
     return Cost(parameters, flops)
+
+
+def dense_cost(encoder: Encoder, length: int = 128) -> Cost:
+    """Count the parameters and FLOPs that an encoder has before any pruning, from its configuration.
+
+    Args:
+        encoder: The encoder, dense or pruned.
+        length: Tokens of the sequence for which FLOPs are counted.
+    """
+    inside = {sublayer: encoder.inner_size(sublayer) for sublayer in SUBLAYERS}
+    weights = sum(encoder.hidden_size * inside[sublayer] * len(kinds) for sublayer, kinds in SUBLAYERS.items())
+    flops = 2 * length * weights + 2 * 2 * length**2 * inside["attention"]
+    return Cost(weights * len(encoder.layers), flops * len(encoder.layers))
 
 
 def _kept_weights(encoder: Encoder, layer: int, kind: str) -> int:

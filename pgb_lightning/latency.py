@@ -78,6 +78,21 @@ def measure_encoder(encoder: Encoder, batch_size: int, length: int) -> float:
         return measure_fastest(layers_runner(encoder, batch_size, length))[0]
 
 
+def latency_ratio(dense: Encoder, pruned: Encoder, batch_size: int, length: int) -> float:
+    """Measure the latency of an encoder's layers as a fraction of another encoder's.
+
+    Args:
+        dense: The other encoder.
+        pruned: The encoder.
+        batch_size: Number of sequences per batch.
+        length: Number of tokens per sequence.
+    """
+    with eval_mode(dense.model), eval_mode(pruned.model):
+        runs = (layers_runner(encoder, batch_size, length) for encoder in (dense, pruned))
+        before, left = measure_fastest(*runs)
+    return left / before
+
+
 def layers_runner(encoder: Encoder, batch_size: int, length: int) -> Callable[[], Tensor]:
     """Return a function that runs all layers of an encoder on fixed random hidden states.
 

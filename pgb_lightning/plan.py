@@ -26,8 +26,8 @@ class MatrixPlan:
     Args:
         layer: Layer index, from 0.
         kind: One of Q, K, V, O, W1, W2.
-        rows: M, the inputs.
-        columns: N, the outputs.
+        rows: M, the inputs; those that an earlier pruning has left, if there was one.
+        columns: N, the outputs, likewise.
         input_index: The rows of each block (π_r, split into G parts); ``()`` if the matrix is removed, ``None`` if it
             stays dense.
         output_index: The columns of each block (π_c), likewise.
@@ -60,6 +60,8 @@ class MatrixPlan:
         if (self.input_index is None) != (self.output_index is None):
             raise ValueError(f"{self}: input_index and output_index must both be given, or both be null.")
         if self.input_index is None or self.output_index is None:
+            if not self.total_parameters:
+                raise ValueError(f"{self} has no weights: {self.rows} x {self.columns}. Use [] for its indices.")
             return
         if len(self.input_index) != len(self.output_index):
             raise ValueError(f"{self}: {len(self.input_index)} blocks of rows but {len(self.output_index)} of columns.")
@@ -90,8 +92,8 @@ class MatrixPlan:
 
     @property
     def kept_share(self) -> float:
-        """Fraction of the matrix's weights in the blocks."""
-        return self.kept_parameters / self.total_parameters
+        """Fraction of the matrix's weights in the blocks; 0 if it has none."""
+        return self.kept_parameters / self.total_parameters if self.total_parameters else 0.0
 
     @property
     def kept_parameters(self) -> int:
@@ -112,9 +114,12 @@ class PruningPlan:
         fingerprint: Hash of the dense weights that the plan was made for, as returned by
             :func:`~pgb_lightning.encoders.fingerprint.fingerprint`; empty if unknown.
         schema_version: Version of this record's format.
+        dense_sizes: Features of all heads, and neurons, of a sublayer of the dense encoder, if the plan was made for an
+            encoder pruned before; else ``None``. :attr:`pruning_ratio` always refers to the dense encoder.
 
     Raises:
-        ValueError: If the entries do not form complete layers, or a dropped sublayer keeps a matrix.
+        ValueError: If the entries do not form complete layers, a dropped sublayer keeps a matrix, or a matrix is larger
+            than that of the dense encoder.
 
     Example:
         >>> dense = [MatrixPlan(0, kind, 8, 8, None, None) for kind in ("Q", "K", "V", "O", "W1", "W2")]
@@ -129,6 +134,7 @@ class PruningPlan:
     num_samples: int = 0
     fingerprint: str = ""
     schema_version: int = SCHEMA_VERSION
+    dense_sizes: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         _check_version(self.schema_version)
@@ -151,6 +157,10 @@ class PruningPlan:
                         f"layer {layer}: {dead[0]} is removed, so its sublayer only adds a constant, but {alive[0]} is "
                         f"kept. Remove all of {', '.join(kinds)}."
                     )
+        sizes = self.dense_sizes
+        known = isinstance(sizes, Mapping) and sizes.keys() == SUBLAYERS.keys()
+        if sizes is not None and not (known and all(type(size) is int and size > 0 for size in sizes.values())):
+            raise ValueError(f"dense_sizes={sizes!r} must be null, or an integer for each of {', '.join(SUBLAYERS)}.")
 
     @property
     def num_layers(self) -> int:
@@ -168,7 +178,18 @@ class PruningPlan:
     @property
     def total_parameters(self) -> int:
         """Weights of the dense encoder's six matrix kinds; biases, embeddings and heads are not counted."""
-        return sum(matrix.total_parameters for matrix in self.matrices)
+        return sum(map(self.dense_parameters, self.matrices))
+
+    def dense_parameters(self, matrix: MatrixPlan) -> int:
+        """Return the weights of a matrix in the dense encoder, before any pruning."""
+        if self.dense_sizes is None:
+            return matrix.total_parameters
+        [sublayer] = (name for name, kinds in SUBLAYERS.items() if matrix.kind in kinds)
+        return self.matrix(0, "Q").rows * self.dense_sizes[sublayer]
+
+    def kept_share(self, matrix: MatrixPlan) -> float:
+        """Return the fraction of a matrix's weights in the dense encoder that is kept."""
+        return matrix.kept_parameters / self.dense_parameters(matrix)
 
     @property
     def kept_parameters(self) -> int:
@@ -177,12 +198,14 @@ class PruningPlan:
 
     @property
     def pruning_ratio(self) -> float:
-        """Fraction of the weights that the plan removes."""
+        """Fraction of the dense encoder's weights that are removed, by this plan and by earlier ones."""
         return 1 - self.kept_parameters / self.total_parameters
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON primitives, with derived entries for readers."""
         plain = {**asdict(self), "config": dict(self.config), "summary": self._summary()}
+        if self.dense_sizes is None:
+            del plain["dense_sizes"]  # so that releases without the field read the plan
         for entry, matrix in zip(plain["matrices"], self.matrices, strict=True):
             entry.update(num_groups=matrix.num_groups, kept_share=matrix.kept_share)
         return json.loads(json.dumps(plain))  # type: ignore[no-any-return]  # tuples become lists

@@ -13,6 +13,7 @@ from pgb_lightning.calibration.moments import AllReduce
 from pgb_lightning.compensation.errors import FitErrors
 from pgb_lightning.compensation.fit import compensate
 from pgb_lightning.config import PruningConfig
+from pgb_lightning.cost import dense_cost
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.grouping.planning import plan_by_groups
@@ -20,9 +21,10 @@ from pgb_lightning.grouping.reachable import check_reachable
 from pgb_lightning.modes import eval_mode
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.search.candidates import Candidate, CandidateCost
+from pgb_lightning.search.costs import check_target
 from pgb_lightning.search.planning import plan_by_shapes
 from pgb_lightning.surgery.apply import apply_plan
-from pgb_lightning.surgery.checks import check_dense
+from pgb_lightning.surgery.checks import check_complete, check_prunable
 
 
 def prune(
@@ -34,6 +36,9 @@ def prune(
     encoder: str | None = None,
 ) -> PruningPlan:
     """Prune the encoder of a fine-tuned model in one shot, in place.
+
+    An encoder that an earlier call has pruned to fewer heads, neurons or sublayers can be pruned further. The target is
+    always that of the dense encoder: 0.3 and then 0.6 remove 60 % of its weights.
 
     Args:
         model: A module that holds one transformers encoder; fine-tuned, since importance is derived from its loss.
@@ -48,8 +53,8 @@ def prune(
 
     Raises:
         TypeError: If a batch is not a mapping, and no ``loss`` is given.
-        ValueError: If there is no such encoder, it is pruned already, the target cannot be reached, or calibration
-            found no usable gradients. The model is unchanged then.
+        ValueError: If there is no such encoder, it cannot be pruned (further), the target cannot be reached, or
+            calibration found no usable gradients. The model is unchanged then.
 
     Example:
         >>> import torch
@@ -80,13 +85,16 @@ def prepare(model: nn.Module, config: PruningConfig, encoder: str | None = None)
     """Find the encoder and make all checks that need no data.
 
     Raises:
-        ValueError: If there is no such encoder, it is pruned already, or the target cannot be reached.
+        ValueError: If there is no such encoder, it cannot be pruned (further), or the target cannot be reached.
     """
     found = find_encoder(model, encoder)
-    check_dense(found)
+    check_prunable(found)
+    check_target(found, config)
+    if config.search == "groups":
+        check_complete(found)
     if config.search == "groups" and config.importance_threshold == "auto":
         shapes = {key: (linear.in_features, linear.out_features) for key, linear in found.linears()}
-        check_reachable(shapes, config)
+        check_reachable(shapes, config, dense_cost(found).parameters)
     return found
 
 
@@ -102,7 +110,7 @@ def make_plan(
     Any number of plans can be made from one calibration.
 
     Args:
-        encoder: A dense encoder.
+        encoder: An encoder that :func:`prepare` accepts.
         statistics: Its calibration.
         config: The target and the paper's hyperparameters.
         candidates: For ``search="shapes"``, the result of
@@ -127,10 +135,10 @@ def carry_out(
     track: Callable[[range], Iterable[int]] = lambda layers: layers,
     errors: FitErrors | None = None,
 ) -> None:
-    """Apply a plan to a dense encoder, in place, with compensation unless it is disabled.
+    """Apply a plan to an encoder, in place, with compensation unless it is disabled.
 
     Args:
-        encoder: The dense encoder that ``statistics`` belong to.
+        encoder: The encoder that ``statistics`` belong to.
         plan: The plan.
         statistics: The calibration.
         config: Determines whether and how to compensate.

@@ -7,7 +7,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from pgb_lightning.callbacks.trainer_queries import run_folder
 from pgb_lightning.config import PruningConfig
-from pgb_lightning.cost import Cost, encoder_cost
+from pgb_lightning.cost import Cost, dense_cost, encoder_cost
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder, find_encoders
 from pgb_lightning.latency import measure_encoder
@@ -32,12 +32,14 @@ def report_pruning(
         trainer: The Trainer; its loggers get four ``pgb/...`` metrics at step 0.
         plan: The plan that was applied.
         encoder: The pruned encoder.
-        before: The cost of the encoder before pruning.
+        before: The cost of the encoder before this pruning.
         target: The requested pruning ratio, if there was one.
         label: The name of the encoder in a Trainer that prunes several.
     """
-    after = encoder_cost(encoder)
-    removed, removed_flops = 1 - after.parameters / before.parameters, 1 - after.flops / before.flops
+    after, dense = encoder_cost(encoder), dense_cost(encoder)
+    removed, removed_flops = 1 - after.parameters / dense.parameters, 1 - after.flops / dense.flops
+    earlier = 1 - before.parameters / dense.parameters
+    since = f"; {earlier:.2%} were removed before" if earlier else ""
     goal = "as planned" if target is None else f"target {target:.2%}"
     weights = "encoder weights" if label is None else f"weights of {label!r}"
     table = plan_table(plan)
@@ -45,7 +47,7 @@ def report_pruning(
         table.title = f"{label}: {table.title}"
     rank_zero_info(render(table))
     rank_zero_info(
-        f"PGB removed {removed:.2%} of {before.parameters:,} {weights} ({goal}). "
+        f"PGB removed {removed:.2%} of {dense.parameters:,} {weights} ({goal}{since}). "
         f"Kept: {after.parameters:,} weights and {1 - removed_flops:.2%} of the FLOPs at length 128."
     )
     metrics = {

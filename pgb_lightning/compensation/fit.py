@@ -18,9 +18,10 @@ from pgb_lightning.compensation.least_squares import LeastSquares
 from pgb_lightning.compensation.ridge import SplitMoments, choose_ridge, held_out_mask
 from pgb_lightning.config import Ridge
 from pgb_lightning.encoders.base import SUBLAYERS, Encoder, Sublayer
+from pgb_lightning.layers.linear import ConstantLinear
 from pgb_lightning.layers.matrix import BlockIndex, MatrixLayer, as_matrix
 from pgb_lightning.modes import eval_mode
-from pgb_lightning.plan import PruningPlan
+from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.surgery.apply import prune_layer, select_features
 from pgb_lightning.surgery.build import undone_on_error
 from pgb_lightning.surgery.checks import check_plan
@@ -39,12 +40,14 @@ def compensate(
 ) -> None:
     """Apply a plan layer by layer, refitting the kept weights to the dense model's outputs (Eq. 4).
 
+    If the encoder was pruned before, "the dense model" is the encoder as it is before this plan.
+
     Two streams of hidden states run through the encoder side by side: that of the dense model, and that of the model
     pruned so far. Every matrix is refitted to produce the dense outputs from the *pruned* inputs, so each layer also
     corrects the errors of the previous ones. Padding tokens do not count.
 
     Args:
-        encoder: A dense encoder. It is pruned in place, and restored if an error occurs.
+        encoder: An encoder that the plan fits. It is pruned in place, and restored if an error occurs.
         plan: The plan.
         inputs: The first layer's inputs on the calibration samples.
         ridge: Weight of the penalty on the distance from the original weights, as a fraction of the mean input power.
@@ -77,7 +80,7 @@ def compensate(
                         all_reduce=all_reduce,
                         errors=errors,
                     )
-                    exact = exact and all(plan.matrix(layer, kind).input_index is None for kind in SUBLAYERS[name])
+                    exact = exact and not any(map(_changes, (plan.matrix(layer, kind) for kind in SUBLAYERS[name])))
                     if exact:
                         sublayer.skip(streams)
                     else:
@@ -93,6 +96,11 @@ def _restore_weights(layers: list[dict[str, Tensor]], originals: list[nn.Module]
     for state, original in zip(layers, originals, strict=False):
         for name, value in original.state_dict().items():
             state[name].copy_(value)
+
+
+def _changes(matrix: MatrixPlan) -> bool:
+    """Return whether a plan removes weights of a matrix."""
+    return matrix.input_index is not None and matrix.total_parameters > 0
 
 
 class Stream:
@@ -151,7 +159,10 @@ class SublayerFit:
     def compensate(self, streams: list[Stream]) -> None:
         """Refit the matrices in the order in which they are applied, and move both streams past the sublayer."""
         *opening, closing = SUBLAYERS[self.name]
-        if self.pruned(closing).kept_weights().numel():
+        if isinstance(self._original(closing), ConstantLinear):  # dropped by an earlier pruning: nothing to refit
+            for stream in streams:
+                stream.dense = stream.run(self.encoder, self.original, self.name, stream.dense)
+        elif self.pruned(closing).kept_weights().numel():
             self._refit_opening(opening, streams)
             self._refit_closing(closing, streams)
         else:
@@ -177,9 +188,13 @@ class SublayerFit:
 
     def dense(self, kind: str) -> nn.Linear:
         """Return the dense model's layer."""
-        linear = self.original.get_submodule(self.encoder.family.paths[kind])
+        linear = self._original(kind)
         assert isinstance(linear, nn.Linear)
         return linear
+
+    def _original(self, kind: str) -> nn.Module:
+        """Return the layer that held a matrix before."""
+        return self.original.get_submodule(self.encoder.family.paths[kind])
 
     def _refit_opening(self, kinds: list[str], streams: list[Stream]) -> None:
         """Refit Q, K and V, or W1: they read the sublayer's input, so no layer needs to run.

@@ -194,6 +194,10 @@ class Encoder:
         except AttributeError:
             return None
 
+    def is_dropped(self, layer: int, sublayer: Sublayer) -> bool:
+        """Return whether nothing is left of a sublayer but the constant that it adds."""
+        return self.find_matrix(layer, SUBLAYERS[sublayer][0]) is None
+
     def set_matrix(self, layer: int, kind: str, module: nn.Module) -> None:
         """Replace the layer that holds a matrix, under every name that it has."""
         replace_module(self.matrix(layer, kind), module, self.roots)

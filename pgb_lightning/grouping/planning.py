@@ -7,6 +7,7 @@ from torch import Tensor
 from pgb_lightning.calibration.collect import Calibration
 from pgb_lightning.calibration.importance import encoder_importances
 from pgb_lightning.config import PruningConfig
+from pgb_lightning.cost import dense_cost
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.fingerprint import fingerprint
 from pgb_lightning.grouping.compensated import group_matrices
@@ -14,6 +15,7 @@ from pgb_lightning.grouping.group_numbers import ImportanceSummary, MatrixKey
 from pgb_lightning.grouping.permutation import Blocks, group
 from pgb_lightning.grouping.threshold import choose_group_numbers
 from pgb_lightning.plan import MatrixPlan, PruningPlan
+from pgb_lightning.surgery.checks import dense_sizes, is_pruned
 from pgb_lightning.target_warning import warn_if_missed
 
 
@@ -21,7 +23,7 @@ def plan_by_groups(encoder: Encoder, statistics: Calibration, config: PruningCon
     """Choose the group number of every matrix, then its groups; nothing is changed.
 
     Args:
-        encoder: A dense encoder.
+        encoder: An encoder, dense or with fewer heads or neurons.
         statistics: Its calibration.
         config: The target and the paper's hyperparameters.
 
@@ -32,7 +34,7 @@ def plan_by_groups(encoder: Encoder, statistics: Calibration, config: PruningCon
     summaries = {
         key: ImportanceSummary.from_importance(importance, config.max_groups) for key, importance in importances.items()
     }
-    numbers, threshold = choose_group_numbers(summaries, config)
+    numbers, threshold = choose_group_numbers(summaries, config, dense_cost(encoder).parameters)
     given = group_matrices(encoder, statistics, config, numbers) if config.permutation == "compensated" else {}
     plan = PruningPlan(
         model_type=encoder.model_type,
@@ -43,6 +45,7 @@ def plan_by_groups(encoder: Encoder, statistics: Calibration, config: PruningCon
         config={**config.to_dict(), "importance_threshold_used": threshold},
         num_samples=statistics.num_samples,
         fingerprint=fingerprint(encoder),
+        dense_sizes=dense_sizes(encoder) if is_pruned(encoder) else None,
     )
     warn_if_missed(plan.pruning_ratio, config)
     return plan

@@ -11,12 +11,15 @@ from pgb_lightning.grouping.group_numbers import MatrixKey, allowed_groups, num_
 from pgb_lightning.target_warning import MAX_GAP
 
 
-def nearest_reachable(shapes: Mapping[MatrixKey, tuple[int, int]], config: PruningConfig) -> float:
+def nearest_reachable(
+    shapes: Mapping[MatrixKey, tuple[int, int]], config: PruningConfig, dense_parameters: int | None = None
+) -> float:
     """Return the pruning ratio nearest to ``config.pruning_ratio`` that some choice of group numbers reaches.
 
     Args:
         shapes: (M, N) of every matrix.
         config: The pruning ratio and G_max.
+        dense_parameters: Parameters of the dense encoder; those of the matrices by default.
     """
     costs = {
         key: [rows * columns // g for g in allowed_groups(rows, columns, config.max_groups)]
@@ -33,21 +36,25 @@ def nearest_reachable(shapes: Mapping[MatrixKey, tuple[int, int]], config: Pruni
                 options = [*optional, *(cost // unit for cost in costs[layer, kind])]
                 sums = _union(sums << option for option in options)
             reachable = _union((reachable, *(reachable << b for b in range(sums.bit_length()) if sums >> b & 1)))
-    ratios = [1 - b / total for b in range(total + 1) if reachable >> b & 1]
+    whole = total if dense_parameters is None else dense_parameters / unit
+    ratios = [1 - b / whole for b in range(total + 1) if reachable >> b & 1]
     return min(ratios, key=lambda ratio: abs(ratio - config.pruning_ratio))
 
 
-def check_reachable(shapes: Mapping[MatrixKey, tuple[int, int]], config: PruningConfig) -> None:
+def check_reachable(
+    shapes: Mapping[MatrixKey, tuple[int, int]], config: PruningConfig, dense_parameters: int | None = None
+) -> None:
     """Raise if no choice of group numbers comes near the pruning ratio, before any calibration.
 
     Args:
         shapes: (M, N) of every matrix.
         config: The pruning ratio and G_max.
+        dense_parameters: Parameters of the dense encoder; those of the matrices by default.
 
     Raises:
         ValueError: If the nearest reachable ratio is more than one percentage point away. The message names it.
     """
-    nearest = nearest_reachable(shapes, config)
+    nearest = nearest_reachable(shapes, config, dense_parameters)
     if abs(nearest - config.pruning_ratio) > MAX_GAP:
         raise ValueError(
             f"pruning_ratio={config.pruning_ratio} cannot be reached with max_groups={config.max_groups} on an "

@@ -19,7 +19,9 @@ from pgb_lightning.grouping.group_numbers import (
 )
 
 
-def choose_group_numbers(summaries: Summaries, config: PruningConfig) -> tuple[GroupNumbers, float]:
+def choose_group_numbers(
+    summaries: Summaries, config: PruningConfig, total: int | None = None
+) -> tuple[GroupNumbers, float]:
     """Choose the group number of every matrix for ``config.pruning_ratio``.
 
     A given τ is used as is. With ``"auto"``, τ is chosen such that grouping every matrix by it comes nearest to the
@@ -29,11 +31,12 @@ def choose_group_numbers(summaries: Summaries, config: PruningConfig) -> tuple[G
     Args:
         summaries: The summary of every matrix.
         config: The pruning settings.
+        total: Parameters of the dense encoder; those of the matrices by default.
 
     Returns:
         The group numbers and the τ that was used.
     """
-    budget = (1 - config.pruning_ratio) * total_cost(summaries)
+    budget = (1 - config.pruning_ratio) * (total_cost(summaries) if total is None else total)
     if config.importance_threshold != "auto":
         return assign_group_numbers(summaries, config.importance_threshold, budget), config.importance_threshold
     candidates = sorted({0.0, *(t for summary in summaries.values() for t in summary.thresholds.values())})

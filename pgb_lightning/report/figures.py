@@ -53,12 +53,12 @@ def draw_group_numbers(plan: PruningPlan) -> Figure:
     figure = _figure(5.2, 0.9 + 0.34 * plan.num_layers)
     axes = figure.subplots()
     rows = [[plan.matrix(layer, kind) for kind in MATRICES] for layer in range(plan.num_layers)]
-    kept = [[matrix.kept_share for matrix in row] for row in rows]
+    kept = [[plan.kept_share(matrix) for matrix in row] for row in rows]
     image = axes.imshow(kept, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for y, row in enumerate(rows):
         for x, matrix in enumerate(row):
-            color = "white" if matrix.kept_share > 0.6 else "black"
-            text = f"{matrix.num_groups} ({matrix.kept_share:.0%})"
+            color = "white" if kept[y][x] > 0.6 else "black"
+            text = f"{matrix.num_groups} ({kept[y][x]:.0%})"
             axes.text(x, y, text, ha="center", va="center", color=color, fontsize=8)
     axes.set_xticks(range(len(MATRICES)), MATRICES)
     axes.set_yticks(range(plan.num_layers), [str(layer) for layer in range(plan.num_layers)])
@@ -118,7 +118,7 @@ def _draw_matrix(axes: Axes, plan: PruningPlan, facts: Facts, layer: int, kind: 
             axes.add_patch(Rectangle(corner, *size, facecolor=hue, alpha=0.4))
         axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=hue, linewidth=1))
     axes.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect="equal")
-    axes.set_title(f"{kind}: {matrix.num_groups} ({matrix.kept_share:.0%})", fontsize=7, pad=3)
+    axes.set_title(f"{kind}: {matrix.num_groups} ({plan.kept_share(matrix):.0%})", fontsize=7, pad=3)
 
 
 def _figure(width: float, height: float) -> Figure:

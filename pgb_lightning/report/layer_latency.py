@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from pgb_lightning.cost import encoder_cost
+from pgb_lightning.cost import dense_cost, encoder_cost
 from pgb_lightning.encoders.base import Encoder
-from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.latency import layers_runner, measure_latency
 from pgb_lightning.modes import eval_mode
 from pgb_lightning.report.facts import Latency
-from pgb_lightning.surgery.dense_twin import dense_twin
-from pgb_lightning.surgery.record import dense_encoder
+from pgb_lightning.surgery.dense_twin import dense_reference
 
 
 def measure_layer_latency(
@@ -31,17 +29,14 @@ def measure_layer_latency(
     Returns:
         The measurements of all rounds.
     """
-    model = encoder.model
-    dense = find_encoder(dense_twin(model))
-    dense.model.train(False)
-    length = min(length, encoder.max_length)
-    with eval_mode(model), torch.inference_mode():
+    dense, length = dense_reference(encoder), min(length, encoder.max_length)
+    with eval_mode(encoder.model), torch.inference_mode():
         runs = {name: layers_runner(each, batch_size, length) for name, each in (("dense", dense), ("pruned", encoder))}
         seconds = measure_latency(runs, repeats, min_time)
     return Latency(
         batch_size=batch_size,
         length=length,
-        device=_describe(model.device),
+        device=_describe(encoder.model.device),
         dense=tuple(seconds["dense"]),
         pruned=tuple(seconds["pruned"]),
     )
@@ -49,8 +44,7 @@ def measure_layer_latency(
 
 def count_flops(encoder: Encoder) -> dict[str, int]:
     """Return the FLOPs of the dense and of the pruned encoder for one sequence of 128 tokens."""
-    dense = encoder_cost(dense_encoder(encoder))
-    return {"dense": dense.flops, "pruned": encoder_cost(encoder).flops}
+    return {"dense": dense_cost(encoder).flops, "pruned": encoder_cost(encoder).flops}
 
 
 def _describe(device: torch.device) -> str:

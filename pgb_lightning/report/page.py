@@ -54,7 +54,8 @@ def render_page(plan: PruningPlan, facts: Facts | None = None) -> str:
             layers=_layers(numbers),
             largest_error=max(facts.sublayer_errors.values(), default=0.0),
             matrices=[
-                [_matrix(plan.matrix(layer, kind), facts) for kind in MATRICES] for layer in range(plan.num_layers)
+                [_matrix(plan, plan.matrix(layer, kind), facts) for kind in MATRICES]
+                for layer in range(plan.num_layers)
             ],
             kinds=MATRICES,
             has_maps=bool(facts.maps),
@@ -130,7 +131,7 @@ def _layers(numbers: dict[str, Any]) -> list[dict[str, Any]]:
     return list(layers.values())
 
 
-def _matrix(matrix: MatrixPlan, facts: Facts) -> dict[str, Any]:
+def _matrix(plan: PruningPlan, matrix: MatrixPlan, facts: Facts) -> dict[str, Any]:
     """Return the image, the blocks and the description of one matrix."""
     shades = facts.maps.get(f"{matrix.layer}.{matrix.kind}")
     inputs, outputs = block_size(matrix)
@@ -144,6 +145,7 @@ def _matrix(matrix: MatrixPlan, facts: Facts) -> dict[str, Any]:
         description = f"{matrix.num_groups} blocks of {inputs} × {outputs}"
     return {
         "plan": matrix,
+        "kept_share": plan.kept_share(matrix),
         "description": description,
         "blocks": blocks_of(matrix),
         "image": image_data_url(matrix, shades) if shades else None,

@@ -48,7 +48,7 @@ def split_removed(plan: PruningPlan) -> dict[Sublayer, Split]:
     split: dict[Sublayer, Split] = {}
     for sublayer, kinds in SUBLAYERS.items():
         matrices = [matrix for matrix in plan.matrices if matrix.kind in kinds]
-        total = sum(matrix.total_parameters for matrix in matrices)
+        total = sum(map(plan.dense_parameters, matrices))
         kept = sum(matrix.kept_parameters for matrix in matrices)
         points = 100 * (total - kept) / plan.total_parameters
         split[sublayer] = Split(total, kept, points, (total - kept) / removed if removed else 0.0)
@@ -56,9 +56,9 @@ def split_removed(plan: PruningPlan) -> dict[Sublayer, Split]:
 
 
 def sublayer_weights(plan: PruningPlan, layer: int, sublayer: Sublayer) -> tuple[int, int]:
-    """Return the numbers of kept and of all weights of a sublayer."""
+    """Return the numbers of kept and of all weights of a sublayer of the dense encoder."""
     matrices = [plan.matrix(layer, kind) for kind in SUBLAYERS[sublayer]]
-    return sum(m.kept_parameters for m in matrices), sum(m.total_parameters for m in matrices)
+    return sum(m.kept_parameters for m in matrices), sum(map(plan.dense_parameters, matrices))
 
 
 def predicted_error(plan: PruningPlan, layer: int, sublayer: Sublayer) -> float | None:
@@ -111,7 +111,9 @@ def summarize(plan: PruningPlan, facts: Facts) -> dict[str, Any]:
         "sublayers": [
             _sublayer(plan, facts, layer, sublayer) for layer in range(plan.num_layers) for sublayer in SUBLAYERS
         ],
-        "matrices": [_matrix(plan.matrix(layer, kind), facts) for layer in range(plan.num_layers) for kind in MATRICES],
+        "matrices": [
+            _matrix(plan, plan.matrix(layer, kind), facts) for layer in range(plan.num_layers) for kind in MATRICES
+        ],
         "settings": dict(plan.config),
     }
 
@@ -129,7 +131,7 @@ def _sublayer(plan: PruningPlan, facts: Facts, layer: int, sublayer: Sublayer) -
     }
 
 
-def _matrix(matrix: MatrixPlan, facts: Facts) -> dict[str, Any]:
+def _matrix(plan: PruningPlan, matrix: MatrixPlan, facts: Facts) -> dict[str, Any]:
     return {
         "layer": matrix.layer,
         "kind": matrix.kind,
@@ -138,7 +140,7 @@ def _matrix(matrix: MatrixPlan, facts: Facts) -> dict[str, Any]:
         "num_groups": matrix.num_groups,
         "block": list(block_size(matrix)),
         "kept_parameters": matrix.kept_parameters,
-        "kept_share": matrix.kept_share,
+        "kept_share": plan.kept_share(matrix),
         "importance_kept": matrix.importance_kept,
         "predicted_error": matrix.predicted_error,
         "measured_error": facts.matrix_errors.get(f"{matrix.layer}.{matrix.kind}"),

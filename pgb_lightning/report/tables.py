@@ -30,7 +30,7 @@ def plan_table(plan: PruningPlan) -> Table:
     table.add_column("kept", justify="right")
     for layer in range(plan.num_layers):
         row = [plan.matrix(layer, kind) for kind in MATRICES]
-        kept = sum(m.kept_parameters for m in row) / sum(m.total_parameters for m in row)
+        kept = sum(m.kept_parameters for m in row) / sum(map(plan.dense_parameters, row))
         table.add_row(str(layer), *map(_cell, row), f"{kept:.0%}")
     table.caption = "number of groups, or inputs x outputs kept (importance kept); -: matrix removed"
     return table

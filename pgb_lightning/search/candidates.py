@@ -12,7 +12,7 @@ from torch import Tensor
 from pgb_lightning.calibration.collect import Calibration
 from pgb_lightning.calibration.importance import second_order_importance
 from pgb_lightning.config import PruningConfig
-from pgb_lightning.encoders.base import EXPENDABLE, MATRICES, SUBLAYERS, Encoder, Sublayer
+from pgb_lightning.encoders.base import EXPENDABLE, SUBLAYERS, Encoder, Sublayer
 from pgb_lightning.grouping.compensated import assign_columns, compensated_groups, obs_saliency
 from pgb_lightning.grouping.group_numbers import allowed_groups
 from pgb_lightning.grouping.permutation import group
@@ -62,21 +62,30 @@ def list_candidates(encoder: Encoder, statistics: Calibration, config: PruningCo
     """List the candidates of every sublayer, in order. They do not depend on the pruning ratio.
 
     Args:
-        encoder: The dense encoder that ``statistics`` belong to.
+        encoder: The encoder that ``statistics`` belong to.
         statistics: The calibration, moments included.
         config: G_max, N_perm, the permutation and the ridge.
 
     Returns:
-        The candidates of each sublayer, the dense one first.
+        The candidates of each sublayer, first the one that keeps it as it is. A sublayer that an earlier pruning has
+        dropped has no others.
 
     Raises:
         ValueError: If the statistics lack moments.
     """
     found: list[list[Candidate]] = []
     for layer in range(len(encoder.layers)):
-        matrices = {kind: _Matrix.from_calibration(encoder, statistics, config, layer, kind) for kind in MATRICES}
-        found.append(list(_attention(matrices, layer, encoder.head_size)))
-        found.append(list(_feed_forward(matrices, layer)))
+        for sublayer, kinds in SUBLAYERS.items():
+            if encoder.is_dropped(layer, sublayer):
+                sizes = {kind: encoder.matrix_size(kind, 0) for kind in kinds}
+                gone = tuple(MatrixPlan(layer, kind, *sizes[kind], (), (), predicted_error=0.0) for kind in kinds)
+                found.append([Candidate(layer, sublayer, Dropped(), gone)])
+                continue
+            matrices = {kind: _Matrix.from_calibration(encoder, statistics, config, layer, kind) for kind in kinds}
+            if sublayer == "attention":
+                found.append(list(_attention(matrices, layer, encoder.head_size)))
+            else:
+                found.append(list(_feed_forward(matrices, layer)))
     return found
 
 

@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pgb_lightning.config import PruningConfig
-from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.cost import dense_cost, encoder_cost
+from pgb_lightning.encoders.base import SUBLAYERS, Encoder, Sublayer
+from pgb_lightning.latency import latency_ratio
+from pgb_lightning.plan import MatrixPlan
 from pgb_lightning.search.candidates import Candidate, CandidateCost
 from pgb_lightning.search.latency_table import measure_table
+from pgb_lightning.shapes import Heads, Neurons
+from pgb_lightning.surgery.checks import is_pruned
+from pgb_lightning.surgery.dense_twin import dense_reference
 from pgb_lightning.surgery.folding import fold
+from pgb_lightning.target_warning import MAX_GAP, UNITS
 
 
 def candidate_cost(encoder: Encoder, candidates: Sequence[Sequence[Candidate]], config: PruningConfig) -> CandidateCost:
     """Return the function that computes the cost of a candidate.
 
     Args:
-        encoder: The dense encoder. With ``budget="latency"``, the shapes of its sublayers are measured.
+        encoder: The encoder. With ``budget="latency"``, the shapes of its sublayers are measured.
         candidates: The candidates of every sublayer.
         config: The pruning settings: the budget, and the batch size and sequence length of FLOPs and latency.
     """
@@ -39,3 +46,58 @@ def candidate_flops(candidate: Candidate, attention_unit: int, length: int) -> i
     if last is not None and last.num_groups:
         flops += 2 * 2 * length**2 * last.rows  # scores Q Kᵀ and their product with V
     return flops
+
+
+def dense_total(encoder: Encoder, config: PruningConfig) -> float:
+    """Return the cost of all sublayers of an encoder before any pruning.
+
+    Args:
+        encoder: The encoder. With ``budget="latency"``, dense layers of its architecture are measured.
+        config: The pruning settings.
+    """
+    if config.budget != "latency":
+        cost = dense_cost(encoder, config.latency_length)
+        return cost.flops if config.budget == "flops" else cost.parameters
+    dense = [_dense_candidate(encoder, 0, sublayer) for sublayer in SUBLAYERS]
+    seconds = candidate_cost(dense_reference(encoder), [dense], config)
+    return len(encoder.layers) * sum(map(seconds, dense))
+
+
+def _dense_candidate(encoder: Encoder, layer: int, sublayer: Sublayer) -> Candidate:
+    """Return the candidate that keeps all of a dense sublayer."""
+    size, kinds = encoder.inner_size(sublayer), SUBLAYERS[sublayer]
+    shape = Heads(size // encoder.head_size) if sublayer == "attention" else Neurons(size)
+    matrices = (MatrixPlan(layer, kind, *encoder.matrix_size(kind, size), None, None) for kind in kinds)
+    return Candidate(layer, sublayer, shape, tuple(matrices))
+
+
+def check_target(encoder: Encoder, config: PruningConfig) -> None:
+    """Require that more is to be removed from a pruned encoder than has been removed before.
+
+    The target always refers to the dense encoder.
+
+    Raises:
+        ValueError: If it is not; the message has both numbers.
+    """
+    if not is_pruned(encoder):
+        return
+    removed, slack = 1 - _kept_fraction(encoder, config), config.tolerance
+    if config.budget == "latency":
+        slack = max(slack, 3 * MAX_GAP)  # Measured times vary from run to run.
+    if config.cut <= removed + slack:
+        speedup = config.target_speedup
+        target = f"pruning_ratio={config.pruning_ratio}" if speedup is None else f"target_speedup={speedup}"
+        raise ValueError(
+            f"The encoder at {encoder.where} is already pruned: {removed:.4f} of the dense encoder's "
+            f"{UNITS[config.budget]} is removed, and {target}, which asks for {config.cut:.4f} of it, is not more (by "
+            f"{slack}). Use a larger target to prune it further. To re-finetune it as it is, skip the pruning step or "
+            "resume with ckpt_path. To prune it differently, start from the dense fine-tuned model."
+        )
+
+
+def _kept_fraction(encoder: Encoder, config: PruningConfig) -> float:
+    """Return the cost of an encoder as a fraction of its cost before any pruning."""
+    if config.budget == "latency":
+        return latency_ratio(dense_reference(encoder), encoder, config.latency_batch_size, config.latency_length)
+    dense, left = dense_cost(encoder, config.latency_length), encoder_cost(encoder, config.latency_length)
+    return left.flops / dense.flops if config.budget == "flops" else left.parameters / dense.parameters

@@ -16,9 +16,10 @@ from pgb_lightning.encoders.fingerprint import fingerprint
 from pgb_lightning.grouping.permutation import Blocks
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.search.candidates import Candidate, CandidateCost, list_candidates
-from pgb_lightning.search.costs import candidate_cost
+from pgb_lightning.search.costs import candidate_cost, dense_total
 from pgb_lightning.search.knapsack import solve_knapsack
 from pgb_lightning.search.speedup import meet_speedup
+from pgb_lightning.surgery.checks import dense_sizes, is_pruned
 from pgb_lightning.target_warning import warn_if_missed
 
 
@@ -32,7 +33,7 @@ def plan_by_shapes(
     """Choose a shape for every sublayer; nothing is changed.
 
     Args:
-        encoder: A dense encoder.
+        encoder: An encoder, dense or with fewer heads, neurons or sublayers.
         statistics: Its calibration, moments included.
         config: The target.
         candidates: The result of :func:`~pgb_lightning.search.candidates.list_candidates`; computed if omitted.
@@ -44,19 +45,21 @@ def plan_by_shapes(
     """
     options = candidates or list_candidates(encoder, statistics, config)
     cost_of = cost or candidate_cost(encoder, options, config)
-    dense_cost = sum(cost_of(sublayer[0]) for sublayer in options)
+    further = is_pruned(encoder)
+    dense_cost = dense_total(encoder, config) if further else sum(cost_of(sublayer[0]) for sublayer in options)
     importances = encoder_importances(encoder, statistics.fisher)
     identity = fingerprint(encoder)
 
     def plan_at(ratio: float) -> tuple[PruningPlan, float]:
-        chosen = choose_shapes(options, ratio, config.tolerance, cost_of)
+        chosen = choose_shapes(options, ratio, config.tolerance, cost_of, dense_cost)
         matrices = tuple(
-            replace(matrix, importance_kept=_importance_kept(matrix, importances[matrix.layer, matrix.kind]))
+            replace(matrix, importance_kept=_importance_kept(matrix, importances.get((matrix.layer, matrix.kind))))
             for candidate in chosen
             for matrix in candidate.matrices
         )
         settings = {**config.to_dict(), "shapes": [str(candidate.shape) for candidate in chosen]}
-        plan = PruningPlan(encoder.model_type, matrices, settings, statistics.num_samples, identity)
+        sizes = dense_sizes(encoder) if further else None
+        plan = PruningPlan(encoder.model_type, matrices, settings, statistics.num_samples, identity, dense_sizes=sizes)
         return plan, 1 - sum(map(cost_of, chosen)) / dense_cost
 
     plan, removed = plan_at(config.cut) if config.budget != "latency" else meet_speedup(encoder, config, plan_at)
@@ -65,7 +68,11 @@ def plan_by_shapes(
 
 
 def choose_shapes(
-    candidates: Sequence[Sequence[Candidate]], ratio: float, tolerance: float, cost: CandidateCost
+    candidates: Sequence[Sequence[Candidate]],
+    ratio: float,
+    tolerance: float,
+    cost: CandidateCost,
+    total: float | None = None,
 ) -> list[Candidate]:
     """Choose one candidate for each sublayer: the least predicted loss within the budget.
 
@@ -74,19 +81,20 @@ def choose_shapes(
         ratio: The fraction of the dense cost to remove.
         tolerance: How much more may be removed, as a fraction of the dense cost.
         cost: The cost of a candidate.
+        total: The dense cost; that of the first candidates by default.
     """
     costs = [[cost(candidate) for candidate in options] for options in candidates]
     losses = [[candidate.loss for candidate in options] for options in candidates]
-    total = sum(options[0] for options in costs)
+    total = sum(options[0] for options in costs) if total is None else total
     positions = solve_knapsack(losses, costs, (1 - ratio) * total, tolerance * total)
     return [options[position] for options, position in zip(candidates, positions, strict=True)]
 
 
-def _importance_kept(matrix: MatrixPlan, importance: Tensor) -> float:
-    """Return the fraction of a matrix's importance that lies in its blocks."""
+def _importance_kept(matrix: MatrixPlan, importance: Tensor | None) -> float:
+    """Return the fraction of a matrix's importance that lies in its blocks. A matrix without weights has none."""
     if matrix.input_index is None or matrix.output_index is None:
         return 1.0
-    if not matrix.num_groups:
+    if not matrix.num_groups or importance is None:
         return 0.0
     blocks = Blocks(torch.tensor(matrix.input_index), torch.tensor(matrix.output_index))
     exact = importance.double().cpu()

@@ -12,10 +12,10 @@ from dataclasses import replace
 
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.base import Encoder
-from pgb_lightning.latency import layers_runner, measure_fastest
-from pgb_lightning.modes import eval_mode
+from pgb_lightning.latency import latency_ratio
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery.apply import apply_plan
+from pgb_lightning.surgery.dense_twin import dense_reference
 
 #: Maximum number of plans that are measured.
 MAX_ROUNDS = 5
@@ -29,7 +29,7 @@ def meet_speedup(
     """Find the plan whose measured latency comes nearest to the target.
 
     Args:
-        encoder: The dense encoder. It is unchanged afterwards.
+        encoder: The encoder. It is unchanged afterwards.
         config: The pruning settings: the target, and the batch size and sequence length of the measurement.
         plan_at: Makes a plan that removes a given fraction of the latency according to the table. Returns the plan and
             the fraction that it removes.
@@ -56,15 +56,11 @@ def measure_latency_ratio(encoder: Encoder, plan: PruningPlan, batch_size: int, 
     """Measure the latency of a pruned copy of an encoder as a fraction of the dense encoder's.
 
     Args:
-        encoder: The dense encoder. It is unchanged afterwards.
+        encoder: The encoder. It is unchanged afterwards. If it was pruned before, the dense encoder has random weights.
         plan: The plan for the copy.
         batch_size: Number of sequences per batch.
         length: Number of tokens per sequence.
     """
     pruned = replace(encoder, model=copy.deepcopy(encoder.model))
     apply_plan(pruned, plan)
-    with eval_mode(encoder.model), eval_mode(pruned.model):
-        dense, left = measure_fastest(
-            layers_runner(encoder, batch_size, length), layers_runner(pruned, batch_size, length)
-        )
-    return left / dense
+    return latency_ratio(dense_reference(encoder), pruned, batch_size, length)

@@ -1,4 +1,4 @@
-"""Apply a plan to a dense encoder: cut the blocks out of its matrices."""
+"""Apply a plan to an encoder: cut the blocks out of its matrices."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from pgb_lightning.surgery.structure import SublayerStructure
 
 
 def apply_plan(model: nn.Module | Encoder, plan: PruningPlan, encoder: str | None = None) -> None:
-    """Apply a plan to a dense encoder, in place.
+    """Apply a plan to an encoder, in place.
 
     Each block is cut out of its matrix together with the positions of its inputs and outputs, which is all that
-    re-permutation needs (Section 3.3). The kept weights are those of the dense model; compensation refits them.
+    re-permutation needs (Section 3.3). The kept weights are not changed; compensation refits them.
 
     Args:
-        model: A module that holds a dense encoder, or the :class:`~pgb_lightning.encoders.base.Encoder` itself.
+        model: A module that holds an encoder, or the :class:`~pgb_lightning.encoders.base.Encoder` itself. The encoder
+            is dense, or pruned as it was when the plan was made.
         plan: The plan.
         encoder: Attribute path of the encoder; required if ``model`` holds several.
 
     Raises:
-        ValueError: If there is no such encoder, it is pruned already, or the plan was made for another shape of encoder
+        ValueError: If there is no such encoder, it cannot be pruned, or the plan was made for another shape of encoder
             (the first mismatch is named). The model is unchanged then.
 
     Example:
@@ -65,7 +66,7 @@ def prune_sublayer(encoder: Encoder, layer: int, sublayer: Sublayer, matrices: S
     """Apply the plans of one sublayer's matrices, in place, with their permutations folded.
 
     Args:
-        encoder: The encoder, in which this sublayer is dense.
+        encoder: The encoder, in which this sublayer has plain linear layers, or was dropped before.
         layer: Layer index.
         sublayer: The sublayer.
         matrices: The plan of each of its matrices.
@@ -73,6 +74,8 @@ def prune_sublayer(encoder: Encoder, layer: int, sublayer: Sublayer, matrices: S
     Returns:
         The neurons, or features of heads, that are left, in their new order; ``None`` if all are, in order.
     """
+    if encoder.is_dropped(layer, sublayer):
+        return None
     folded = fold(matrices, sublayer, encoder.attention_unit)
     closing = SUBLAYERS[sublayer][-1]
     modules = {}

@@ -1,4 +1,4 @@
-"""Check an encoder: whether it is dense, whether a plan fits it, and whether it matches a plan."""
+"""Check an encoder: whether it can be pruned, whether a plan fits it, and whether it matches a plan."""
 
 from __future__ import annotations
 
@@ -15,20 +15,26 @@ from pgb_lightning.surgery.folding import fold_plan
 from pgb_lightning.surgery.structure import Structure
 
 
-def check_dense(encoder: Encoder) -> None:
-    """Require an encoder from which nothing has been pruned, with plain linear layers everywhere.
+def check_prunable(encoder: Encoder) -> None:
+    """Require plain linear layers everywhere: an encoder that is dense, or pruned to fewer heads, neurons or sublayers.
 
     Raises:
-        ValueError: If it is pruned already, or another library has replaced its layers.
+        ValueError: If it has been pruned in another way, or another library has replaced its layers.
     """
-    if is_pruned(encoder):
-        raise ValueError(
-            f"The encoder at {encoder.where} is already pruned. To continue re-finetuning, skip the pruning step or "
-            "resume with ckpt_path. To prune it differently, start from the dense fine-tuned model."
-        )
     for layer in range(len(encoder.layers)):
         for kind in MATRICES:
-            module = encoder.matrix(layer, kind)
+            module = encoder.find_matrix(layer, kind)
+            if _is_dropped(encoder, layer, kind):
+                continue
+            assert module is not None
+            if isinstance(module, (GroupedLinear, ConstantLinear)):
+                what = "split into blocks" if isinstance(module, GroupedLinear) else "removed"
+                raise ValueError(
+                    f"The encoder at {encoder.where} is already pruned, and its layer {layer} {kind} is {what}. Only "
+                    "encoders with fewer heads, neurons or sublayers can be pruned further. To remove more, start from "
+                    "the dense fine-tuned model. To re-finetune this one, skip the pruning step or resume with "
+                    "ckpt_path."
+                )
             if type(module) is not nn.Linear or parametrize.is_parametrized(module):
                 found = f"{type(module).__module__}.{type(module).__name__}"  # other libraries use the name Linear, too
                 raise ValueError(
@@ -85,13 +91,34 @@ def _check_not_shared(encoder: Encoder) -> None:
             )
 
 
+def check_complete(encoder: Encoder) -> None:
+    """Require an encoder without dropped sublayers, as the paper's search for group numbers does.
+
+    Raises:
+        ValueError: If an earlier pruning has dropped a sublayer.
+    """
+    for layer in range(len(encoder.layers)):
+        for sublayer in SUBLAYERS:
+            if encoder.is_dropped(layer, sublayer):
+                raise ValueError(
+                    f"search='groups' sets the group number of every matrix, but the encoder at {encoder.where} is "
+                    f"already pruned: the {sublayer} sublayer of its layer {layer} was dropped. Use search='shapes' "
+                    "(preset 'default') to prune it further, or start from the dense fine-tuned model."
+                )
+
+
+def _is_dropped(encoder: Encoder, layer: int, kind: str) -> bool:
+    """Return whether the sublayer of a matrix was dropped."""
+    return any(encoder.is_dropped(layer, sublayer) for sublayer, kinds in SUBLAYERS.items() if kind in kinds)
+
+
 def check_plan(encoder: Encoder, plan: PruningPlan) -> None:
-    """Require that a plan fits a dense encoder.
+    """Require that a plan fits an encoder as it is, dense or pruned.
 
     Raises:
         ValueError: If it does not; the message names the first mismatch.
     """
-    check_dense(encoder)
+    check_prunable(encoder)
     if plan.model_type != encoder.model_type:
         raise ValueError(
             f"The plan has model_type={plan.model_type!r}, but the encoder's model_type is {encoder.model_type!r}. Use "
@@ -102,13 +129,31 @@ def check_plan(encoder: Encoder, plan: PruningPlan) -> None:
             f"The plan has {plan.num_layers} layers, but the encoder has {len(encoder.layers)}. Use a plan that was "
             "made for this model."
         )
-    for (layer, kind), linear in encoder.linears():
-        matrix = plan.matrix(layer, kind)
-        if (matrix.rows, matrix.columns) != (linear.in_features, linear.out_features):
-            raise ValueError(
-                f"Layer {layer} {kind}: the plan's matrix is {matrix.rows} x {matrix.columns}, but the encoder's is "
-                f"{linear.in_features} x {linear.out_features}."
-            )
+    if plan.dense_sizes is None and is_pruned(encoder):
+        raise ValueError(
+            f"The encoder at {encoder.where} is already pruned, but the plan was made for the dense one. Apply it to "
+            "the dense fine-tuned model, or make a plan for the pruned one."
+        )
+    if plan.dense_sizes is not None and plan.dense_sizes != dense_sizes(encoder):
+        raise ValueError(
+            f"The plan has dense_sizes={dict(plan.dense_sizes)}, but those of the encoder at {encoder.where} are "
+            f"{dense_sizes(encoder)}. Use a plan that was made for this model."
+        )
+    for layer in range(len(encoder.layers)):
+        for kind in MATRICES:
+            matrix = plan.matrix(layer, kind)
+            linear = None if _is_dropped(encoder, layer, kind) else as_matrix(encoder.matrix(layer, kind))
+            size = encoder.matrix_size(kind, 0) if linear is None else (linear.in_features, linear.out_features)
+            if (matrix.rows, matrix.columns) != size:
+                raise ValueError(
+                    f"Layer {layer} {kind}: the plan's matrix is {matrix.rows} x {matrix.columns}, but the encoder's "
+                    f"is {size[0]} x {size[1]}. Use a plan that was made for this model, as it is now."
+                )
+
+
+def dense_sizes(encoder: Encoder) -> dict[str, int]:
+    """Return the inner features of each sublayer before any pruning."""
+    return {sublayer: encoder.inner_size(sublayer) for sublayer in SUBLAYERS}
 
 
 def is_pruned(encoder: Encoder) -> bool:
@@ -129,6 +174,8 @@ def matches(encoder: Encoder, plan: PruningPlan) -> bool:
     Permutations may be folded or not, as in encoders pruned by earlier releases.
     """
     if plan.model_type != encoder.model_type or plan.num_layers != len(encoder.layers):
+        return False
+    if plan.dense_sizes is not None and plan.dense_sizes != dense_sizes(encoder):
         return False
     try:
         structure = Structure.of(encoder)

@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 
 from pgb_lightning._compat import forget_output_hooks
 from pgb_lightning.encoders.base import MATRICES, Encoder
-from pgb_lightning.encoders.find import find_encoders
+from pgb_lightning.encoders.find import find_encoder, find_encoders
 from pgb_lightning.encoders.wrappers import names_of
 from pgb_lightning.layers.matrix import as_matrix
+from pgb_lightning.surgery.checks import is_pruned
 from pgb_lightning.surgery.finish import undo_finish
 from pgb_lightning.surgery.record import dense_encoder
 
@@ -69,6 +70,19 @@ def _make_dense(encoder: Encoder) -> None:
     undo_finish(encoder, dense)
     for model in encoder.owners:
         forget_output_hooks(model)
+
+
+def dense_reference(encoder: Encoder) -> Encoder:
+    """Return a dense encoder of the same architecture, device and data type, to be measured.
+
+    Args:
+        encoder: The encoder, dense or pruned. It is returned itself if nothing was removed from it.
+    """
+    if not is_pruned(encoder):
+        return encoder
+    model = dense_twin(encoder.model)
+    model.train(False)
+    return find_encoder(model)
 
 
 def _dense_state(path: str, module: nn.Module | None, target: nn.Module, layer: nn.Module) -> dict[str, Tensor]:

@@ -50,7 +50,8 @@ class SublayerStructure:
     @classmethod
     def of_folded(cls, encoder: Encoder, name: Sublayer, folded: Folded) -> SublayerStructure:
         """Return the structure that a folded part of a plan gives to a sublayer."""
-        size = encoder.inner_size(name) if folded.hidden is None else len(folded.hidden)
+        closing = folded.matrices[SUBLAYERS[name][-1]]
+        size = closing.rows if closing.num_groups else encoder.inner_size(name)
         return cls(size, {kind: matrix.block_shape for kind, matrix in folded.matrices.items()})
 
     @property
