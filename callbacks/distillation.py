@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from functools import wraps
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pgb_lightning.callbacks.label_kind import LossWatcher, resolve_exclusive
+from pgb_lightning.callbacks.teacher_weights import select_weights
 from pgb_lightning.callbacks.trainer_queries import shards_before_restore
+from pgb_lightning.callbacks.wrapped_step import wrap_training_step
 from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.distillation import Call, Teacher, hidden_loss, logits_loss, record_calls
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.encoders.wrappers import join_path
+from pgb_lightning.encoders.wrappers import join_path, names_of
 from pgb_lightning.surgery.checks import is_pruned
 from pgb_lightning.surgery.dense_twin import dense_twin
+
+Step = Callable[[], Any]
 
 
 class Distillation(pl.Callback):
@@ -33,6 +40,9 @@ class Distillation(pl.Callback):
     the teacher's on the same inputs. The second is the distance between the hidden states of each layer. Their weighted
     sum is logged as ``train_distillation``.
 
+    The outputs are those of the outermost transformers model that holds the encoder. Class scores are compared after a
+    softmax if the labels exclude each other, otherwise by their squared error, like regression values.
+
     The teacher is not part of the module or its checkpoints. A resumed fit needs the same teacher: start it, like the
     first fit, with a module that has the dense weights (``fine_tuned_ckpt``), or pass the dense checkpoint as
     ``teacher``.
@@ -42,7 +52,11 @@ class Distillation(pl.Callback):
         logits_weight: Weight of the divergence between the outputs; 0 disables it.
         hidden_weight: Weight of the distance between the hidden states; 0 disables it.
         teacher: Lightning checkpoint of the dense module; by default the module as it is when the fit starts.
-        encoder: Attribute path of the encoder, such as ``"model.bert"``; required if the module has several.
+        encoder: Attribute path of the encoder, such as ``"model.bert"``; required if the module has several, or several
+            models with heads share it.
+        exclusive_labels: Whether each sample has one label (``True``), or independent labels or values (``False``). By
+            default this follows from the ``problem_type`` of the model's configuration and from the loss function that
+            ``training_step`` applies to the logits; if they do not tell, the first step is refused.
 
     Raises:
         MisconfigurationException: If a setting is invalid, or there is no dense model to learn from; the message names
@@ -60,6 +74,7 @@ class Distillation(pl.Callback):
         hidden_weight: float = 1.0,
         teacher: str | Path | None = None,
         encoder: str | None = None,
+        exclusive_labels: bool | None = None,
     ) -> None:
         super().__init__()
         if not 0 < temperature < float("inf"):
@@ -77,12 +92,19 @@ class Distillation(pl.Callback):
                 f"Distillation: teacher={str(teacher)!r} is not a file. Pass the checkpoint of the dense module, or "
                 "leave it out to use the module as it is when the fit starts."
             )
+        if exclusive_labels not in (True, False, None):
+            raise MisconfigurationException(
+                f"Distillation: exclusive_labels={exclusive_labels!r} must be True, False or None."
+            )
         self.temperature = temperature
         self.logits_weight = logits_weight
         self.hidden_weight = hidden_weight
         self.teacher_path = teacher
         self.encoder = encoder
+        self.exclusive_labels = exclusive_labels
         self.teacher: Teacher | None = None
+        self._exclusive: bool | None = None
+        self._training = False
         self._resumed_fingerprint: str | None = None
         self._undo: Callable[[], None] | None = None
 
@@ -100,22 +122,26 @@ class Distillation(pl.Callback):
                 f"Distillation: strategy={type(trainer.strategy).__name__} shards the model, so its layers cannot be "
                 "compared with the teacher's. Use one device or strategy='ddp'."
             )
-        name, model = self._find(pl_module)
+        model, encoder_path = self._find(pl_module)
         if self.logits_weight and _has_no_head(model):
             raise MisconfigurationException(
                 f"Distillation: logits_weight={self.logits_weight} needs logits, but {type(model).__name__} has no "
                 "head; the module's head is outside the transformers model. Set logits_weight=0 to learn from hidden "
                 "states only, or use a transformers model with a head."
             )
-        if is_pruned(find_encoder(pl_module, self.encoder)) and self.teacher_path is None:
-            if self.teacher is None:
-                raise MisconfigurationException(
-                    "Distillation: the module is already pruned, so there is no dense model to copy. Pass the dense "
-                    "checkpoint: Distillation(teacher='fine_tuned.ckpt')."
-                )
-            return  # Keep the teacher of the earlier fit.
-        with isolate_rng():
-            self.teacher = self._make_teacher(name, model)
+        if not is_pruned(find_encoder(model, encoder_path)) or self.teacher_path is not None:
+            with isolate_rng():
+                self.teacher = self._make_teacher(pl_module, model, encoder_path)
+        elif self.teacher is None:
+            raise MisconfigurationException(
+                "Distillation: the module is already pruned, so there is no dense model to copy. Pass the dense "
+                "checkpoint: Distillation(teacher='fine_tuned.ckpt')."
+            )
+        else:
+            rank_zero_info("Distillation: the module is already pruned. The teacher is that of the earlier fit.")
+        self._unwrap()
+        self._exclusive = self.exclusive_labels
+        self._undo = wrap_training_step(pl_module, partial(self._step, pl_module, model, encoder_path))
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -130,7 +156,7 @@ class Distillation(pl.Callback):
         return {"teacher": self.teacher.fingerprint if self.teacher else None}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Wrap ``training_step``, so that it returns the sum of the losses."""
+        """Begin to add the distillation loss to that of ``training_step``."""
         assert self.teacher is not None
         before, self._resumed_fingerprint = self._resumed_fingerprint, None
         if before is not None and before != self.teacher.fingerprint:
@@ -139,10 +165,10 @@ class Distillation(pl.Callback):
                 "Build the module from the dense checkpoint (fine_tuned_ckpt of TextClassification and "
                 "QuestionAnswering), or pass it: Distillation(teacher='fine_tuned.ckpt')."
             )
-        _, model = self._find(pl_module)
-        self._check_layers(model)
+        model, encoder_path = self._find(pl_module)
+        self._check_layers(model, encoder_path)
         self.teacher.model.to(device=pl_module.device, dtype=model.dtype)  # type: ignore[call-arg]
-        self._wrap(pl_module, model)
+        self._training = True
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Restore the module's own ``training_step``."""
@@ -159,7 +185,7 @@ class Distillation(pl.Callback):
             MisconfigurationException: If ``logits_weight`` is not 0 but the model returned no logits.
         """
         assert self.teacher is not None
-        target = self.teacher.run(call)
+        target = self.teacher.run(call, encoder_only=not self.logits_weight)
         loss = call.hidden[-1].new_zeros(())
         if self.logits_weight:
             if not call.logits():
@@ -168,91 +194,121 @@ class Distillation(pl.Callback):
                     f"{type(self.teacher.model).__name__} returned none by name: it was called with return_dict=False, "
                     "or its class has none. Set logits_weight=0 to learn from hidden states only."
                 )
-            kind = getattr(self.teacher.model.config, "problem_type", None)
-            exclusive = kind in (None, "single_label_classification")
+            exclusive = self._resolve(self.teacher.model, call) if self._exclusive is None else self._exclusive
             loss = loss + self.logits_weight * logits_loss(call, target, self.temperature, exclusive)
         if self.hidden_weight:
             loss = loss + self.hidden_weight * hidden_loss(call, target)
+        if not loss.isfinite() and not target.is_valid():
+            raise MisconfigurationException(
+                f"Distillation: the outputs or hidden states of the teacher, {type(self.teacher.model).__name__}, are "
+                "NaN or infinite for this batch. Use a precision with a larger range, such as 'bf16-mixed' instead of "
+                "'16-mixed', or pass another checkpoint as teacher."
+            )
         return loss
 
-    def _find(self, pl_module: pl.LightningModule) -> tuple[str, PreTrainedModel]:
-        """Return the path and the object of the outermost transformers model that contains the encoder."""
+    def _find(self, pl_module: pl.LightningModule) -> tuple[PreTrainedModel, str]:
+        """Return the outermost transformers model that holds the encoder, and the encoder's path in it."""
         try:
             encoder = find_encoder(pl_module, self.encoder)
         except ValueError as error:
             raise MisconfigurationException(
                 f"Distillation: {error} The module must build its model in __init__, so that it can be copied."
             ) from error
-        for name, module in pl_module.named_modules():
-            if isinstance(module, PreTrainedModel) and any(child is encoder.model for child in module.modules()):
-                return name, module
-        raise AssertionError("an encoder is itself a transformers model")
+        paths: dict[PreTrainedModel, str] = {}
+        for model in pl_module.modules():
+            if isinstance(model, PreTrainedModel):
+                for path in (path for owner in encoder.owners for path in names_of(owner, model)):
+                    paths.setdefault(model, path)
+        outermost = [model for model in paths if not any(names_of(model, m) for m in paths if m is not model)]
+        if len(outermost) > 1 and self.encoder is not None:
+            parts = self.encoder.split(".")
+            on_path = [pl_module.get_submodule(".".join(parts[:count])) for count in range(1, len(parts) + 1)]
+            outermost = [model for model in outermost if any(model is each for each in on_path)] or outermost
+        if len(outermost) > 1:
+            names = ", ".join(repr(join_path(names_of(model, pl_module)[0], paths[model])) for model in outermost)
+            raise MisconfigurationException(
+                f"Distillation: encoder={self.encoder!r} is shared by {len(outermost)} transformers models, and the "
+                f"outputs of one of them are compared. Set encoder to the path in that model: {names}."
+            )
+        return outermost[0], paths[outermost[0]]
 
-    def _path_inside(self, name: str) -> str | None:
-        """Return the encoder's path within the transformers model, or ``None`` if no path was given."""
-        return None if self.encoder is None else self.encoder.removeprefix(name).removeprefix(".") or None
-
-    def _make_teacher(self, name: str, model: PreTrainedModel) -> Teacher:
+    def _make_teacher(self, pl_module: pl.LightningModule, model: PreTrainedModel, encoder_path: str) -> Teacher:
         """Return a copy of a model, with the weights of the teacher's checkpoint if there is one."""
         if self.teacher_path is None:
-            return Teacher(copy.deepcopy(model), self._path_inside(name))
-        dense = dense_twin(model)
-        prefix = join_path(name, "x")[:-1]
-        try:
-            weights = load_checkpoint(self.teacher_path)["state_dict"]
-            own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-            dense.load_state_dict(own)
-        except (RuntimeError, ValueError) as error:
+            dense = copy.deepcopy(model)
+        else:
+            dense = dense_twin(model)
+            try:
+                saved = load_checkpoint(self.teacher_path)["state_dict"]
+                dense.load_state_dict(select_weights(saved, pl_module, model, dense))
+            except (RuntimeError, ValueError) as error:
+                raise MisconfigurationException(
+                    f"Distillation: teacher={str(self.teacher_path)!r} is not a dense checkpoint of this module: "
+                    f"{error}"
+                ) from error
+        broken = [name for name, value in dense.named_parameters() if not value.isfinite().all()]
+        if broken:
             raise MisconfigurationException(
-                f"Distillation: teacher={str(self.teacher_path)!r} is not a dense checkpoint of this module: {error}"
-            ) from error
-        return Teacher(dense, self._path_inside(name))
+                f"Distillation: teacher={self.teacher_path and str(self.teacher_path)!r} has NaN or infinite weights, "
+                f"such as {broken[0]!r}, so there is nothing to learn from it. Use a checkpoint from before the "
+                "training diverged."
+            )
+        return Teacher(dense, encoder_path)
 
-    def _check_layers(self, model: PreTrainedModel) -> None:
+    def _check_layers(self, model: PreTrainedModel, encoder_path: str) -> None:
         assert self.teacher is not None
-        counts = [len(find_encoder(found, self.teacher.encoder).layers) for found in (model, self.teacher.model)]
+        found = [find_encoder(model, encoder_path), find_encoder(self.teacher.model, self.teacher.encoder)]
+        counts = [len(each.layers) for each in found]
         if self.hidden_weight and counts[0] != counts[1]:
             raise MisconfigurationException(
                 f"Distillation: the model has {counts[0]} layers and the teacher {counts[1]}, so their hidden states "
                 "cannot be compared. Set hidden_weight=0."
             )
 
-    def _wrap(self, pl_module: pl.LightningModule, model: PreTrainedModel) -> None:
-        """Replace ``training_step`` of the module by a function that adds the distillation loss."""
-        assert self.teacher is not None
-        step, own = pl_module.training_step, vars(pl_module).get("training_step")
-        encoder_path = self.teacher.encoder
+    def _step(self, pl_module: pl.LightningModule, model: PreTrainedModel, encoder_path: str, step: Step) -> Any:
+        """Run ``training_step`` and return its output with the sum of the losses.
 
-        @wraps(step)
-        def training_step(*args: Any, **kwargs: Any) -> Any:
-            with record_calls(model, encoder_path) as calls:
-                output = step(*args, **kwargs)
-            if output is None:  # Lightning skips the batch.
-                return None
-            trained = [call for call in calls if call.hidden and call.hidden[-1].requires_grad]
-            if not trained:
-                raise MisconfigurationException(
-                    f"Distillation: {type(pl_module).__name__}.training_step did not call {type(model).__name__} with "
-                    "gradients enabled, so there is nothing to compare with the teacher. Call the whole model, not its "
-                    "submodules."
-                )
-            loss = sum((self.loss(call) for call in trained), start=0.0) / len(trained)
-            pl_module.log("train_distillation", loss, batch_size=len(trained[0].hidden[-1]))
-            if isinstance(output, Mapping):
-                return {**output, "loss": output["loss"] + loss}
-            return output + loss
+        Before the fit has started, such as during calibration, only find out the kind of labels.
+        """
+        watches = bool(self.logits_weight) and self._exclusive is None
+        if not (self._training or watches):
+            return step()
+        encoder = find_encoder(model, encoder_path)
+        called = model if self.logits_weight else encoder.model
+        with (
+            record_calls(called, encoder_path if self.logits_weight else None) as calls,
+            LossWatcher() if watches else nullcontext() as watcher,
+        ):
+            output = step()
+        is_frozen = not any(parameter.requires_grad for parameter in encoder.stack.parameters())
+        trained = [call for call in calls if call.hidden and call.has_gradients(logits_only=is_frozen)]
+        if watches and trained and output is not None:
+            self._exclusive = self._resolve(model, trained[0], watcher)
+        # Lightning skips a batch without an output, and refuses one without a loss.
+        if not self._training or output is None or (isinstance(output, Mapping) and "loss" not in output):
+            return output
+        if not trained:
+            raise MisconfigurationException(
+                f"Distillation: {type(pl_module).__name__}.training_step did not call {type(called).__name__} with "
+                "gradients enabled, so there is nothing to compare with the teacher. Call the whole model, not its "
+                "submodules, and use gradient checkpointing with use_reentrant=False."
+            )
+        loss = sum((self.loss(call) for call in trained), start=0.0) / len(trained)
+        pl_module.log("train_distillation", loss, batch_size=len(trained[0].hidden[-1]))
+        return {**output, "loss": output["loss"] + loss} if isinstance(output, Mapping) else output + loss
 
-        self._unwrap()
-        pl_module.training_step = training_step  # type: ignore[method-assign]
-
-        def undo() -> None:
-            vars(pl_module).pop("training_step", None)
-            if own is not None:
-                pl_module.training_step = own  # type: ignore[method-assign]
-
-        self._undo = undo
+    def _resolve(self, model: PreTrainedModel, call: Call, watcher: LossWatcher | None = None) -> bool:
+        """Return whether the labels exclude each other."""
+        logits = call.logits().get("logits")
+        if logits is None:
+            return True
+        try:
+            return resolve_exclusive(model, logits, None if watcher is None else watcher.exclusive([logits]))
+        except ValueError as error:
+            raise MisconfigurationException(f"Distillation: {error}") from error
 
     def _unwrap(self) -> None:
+        self._training = False
         if self._undo is not None:
             self._undo()
             self._undo = None

@@ -1,7 +1,8 @@
 """Distillation losses: match the outputs and hidden states of the dense model on the same inputs.
 
-For classes, the loss is the Kullback-Leibler divergence between the distributions of teacher and student, both softened
-by a temperature (Hinton, Vinyals and Dean, 2015). For regression and multi-label outputs it is the mean squared error.
+For exclusive classes, the loss is the Kullback-Leibler divergence between the distributions of teacher and student,
+both softened by a temperature (Hinton, Vinyals and Dean, 2015). For independent labels and regression it is the mean
+squared error of the outputs (Ba and Caruana, 2014), to which the divergence tends at high temperatures.
 Pruning does not change the hidden size, so the hidden states of each layer are compared directly with those of the same
 layer of the teacher (CoFi learns a projection between them). That loss is the squared error, divided by the squared
 norm of the teacher's hidden states. Padding is ignored.
@@ -34,8 +35,9 @@ class Call:
         args: The positional arguments.
         kwargs: The keyword arguments.
         output: The output of the model.
-        hidden: The hidden states after each layer, (B, S, d).
-        mask: The attention mask, (B, S), if one was given.
+        hidden: The hidden states after each layer, (B, S, d); those of several calls of the encoder one after another.
+        mask: The attention mask, (B, S), if one was given; that of the encoder's first call.
+        masks: The attention mask of each entry of ``hidden``, if they differ.
     """
 
     args: tuple[Any, ...] = ()
@@ -43,17 +45,34 @@ class Call:
     output: Any = None
     hidden: list[Tensor] = field(default_factory=list)
     mask: Tensor | None = None
+    masks: list[Tensor | None] = field(default_factory=list)
 
     def logits(self) -> dict[str, Tensor]:
         """Return the outputs to compare by name; empty if the model has no head."""
         named = self.output if isinstance(self.output, Mapping) else {}
         return {name: named[name] for name in LOGITS if name in named}
 
-    def token_mask(self, like: Tensor) -> Tensor:
-        """Return a mask of shape (B, S), 1 for tokens and 0 for padding, with the dtype and device of ``like``."""
-        if self.mask is None or self.mask.shape != like.shape[:2]:  # no mask, or a mask of another form
+    def has_gradients(self, logits_only: bool = False) -> bool:
+        """Return whether the last hidden states, or the logits, can be trained."""
+        outputs = list(self.logits().values()) if logits_only else self.hidden[-1:]
+        return any(output.requires_grad for output in outputs)
+
+    def is_valid(self) -> bool:
+        """Return whether all outputs and hidden states are numbers. Logits may be minus infinity, as if masked."""
+        finite = all(bool(each.isfinite().all()) for each in self.hidden)
+        return finite and not any(bool((each.isnan() | (each == torch.inf)).any()) for each in self.logits().values())
+
+    def token_mask(self, like: Tensor, layer: int | None = None) -> Tensor:
+        """Return a mask of shape (B, S), 1 for tokens and 0 for padding, with the dtype and device of ``like``.
+
+        Args:
+            like: A tensor of shape (B, S, ...).
+            layer: The entry of ``hidden``; by default the mask of the encoder's first call is returned.
+        """
+        mask = self.masks[layer] if layer is not None and self.masks else self.mask
+        if mask is None or mask.shape != like.shape[:2]:  # no mask, or a mask of another form
             return torch.ones(like.shape[:2], dtype=like.dtype, device=like.device)
-        return self.mask.to(like)
+        return mask.to(like)
 
 
 @contextmanager
@@ -68,24 +87,32 @@ def record_calls(model: PreTrainedModel, encoder: str | None = None) -> Iterator
         The list to which each call is appended.
     """
     calls: list[Call] = []
-    current = Call()
+    current, mask = Call(), None
     found = find_encoder(model, encoder)
 
-    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(module: nn.Module, args: Any) -> None:
         nonlocal current
-        bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
-        current = Call(mask=bound.arguments.get("attention_mask"))
+        current = Call()
+
+    def enter_encoder(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal mask
+        mask = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments.get("attention_mask")
+        if not current.hidden:
+            current.mask = mask
 
     def leave_layer(module: nn.Module, args: Any, output: Any) -> None:
         current.hidden.append(output[0] if isinstance(output, tuple) else output)
+        current.masks.append(mask)
 
     def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         current.args, current.kwargs, current.output = args, kwargs, output
         calls.append(current)
 
     handles = [
-        found.model.register_forward_pre_hook(enter, with_kwargs=True),
-        *(layer.register_forward_hook(leave_layer) for layer in found.layers),
+        model.register_forward_pre_hook(enter),
+        found.model.register_forward_pre_hook(enter_encoder, with_kwargs=True),
+        # Those of wrappers, inside which the layers may be compiled or run again in the backward pass.
+        *(layer.register_forward_hook(leave_layer) for layer in found.stack),
         model.register_forward_hook(leave, with_kwargs=True),
     ]
     try:
@@ -112,10 +139,16 @@ class Teacher:
         self.fingerprint = _hash(model)
 
     @torch.no_grad()
-    def run(self, call: Call) -> Call:
-        """Run the teacher on the inputs of a call."""
-        with record_calls(self.model, self.encoder) as calls:
-            self.model(*call.args, **call.kwargs)
+    def run(self, call: Call, encoder_only: bool = False) -> Call:
+        """Run the teacher on the inputs of a call.
+
+        Args:
+            call: The call of the student.
+            encoder_only: Whether it is a call of the encoder, and not of the whole model.
+        """
+        called = find_encoder(self.model, self.encoder).model if encoder_only else self.model
+        with record_calls(called, None if encoder_only else self.encoder) as calls:
+            called(*call.args, **call.kwargs)
         return calls[0]
 
 
@@ -127,8 +160,8 @@ def logits_loss(student: Call, teacher: Call, temperature: float, exclusive: boo
         teacher: The call of the teacher.
         temperature: Divides the logits before the softmax. The loss is multiplied by its square, so that the scale of
             the gradients does not depend on it.
-        exclusive: Whether the logits are those of exclusive classes or of answer positions, which are compared after a
-            softmax. Otherwise they are compared by their squared error.
+        exclusive: Whether ``logits`` are those of exclusive classes, which are compared after a softmax. Otherwise they
+            are compared by their squared error. Scores of answer positions are exclusive in any case.
 
     Returns:
         The loss, averaged over samples (over tokens without padding if each token has logits) and over outputs.
@@ -141,10 +174,12 @@ def logits_loss(student: Call, teacher: Call, temperature: float, exclusive: boo
     losses = []
     for name, target in teacher.logits().items():
         logits = student.logits()[name]
-        if exclusive and target.shape[-1] > 1:
+        if (exclusive or name != "logits") and target.shape[-1] > 1:
             log_student = (logits.float() / temperature).log_softmax(-1)
             log_teacher = (target.float() / temperature).log_softmax(-1)
-            rows = temperature**2 * (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
+            impossible = log_teacher == -torch.inf  # masked positions, which add nothing
+            difference = (log_teacher - log_student).masked_fill(impossible, 0.0)
+            rows = temperature**2 * (log_teacher.exp() * difference).sum(-1)
         else:
             rows = (logits.float() - target.float()).square().mean(-1)
         if rows.dim() == 2:
@@ -167,8 +202,8 @@ def hidden_loss(student: Call, teacher: Call) -> Tensor:
         layers: 0 if the hidden states are equal, 1 if those of the student are zero.
     """
     losses = []
-    for hidden, target in zip(student.hidden, teacher.hidden, strict=True):
-        tokens = teacher.token_mask(target).unsqueeze(-1).float()
+    for layer, (hidden, target) in enumerate(zip(student.hidden, teacher.hidden, strict=True)):
+        tokens = teacher.token_mask(target, layer).unsqueeze(-1).float()
         norm = (target.float().square() * tokens).sum()
         losses.append(((hidden.float() - target.float()).square() * tokens).sum() / norm.clamp_min(1e-12))
     return torch.stack(losses).mean()

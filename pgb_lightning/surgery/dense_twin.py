@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from pgb_lightning._compat import forget_output_hooks
 from pgb_lightning.encoders.base import MATRICES, Encoder
 from pgb_lightning.encoders.find import find_encoder, find_encoders
-from pgb_lightning.encoders.wrappers import names_of
 from pgb_lightning.layers.matrix import as_matrix
 from pgb_lightning.surgery.checks import is_pruned
 from pgb_lightning.surgery.finish import undo_finish
@@ -64,9 +63,8 @@ def _make_dense(encoder: Encoder) -> None:
             parameter.requires_grad_(name not in frozen)
         new.train(layer.training)
     for layer, new in zip(old, dense.layers, strict=True):
-        for root in encoder.roots:
-            for path in names_of(layer, root):
-                root.set_submodule(path, new)
+        # The object stays the same, under all its names and for compiled wrappers, which keep calling it.
+        layer.__class__, layer.__dict__ = new.__class__, vars(new)
     undo_finish(encoder, dense)
     for model in encoder.owners:
         forget_output_hooks(model)
