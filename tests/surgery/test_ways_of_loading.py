@@ -144,7 +144,7 @@ def test_the_state_of_another_plan_is_right_or_refused(strict: bool, assign: boo
 
 def test_shards_loaded_one_by_one_are_right_or_refused(tmp_path: Path) -> None:
     """Each shard is a part of a pruned state dict, which does not tell the structure."""
-    for seed in range(40, 52):
+    for seed in range(100, 115):
         case = Situation("bert", seed)
         state, model = case.state(), case.fresh()
         names = list(state)
@@ -161,6 +161,9 @@ def test_shards_loaded_one_by_one_are_right_or_refused(tmp_path: Path) -> None:
             except StructureError:
                 refused = True
                 assert_same_entries(model, held)
+            except RuntimeError as error:  # torch lists the entries that do not fit
+                refused = True
+                assert "size mismatch" in str(error)
         if not refused:
             assert_outputs(model, case.expected)
 

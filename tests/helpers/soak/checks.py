@@ -21,6 +21,7 @@ from pgb_lightning.cost import encoder_cost
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export import export_huggingface, export_onnx
+from pgb_lightning.surgery import attentions
 from pgb_lightning.surgery.checks import is_pruned, matches
 from pgb_lightning.surgery.dense_twin import dense_twin
 
@@ -61,13 +62,11 @@ def rounding(module: SoakModule) -> float:
 
 def traces(module: SoakModule) -> dict[str, object]:
     """Return what a fit that is refused must leave, apart from weights, and a fit that works must not add to."""
-    hooks = sum(
-        len(getattr(child, name))
-        for child in module.modules()
-        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    )
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    hooks = [hook for child in module.modules() for name in names for hook in getattr(child, name).values()]
     return {
-        "hooks": hooks,
+        # That of attention weights stays: it is a part of the pruned encoder.
+        "hooks": sum(hook.__module__ != attentions.__name__ for hook in hooks),
         "attributes": sorted(vars(module)),
         "modes": [child.training for child in module.modules()],
         "gradients": [name for name, p in module.named_parameters() if p.grad is not None],
@@ -164,8 +163,8 @@ def check_entries(model: PreTrainedModel, settings: Settings) -> None:
     output = model(**probe(settings), output_hidden_states=True)
     require(len(output.hidden_states) == layers + 1, f"{len(output.hidden_states)} hidden states of {layers} layers")
     if settings.model["attention"] == "eager":
-        attentions = model(**probe(settings), output_attentions=True).attentions
-        require(len(attentions) == layers, f"{len(attentions)} attentions of {layers} layers")
+        weights = model(**probe(settings), output_attentions=True).attentions
+        require(len(weights) == layers, f"{len(weights)} attentions of {layers} layers")
 
 
 def auto_class(model: PreTrainedModel) -> str:
