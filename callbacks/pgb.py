@@ -210,7 +210,7 @@ class PGBCallback(pl.Callback):
     def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, restored: bool) -> None:
         """Prune the module, unless it was pruned by an earlier fit or restored from a pruned checkpoint."""
         self._check_others(trainer, pl_module)
-        with _as_misconfiguration():
+        with _as_misconfiguration(name=self._label(trainer)):
             encoder = find_encoder(pl_module, self.encoder)
             if self.plan is not None and not matches(encoder, self.plan):
                 self.plan = None  # The plan belongs to another fit.
@@ -315,9 +315,10 @@ def _all(trainer: pl.Trainer) -> list[PGBCallback]:
 
 
 @contextmanager
-def _as_misconfiguration(kinds: tuple[type[Exception], ...] = (ValueError,)) -> Iterator[None]:
-    """Re-raise errors as MisconfigurationException, with the callback's name."""
+def _as_misconfiguration(kinds: tuple[type[Exception], ...] = (ValueError,), name: str | None = None) -> Iterator[None]:
+    """Re-raise errors as MisconfigurationException, with the callback's name and that of the encoder, if given."""
     try:
         yield
     except kinds as error:
-        raise MisconfigurationException(f"PGBCallback: {error}") from error
+        where = "" if name is None else f"encoder={name!r}: "
+        raise MisconfigurationException(f"PGBCallback: {where}{error}") from error

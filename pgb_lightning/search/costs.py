@@ -84,15 +84,20 @@ def check_target(encoder: Encoder, config: PruningConfig) -> None:
     removed, slack = 1 - _kept_fraction(encoder, config), config.tolerance
     if config.budget == "latency":
         slack = max(slack, 3 * MAX_GAP)  # Measured times vary from run to run.
-    if config.cut <= removed + slack:
-        speedup = config.target_speedup
-        target = f"pruning_ratio={config.pruning_ratio}" if speedup is None else f"target_speedup={speedup}"
-        raise ValueError(
-            f"The encoder at {encoder.where} is already pruned: {removed:.4f} of the dense encoder's "
-            f"{UNITS[config.budget]} is removed, and {target}, which asks for {config.cut:.4f} of it, is not more (by "
-            f"{slack}). Use a larger target to prune it further. To re-finetune it as it is, skip the pruning step or "
-            "resume with ckpt_path. To prune it differently, start from the dense fine-tuned model."
-        )
+    least = removed + slack
+    if config.cut > least:
+        return
+    if config.target_speedup is None:
+        target, remedy = f"pruning_ratio={config.pruning_ratio}", f"pruning_ratio above {least:.4f}"
+    else:
+        target = f"target_speedup={config.target_speedup} ({config.cut:.4f})"
+        remedy = f"target_speedup above {1 / max(1 - least, 1e-4):.2f}"
+    raise ValueError(
+        f"The encoder at {encoder.where} is already pruned: {removed:.4f} of the dense encoder's "
+        f"{UNITS[config.budget]} is removed, and {target} asks for no more. Use {remedy} to prune it further. To "
+        "re-finetune it as it is, skip the pruning step or resume with ckpt_path. To prune it differently, start from "
+        "the dense fine-tuned model."
+    )
 
 
 def _kept_fraction(encoder: Encoder, config: PruningConfig) -> float:

@@ -262,3 +262,14 @@ def test_two_processes_and_forked_processes(tmp_path: Path) -> None:
         assert pruned_parts(BiEncoder.load_from_checkpoint(tmp_path / strategy / "end.ckpt")) == (True, True)
     forked = torch.load(tmp_path / "forked.pt", weights_only=True)
     assert torch.equal(forked, embeddings(BiEncoder.load_from_checkpoint(tmp_path / "ddp_fork" / "end.ckpt")))
+
+
+def test_a_failed_calibration_names_the_encoder(trainer: MakeTrainer) -> None:
+    class Unused(BiEncoder):
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.query(input_ids=tokens).logits  # type: ignore[no-any-return]
+
+    module = Unused()
+    with pytest.raises(MisconfigurationException, match=r"PGBCallback: encoder='passage\.distilbert': "):
+        trainer(*pair()).fit(module, make_loader())
+    assert pruned_parts(module) == (True, False)
