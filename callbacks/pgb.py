@@ -252,7 +252,7 @@ class PGBCallback(pl.Callback):
             trainer.strategy.model_to_device()
             seconds = measure_seconds(dense_reference(encoder), timed) if timed else 0.0
             with isolate_rng():
-                batches = calibration_batches(trainer, pl_module, self.calibration, self.calibration_size)
+                batches = partial(calibration_batches, trainer, pl_module, self.calibration, self.calibration_size)
                 self.plan = prune_distributed(trainer, pl_module, encoder, batches, self.config, given, self.notes)
         else:
             assert given is not None

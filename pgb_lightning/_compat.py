@@ -3,7 +3,7 @@
 No other module of this package may use private API. Every entry names what it wraps and why there is no public way;
 ``tests/test_compat.py`` has a test for each that fails when the private API changes. All were tested with the versions
 of ``constraints-oldest.txt`` and ``constraints.txt``: Lightning 2.6.0 to 2.6.6, jsonargparse 4.51.0 to 4.53.0,
-transformers 5.0.0 to 5.24.0, torch 2.6.0 to 2.13.0 and torchmetrics 1.8.0 to 1.9.0.
+transformers 5.0.0 to 5.24.0 and torch 2.6.0 to 2.13.0.
 
 Lightning is imported inside the functions, so that ``import pgb_lightning`` does not import it.
 """
@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-    from torchmetrics import Metric
+    from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 T = TypeVar("T", bound="type[LightningCLI]")
 
@@ -30,9 +31,42 @@ T = TypeVar("T", bound="type[LightningCLI]")
 def training_dataloader(trainer: pl.Trainer) -> Any:
     """Return the training data loader (or collection of loaders) as the user gave it to ``fit``.
 
-    Wraps ``trainer.fit_loop._data_source``. ``trainer.train_dataloader`` is public, but ``None`` until the loop starts.
+    Wraps ``trainer.fit_loop._data_source``, and ``_request_dataloader``, which records how loaders were made, so that
+    :func:`disable_shuffling` can make them again. ``trainer.train_dataloader`` is public, but ``None`` until the loop
+    starts.
     """
-    return trainer.fit_loop._data_source.dataloader()
+    from lightning.pytorch.trainer.connectors.data_connector import _request_dataloader
+
+    return _request_dataloader(trainer.fit_loop._data_source)
+
+
+def combination_mode(combined: CombinedLoader) -> str:
+    """Return the mode of a ``CombinedLoader``, such as ``"min_size"``.
+
+    Wraps ``CombinedLoader._mode``. There is no public attribute.
+    """
+    return str(combined._mode)
+
+
+def disable_shuffling(combined: CombinedLoader) -> None:
+    """Replace the samplers of a ``CombinedLoader``, as Lightning does for ``overfit_batches``.
+
+    Wraps ``_resolve_overfit_batches``, which only the loops call.
+    """
+    from lightning.pytorch.trainer.connectors.data_connector import _resolve_overfit_batches
+    from lightning.pytorch.trainer.states import RunningStage
+
+    _resolve_overfit_batches(combined, mode=RunningStage.TRAINING)
+
+
+def follows_its_sampler(loader: DataLoader[Any]) -> bool:
+    """Return whether the batches of a loader are those of its sampler, not of a subclass's own iteration.
+
+    Wraps ``DataLoader._get_iterator``, which subclasses may override to read something else.
+    """
+    kind = type(loader)
+    own = kind.__iter__ is DataLoader.__iter__ and kind._get_iterator is DataLoader._get_iterator
+    return own and not isinstance(loader.dataset, IterableDataset)
 
 
 def provides_data(trainer: pl.Trainer, datamodule: Any) -> bool:
@@ -107,7 +141,7 @@ UNKNOWN_SETTING = re.compile(
     r"""Parser key "(?P<key>[\w.]+)"|class_path '(?P<path>[\w.]+)':\s+Option '(?P<option>\w+)' is not accepted"""
 )
 
-# ---- torch, torchmetrics, transformers --------------------------------------------------------------------
+# ---- torch, transformers ----------------------------------------------------------------------------------
 
 
 def has_forward_hooks(module: nn.Module) -> bool:
@@ -170,16 +204,6 @@ def is_fsdp_name(name: str) -> bool:
     Wraps the attribute name ``_fsdp_wrapped_module``. A module inside a wrapper is not an instance of the public class.
     """
     return "_fsdp_wrapped_module" in name
-
-
-def metric_state(metric: Metric) -> dict[str, Any]:
-    """Return everything that ``update`` and ``compute`` change in a metric, by attribute name; a part of ``vars``.
-
-    Wraps ``Metric._defaults``, ``_update_count``, ``_computed`` and ``_forward_cache``. The public ``metric_state`` has
-    neither the counter nor the cached results.
-    """
-    names = (*metric._defaults, "_update_count", "_computed", "_forward_cache")
-    return {name: vars(metric)[name] for name in names if name in vars(metric)}
 
 
 def attention_implementation(config: Any) -> str | None:

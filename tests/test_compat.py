@@ -20,7 +20,6 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp._common_utils import FSDP_WRAPPED_MODULE
-from torchmetrics.classification import MulticlassAccuracy
 from transformers import BertConfig
 
 from pgb_lightning import _compat
@@ -180,20 +179,6 @@ def test_transforms_of_torch_func_are_seen() -> None:
 def test_fsdp_shows_in_names() -> None:
     assert _compat.is_fsdp_name(f"model.{FSDP_WRAPPED_MODULE}.layer")
     assert not _compat.is_fsdp_name("model.layer")
-
-
-def test_a_metric_is_restored_from_its_state() -> None:
-    metric, other = MulticlassAccuracy(2), MulticlassAccuracy(2)
-    metric.update(torch.tensor([1, 0]), torch.tensor([1, 1]))
-    vars(other).update(_compat.metric_state(metric))
-    assert other.compute() == metric.compute()
-    assert other.update_count == 1
-    fresh = MulticlassAccuracy(2)
-    assert {"_update_count", "_computed", "_forward_cache", *fresh.metric_state} == _compat.metric_state(fresh).keys()
-    before = {name: value for name, value in vars(fresh).items() if name not in _compat.metric_state(fresh)}
-    fresh(torch.tensor([1, 0]), torch.tensor([1, 1]))
-    after = {name: value for name, value in vars(fresh).items() if name not in _compat.metric_state(fresh)}
-    assert {name for name in after if after[name] is not before.get(name)} <= set()
 
 
 def test_the_attention_implementation_is_read() -> None:

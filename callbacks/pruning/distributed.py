@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from tqdm.auto import tqdm
 
 from pgb_lightning.calibration.collect import Calibration, calibrate
 from pgb_lightning.callbacks.pruning.calibration_data import shard_batches
+from pgb_lightning.callbacks.pruning.snapshot import Snapshot
 from pgb_lightning.callbacks.pruning.training_loss import training_loss, without_side_effects
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.base import Encoder
@@ -23,7 +26,7 @@ def prune_distributed(
     trainer: pl.Trainer,
     pl_module: pl.LightningModule,
     encoder: Encoder,
-    batches: Iterable[Any],
+    batches: Callable[[Snapshot], Generator[Any, None, None]],
     config: PruningConfig,
     plan: PruningPlan | None = None,
     notes: PruningNotes | None = None,
@@ -38,7 +41,8 @@ def prune_distributed(
         trainer: The Trainer; the module is on its device.
         pl_module: The module.
         encoder: The module's dense encoder.
-        batches: Calibration batches, the same on all processes. If they differ, each process uses its own shard.
+        batches: Function that reads the calibration batches, the same on all processes, and adds what it reads from to
+            a snapshot. If the batches differ, each process uses its own shard.
         config: The settings.
         plan: The plan to apply; made here if not given.
         notes: Record for a report, filled if given; importance maps on rank 0 only.
@@ -50,10 +54,9 @@ def prune_distributed(
         ValueError: If calibration or planning failed; raised on every process. The encoder is unchanged.
     """
     all_reduce = partial(trainer.strategy.reduce, reduce_op="sum")
-    shard = shard_batches(batches, trainer.global_rank, trainer.world_size)
-    with without_side_effects(pl_module):
+    with without_side_effects(pl_module) as snapshot, closing(batches(snapshot)) as read:
         loss = training_loss(trainer, pl_module)
-        tracked = _show_progress(trainer, "PGB calibration", shard)
+        tracked = _show_progress(trainer, "PGB calibration", _own_shard(trainer, read))
         moments = plan is None and config.needs_moments
         statistics = calibrate(encoder, tracked, loss, all_reduce, config.compensation_tokens, moments)
     plan = plan or _make_plan_on_rank_zero(trainer, encoder, statistics, config)
@@ -63,6 +66,25 @@ def prune_distributed(
     track = partial(_show_progress, trainer, "PGB compensation")
     carry_out(encoder, plan, statistics, config, all_reduce, track, errors)
     return plan
+
+
+def _own_shard(trainer: pl.Trainer, batches: Iterable[Any]) -> Iterable[Any]:
+    """Return this process's shard of the batches. All processes get equally many, whatever they have read."""
+    if trainer.world_size == 1:
+        return batches
+    shard: list[Any] = []
+    failure: Exception | None = None
+    try:
+        shard += shard_batches(batches, trainer.global_rank, trainer.world_size)
+    except Exception as error:
+        failure = error
+    length = torch.tensor(float(-1 if failure else len(shard)), device=trainer.strategy.root_device)
+    shortest = int(trainer.strategy.reduce(length, reduce_op="min"))
+    if failure is not None:
+        raise failure
+    if shortest < 0:
+        raise ValueError("the calibration data could not be read on another process. See the error raised there.")
+    return shard[:shortest]
 
 
 def _make_plan_on_rank_zero(

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-import copy
-from collections import deque
+import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from itertools import count
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
-from torchmetrics import Metric
 
-from pgb_lightning._compat import before_batch_transfer, metric_state
-from pgb_lightning.modes import eval_mode
+from pgb_lightning._compat import before_batch_transfer
+from pgb_lightning.callbacks.pruning.saved_state import save_dict
+from pgb_lightning.callbacks.pruning.snapshot import Snapshot
 
 
 def check_training_step(module: pl.LightningModule) -> None:
     """Require a loss that can be computed outside the training loop.
 
     Raises:
-        MisconfigurationException: If the module uses manual optimization and has no ``calibration_step``.
+        MisconfigurationException: If the module has no ``calibration_step``, and uses manual optimization or reads its
+            batches itself.
     """
-    if not module.automatic_optimization and not hasattr(module, "calibration_step"):
+    if hasattr(module, "calibration_step"):
+        return
+    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
+        raise MisconfigurationException(
+            f"{type(module).__name__}.training_step(dataloader_iter) reads its batches itself, so calibration cannot "
+            "give it a batch. Add a method calibration_step(self, batch) that only returns the loss."
+        )
+    if not module.automatic_optimization:
         raise MisconfigurationException(
             f"{type(module).__name__} has automatic_optimization=False, so its training_step would step the optimizer "
             "during calibration. Add a method calibration_step(self, batch) that only returns the loss."
@@ -53,6 +61,7 @@ def training_loss(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[
     converts = plugin.convert_input(torch.zeros(1)).dtype in {parameter.dtype for parameter in module.parameters()}
 
     def loss(batch: Any) -> Tensor:
+        batch = _copy_tensors(batch)
         batch = plugin.convert_input(batch) if converts else batch
         batch = before_batch_transfer(module, batch)
         batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
@@ -76,41 +85,53 @@ def training_loss(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[
     return loss
 
 
-@contextmanager
-def without_side_effects(module: pl.LightningModule) -> Iterator[None]:
-    """Discard what a module's step logs, counts or stores inside the ``with`` block.
+def _copy_tensors(batch: Any) -> Any:
+    """Copy a batch, so that hooks and steps that work in place do not change the rows of the data set."""
+    if isinstance(batch, Tensor):
+        return batch.clone()
+    if type(batch) in (list, tuple):
+        return type(batch)(map(_copy_tensors, batch))
+    return {key: _copy_tensors(value) for key, value in batch.items()} if type(batch) is dict else batch
 
-    ``log`` and ``log_dict`` do nothing, and loggers are replaced by dummies. On exit the module's plain attributes
-    (including the contents of lists, dicts and sets), its buffers and the states of its metrics are restored. The whole
-    module is in eval mode inside the block.
+
+@contextmanager
+def without_side_effects(module: pl.LightningModule) -> Iterator[Snapshot]:
+    """Discard what a module's step logs, counts, moves or stores inside the ``with`` block.
+
+    ``log`` and ``log_dict`` do nothing, and loggers are replaced by dummies. The whole module is in eval mode. On exit,
+    also after an error, everything that can be reached from the module and its data module is as before, as are the
+    global random states and the attributes of the Trainer: see :class:`Snapshot`. A warning names what cannot be put
+    back.
 
     Args:
         module: The module.
+
+    Yields:
+        The snapshot, to which other objects can be added that calibration will use.
     """
-    before = {name: value for name, value in vars(module).items() if name not in _TORCH_ATTRIBUTES}
-    stored = [*before.values(), *module.buffers(), *(child for child in module.modules() if isinstance(child, Metric))]
-    visited: set[int] = set()
-    restorers = [_make_restorer(value, visited) for value in stored]
     trainer = _attached_trainer(module)
-    loggers = list(trainer.loggers) if trainer is not None else []
-    module.log = module.log_dict = _ignore  # type: ignore[method-assign]
+    datamodule = getattr(trainer, "datamodule", None)
+    # The functions are methods of the global generators. Each CUDA device has one as well.
+    random_states = [torch.default_generator, *torch.cuda.default_generators, random.getstate, np.random.get_state]
+    snapshot = Snapshot(
+        {type(module).__name__: module, "random": random_states}, data={type(datamodule).__name__: datamodule}
+    )
+    restore_trainer = save_dict(vars(trainer)) if trainer is not None else lambda: None
     try:
+        module.log = module.log_dict = _ignore  # type: ignore[method-assign]
         if trainer is not None:
-            trainer.loggers = [DummyLogger() for _ in loggers]
-        with eval_mode(module):
-            yield
+            trainer.loggers = [DummyLogger() for _ in trainer.loggers]
+        module.eval()
+        yield snapshot
     finally:
-        if trainer is not None:
-            trainer.loggers = loggers
-        for name in vars(module).keys() - before.keys() - _TORCH_ATTRIBUTES:
-            del vars(module)[name]  # including log and log_dict
-        vars(module).update(before)
-        for restore in restorers:
-            restore()
-
-
-#: Attributes of ``nn.Module`` itself. Calibration changes only hooks among them, and removes those itself.
-_TORCH_ATTRIBUTES = frozenset(vars(torch.nn.Module()))
+        restore_trainer()
+        changed = snapshot.restore()
+        if changed:
+            rank_zero_warn(
+                f"PGB: calibration has changed {', '.join(changed[:5])}, which cannot be put back: training goes on "
+                "from there. To avoid this, add a method calibration_step(self, batch) to the module that only returns "
+                "the loss of a batch, or name other data with PGBCallback(calibration=...)."
+            )
 
 
 def _attached_trainer(module: pl.LightningModule) -> pl.Trainer | None:
@@ -123,39 +144,3 @@ def _attached_trainer(module: pl.LightningModule) -> pl.Trainer | None:
 
 def _ignore(*args: Any, **kwargs: Any) -> None:
     """Replace ``log`` and ``log_dict``."""
-
-
-def _make_restorer(value: Any, visited: set[int]) -> Callable[[], None]:
-    """Return a function that restores the present content of a value, in place.
-
-    Args:
-        value: The value.
-        visited: Identities of the values that already have a restorer; values may contain themselves.
-    """
-    if id(value) in visited:
-        return lambda: None
-    visited.add(id(value))
-    if isinstance(value, Metric):
-        state = copy.deepcopy(metric_state(value))
-        return lambda: vars(value).update(state)
-    if isinstance(value, Tensor):
-        content = value.detach().clone()
-        return partial(_copy_into, value, content)
-    if isinstance(value, (list, deque)):
-        items = list(value)
-        inner = [_make_restorer(item, visited) for item in items]
-        return partial(_run_all, [value.clear, partial(value.extend, items), *inner])
-    if isinstance(value, (dict, set)):
-        members = copy.copy(value)
-        inner = [_make_restorer(item, visited) for item in (value.values() if isinstance(value, dict) else ())]
-        return partial(_run_all, [value.clear, partial(value.update, members), *inner])
-    return lambda: None
-
-
-def _copy_into(tensor: Tensor, content: Tensor) -> None:
-    tensor.data.copy_(content)
-
-
-def _run_all(steps: list[Callable[[], None]]) -> None:
-    for step in steps:
-        step()
