@@ -17,9 +17,11 @@ from helpers.fakes import quiet_trainer
 from helpers.own import OwnModule, make_loader
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp._common_utils import FSDP_WRAPPED_MODULE
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers import BertConfig
 
 from pgb_lightning import _compat
@@ -179,6 +181,31 @@ def test_transforms_of_torch_func_are_seen() -> None:
 def test_fsdp_shows_in_names() -> None:
     assert _compat.is_fsdp_name(f"model.{FSDP_WRAPPED_MODULE}.layer")
     assert not _compat.is_fsdp_name("model.layer")
+
+
+def test_the_mode_of_a_combined_loader_is_read() -> None:
+    assert _compat.combination_mode(CombinedLoader([], "max_size")) == "max_size"
+
+
+def test_shuffling_is_disabled() -> None:
+    combined = CombinedLoader([make_loader(shuffle=True)])
+    with pytest.warns(UserWarning, match="overfit"):
+        _compat.disable_shuffling(combined)
+    assert isinstance(combined.flattened[0].sampler, SequentialSampler)
+
+
+def test_loaders_that_read_something_other_than_their_sampler_says_are_found() -> None:
+    class Same(DataLoader[Any]):
+        pass
+
+    class Other(DataLoader[Any]):
+        def _get_iterator(self) -> Any:
+            return iter([])
+
+    rows: Any = [1]
+    assert _compat.follows_its_sampler(DataLoader(rows))
+    assert _compat.follows_its_sampler(Same(rows))
+    assert not _compat.follows_its_sampler(Other(rows))
 
 
 def test_the_attention_implementation_is_read() -> None:

@@ -223,8 +223,7 @@ def _save_buffer(value: Any) -> Restore:
 
 def _save_c_numbers(value: Any) -> Restore | None:
     """Save a ctypes number or array of numbers, such as the counter in a ``multiprocessing.Value``."""
-    code = getattr(value, "_type_", None)
-    if str(getattr(code, "_type_", code)) not in tuple("cbBhHiIlLqQfdg?"):  # the codes of numbers
+    if memoryview(value).format.lstrip("<>") not in tuple("bBhHiIlLqQfdg?"):  # the codes of numbers
         return None
     saved = bytes(value)
     return lambda: ctypes.memmove(ctypes.addressof(value), saved, len(saved))
