@@ -57,7 +57,7 @@ def test_a_resumed_fit_equals_the_uninterrupted_one_on_both_ranks(two_processes:
 
 def test_ranks_with_different_data_make_the_same_plan(two_processes: Path) -> None:
     first, second = load(two_processes / "different")
-    assert first["plan"]["num_samples"] == 16 + 24
+    assert first["plan"]["num_samples"] == 16 + 16  # 2 of 4 batches on rank 0, and as many of 6 on rank 1
     assert first["plan"]["summary"]["pruning_ratio"] > 0.4
     assert_equal(first, second)
 
