@@ -33,6 +33,6 @@ def read_dense_scores(path: str | Path) -> dict[str, float]:
         return scores
     rank_zero_warn(
         f"PGBReport: the dense model's score is unknown. dense_ckpt={str(path)!r} is not a checkpoint that "
-        "ModelCheckpoint saved as its best by a monitored score. Pass dense_scores instead."
+        "ModelCheckpoint saved as its best by a monitored, finite score. Pass dense_scores instead."
     )
     return {}

@@ -47,8 +47,14 @@ class ExactResume(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Read the states. They are restored last, in ``on_fit_start``."""
-        if trainer.state.fn == TrainerFn.FITTING:  # Evaluating a checkpoint changes no state.
-            self._restored = checkpoint.get(self.state_key)
+        if trainer.state.fn != TrainerFn.FITTING:  # Evaluating a checkpoint changes no state.
+            return
+        self._restored = checkpoint.get(self.state_key)
+        if self._restored is None:
+            rank_zero_warn(
+                "ExactResume: the checkpoint was saved without this callback, so it has no states of random number "
+                "generators. Random numbers will differ from those of the uninterrupted run."
+            )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the state of this process."""
@@ -61,7 +67,14 @@ class ExactResume(pl.Callback):
                 f"{trainer.world_size}. Random numbers will differ from those of the uninterrupted run."
             )
             return
-        _restore(states[trainer.global_rank], pl_module.device)
+        state = states[trainer.global_rank]
+        if (state["cuda"] is None) is (pl_module.device.type == "cuda"):
+            rank_zero_warn(
+                f"ExactResume: the checkpoint was saved {'on' if state['cuda'] is not None else 'without'} a CUDA "
+                f"device and is resumed on {pl_module.device}. Random numbers will differ from those of the "
+                "uninterrupted run."
+            )
+        _restore(state, pl_module.device)
 
 
 def _collect(device: torch.device) -> dict[str, Any]:

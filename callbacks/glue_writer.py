@@ -108,7 +108,12 @@ def _gather_predictions(
     device = trainer.strategy.root_device
     values = torch.full((count,), -math.inf, dtype=torch.float32, device=device)
     for batch, indices in zip(batches, rows, strict=True):
-        values[torch.tensor(indices, device=device)] = batch["predictions"].to(device, values.dtype)
+        found = batch["predictions"].to(device, values.dtype)
+        if "logits" in batch:  # The class of a NaN is a class like any other.
+            finite = batch["logits"].to(device).isfinite().flatten(1).all(1)
+            found = torch.where(finite, found, torch.inf)
+        # The maximum below must keep what is not finite, and minus infinity means no prediction.
+        values[torch.tensor(indices, device=device)] = found.nan_to_num(torch.inf, torch.inf, torch.inf)
     # The maximum, not the sum: samplers give some rows to two processes, to fill up a batch.
     gathered: Tensor = trainer.strategy.reduce(values, reduce_op="max")
     return gathered.cpu()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from rich.table import Table
 from pgb_lightning.callbacks.dense_scores import read_dense_scores
 from pgb_lightning.callbacks.logger_images import accepts_images, log_figures
 from pgb_lightning.callbacks.pgb import PGBCallback
-from pgb_lightning.callbacks.trainer_queries import run_folder, shards_before_restore
+from pgb_lightning.callbacks.trainer_queries import as_number, logged_since, run_folder, shards_before_restore
 from pgb_lightning.checkpoints import state_key
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
@@ -81,6 +82,8 @@ class PGBReport(pl.Callback):
         self._pgb: PGBCallback | None = None
         self._label: str | None = None
         self._reported = False
+        self._before_validation: dict[str, Any] = {}
+        self._scored_step: int | None = None
 
     @property
     def state_key(self) -> str:
@@ -103,30 +106,44 @@ class PGBReport(pl.Callback):
         if trainer.is_global_zero:
             self.facts = self._collect_facts(pl_module)
             if not shards_before_restore(trainer):  # Sharded layers cannot be measured.
-                self._measure(find_encoder(pl_module, self._pgb.encoder))
+                with _as_warning("measure FLOPs and latency"):
+                    self._measure(find_encoder(pl_module, self._pgb.encoder))
+        self._scored_step = None
         self._pgb.notes = None  # Importance maps are large: do not hold them twice.
 
-    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Record the score of the pruned model, if the sanity check covered the whole validation set."""
-        if trainer.num_sanity_val_batches == trainer.num_val_batches:
-            self._add_scores("pruned", _validation_scores(trainer))
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the metrics of earlier validations."""
+        self._before_validation = dict(trainer.callback_metrics)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Record the scores: the latest of re-finetuning, or those of a sanity check on all validation data."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        scores = _validation_scores(logged_since(trainer, self._before_validation))
+        if not trainer.sanity_checking:
+            self._scored_step = trainer.global_step
+            self._add_scores("re-finetuned", scores, replacing=True)
+        elif trainer.num_sanity_val_batches == trainer.num_val_batches:
+            self._add_scores("pruned", scores)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report the pruning, before re-finetuning starts."""
         self._report_pruning(trainer)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Record the latest score during re-finetuning."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._add_scores("re-finetuned", _validation_scores(trainer), replacing=True)
-
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report the scores after re-finetuning."""
         self._report_pruning(trainer)
         folder = self._folder(trainer)
-        if self.facts is not None and self._plan is not None:
+        if self.facts is None or self._plan is None:
+            return
+        if "re-finetuned" in self.facts.scores and self._scored_step != trainer.global_step:
+            rank_zero_warn(
+                f"PGBReport: the scores after re-finetuning are those of step {self._scored_step or 'an earlier fit'}, "
+                f"but the training ended at step {trainer.global_step}. Validate the final model to score it."
+            )
+        with _as_warning("print the results"):
             self._print(results_table(self._plan, self.facts))
-            self._write(folder)
+        self._write(folder)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the measurements, to be stored in the checkpoint."""
@@ -178,16 +195,18 @@ class PGBReport(pl.Callback):
         if self._reported or self.facts is None or self._plan is None:
             return
         self._reported = True
-        self._print(error_table(self._plan, self.facts))
+        with _as_warning("print the errors"):
+            self._print(error_table(self._plan, self.facts))
         self._write(folder)
         loggers = [logger for logger in trainer.loggers if accepts_images(logger)]
         if loggers and not has_matplotlib():
             rank_zero_warn('PGBReport: figures for loggers need matplotlib: pip install "pgb-lightning[figures]".')
         elif loggers and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             prefix = "pgb" if self._label is None else f"pgb/{self._label}"
-            figures = {f"{prefix}/{name}": figure for name, figure in draw_figures(self._plan, self.facts).items()}
-            for logger in loggers:
-                log_figures(logger, figures, trainer.global_step)
+            with _as_warning("draw the figures"):
+                figures = {f"{prefix}/{name}": figure for name, figure in draw_figures(self._plan, self.facts).items()}
+                for logger in loggers:
+                    log_figures(logger, figures, trainer.global_step)
 
     def _folder(self, trainer: pl.Trainer) -> Path | None:
         """Return the report's folder. Must be called on every rank."""
@@ -204,12 +223,17 @@ class PGBReport(pl.Callback):
     def _write(self, folder: Path | None) -> None:
         if folder is None or self._plan is None:
             return
-        try:
-            page = write_report(folder, self._plan, self.facts)
-        except OSError as error:  # The fit continues.
-            rank_zero_warn(f"PGBReport could not write to {folder}: {error}.")
-        else:
-            rank_zero_info(f"PGBReport wrote {page}.")
+        with _as_warning(f"write to {folder}"):
+            rank_zero_info(f"PGBReport wrote {write_report(folder, self._plan, self.facts)}.")
+
+
+@contextmanager
+def _as_warning(action: str) -> Iterator[None]:
+    """Turn an exception into a warning: a report that fails must not end the fit."""
+    try:
+        yield
+    except Exception as error:
+        rank_zero_warn(f"PGBReport could not {action}. {type(error).__name__}: {error}")
 
 
 def _find_pgb(trainer: pl.Trainer, encoder: str | None) -> tuple[PGBCallback, str | None]:
@@ -255,10 +279,11 @@ def _check_settings(output_dir: Any, scores: Any, ckpt: Any, latency: Any) -> No
             raise MisconfigurationException(f"PGBReport: dense_scores[{name!r}]={value!r} must be a finite number.")
 
 
-def _validation_scores(trainer: pl.Trainer) -> dict[str, float]:
-    """Return the metrics whose names start with ``val``, or all metrics if there are none."""
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    return {name: value for name, value in metrics.items() if name.startswith("val")} or metrics
+def _validation_scores(logged: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics whose names start with ``val``, or all if there are none, as far as they are numbers."""
+    numbers = {name: as_number(value) for name, value in logged.items()}
+    scores = {name: number for name, number in numbers.items() if number is not None}
+    return {name: score for name, score in scores.items() if name.startswith("val")} or scores
 
 
 def _describe(pl_module: pl.LightningModule) -> str:

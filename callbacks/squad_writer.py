@@ -31,7 +31,8 @@ class AnswerWriter(FolderWriter):
         overwrite: Whether to replace existing files.
 
     Raises:
-        MisconfigurationException: If the data is not that of a SQuADDataModule, or a file exists already.
+        MisconfigurationException: If the data is not that of a SQuADDataModule, a file exists already, or a score is
+            NaN.
 
     Example:
         >>> writer = AnswerWriter("runs/squad/answers")
@@ -75,6 +76,11 @@ class AnswerWriter(FolderWriter):
                 "contexts were predicted."
             )
             return
+        if np.isnan(windows).any():
+            raise MisconfigurationException(
+                f"AnswerWriter: the scores of {int(np.isnan(windows).any(1).sum())} of the {count} windows are NaN. "
+                "The model has diverged; use another checkpoint."
+            )
         examples = data.examples("validation")
         ids = list(examples["id"])
         answers = best_answers(windows, list(examples["context"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from textwrap import shorten
@@ -98,19 +99,23 @@ def get_monitored_scores(states: Mapping[str, Any], path: str | Path) -> dict[st
     """Return the scores by which ``ModelCheckpoint`` callbacks kept a checkpoint, by monitored metric.
 
     The result is empty for a checkpoint that was kept as the last one or has been renamed since, because its callback
-    states have the scores of other files only.
+    states have the scores of other files only; if several folders have a file of this name, and the checkpoint was
+    moved; and for scores that are NaN or infinite.
 
     Args:
         states: The callback states of the checkpoint.
         path: The file.
     """
-    name, scores = Path(path).resolve().name, {}
-    for state in states.values():
-        if isinstance(state, Mapping) and state.get("monitor"):
-            for kept, score in (state.get("best_k_models") or {}).items():
-                if Path(str(kept)).name == name:
-                    scores[str(state["monitor"])] = float(score)
-    return scores
+    path = Path(path).resolve()
+    kept = [
+        (Path(str(file)).resolve(), str(state["monitor"]), float(score))
+        for state in states.values()
+        if isinstance(state, Mapping) and state.get("monitor")
+        for file, score in (state.get("best_k_models") or {}).items()
+    ]
+    files = {file for file, _, _ in kept if file.name == path.name}
+    file = path if path in files else next(iter(files)) if len(files) == 1 else None
+    return {monitor: score for each, monitor, score in kept if each == file and math.isfinite(score)}
 
 
 def _list_others(path: Path) -> str:

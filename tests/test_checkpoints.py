@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pgb_lightning.checkpoints import load_checkpoint
+from pgb_lightning.checkpoints import get_monitored_scores, load_checkpoint
 
 
 class Code:
@@ -50,3 +50,22 @@ def test_other_files_are_rejected(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "a.ckpt")
     with pytest.raises(FileNotFoundError):
         load_checkpoint(tmp_path / "missing.ckpt")
+
+
+def kept(monitor: str, file: Path, score: float) -> dict[str, Any]:
+    return {"monitor": monitor, "best_k_models": {str(file): torch.tensor(score)}}
+
+
+def test_scores_are_those_of_the_file_itself(tmp_path: Path) -> None:
+    """Two callbacks may keep a file of the same name, of different epochs."""
+    one, other = tmp_path / "one" / "best.ckpt", tmp_path / "other" / "best.ckpt"
+    states = {"a": kept("val_f1", one, 0.5), "b": kept("val_accuracy", other, 0.75), "c": kept("val_mcc", one, 0.25)}
+    assert get_monitored_scores(states, one) == {"val_f1": 0.5, "val_mcc": 0.25}
+    assert get_monitored_scores(states, other) == {"val_accuracy": 0.75}
+    assert get_monitored_scores(states, tmp_path / "moved" / "best.ckpt") == {}
+    assert get_monitored_scores({"a": states["a"]}, tmp_path / "moved" / "best.ckpt") == {"val_f1": 0.5}
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])
+def test_scores_that_are_not_finite_are_left_out(score: float, tmp_path: Path) -> None:
+    assert get_monitored_scores({"a": kept("val_loss", tmp_path / "a.ckpt", score)}, tmp_path / "a.ckpt") == {}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 from pgb_lightning.atomic_write import write_atomically
 from pgb_lightning.plan import PruningPlan
@@ -28,7 +30,7 @@ def write_report(folder: str | Path, plan: PruningPlan, facts: Facts | None = No
     facts = facts or Facts.of(plan)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = json.dumps(summarize(plan, facts), indent=2) + "\n"
+    numbers = json.dumps(_as_json(summarize(plan, facts)), indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "report.json", numbers)
     if has_matplotlib():
         for name, figure in draw_figures(plan, facts).items():
@@ -36,3 +38,14 @@ def write_report(folder: str | Path, plan: PruningPlan, facts: Facts | None = No
     page = folder / "index.html"
     write_atomically(page, render_page(plan, facts))
     return page
+
+
+def _as_json(value: Any) -> Any:
+    """Replace NaN and infinities, which JSON does not have, by strings as in the JSON format of Protocol Buffers."""
+    if isinstance(value, dict):
+        return {key: _as_json(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_json(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value

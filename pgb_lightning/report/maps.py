@@ -74,7 +74,7 @@ def importance_map(importance: Tensor, matrix: MatrixPlan, cells: int = CELLS) -
     """
     rows = _order(matrix.input_index, matrix.rows, importance.device)
     columns = _order(matrix.output_index, matrix.columns, importance.device)
-    permuted = importance.detach()[rows][:, columns].float()
+    permuted = importance.detach()[rows][:, columns].float().nan_to_num()
     size = (min(cells, matrix.rows), min(cells, matrix.columns))
     # Scale first, because importances are so small that their means would underflow.
     means = functional.adaptive_avg_pool2d((permuted / permuted.max().clamp_min(1e-38))[None], size)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -52,7 +53,7 @@ def render_page(plan: PruningPlan, facts: Facts | None = None) -> str:
             tiles=_tiles(plan, facts, numbers),
             latency_charts=[_latency_chart(each) for each in facts.latency],
             layers=_layers(numbers),
-            largest_error=max(facts.sublayer_errors.values(), default=0.0),
+            largest_error=max(filter(math.isfinite, facts.sublayer_errors.values()), default=0.0),
             matrices=[
                 [_matrix(plan, plan.matrix(layer, kind), facts) for kind in MATRICES]
                 for layer in range(plan.num_layers)
@@ -78,6 +79,7 @@ def _environment() -> Environment:
     )
     environment.filters.update(
         number=lambda value, digits: "–" if value is None else format_number(value, digits),
+        finite=math.isfinite,
         percent=lambda value: f"{value:.0%}",
         percent1=lambda value: f"{value:.1%}",
         thousands=lambda value: f"{value:,}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import statistics
 
 from rich.console import Console
@@ -110,9 +111,11 @@ def metric_names(facts: Facts) -> list[str]:
 
 
 def format_number(value: float | None, digits: int = 4) -> str:
-    """Format a number with a few significant digits, and ``None`` as ``-``."""
+    """Format a number with a few significant digits, ``None`` as ``-``, and what is not a number as ``NaN``."""
     if value is None:
         return "-"
+    if math.isnan(value):
+        return "NaN"
     return f"{value:.1e}" if 0 < value < 1e-3 else f"{value:.{digits}g}"
 
 

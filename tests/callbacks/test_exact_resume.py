@@ -49,7 +49,17 @@ def test_all_generators_continue(exact: bool, trainer: MakeTrainer, tmp_path: Pa
 
 def test_a_checkpoint_without_states_resumes_as_usual(trainer: MakeTrainer, tmp_path: Path) -> None:
     drawn(trainer, tmp_path, exact=False)
-    assert len(drawn(trainer, tmp_path / "resumed", exact=True, ckpt_path=tmp_path / "epoch=0.ckpt")) == 12
+    with pytest.warns(UserWarning, match=r"ExactResume.*without this callback"):
+        assert len(drawn(trainer, tmp_path / "resumed", exact=True, ckpt_path=tmp_path / "epoch=0.ckpt")) == 12
+
+
+def test_another_kind_of_device_is_a_warning(trainer: MakeTrainer, tmp_path: Path) -> None:
+    drawn(trainer, tmp_path, exact=True)
+    checkpoint = torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)
+    checkpoint["ExactResume"][0]["cuda"] = torch.zeros(16, dtype=torch.uint8)
+    torch.save(checkpoint, tmp_path / "cuda.ckpt")
+    with pytest.warns(UserWarning, match=r"ExactResume.*CUDA.*cpu"):
+        drawn(trainer, tmp_path / "resumed", exact=True, ckpt_path=tmp_path / "cuda.ckpt")
 
 
 def test_a_different_number_of_processes_is_a_warning(trainer: MakeTrainer, tmp_path: Path) -> None:

@@ -125,10 +125,15 @@ def test_incomplete_predictions_are_not_written(make: Callable[..., GLUEDataModu
         assert predict(make("sst2"), tmp_path / "out", limit_predict_batches=2) == {}
 
 
-def test_a_diverged_model_is_refused(make: Callable[..., GLUEDataModule], tmp_path: Path) -> None:
-    data = make("stsb")
-    module = TextClassification(data.model_name_or_path, task="stsb")
-    module.model.classifier.bias.data.fill_(float("nan"))
+@pytest.mark.parametrize("task", ["stsb", "sst2"])
+@pytest.mark.parametrize("value", ["nan", "-inf"])
+def test_a_diverged_model_is_refused(
+    task: str, value: str, make: Callable[..., GLUEDataModule], tmp_path: Path
+) -> None:
+    """The class with the highest score is a class also if all scores are NaN."""
+    data = make(task)
+    module = TextClassification(data.model_name_or_path, task=task)
+    module.model.classifier.bias.data.fill_(float(value))
     with pytest.raises(MisconfigurationException, match=r"row 0 of test"):
         quiet_trainer(callbacks=[PredictionWriter(str(tmp_path / "out"))]).predict(module, datamodule=data)
     assert not (tmp_path / "out").exists()

@@ -69,3 +69,12 @@ def test_incomplete_answers_are_not_written(squad_model: str, tmp_path: Path) ->
     (tmp_path / "predictions.json").unlink()
     with pytest.raises(MisconfigurationException, match=r"null_odds\.json"):
         quiet_trainer(callbacks=[AnswerWriter(str(tmp_path))]).predict(module, datamodule=data)
+
+
+def test_a_diverged_model_is_refused(squad_model: str, tmp_path: Path) -> None:
+    data = make_data(squad_model, squad_folder(tmp_path / "rows"), "1.1")
+    module = QuestionAnswering(squad_model)
+    module.model.qa_outputs.bias.data.fill_(float("nan"))
+    with pytest.raises(MisconfigurationException, match="NaN"):
+        quiet_trainer(callbacks=[AnswerWriter(str(tmp_path / "out"))]).predict(module, datamodule=data)
+    assert not (tmp_path / "out").exists()

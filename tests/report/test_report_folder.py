@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,3 +51,18 @@ def test_a_plan_without_facts(plan_and_facts: Make, tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     plan, _ = plan_and_facts()
     assert "not measured" in write_report(tmp_path, plan).read_text(encoding="utf-8")
+
+
+def test_numbers_that_are_not_finite_are_strings_in_json(plan_and_facts: Make, tmp_path: Path) -> None:
+    plan, facts = plan_and_facts()
+    first, *others = facts.sublayer_errors
+    errors = {first: math.nan, **dict.fromkeys(others, math.inf)}
+    page = write_report(
+        tmp_path, plan, replace(facts, sublayer_errors=errors, scores={"dense": {"val_loss": -math.inf}})
+    )
+    found = json.loads((tmp_path / "report.json").read_text(), parse_constant=lambda constant: pytest.fail(constant))
+    assert [entry["measured_error"] for entry in found["sublayers"]] == ["NaN", *["Infinity"] * len(others)]
+    assert found["scores"]["dense"] == {"val_loss": "-Infinity"}
+    text = page.read_text(encoding="utf-8")
+    assert "NaN" in text
+    assert "nan%" not in text

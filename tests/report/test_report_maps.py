@@ -66,3 +66,10 @@ def test_contains() -> None:
     assert block.contains(0.25, 0.5)
     assert not block.contains(0.5, 0.5)
     assert not block.contains(0.3, 0.49)
+
+
+def test_importances_that_are_not_finite_are_drawn() -> None:
+    dense = MatrixPlan(0, "Q", 2, 2, None, None)
+    found = importance_map(torch.tensor([[float("nan"), float("inf")], [1.0, 0.0]]), dense)
+    assert [len(row) for row in found] == [2, 2]
+    assert found[0] == "0f"
