@@ -95,8 +95,23 @@ class PGBReport(pl.Callback):
         if stage != "fit":
             return
         self._pgb, self._label = _find_pgb(trainer, self.encoder)
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(other, PGBReport) and other is not self:
+                self._check_other(trainer, other)
         self._reported = False
         self._pgb.notes = PruningNotes()
+
+    def _check_other(self, trainer: pl.Trainer, other: PGBReport) -> None:
+        """Require that another report is of another encoder, and written to another folder."""
+        if _find_pgb(trainer, other.encoder)[0] is self._pgb:
+            raise MisconfigurationException(
+                f"PGBReport: encoder={self.encoder!r} and encoder={other.encoder!r} report on the same PGBCallback. Use "
+                "one of them."
+            )
+        if self.output_dir is not None and self.output_dir == other.output_dir:
+            raise MisconfigurationException(
+                f"PGBReport: output_dir={self.output_dir!r} is the folder of two reports. Use another one for each."
+            )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Collect the results of the pruning, and measure FLOPs and latency."""

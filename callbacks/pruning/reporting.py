@@ -115,7 +115,10 @@ def warn_if_dense(pl_module: pl.LightningModule, name: str | None, restored: boo
         name: Attribute path of the encoder to be pruned; ``None`` for any.
         restored: Whether a checkpoint was restored.
     """
-    encoders = find_encoders(pl_module) if name is None else [find_encoder(pl_module, name)]
+    try:
+        encoders = find_encoders(pl_module) if name is None else [find_encoder(pl_module, name)]
+    except ValueError:  # A module without this encoder can be evaluated, too.
+        return
     if encoders and not any(map(is_pruned, encoders)):
         which = "the encoder" if name is None else f"encoder={name!r}"
         source = "in this checkpoint" if restored else "in this module"

@@ -138,6 +138,7 @@ def test_evaluating_a_module_with_one_dense_encoder_is_a_warning(trainer: MakeTr
     trainer(pair()[0]).fit(module, make_loader())
     with pytest.warns(UserWarning, match=r"encoder='passage\.distilbert'"):
         trainer(*pair()).validate(module, make_loader(16), verbose=False)
+    trainer(PGBCallback(encoder="other")).validate(module, make_loader(16), verbose=False)
 
 
 def test_weights_only_checkpoints(trainer: MakeTrainer, tmp_path: Path) -> None:
@@ -227,6 +228,11 @@ def test_a_report_needs_to_know_its_encoder(trainer: MakeTrainer) -> None:
         trainer(*pair(), PGBReport()).fit(BiEncoder(), make_loader())
     with pytest.raises(MisconfigurationException, match=r"encoder='passage'.*encoder='passage\.distilbert'"):
         trainer(*pair(), PGBReport(encoder="passage")).fit(BiEncoder(), make_loader())
+    reports = PGBReport(encoder="query", output_dir="out"), PGBReport(encoder=PASSAGE, output_dir="out")
+    with pytest.raises(MisconfigurationException, match="output_dir='out'"):
+        trainer(*pair(), *reports).fit(BiEncoder(), make_loader())
+    with pytest.raises(MisconfigurationException, match="encoder='query' and encoder=None"):
+        trainer(pair()[0], PGBReport(encoder="query"), PGBReport()).fit(BiEncoder(), make_loader())
 
 
 def test_a_checkpoint_whose_plan_has_another_key_restores_the_plan(trainer: MakeTrainer, tmp_path: Path) -> None:
