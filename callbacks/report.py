@@ -105,7 +105,7 @@ class PGBReport(pl.Callback):
         """Require that another report is of another encoder, and written to another folder."""
         if _find_pgb(trainer, other.encoder)[0] is self._pgb:
             raise MisconfigurationException(
-                f"PGBReport: encoder={self.encoder!r} and encoder={other.encoder!r} report on the same PGBCallback. Use "
+                f"PGBReport: encoder={self.encoder!r} and encoder={other.encoder!r} report on one PGBCallback. Use "
                 "one of them."
             )
         if self.output_dir is not None and self.output_dir == other.output_dir:
