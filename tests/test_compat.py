@@ -22,7 +22,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp._common_utils import FSDP_WRAPPED_MODULE
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import BertConfig
+from transformers import BertConfig, BertModel
 
 from pgb_lightning import _compat
 
@@ -113,6 +113,15 @@ def test_jsonargparse_names_unknown_settings_in_this_form(capsys: pytest.Capture
     found = [match.groupdict() for match in _compat.UNKNOWN_SETTING.finditer(capsys.readouterr().err)]
     assert {"callback"} <= {match["key"] for match in found}
     assert ("pgb_lightning.callbacks.PGBCallback", "max_group") in {(m["path"], m["option"]) for m in found}
+
+
+def test_hooks_that_collect_outputs_are_registered_again_for_new_layers() -> None:
+    model = BertModel(BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+    tokens = torch.ones(1, 3, dtype=torch.long)
+    assert len(model(tokens, output_hidden_states=True).hidden_states) == 2
+    model.encoder.layer[0] = type(model.encoder.layer[0])(model.config)
+    _compat.forget_output_hooks(model)
+    assert len(model(tokens, output_hidden_states=True).hidden_states) == 2
 
 
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])

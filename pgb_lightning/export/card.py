@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.export.registered_models import HEADS
 from pgb_lightning.surgery.checks import is_pruned
 from pgb_lightning.surgery.record import dense_encoder
 
@@ -25,6 +26,7 @@ PIPELINES = {
     "ForQuestionAnswering": "question-answering",
     "ForTokenClassification": "token-classification",
     "ForMaskedLM": "fill-mask",
+    "ForMultipleChoice": "multiple-choice",
 }
 
 
@@ -133,7 +135,7 @@ def _usage(kind: str, pipeline: str, name: str) -> str:
         intro = "The inputs are those of the tokenizer in this folder. In Python:"
         return "\n\n".join([intro, _code(lines), "With transformers.js:", _code(script, "js")])
     lines = ["import pgb_lightning  # pip install pgb-lightning: registers the model type"] if kind != "dense" else []
-    head = next((suffix for suffix in PIPELINES if name.endswith(suffix)), "")
+    head = next((suffix for suffix in HEADS.values() if name.endswith(suffix)), "Model").removesuffix("Model")
     if head == "ForSequenceClassification":
         lines += ["from transformers import pipeline", f'model = pipeline("{pipeline}", "THIS FOLDER")']
     else:

@@ -31,7 +31,11 @@ MODEL_FILE, QUANTIZED_FILE = "onnx/model.onnx", "onnx/model_quantized.onnx"
 OLDEST_TORCH = (2, 13)
 
 #: The names of the outputs for each suffix of a model class's name; ``logits`` for all others.
-OUTPUTS = {"ForQuestionAnswering": ("start_logits", "end_logits"), "Model": ("last_hidden_state",)}
+OUTPUTS = {
+    "ForQuestionAnswering": ("start_logits", "end_logits"),
+    "BertForPreTraining": ("prediction_logits", "seq_relationship_logits"),
+    "Model": ("last_hidden_state",),
+}
 
 
 def export_onnx(
@@ -149,6 +153,9 @@ class _TensorModel(nn.Module):
         has_types = getattr(self.model.config, "type_vocab_size", 0) > 1
         self.inputs = ["input_ids", "attention_mask"] + (["token_type_ids"] if has_types else [])
         self.outputs = output_names(model)
+        # The dimensions of the inputs. torch.export would specialize sizes that are 1 or equal to each other.
+        has_choices = type(model).__name__.endswith("ForMultipleChoice")
+        self.sizes = {"batch": 3, **({"choices": 4} if has_choices else {}), "sequence": 5}
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         output = self.model(**dict(zip(self.inputs, tensors, strict=True)))
@@ -157,9 +164,8 @@ class _TensorModel(nn.Module):
 
 def _write_graph(model: _TensorModel, path: Path) -> None:
     """Trace a model and write its graph with the weights."""
-    # torch.export would specialize sizes that are 1 or equal to each other.
-    example = torch.full((3, 5), 2)
-    axes: dict[int, Any] = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    example = torch.full(tuple(model.sizes.values()), 2)
+    axes: dict[int, Any] = {number: torch.export.Dim(name) for number, name in enumerate(model.sizes)}
     with _silence_exporters():
         program = torch.onnx.export(
             model,

@@ -86,6 +86,7 @@ class QuestionAnswering(FineTuning):
                     "and the end of a span. Pass a model for question answering, or an encoder without a head."
                 )
             config.num_labels = 2
+        config.problem_type = None  # that of a classifier, whose head is replaced
 
     # ---- steps ----------------------------------------------------------------------------------------------
 

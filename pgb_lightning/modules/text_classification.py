@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -17,6 +17,7 @@ from pgb_lightning.modules.finetuning import FineTuning
 from pgb_lightning.modules.metrics import make_metrics
 
 Batch = dict[str, torch.Tensor]
+ProblemType = Literal["regression", "single_label_classification"]
 
 
 class TextClassification(FineTuning):
@@ -40,8 +41,8 @@ class TextClassification(FineTuning):
         hf_config: Configuration to create the model from without pretrained weights. Checkpoints set it.
 
     Raises:
-        MisconfigurationException: If a setting is out of range, or ``fine_tuned_ckpt`` does not exist or is of another
-            model.
+        MisconfigurationException: If a setting is out of range, the model's configuration has another ``problem_type``,
+            such as several labels for each text, or ``fine_tuned_ckpt`` does not exist or is of another model.
 
     Example:
         >>> module = TextClassification("bert-base-uncased", task="sst2")  # doctest: +SKIP
@@ -68,14 +69,23 @@ class TextClassification(FineTuning):
         self._set_up(model_name_or_path, learning_rate, weight_decay, warmup_ratio, fine_tuned_ckpt, hf_config)
 
     def _adapt_config(self, config: PretrainedConfig, name: str, read_weights: bool) -> None:
-        stored = getattr(config, "architectures", None) or [""]
-        if read_weights and "ForSequenceClassification" in stored[0] and config.num_labels != self.num_labels:
+        stored = (getattr(config, "architectures", None) or [""])[0]
+        keeps_head = read_weights and "ForSequenceClassification" in stored
+        if keeps_head and config.num_labels != self.num_labels:
             raise MisconfigurationException(
                 f"model_name_or_path={name!r} has a head for {config.num_labels} labels, but this module has "
                 f"{self.num_labels}. Set task or num_labels to match, or pass an encoder without a head."
             )
+        problem: ProblemType = "regression" if self.num_labels == 1 else "single_label_classification"
+        # That of an encoder, whose head is replaced, does not matter. A configuration without a class is the user's.
+        if (keeps_head or not stored) and config.problem_type not in (None, problem):
+            raise MisconfigurationException(
+                f"model_name_or_path={name!r} has problem_type={config.problem_type!r}, but TextClassification with "
+                f"num_labels={self.num_labels} is {problem!r}. It trains one label for each text, or one number with "
+                "num_labels=1. Use a LightningModule of your own with PGBCallback for another loss."
+            )
         config.num_labels = self.num_labels
-        config.problem_type = "regression" if self.num_labels == 1 else "single_label_classification"
+        config.problem_type = problem
 
     def _check_head(self, weights: dict[str, torch.Tensor], path: str) -> None:
         # The last layer of the head is the last weight of a model for sequence classification.

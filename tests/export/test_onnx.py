@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.heads import build_pruned
 from helpers.reader import pruned_reader
 from helpers.tiny import MODEL_TYPES, batches, pruned
 from torch import Tensor
@@ -150,3 +151,19 @@ def test_an_old_torch_is_refused_before_tracing(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(ModuleNotFoundError, match=r"torch 2\.13 .*2\.9\.1\+cpu"):
         export_onnx(pruned("bert"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model_type", "head"), [("mpnet", "ForMultipleChoice"), ("bert", "ForPreTraining")])
+def test_choices_and_several_outputs(model_type: str, head: str, tmp_path: Path) -> None:
+    from onnxruntime import InferenceSession
+
+    model = build_pruned(model_type, head)
+    session = InferenceSession(export_onnx(model, tmp_path / "out") / MODEL_FILE, providers=["CPUExecutionProvider"])
+    tokens = torch.randint(2, 60, (2, 3, 7) if head == "ForMultipleChoice" else (2, 7))
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    feed = {value.name: batch.get(value.name, torch.zeros_like(tokens)).numpy() for value in session.get_inputs()}
+    with torch.no_grad():
+        expected = model(**batch)
+    for value, found in zip(session.get_outputs(), session.run(None, feed), strict=True):
+        torch.testing.assert_close(torch.from_numpy(found), expected[value.name], rtol=1e-4, atol=1e-5)

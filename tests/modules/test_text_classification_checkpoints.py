@@ -13,7 +13,7 @@ import torch
 import transformers
 from helpers.fakes import quiet_trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.modules import TextClassification
@@ -236,3 +236,20 @@ def test_the_data_module_of_the_previous_run_is_ignored(tiny: str, data: Callabl
     datamodule.setup("validate")
     trainer.validate(TextClassification(tiny, task="sst2"), datamodule.val_dataloader(), verbose=False)
     assert "val_accuracy" in trainer.callback_metrics
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_a_head_for_another_problem_is_refused(problem: str, tiny: str, tmp_path: Path) -> None:
+    stored = AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=3, problem_type=problem)
+    stored.save_pretrained(tmp_path)
+    with pytest.raises(MisconfigurationException, match=rf"problem_type='{problem}'.* num_labels=3"):
+        TextClassification(str(tmp_path), num_labels=3)
+
+
+def test_several_labels_are_refused_and_the_problem_of_an_encoder_does_not_matter(tiny: str, tmp_path: Path) -> None:
+    config = TextClassification(tiny, num_labels=3).hparams["hf_config"]
+    config |= {"problem_type": "multi_label_classification", "architectures": None}
+    with pytest.raises(MisconfigurationException, match="problem_type='multi_label_classification'"):
+        TextClassification("no/such/model", num_labels=3, hf_config=config)
+    AutoModel.from_pretrained(tiny, problem_type="multi_label_classification").save_pretrained(tmp_path)
+    assert TextClassification(str(tmp_path)).model.config.problem_type == "single_label_classification"
