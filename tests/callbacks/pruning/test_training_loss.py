@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
-from helpers.own import OwnModule, make_loader
+from helpers.own import OwnModule, make_loader, make_rows
 from helpers.tiny import batches
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -204,3 +206,117 @@ def test_attributes_that_contain_themselves_are_restored() -> None:
     with without_side_effects(module):
         module.losses.clear()
     assert module.losses[0] is module.losses
+
+
+class Bank:
+    """A plain object, such as a queue of negatives."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class Stateful(OwnModule):
+    """A step that changes what a step of self-supervised learning changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = torch.nn.Linear(2, 2).requires_grad_(False)
+        self.outside = [torch.nn.Linear(2, 2)]  # not a child module
+        self.bank = Bank()
+        self.register_buffer("queue", torch.zeros(2, 2))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
+        if not self.training:
+            self.teacher.weight.mul_(0.9)
+            self.outside[0].weight.data = torch.ones(2, 2)
+            self.bank.count += 1
+            self.queue = torch.cat([self.queue[1:], torch.ones(1, 2)])
+            self.outside[0](torch.ones(2)).sum().backward()
+            self.net.classifier.register_forward_hook(print)
+            self.trainer.should_stop = True
+            self.teacher.train()
+            batch[0].clamp_(max=5)
+            assert self.trainer.datamodule.seen  # type: ignore[attr-defined]
+        return super().training_step(batch, batch_idx)
+
+
+class HookedData(L.LightningDataModule):
+    """Hooks and a loader with state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen, self.loaders, self.random = 0, 0, random.Random(1)
+        self.rows = make_rows()
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        self.loaders += 1
+        return DataLoader(self.rows, batch_size=8, collate_fn=self.collate)  # type: ignore[arg-type]
+
+    def collate(self, rows: list[Any]) -> Any:
+        self.random.shuffle(rows)
+        return [torch.stack(part) for part in zip(*rows, strict=True)]
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        self.seen += 1
+        return batch
+
+
+def test_momentum_encoders_queues_and_data_modules_are_as_before(trainer: Callable[..., L.Trainer]) -> None:
+    module, data = Stateful(), HookedData()
+    rows = [row.clone() for row, _ in data.rows]
+    weights = [module.teacher.weight.clone(), module.outside[0].weight.clone()]
+    found = {}
+
+    class Look(L.Callback):
+        def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            found.update(seen=data.seen, loaders=data.loaders, stop=trainer.should_stop, draw=data.random.random())
+
+    trainer(PGBCallback(), Look(), max_epochs=0).fit(module, datamodule=data)
+    assert found == {"seen": 0, "loaders": 0, "stop": False, "draw": random.Random(1).random()}
+    assert torch.equal(module.teacher.weight, weights[0])
+    assert torch.equal(module.outside[0].weight, weights[1])
+    assert module.outside[0].weight.grad is None
+    assert (module.bank.count, module.queue.sum(), len(module.net.classifier._forward_hooks)) == (0, 0, 0)
+    assert all(torch.equal(row, before) for (row, _), before in zip(data.rows, rows, strict=True))
+
+
+def test_a_stream_that_a_step_reads_is_named(trainer: Callable[..., L.Trainer]) -> None:
+    class Unlabeled(OwnModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unlabeled = iter(make_loader(800))
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
+            return self.loss(batch) + self.loss(next(self.unlabeled))
+
+    with pytest.warns(UserWarning, match=r"Unlabeled\.unlabeled.*calibration_step"):
+        trainer(PGBCallback()).fit(Unlabeled(), make_loader())
+
+
+def test_a_failed_calibration_leaves_no_trace(trainer: Callable[..., L.Trainer]) -> None:
+    class Fails(OwnModule):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
+            self.steps += 1
+            torch.rand(1), random.random(), np.random.rand()
+            if self.steps == 3:
+                raise RuntimeError("stop")
+            return self.loss(batch)
+
+    module = Fails()
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # type: ignore[index]
+    with pytest.raises(RuntimeError, match="stop"):
+        trainer(PGBCallback()).fit(module, make_loader(shuffle=True))
+    assert (module.steps, module.training) == (0, True)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert (np.random.get_state()[1] == states[2]).all()  # type: ignore[index]
+
+
+def test_a_step_that_reads_its_batches_itself_needs_a_calibration_step(trainer: Callable[..., L.Trainer]) -> None:
+    class Reads(OwnModule):
+        def training_step(self, dataloader_iter: Any) -> Any:  # type: ignore[override]
+            batch, _, _ = next(dataloader_iter)
+            return self.loss(batch)
+
+    with pytest.raises(MisconfigurationException, match=r"dataloader_iter.*calibration_step"):
+        trainer(PGBCallback()).fit(Reads(), make_loader())

@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from helpers.own import OwnModule, make_loader, shapes
 from pgb_lightning.callbacks import PGBCallback
 
-
 #: Sizes of the batches on which this rank is calibrated: a global variable, which calibration does not put back.
 CALIBRATED: list[int] = []
 
