@@ -33,8 +33,9 @@ class PruningConfig:
         pruning_ratio: Fraction of the encoder's Q, K, V, O, W1 and W2 weights to remove, in (0, 1). The paper's
             compression rate is γ = 1 - ``pruning_ratio``.
         importance_threshold: τ, the importance above which a weight counts as important: a float, or ``"auto"`` to
-            search for the τ that meets ``pruning_ratio``. A given τ is used as is; ``pruning_ratio`` then only limits
-            how many feed-forward sublayers Algorithm 1 keeps.
+            search for the τ that meets ``pruning_ratio``. A given τ is used as is; ``pruning_ratio`` then limits how
+            many feed-forward sublayers Algorithm 1 keeps, and a τ that would remove more than ``pruning_ratio`` is an
+            error.
         search: How the structure is chosen. ``"groups"``: the paper's Algorithm 1, which sets the group number of each
             matrix by τ. ``"shapes"``: a joint search over the number of heads, neurons and groups of every sublayer
             that minimizes the loss predicted after compensation.
@@ -58,7 +59,9 @@ class PruningConfig:
             mean input power; or ``"auto"`` to choose it for each matrix by the error on held-out calibration samples,
             one fifth of all.
         tolerance: Largest distance from ``pruning_ratio`` that planning accepts, as a fraction of all weights (or of
-            the budget's unit). A warning is issued only for distances above 0.01 (0.03 for ``budget="latency"``).
+            the budget's unit). No plan removes more than ``pruning_ratio + tolerance``, except in measured time, which
+            varies. It removes less where nothing is closer; a warning is issued for distances above 0.01 (0.03 for
+            ``budget="latency"``).
 
     Raises:
         TypeError: If a setting has the wrong type.

@@ -20,9 +20,8 @@ def warn_if_missed(removed: float, config: PruningConfig) -> None:
         removed: The fraction of the budget's unit that the plan removes.
         config: The target.
     """
-    gap = removed - config.cut
     # Measured times vary from run to run.
-    if abs(gap) <= (MAX_GAP if config.budget != "latency" else 3 * MAX_GAP):
+    if abs(removed - config.cut) <= (MAX_GAP if config.budget != "latency" else 3 * MAX_GAP):
         return
     ratio, speedup = config.pruning_ratio, config.target_speedup
     target = f"pruning_ratio={ratio}" if speedup is None else f"target_speedup={speedup}"
@@ -30,13 +29,11 @@ def warn_if_missed(removed: float, config: PruningConfig) -> None:
     if config.importance_threshold != "auto":
         reason = 'Set importance_threshold="auto" to meet the target.'
     elif config.budget == "latency":
-        reason = "No measured plan is closer. The parts of a layer that are not pruned take time at any ratio."
+        reason = "No measured plan is better. The parts of a layer that are not pruned take time at any ratio."
     elif config.search != "shapes":
-        reason = "No group numbers are closer for the importances of this model."
-    elif gap > 0:
-        reason = "No shapes of its sublayers are closer without removing less than the target."
+        reason = "No other group numbers come closer without removing more than the target."
     else:
-        reason = "No shapes of its sublayers remove more."
+        reason = "No other shapes of its sublayers come closer without removing more than the target."
     warnings.warn(
         f"{target} is the target, but the plan removes {removed:.4f} of the encoder's {unit}. {reason}", stacklevel=4
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -120,17 +121,33 @@ def test_a_custom_module_with_a_custom_loss() -> None:
 
 def test_a_given_threshold_is_used_as_it_is_and_a_missed_target_is_reported() -> None:
     model = classifier()
-    config = PruningConfig.from_preset("paper", pruning_ratio=0.5, importance_threshold=1e9)
-    with pytest.warns(UserWarning, match=r"pruning_ratio=0\.5 .* 1\.0000 .*auto"):
+    config = PruningConfig.from_preset("paper", pruning_ratio=0.5, importance_threshold=1e-30)
+    with pytest.warns(UserWarning, match=r"pruning_ratio=0\.5 .* 0\.4444 .*auto"):
         plan = prune(model, batches(2), config)
-    assert plan.kept_parameters == 0
-    assert plan.config["importance_threshold_used"] == 1e9
+    # Algorithm 1 keeps attention and one of the feed-forward sublayers, which fills the budget.
+    assert plan.pruning_ratio == pytest.approx(2 / 3 * 2 / 3)
+    assert plan.config["importance_threshold_used"] == 1e-30
+
+
+@pytest.mark.parametrize("preset", ["paper", "balanced"])
+def test_a_given_threshold_that_would_remove_more_is_refused(preset: str) -> None:
+    model = classifier()
+    before = copy.deepcopy(model.state_dict())
+    config = PruningConfig.from_preset(preset, pruning_ratio=0.5, importance_threshold=1e9)
+    with pytest.raises(
+        ValueError, match=r"importance_threshold=1000000000\.0 .*1\.0000.*pruning_ratio=0\.5.*auto"
+    ) as error:
+        prune(model, batches(2), config)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    found = float(re.search(r"finds ([^,]+),", str(error.value))[1])  # type: ignore[index]
+    auto = prune(model, batches(2), PruningConfig.from_preset(preset, pruning_ratio=0.5))
+    assert auto.config["importance_threshold_used"] == pytest.approx(found, rel=0.01)
 
 
 @pytest.mark.parametrize(
     ("ratio", "shapes", "removed"),
     [
-        (0.5, (("2 heads", "dropped"), ("96 neurons", "dropped")), "0.6667"),
+        (0.5, (("2 heads", "dropped"), ("96 neurons", "dropped")), "0.3333"),  # not 0.6667, which removes more
         (0.9, (("2 heads", "dropped"), ("96 neurons",)), "0.3333"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from tqdm.auto import tqdm
 
 from pgb_lightning.calibration.collect import Calibration, calibrate
@@ -58,7 +59,9 @@ def prune_distributed(
         loss = training_loss(trainer, pl_module)
         tracked = _show_progress(trainer, "PGB calibration", _own_shard(trainer, read))
         moments = plan is None and config.needs_moments
-        statistics = calibrate(encoder, tracked, loss, all_reduce, config.compensation_tokens, moments)
+        statistics = calibrate(
+            encoder, tracked, loss, all_reduce, config.compensation_tokens, moments, warn=rank_zero_warn
+        )
     plan = plan or _make_plan_on_rank_zero(trainer, encoder, statistics, config)
     errors = None if notes is None else notes.errors
     if notes is not None and trainer.is_global_zero:

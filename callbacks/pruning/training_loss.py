@@ -43,7 +43,7 @@ def check_training_step(module: pl.LightningModule) -> None:
         )
 
 
-def training_loss(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[Any], Tensor]:
+def training_loss(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[Any], Tensor | None]:
     """Return a function that computes the loss of a batch with ``calibration_step``, else ``training_step``.
 
     Args:
@@ -51,7 +51,7 @@ def training_loss(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[
         module: The module. Call the returned function inside :func:`without_side_effects`.
 
     Returns:
-        A function of a batch on the CPU.
+        A function of a batch on the CPU. It returns ``None`` where the step does, which skips the batch.
     """
     step = getattr(module, "calibration_step", module.training_step)
     takes_index = is_param_in_hook_signature(step, "batch_idx", min_args=2)
@@ -60,7 +60,7 @@ def training_loss(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[
     plugin = trainer.precision_plugin
     converts = plugin.convert_input(torch.zeros(1)).dtype in {parameter.dtype for parameter in module.parameters()}
 
-    def loss(batch: Any) -> Tensor:
+    def loss(batch: Any) -> Tensor | None:
         batch = _copy_tensors(batch)
         batch = plugin.convert_input(batch) if converts else batch
         batch = before_batch_transfer(module, batch)
@@ -74,11 +74,14 @@ def training_loss(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[
                 "runs outside the training loop, before the optimizer exists and before any on_train_... hook. Add a "
                 "method calibration_step(self, batch) that only returns the loss."
             ) from error
+        if output is None:
+            return None  # as in training
         value = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(value, Tensor):
             raise MisconfigurationException(
                 f"{type(module).__name__}.{step.__name__} returned {type(output).__name__} for calibration batch "
-                f"{index}, but calibration needs a loss. Return a tensor, or a dict with a tensor 'loss'."
+                f"{index}, but calibration needs a loss. Return a tensor, a dict with a tensor 'loss', or None to "
+                "skip the batch."
             )
         return value
 

@@ -81,7 +81,7 @@ def paper_plan(encoder: Encoder, ratio: float) -> PruningPlan:
         key: torch.rand(linear.weight.T.shape, generator=generator).to(linear.weight.device)
         for key, linear in encoder.linears()
     }
-    return make_plan(encoder, Calibration(fisher, [], 0), PruningConfig.from_preset("paper", pruning_ratio=ratio))
+    return make_plan(encoder, Calibration(fisher, [], 0, 0), PruningConfig.from_preset("paper", pruning_ratio=ratio))
 
 
 def uniform_group_plan(encoder: Encoder, number: int, shared_neurons: bool = False) -> PruningPlan:

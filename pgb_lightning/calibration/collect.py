@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,16 @@ from torch import Tensor
 
 from pgb_lightning.calibration.hooks import EncoderCall, MomentSums, calibration_hooks
 from pgb_lightning.calibration.moments import AllReduce
+from pgb_lightning.calibration.signal import Counts, check_usable
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.modes import eval_mode
 
-#: Runs the model under calibration on a batch and returns the mean loss of its samples.
-Loss = Callable[[Any], Tensor]
+#: Runs the model under calibration on a batch and returns the mean loss of its samples, or ``None`` to skip the batch.
+Loss = Callable[[Any], "Tensor | None"]
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=4)  # at the caller of prune()
 
 
 @dataclass(frozen=True)
@@ -58,12 +64,14 @@ class Calibration:
             mean over samples of the squared gradient of the sample's loss.
         inputs: The first layer's inputs, one entry per batch of this process, limited by ``max_tokens``.
         num_samples: Number of samples over all processes.
+        num_with_gradient: Number of those samples whose loss has a gradient.
         moments: Second moments, if they were requested.
     """
 
     fisher: dict[tuple[int, str], Tensor]
     inputs: list[LayerInput]
     num_samples: int
+    num_with_gradient: int
     moments: SecondMoments | None = None
 
 
@@ -74,6 +82,7 @@ def calibrate(
     all_reduce: AllReduce = lambda tensor: tensor,
     max_tokens: float = math.inf,
     moments: bool = False,
+    warn: Callable[[str], object] = _warn,
 ) -> Calibration:
     """Collect the diagonal empirical Fisher information of every matrix in one forward and backward pass.
 
@@ -85,19 +94,21 @@ def calibrate(
     Args:
         encoder: The dense encoder.
         batches: Calibration batches in a form that ``loss`` accepts; iterated once.
-        loss: Runs the model on a batch and returns the mean loss of its samples.
+        loss: Runs the model on a batch and returns the mean loss of its samples, or ``None`` to leave the batch out.
         all_reduce: Sums a tensor over the processes that share the calibration.
         max_tokens: Once this many real tokens have been seen, stop storing first-layer inputs and accumulating input
             moments. Later batches still count for the Fisher information and the moments of gradients.
         moments: Whether to collect :class:`SecondMoments`.
+        warn: Issues the warning that some samples have no gradient.
 
     Returns:
         The statistics. They take one float per encoder weight and d floats per stored token; the moments of a layer
         add the squares of its widths.
 
     Raises:
-        ValueError: If there are no batches, the loss does not depend on the encoder, a loss or gradient is not finite,
-            or the device runs out of memory. The message names the batch.
+        ValueError: If there are no batches, the loss of all batches is ``None``, no sample has a gradient, a loss,
+            gradient or statistic is not finite, or the device runs out of memory. Where one batch is the cause, the
+            message names it.
     """
     squares = {
         # A sum in half precision would stop growing after a few hundred samples.
@@ -106,30 +117,48 @@ def calibrate(
     }
     sums = MomentSums(encoder, max_tokens) if moments else None
     inputs: list[LayerInput] = []
+    counts, tokens = Counts(), 0
     problem: str | None = None
-    samples = tokens = 0
     with eval_mode(encoder.model), calibration_hooks(encoder, squares, sums) as calls, torch.enable_grad():
         for number, batch in enumerate(batches):
+            counts.batches += 1
             calls.clear()  # the hooks add the calls of this batch while the loss is computed
             try:
-                problem = _run_backward(number, loss(batch), calls)
+                value = loss(batch)
+                if value is None:
+                    counts.skipped += 1
+                    continue
+                if sums is not None:
+                    sums.add_inputs(calls)
+                problem = _run_backward(number, value, calls)
             except torch.OutOfMemoryError as error:
                 problem = (
                     f"calibration batch {number} does not fit into the device's memory. Use smaller batches. {error}"
                 )
             if problem:
                 break
+            # A pass whose output is detached does not count, unless the loss depends on no pass at all.
+            used = [call for call in calls if call.is_used] or calls
+            counts.samples += sum(len(call.hidden) for call in used)
+            counts.with_gradient += sum(int(call.has_gradient.sum()) for call in used)
+            counts.unused += not calls
             for call in calls:
-                samples += len(call.hidden)
                 if tokens < max_tokens:
                     inputs.append(_layer_input(call))
                     tokens += int(inputs[-1].tokens.sum())
-    _raise_on_all_processes(problem, all_reduce, encoder.model.device)
-    total = int(all_reduce(torch.tensor(float(samples), device=encoder.model.device)))
-    if total == 0:
-        raise ValueError("The calibration loader is empty: it yielded no batches. Provide at least one labeled batch.")
+    device = encoder.model.device
+    _raise_on_all_processes(problem, all_reduce, device)
+    counts = counts.reduced(all_reduce, device)
+    counts.check(encoder.name)
+    total = counts.samples
     fisher = {key: all_reduce(square).div_(total) for key, square in squares.items()}
-    return Calibration(fisher, inputs, total, SecondMoments(*sums.finish(all_reduce, total)) if sums else None)
+    check_usable("squared gradients", fisher.values())
+    found = SecondMoments(*sums.finish(all_reduce, total)) if sums else None
+    if found is not None:
+        check_usable("second moments of the gradients", found.gradients.values())
+    if message := counts.warning():
+        warn(message)
+    return Calibration(fisher, inputs, total, counts.with_gradient, found)
 
 
 def _layer_input(call: EncoderCall) -> LayerInput:
@@ -161,17 +190,19 @@ def _run_backward(number: int, value: Any, calls: list[EncoderCall]) -> str | No
     where = f"calibration batch {number}"
     if not isinstance(value, Tensor) or value.numel() != 1:
         return f"{where}: the loss is {type(value).__name__}, but must be a tensor with one value."
-    if not calls or not value.requires_grad:
-        return f"{where}: the loss does not depend on the encoder, so its weights cannot be scored."
     if not torch.isfinite(value):
         return f"{where}: the loss is {value.item()}. Check the batch for bad samples and the model for divergence."
+    if not calls or not value.requires_grad:
+        return None
     # Requesting only the gradient of the first layer's input makes autograd visit every matrix's output, where the
     # hooks are, without computing any weight gradient.
     gradients = torch.autograd.grad(value.reshape(()), [call.hidden for call in calls], allow_unused=True)
-    if all(gradient is None for gradient in gradients):
-        return f"{where}: the loss does not depend on the encoder, so its weights cannot be scored."
-    if not all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None):
-        return f"{where}: a gradient is NaN or infinite. Check the batch for bad samples and the model for divergence."
+    for call, gradient in zip(calls, gradients, strict=True):
+        call.is_used = gradient is not None
+        if gradient is not None and not torch.isfinite(gradient).all():
+            return (
+                f"{where}: a gradient is NaN or infinite. Check the batch for bad samples and the model for divergence."
+            )
     return None
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ from torch.utils.hooks import RemovableHandle
 
 from pgb_lightning.calibration.moments import AllReduce, Covariance, add_gram, symmetric_from_lower
 from pgb_lightning.encoders.base import SUBLAYERS, Encoder
+
+#: The last matrix of each sublayer.
+CLOSING = tuple(kinds[-1] for kinds in SUBLAYERS.values())
 
 
 @dataclass
@@ -24,11 +27,20 @@ class EncoderCall:
         hidden: The first layer's input, (B, S, d); a leaf of the autograd graph.
         attention_mask: The mask that the first layer was given, in the form that the layers expect.
         encoder_mask: The mask that the encoder was given, usually (B, S).
+        inputs: The inputs of the matrices, (B, S, M), that are not yet part of the moments.
+        is_used: Whether the loss depends on the call; set by the backward pass.
+        has_gradient: Whether each sample has a gradient whose square is not zero, (B,); set by the backward pass.
     """
 
     hidden: Tensor
     attention_mask: Tensor | None
     encoder_mask: Tensor | None
+    inputs: list[tuple[tuple[int, str], Tensor]] = field(default_factory=list)
+    is_used: bool = False
+    has_gradient: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.has_gradient = torch.zeros(len(self.hidden), dtype=torch.bool, device=self.hidden.device)
 
     def token_mask(self) -> Tensor:
         """Return a mask that is True at real tokens, (B, S)."""
@@ -50,19 +62,22 @@ class MomentSums:
         self.max_tokens = max_tokens
         self.inputs: dict[tuple[int, str], Covariance] = {}
         self.gradients: dict[tuple[int, str], Tensor] = {}
-        closing = [kinds[-1] for kinds in SUBLAYERS.values()]
         for key, linear in encoder.linears():
             device, width = linear.weight.device, linear.out_features
-            shape = (width, width) if key[1] in closing else (width,)
+            shape = (width, width) if key[1] in CLOSING else (width,)
             self.gradients[key] = torch.zeros(shape, dtype=torch.float64, device=device)
             if key[1] not in ("K", "V"):  # they have the same inputs as Q
                 self.inputs[key] = Covariance(linear.in_features, device)
 
-    def add_inputs(self, key: tuple[int, str], inputs: Tensor, tokens: Tensor) -> None:
-        """Add the inputs of a matrix, (B, S, M), at real tokens."""
-        covariance = self.inputs.get(key)
-        if covariance is not None and covariance.count < self.max_tokens:
-            covariance.add(_token_rows(inputs, tokens))
+    def add_inputs(self, calls: Iterable[EncoderCall]) -> None:
+        """Add the inputs of the matrices in calls of the encoder, at real tokens, and release them."""
+        for call in calls:
+            tokens = call.token_mask()
+            for key, inputs in call.inputs:
+                covariance = self.inputs.get(key)
+                if covariance is not None and covariance.count < self.max_tokens:
+                    covariance.add(_token_rows(inputs, tokens))
+            call.inputs.clear()
 
     def add_gradients(self, key: tuple[int, str], gradients: Tensor, tokens: Tensor) -> None:
         """Add the gradients of the batch's mean loss with respect to a matrix's outputs, (B, S, N), at real tokens."""
@@ -132,16 +147,18 @@ def calibration_hooks(
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             if not output.requires_grad:
                 return
-            inputs, tokens = args[0].detach(), calls[-1].token_mask()
+            inputs, call = args[0].detach(), calls[-1]
+            if sums is not None:
+                call.inputs.append((key, inputs))
 
             def add_gradient(gradient: Tensor) -> None:
                 _add_squares(squares[key], inputs, gradient)
                 if sums is not None:
-                    sums.add_gradients(key, gradient, tokens)
+                    sums.add_gradients(key, gradient, call.token_mask())
+                if key[1] in CLOSING:  # the gradients of the sublayer's other matrices follow from this one
+                    call.has_gradient |= gradient.flatten(1).abs().amax(1).to(squares[key].dtype).square() > 0
 
             output.register_hook(add_gradient)  # type: ignore[no-untyped-call]
-            if sums is not None:
-                sums.add_inputs(key, inputs, tokens)
 
         return hook
 

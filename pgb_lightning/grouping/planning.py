@@ -6,6 +6,7 @@ from torch import Tensor
 
 from pgb_lightning.calibration.collect import Calibration
 from pgb_lightning.calibration.importance import encoder_importances
+from pgb_lightning.calibration.signal import check_usable
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.cost import dense_cost
 from pgb_lightning.encoders.base import Encoder
@@ -29,8 +30,12 @@ def plan_by_groups(encoder: Encoder, statistics: Calibration, config: PruningCon
 
     Returns:
         The plan. A warning is issued if it misses the target by more than one percentage point.
+
+    Raises:
+        ValueError: If all importances are zero or one is not finite, or a given τ would remove too much.
     """
     importances = encoder_importances(encoder, statistics.fisher)
+    check_usable("importances of the weights", importances.values())
     summaries = {
         key: ImportanceSummary.from_importance(importance, config.max_groups) for key, importance in importances.items()
     }

@@ -16,9 +16,11 @@ def nearest_reachable(
 ) -> float:
     """Return the pruning ratio nearest to ``config.pruning_ratio`` that some choice of group numbers reaches.
 
+    Ratios above ``pruning_ratio + tolerance`` do not count, since no plan removes more than that.
+
     Args:
         shapes: (M, N) of every matrix.
-        config: The pruning ratio and G_max.
+        config: The pruning ratio, the tolerance and G_max.
         dense_parameters: Parameters of the dense encoder; those of the matrices by default.
     """
     costs = {
@@ -38,6 +40,8 @@ def nearest_reachable(
             reachable = _union((reachable, *(reachable << b for b in range(sums.bit_length()) if sums >> b & 1)))
     whole = total if dense_parameters is None else dense_parameters / unit
     ratios = [1 - b / whole for b in range(total + 1) if reachable >> b & 1]
+    limit = max(config.pruning_ratio + config.tolerance, min(ratios))
+    ratios = [ratio for ratio in ratios if ratio <= limit]
     return min(ratios, key=lambda ratio: abs(ratio - config.pruning_ratio))
 
 
@@ -48,7 +52,7 @@ def check_reachable(
 
     Args:
         shapes: (M, N) of every matrix.
-        config: The pruning ratio and G_max.
+        config: The pruning ratio, the tolerance and G_max.
         dense_parameters: Parameters of the dense encoder; those of the matrices by default.
 
     Raises:
@@ -58,8 +62,8 @@ def check_reachable(
     if abs(nearest - config.pruning_ratio) > MAX_GAP:
         raise ValueError(
             f"pruning_ratio={config.pruning_ratio} cannot be reached with max_groups={config.max_groups} on an "
-            f"encoder of {num_layers(shapes)} layer(s): the nearest reachable ratio is {nearest:.4f}. Use it, or "
-            "change max_groups."
+            f"encoder of {num_layers(shapes)} layer(s): the nearest reachable ratio that does not remove more is "
+            f"{nearest:.4f}. Use it, or change max_groups."
         )
 
 

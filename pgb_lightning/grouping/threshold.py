@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, combinations
 
 from pgb_lightning.config import PruningConfig
@@ -24,9 +24,10 @@ def choose_group_numbers(
 ) -> tuple[GroupNumbers, float]:
     """Choose the group number of every matrix for ``config.pruning_ratio``.
 
-    A given τ is used as is. With ``"auto"``, τ is chosen such that grouping every matrix by it comes nearest to the
-    budget, so that Algorithm 1 reaches every feed-forward sublayer. Since there are few group numbers and large
-    matrices, the remaining distance is closed by changes of single group numbers (:func:`adjust_to_budget`).
+    A given τ is used as is, unless it would remove more than ``pruning_ratio``. With ``"auto"``, τ is chosen such that
+    grouping every matrix by it comes nearest to the budget, so that Algorithm 1 reaches every feed-forward sublayer.
+    Since there are few group numbers and large matrices, the remaining distance is closed by changes of single group
+    numbers (:func:`adjust_to_budget`).
 
     Args:
         summaries: The summary of every matrix.
@@ -34,12 +35,25 @@ def choose_group_numbers(
         total: Parameters of the dense encoder; those of the matrices by default.
 
     Returns:
-        The group numbers and the τ that was used.
+        The group numbers and the τ that was used. They do not remove more than ``pruning_ratio + tolerance``.
+
+    Raises:
+        ValueError: If a given τ would remove more.
     """
-    budget = (1 - config.pruning_ratio) * (total_cost(summaries) if total is None else total)
+    total = total_cost(summaries) if total is None else total
+    budget = (1 - config.pruning_ratio) * total
     if config.importance_threshold != "auto":
-        return assign_group_numbers(summaries, config.importance_threshold, budget), config.importance_threshold
-    candidates = sorted({0.0, *(t for summary in summaries.values() for t in summary.thresholds.values())})
+        numbers = assign_group_numbers(summaries, config.importance_threshold, budget)
+        if (left := cost_of(summaries, numbers)) < budget - config.tolerance * total:
+            _, found = choose_group_numbers(summaries, replace(config, importance_threshold="auto"), total)
+            raise ValueError(
+                f"importance_threshold={config.importance_threshold} removes {1 - left / total:.4f} of the encoder's "
+                f"weights, but pruning_ratio={config.pruning_ratio} and tolerance={config.tolerance} were given. Use "
+                f'importance_threshold="auto", which finds {found:.3g}, a smaller value, or a larger pruning_ratio.'
+            )
+        return numbers, config.importance_threshold
+    thresholds = {t for summary in summaries.values() for t in summary.thresholds.values() if not math.isnan(t)}
+    candidates = sorted({0.0, *thresholds})
     # The cost of grouping all matrices by τ does not increase with τ: bisect for where it crosses the budget.
     low, high = 0, len(candidates) - 1
     while high - low > 1:
@@ -57,6 +71,9 @@ def adjust_to_budget(groups: GroupNumbers, summaries: Summaries, budget: float, 
     comes within the tolerance, pairs of steps are tried as well. Among steps that end equally near the budget, the one
     that removes the least importance, or restores the most, is taken.
 
+    No step goes below the budget by more than the tolerance, and from below it every step goes up. Unless everything is
+    dense there is always a step up, so the result is not below it, whatever the importances are.
+
     Args:
         groups: The initial group numbers.
         summaries: The summary of every matrix.
@@ -64,7 +81,8 @@ def adjust_to_budget(groups: GroupNumbers, summaries: Summaries, budget: float, 
         tolerance: Accepted distance from the budget, as a fraction of all parameters.
 
     Returns:
-        Group numbers whose cost is at most as far from the budget as that of ``groups``.
+        Group numbers whose cost is at least the budget minus the tolerance. If that of ``groups`` is, too, they are at
+        most as far from the budget.
     """
     slack = tolerance * total_cost(summaries)
     while abs(gap := cost_of(summaries, groups) - budget) > slack:
@@ -73,10 +91,20 @@ def adjust_to_budget(groups: GroupNumbers, summaries: Summaries, budget: float, 
         if abs(gap + best.cost) > slack:
             pairs = (a.combined(b) for a, b in combinations(singles, 2) if not a.groups.keys() & b.groups.keys())
             best = min(chain([best], pairs), key=lambda step: step.rank(gap, slack))
-        if abs(gap + best.cost) >= abs(gap):
+        if _distance(gap + best.cost, slack) >= _distance(gap, slack):
             break
         groups = groups | best.groups
     return groups
+
+
+def _distance(gap: float, slack: float) -> tuple[float, float]:
+    """Return how far a cost is below the budget minus the slack, then how far it is from the budget.
+
+    Args:
+        gap: The cost minus the budget.
+        slack: The accepted distance.
+    """
+    return max(-gap - slack, 0.0), max(abs(gap), slack)
 
 
 @dataclass(frozen=True)
@@ -103,9 +131,10 @@ class _Step:
         """Return the step that does both."""
         return _Step(self.groups | other.groups, self.cost + other.cost, self.loss + other.loss)
 
-    def rank(self, gap: float, slack: float) -> tuple[float, float]:
+    def rank(self, gap: float, slack: float) -> tuple[float, ...]:
         """Return the sort key: the distance from the budget after the step, then the importance lost."""
-        return max(abs(gap + self.cost), slack), self.loss
+        # Infinite importances may cancel to NaN, which has no order.
+        return *_distance(gap + self.cost, slack), math.inf if math.isnan(self.loss) else self.loss
 
 
 def _changes(groups: GroupNumbers, summaries: Summaries) -> list[GroupNumbers]:

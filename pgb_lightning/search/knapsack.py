@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: Number of cells that a budget is divided into.
+#: Number of cells that the largest removal is divided into.
 CELLS = 20_000
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 
 def solve_knapsack(
@@ -19,19 +22,23 @@ def solve_knapsack(
     slack: float,
     cells: int = CELLS,
 ) -> list[int]:
-    """Choose one candidate from each list such that the total loss is minimal and the total cost is within the budget.
+    """Choose one candidate from each list such that the total loss is minimal and the total cost meets the budget.
 
-    The problem is solved by dynamic programming over the cost.
+    The problem is solved by dynamic programming over the cost that is removed, compared with the most expensive
+    candidates. The table ends where ``budget - slack`` is left, so that no choice can remove more, whatever the losses
+    are.
 
     Args:
-        losses: Predicted loss of each candidate, one list per sublayer.
+        losses: Predicted loss of each candidate, one list per sublayer. A loss that is not finite is worse than any sum
+            of finite losses.
         costs: Cost of each candidate, nonnegative, one list per sublayer.
-        budget: Maximum total cost.
-        slack: The total cost is between ``budget - slack`` and ``budget`` if possible. Otherwise it is the largest
-            total below the budget, or, if every choice exceeds the budget, the smallest total.
-        cells: Resolution of the cost. Costs are exact if they are multiples of one number that fits into the budget at
-            most ``cells`` times; otherwise they are rounded up to multiples of ``budget / cells``, so that the budget
-            is never exceeded.
+        budget: The total cost to reach.
+        slack: The total cost is between ``budget - slack`` and ``budget`` if possible. Otherwise it is the smallest
+            total above the budget. If all choices are cheaper than ``budget - slack``, it is the largest total. Of
+            choices with equal loss, the one with the higher cost is taken.
+        cells: Resolution of the cost. Costs are exact if they are multiples of one number that fits into the largest
+            removal at most ``cells`` times; otherwise what a candidate removes is rounded up to a multiple of 1/
+            ``cells`` of that removal.
 
     Returns:
         The index of the chosen candidate in each list.
@@ -40,54 +47,78 @@ def solve_knapsack(
         >>> solve_knapsack([[0.0, 1.0, 4.0], [0.0, 2.0]], [[6, 4, 0], [6, 3]], budget=9, slack=2)
         [0, 1]
     """
-    cell, cells = _cell_size(costs, budget, cells)
-    options = [_undominated(loss, cost, cell) for loss, cost in zip(losses, costs, strict=True)]
-    # After i lists, best[c] is the smallest loss at which the first i candidates cost c cells together.
-    size = cells + 1
-    best = np.full(size, np.inf)
+    removals = [max(cost) - np.asarray(cost, dtype=float) for cost in costs]
+    highest = sum(map(max, costs))
+    wanted = highest - budget
+    # Costs below a billionth of a billionth are not distinguished, so that a cell is never empty.
+    cell, cells = _cell_size(costs, max(wanted + slack, 1e-18 * highest), cells)
+    # After i lists, best[c] is the smallest loss at which the first i candidates remove c cells together, and
+    # removed[c] is what they remove exactly.
+    best = np.full(cells + 1, np.inf)
     best[0] = 0.0
-    picks: list[NDArray[np.int32]] = []
-    for indices, steps in options:
-        after, pick = np.full(size, np.inf), np.full(size, -1, dtype=np.int32)
-        for index, step, loss in zip(indices, steps, np.asarray(losses[len(picks)])[indices], strict=True):
-            if step < size:
-                reached = best[: size - step] + loss
+    removed = np.zeros(cells + 1)
+    picks: list[Integers] = []
+    sizes: list[Integers] = []
+    for loss, removal in zip(_comparable(losses), removals, strict=True):
+        # Subtract a tiny number before rounding up, lest a rounding error make an exact multiple one cell larger.
+        steps = np.ceil(np.minimum(removal / cell, cells + 1) - 1e-9).astype(np.int64)
+        after, pick = np.full(cells + 1, np.inf), np.full(cells + 1, -1)
+        for index in _best_of_each_size(loss, removal, steps):
+            step = steps[index]
+            if step <= cells:
+                reached = best[: cells + 1 - step] + loss[index]
                 better = reached < after[step:]
-                after[step:][better] = reached[better]
-                pick[step:][better] = index
+                np.copyto(after[step:], reached, where=better)
+                np.copyto(pick[step:], index, where=better)
+        here = np.flatnonzero(pick >= 0)
+        removed[here] = removed[here - steps[pick[here]]] + removal[pick[here]]
         best = after
         picks.append(pick)
-    if not np.isfinite(best).any():
-        return [int(np.argmin(cost)) for cost in costs]  # nothing fits into the budget: take the cheapest of each
-    lowest = min(int((budget - slack) / cell), cells)
-    within = np.arange(max(lowest, 0), size)
-    if not np.isfinite(best[within]).any():
-        within = np.flatnonzero(np.isfinite(best))[-1:]
-    here = int(within[np.argmin(best[within])])
+        sizes.append(steps)
+    reachable = np.flatnonzero(np.isfinite(best))
+    enough = reachable[removed[reachable] >= wanted - 1e-9 * cell]
+    place = int(enough[np.argmin(best[enough])] if len(enough) else reachable[np.argmax(removed[reachable])])
     chosen: list[int] = []
-    for (indices, steps), pick in zip(reversed(options), reversed(picks), strict=True):
-        chosen.append(int(pick[here]))
-        here -= int(steps[np.flatnonzero(indices == pick[here])[0]])
+    for pick, steps in zip(reversed(picks), reversed(sizes), strict=True):
+        chosen.append(int(pick[place]))
+        place -= int(steps[chosen[-1]])
     return chosen[::-1]
 
 
-def _cell_size(costs: Sequence[Sequence[float]], budget: float, cells: int) -> tuple[float, int]:
-    """Return the cost of a cell and the number of cells, exact if all costs are multiples of one number."""
+def _cell_size(costs: Sequence[Sequence[float]], largest: float, cells: int) -> tuple[float, int]:
+    """Return the cost of a cell and the number of cells, exact if all costs are multiples of one number.
+
+    Args:
+        costs: Cost of each candidate.
+        largest: The largest cost that may be removed.
+        cells: Maximum number of cells.
+    """
     flat = [cost for options in costs for cost in options]
     if all(float(cost).is_integer() for cost in flat):
         common = math.gcd(*map(int, flat)) or 1
-        if budget / common <= cells:
-            return common, int(budget / common + 1e-9)
-    return max(budget, 1e-12) / cells, cells
+        if largest / common <= cells:
+            return common, int(largest / common + 1e-9)
+    return largest / cells or 1.0, cells
 
 
-def _undominated(
-    losses: Sequence[float], costs: Sequence[float], cell: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the indices of the Pareto-optimal candidates in loss and cost, and their costs in cells."""
-    loss, cost = np.asarray(losses, dtype=float), np.asarray(costs, dtype=float)
-    order = np.lexsort((loss, cost))
-    best = np.concatenate(([np.inf], np.minimum.accumulate(loss[order])[:-1]))
-    kept = order[loss[order] < best]
-    # Subtract a tiny number before rounding up, so that rounding errors do not make an exact multiple one cell larger.
-    return kept, np.ceil(cost[kept] / cell - 1e-9).astype(np.int64)
+def _comparable(losses: Sequence[Sequence[float]]) -> list[Floats]:
+    """Return losses in the range of -1 to 1, and a larger number for those that are not finite.
+
+    A choice with fewer losses that are not finite has a smaller sum. Losses are divided by a power of two, which does
+    not round them.
+    """
+    arrays = [np.asarray(loss, dtype=float) for loss in losses]
+    largest = max(float(np.abs(loss[np.isfinite(loss)]).max(initial=0.0)) for loss in arrays)
+    _, exponent = math.frexp(largest)
+    worst = 2.0 * len(arrays) + 1
+    return [np.where(np.isfinite(loss), np.ldexp(loss, -exponent), worst) for loss in arrays]
+
+
+def _best_of_each_size(loss: Floats, removal: Floats, steps: Integers) -> Iterator[int]:
+    """Yield one candidate for each number of cells, in ascending order: the one with the least loss.
+
+    Of candidates with equal loss it is the one that removes less.
+    """
+    order = np.lexsort((removal, loss, steps))
+    _, first = np.unique(steps[order], return_index=True)
+    yield from map(int, order[first])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pgb_lightning.calibration.collect import Calibration
 from pgb_lightning.calibration.importance import encoder_importances
+from pgb_lightning.calibration.signal import check_usable
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.fingerprint import fingerprint
@@ -42,8 +43,12 @@ def plan_by_shapes(
     Returns:
         The plan. A warning is issued if it misses the target by more than one percentage point (three for
         ``budget="latency"``).
+
+    Raises:
+        ValueError: If the predicted losses of all shapes are zero, or one is not finite.
     """
     options = candidates or list_candidates(encoder, statistics, config)
+    check_usable("predicted losses of the shapes", [torch.tensor([shape.loss for part in options for shape in part])])
     cost_of = cost or candidate_cost(encoder, options, config)
     further = is_pruned(encoder)
     dense_cost = dense_total(encoder, config) if further else sum(cost_of(sublayer[0]) for sublayer in options)
@@ -77,17 +82,19 @@ def choose_shapes(
     """Choose one candidate for each sublayer: the least predicted loss within the budget.
 
     Args:
-        candidates: The candidates of each sublayer, the dense one first.
+        candidates: The candidates of each sublayer, the dense one first. Those that cost more than it are not chosen.
         ratio: The fraction of the dense cost to remove.
-        tolerance: How much more may be removed, as a fraction of the dense cost.
+        tolerance: How much more may be removed, as a fraction of the dense cost. Never more, whatever the losses are.
         cost: The cost of a candidate.
         total: The dense cost; that of the first candidates by default.
     """
-    costs = [[cost(candidate) for candidate in options] for options in candidates]
-    losses = [[candidate.loss for candidate in options] for options in candidates]
-    total = sum(options[0] for options in costs) if total is None else total
+    first = [cost(options[0]) for options in candidates]
+    cheaper = [[one for one in part if cost(one) <= limit] for part, limit in zip(candidates, first, strict=True)]
+    costs = [[cost(candidate) for candidate in options] for options in cheaper]
+    losses = [[candidate.loss for candidate in options] for options in cheaper]
+    total = sum(first) if total is None else total
     positions = solve_knapsack(losses, costs, (1 - ratio) * total, tolerance * total)
-    return [options[position] for options, position in zip(candidates, positions, strict=True)]
+    return [options[position] for options, position in zip(cheaper, positions, strict=True)]
 
 
 def _importance_kept(matrix: MatrixPlan, importance: Tensor | None) -> float:

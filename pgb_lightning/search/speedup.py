@@ -28,6 +28,8 @@ def meet_speedup(
 ) -> tuple[PruningPlan, float]:
     """Find the plan whose measured latency comes nearest to the target.
 
+    A plan that removes more than the target by over :data:`TOLERANCE` is returned only if all measured plans do.
+
     Args:
         encoder: The encoder. It is unchanged afterwards.
         config: The pruning settings: the target, and the batch size and sequence length of the measurement.
@@ -48,7 +50,8 @@ def meet_speedup(
         if abs(kept / target - 1) < TOLERANCE:
             break
         left = min(left * target / kept, 0.999)
-    kept, plan = min(found, key=lambda pair: abs(pair[0] / target - 1))
+    # False sorts before True.
+    kept, plan = min(found, key=lambda pair: (pair[0] / target < 1 - TOLERANCE, abs(pair[0] / target - 1)))
     return plan, 1 - kept
 
 

@@ -169,17 +169,24 @@ def test_the_batch_with_a_nan_is_named(poison: str) -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_an_empty_loader_and_a_loss_without_the_encoder_raise() -> None:
+def test_an_empty_loader_and_a_loss_that_is_no_tensor_raise() -> None:
     model = classifier()
     encoder = find_encoder(model)
     with pytest.raises(ValueError, match="empty"):
         calibrate(encoder, [], mean_loss(model))
-    with pytest.raises(ValueError, match=r"batch 0: .*encoder"):
-        calibrate(encoder, batches(1), lambda batch: torch.ones(1, requires_grad=True).sum())
-    with pytest.raises(ValueError, match=r"batch 0: .*encoder"):
-        calibrate(encoder, batches(1), lambda batch: model(**batch).logits.detach().sum().requires_grad_())
-    with pytest.raises(ValueError, match=r"batch 0: .*NoneType"):
-        calibrate(encoder, batches(1), lambda batch: None)  # type: ignore[arg-type, return-value]
+    with pytest.raises(ValueError, match=r"batch 0: .*float"):
+        calibrate(encoder, batches(1), lambda batch: 0.5)  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_nan_that_does_not_depend_on_the_encoder_is_named(detached: bool) -> None:
+    model = classifier(layers=1)
+
+    def loss(batch: dict[str, Tensor]) -> Tensor:
+        return model(**batch).loss.detach() * float("nan") if detached else torch.tensor(float("nan"))
+
+    with pytest.raises(ValueError, match=r"batch 0: .*nan"):
+        calibrate(find_encoder(model), batches(1), loss)
 
 
 def test_max_tokens_limits_the_stored_inputs_but_not_the_fisher_information() -> None:

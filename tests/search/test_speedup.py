@@ -58,6 +58,19 @@ def test_an_unreachable_target_gives_the_nearest_plan(monkeypatch: pytest.Monkey
     assert plan.pruning_ratio > 0.9
 
 
+@pytest.mark.filterwarnings("ignore:pruning_ratio=.*is the target")
+@pytest.mark.parametrize(("first", "then", "expected"), [(0.45, 0.6, 0.6), (0.6, 0.45, 0.6), (0.45, 0.47, 0.47)])
+def test_a_plan_that_removes_more_than_asked_is_the_last_choice(
+    first: float, then: float, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 0.45 and 0.6 the first is nearer to 0.5, but removes too much."""
+    encoder, plan_at = plans_of(classifier(layers=2))
+    measured = iter([first, *[then] * MAX_ROUNDS])
+    monkeypatch.setattr(speedup, "measure_latency_ratio", lambda *_: next(measured))
+    _, removed = meet_speedup(encoder, CONFIG, plan_at)
+    assert 1 - removed == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_measuring_a_plan_leaves_the_encoder_unchanged(model_type: str) -> None:
     model = classifier(model_type, layers=1).train()

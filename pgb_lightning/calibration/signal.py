@@ -1,0 +1,99 @@
+"""Whether a calibration found gradients, on which every plan is based."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from pgb_lightning.calibration.moments import AllReduce
+
+#: Where the loss can be replaced.
+WHERE = "(loss= of prune(), calibration_step of a LightningModule)"
+
+
+@dataclass
+class Counts:
+    """What calibration has read.
+
+    Args:
+        batches: Batches, including those that follow.
+        skipped: Batches whose loss was ``None``.
+        unused: Batches whose loss was computed without a differentiable pass through the encoder.
+        samples: Samples that passed through the encoder.
+        with_gradient: Samples whose loss has a gradient that is not zero when it is squared.
+    """
+
+    batches: int = 0
+    skipped: int = 0
+    unused: int = 0
+    samples: int = 0
+    with_gradient: int = 0
+
+    def reduced(self, all_reduce: AllReduce, device: torch.device) -> Counts:
+        """Return the sums over all processes."""
+        names = [each.name for each in fields(self)]
+        counts = torch.tensor([float(getattr(self, name)) for name in names], dtype=torch.float32, device=device)
+        return Counts(**dict(zip(names, map(int, all_reduce(counts).tolist()), strict=True)))
+
+    def check(self, encoder: str) -> None:
+        """Raise if there is nothing to plan by.
+
+        Args:
+            encoder: The encoder's attribute path, for the message.
+
+        Raises:
+            ValueError: If there are no batches, the loss of all of them was ``None``, or no sample has a gradient.
+        """
+        if not self.batches:
+            raise ValueError(
+                "The calibration loader is empty: it yielded no batches. Provide at least one labeled batch."
+            )
+        if self.skipped == self.batches:
+            raise ValueError(
+                f"The loss is None for all {self.batches} calibration batches, so all of them were skipped. Provide "
+                "batches whose loss is a tensor."
+            )
+        if not self.with_gradient:
+            raise ValueError(
+                f"No calibration sample has a gradient ({self.samples} samples in {self.batches - self.skipped} "
+                f"batch(es)), so the weights of the encoder {encoder!r} cannot be scored. Its loss is constant, "
+                "saturated or zero (such as a margin that is met), or does not depend on this encoder. Use samples and "
+                f"a loss {WHERE} with a gradient, or select the encoder that the loss depends on with encoder=."
+            )
+
+    def warning(self) -> str | None:
+        """Return a warning if some samples have no gradient, else ``None``."""
+        if self.with_gradient == self.samples and not self.unused:
+            return None
+        unused = f", and {self.unused} batch(es) have none in the encoder" if self.unused else ""
+        return (
+            f"Only {self.with_gradient} of {self.samples} calibration samples have a gradient{unused}. The importance "
+            "of weights depends on these samples alone. The loss of the others is constant, saturated or zero, or does "
+            f"not depend on the encoder. Use more samples, or a loss {WHERE} with a gradient on all of them."
+        )
+
+
+def check_usable(name: str, values: Iterable[Tensor]) -> None:
+    """Raise if values that a plan is based on do not allow to compare weights.
+
+    Args:
+        name: What they are, for the message, in the plural.
+        values: The values, such as a statistic of every matrix.
+
+    Raises:
+        ValueError: If a value is NaN or infinite, or all are zero.
+    """
+    all_values = list(values)
+    if not all(each.isfinite().all() for each in all_values):
+        problem = "contain NaN or infinity: squares of the gradients overflow"
+    elif not any(each.any() for each in all_values):
+        problem = "are all zero: squares of the gradients underflow, or all samples are the same"
+    else:
+        return
+    raise ValueError(
+        f"The {name} {problem}. Use different samples, or multiply the loss {WHERE} by a constant such that its "
+        "gradients are of the order of 1; a plan depends only on the ratios of gradients."
+    )
