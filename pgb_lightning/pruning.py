@@ -44,8 +44,9 @@ def prune(
         model: A module that holds one transformers encoder; fine-tuned, since importance is derived from its loss.
         batches: Labeled calibration batches, about 2,048 samples in total; read once.
         config: The settings; the default preset if omitted.
-        loss: Runs ``model`` on a batch and returns the mean loss of its samples. By default a batch is a mapping of the
-            model's arguments, labels included, and the model's output has a ``loss``.
+        loss: Runs ``model`` on a batch and returns the mean loss of its samples, or ``None`` to leave the batch out. By
+            default a batch is a mapping of the model's arguments, labels included, and the model's output has a
+            ``loss``.
         encoder: Attribute path of the encoder; required if ``model`` holds several.
 
     Returns:
@@ -53,8 +54,9 @@ def prune(
 
     Raises:
         TypeError: If a batch is not a mapping, and no ``loss`` is given.
-        ValueError: If there is no such encoder, it cannot be pruned (further), the target cannot be reached, or
-            calibration found no usable gradients. The model is unchanged then.
+        ValueError: If there is no such encoder, it cannot be pruned (further), the target cannot be reached, a given
+            ``importance_threshold`` would remove more, or calibration found no usable gradients. The model is unchanged
+            then.
 
     Example:
         >>> import torch

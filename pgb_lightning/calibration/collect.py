@@ -18,7 +18,7 @@ from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.modes import eval_mode
 
 #: Runs the model under calibration on a batch and returns the mean loss of its samples, or ``None`` to skip the batch.
-Loss = Callable[[Any], "Tensor | None"]
+Loss = Callable[[Any], Tensor | None]
 
 
 def _warn(message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -48,7 +49,8 @@ def plan_by_shapes(
         ValueError: If the predicted losses of all shapes are zero, or one is not finite.
     """
     options = candidates or list_candidates(encoder, statistics, config)
-    check_usable("predicted losses of the shapes", [torch.tensor([shape.loss for part in options for shape in part])])
+    predicted = [candidate.loss for candidate in chain.from_iterable(options)]
+    check_usable("predicted losses of the shapes", [torch.tensor(predicted, dtype=torch.float64)])
     cost_of = cost or candidate_cost(encoder, options, config)
     further = is_pruned(encoder)
     dense_cost = dense_total(encoder, config) if further else sum(cost_of(sublayer[0]) for sublayer in options)

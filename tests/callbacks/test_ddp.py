@@ -67,3 +67,22 @@ def test_planning_that_fails_on_rank_zero_fails_on_all_ranks(two_processes: Path
     assert (first["error"], second["error"]) == ("an operation failed", "PGBCallback: an operation failed")
     assert first["plan"] is second["plan"] is None
     assert_equal(first["weights"], second["weights"])
+
+
+def test_one_rank_without_gradients_is_a_warning_on_rank_zero(two_processes: Path) -> None:
+    first, second = load(two_processes / "one-silent")
+    assert first["plan"] == second["plan"]
+    assert first["plan"]["num_samples"] == 48
+    assert_equal(first["weights"], second["weights"])
+    [warning] = first["warnings"]
+    assert "24 of 48 calibration samples" in warning
+    assert second["warnings"] == []
+
+
+def test_no_gradients_on_any_rank_are_refused_on_all_ranks(two_processes: Path) -> None:
+    first, second = load(two_processes / "silent")
+    assert first["error"] == second["error"]
+    assert "No calibration sample has a gradient (48 samples" in first["error"]
+    assert first["plan"] is second["plan"] is None
+    assert_equal(first["weights"], OwnModule().net.state_dict())
+    assert_equal(first["weights"], second["weights"])

@@ -63,7 +63,7 @@ def choose(options: list[list[Shape]], ratio: float, tolerance: float) -> list[S
 
 
 @pytest.mark.parametrize("budget", ["parameters", "flops"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(ratio=st.floats(0.01, 0.99), tolerance=TOLERANCE, kinds=st.lists(st.sampled_from(KINDS), min_size=4, max_size=4))
 def test_all_shapes_of_a_tiny_encoder(budget: str, ratio: float, tolerance: float, kinds: list[str]) -> None:
     options = [

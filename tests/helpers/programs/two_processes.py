@@ -39,6 +39,8 @@ def main(root: Path, model: str, sst2: str, stsb: str, squad: str) -> None:
     ddp_answers.main(folder("answers"), model, squad)
     ddp_unequal_ranks.main(folder("different"))
     ddp_unequal_ranks.main(folder("failing"), failing=True)
+    ddp_unequal_ranks.main(folder("one-silent"), silent_ranks=(1,))
+    ddp_unequal_ranks.main(folder("silent"), silent_ranks=(0, 1))
 
 
 if __name__ == "__main__":
