@@ -121,27 +121,15 @@ def calibrate(
     problem: str | None = None
     with eval_mode(encoder.model), calibration_hooks(encoder, squares, sums) as calls, torch.enable_grad():
         for number, batch in enumerate(batches):
-            counts.batches += 1
             calls.clear()  # the hooks add the calls of this batch while the loss is computed
             try:
-                value = loss(batch)
-                if value is None:
-                    counts.skipped += 1
-                    continue
-                if sums is not None:
-                    sums.add_inputs(calls)
-                problem = _run_backward(number, value, calls)
+                problem = _add_batch(number, loss(batch), calls, sums, counts)
             except torch.OutOfMemoryError as error:
                 problem = (
                     f"calibration batch {number} does not fit into the device's memory. Use smaller batches. {error}"
                 )
             if problem:
                 break
-            # A pass whose output is detached does not count, unless the loss depends on no pass at all.
-            used = [call for call in calls if call.is_used] or calls
-            counts.samples += sum(len(call.hidden) for call in used)
-            counts.with_gradient += sum(int(call.has_gradient.sum()) for call in used)
-            counts.unused += not calls
             for call in calls:
                 if tokens < max_tokens:
                     inputs.append(_layer_input(call))
@@ -176,6 +164,38 @@ def _layer_input(call: EncoderCall) -> LayerInput:
     return LayerInput(hidden.cpu(), mask, tokens.cpu())
 
 
+def _add_batch(
+    number: int, value: Any, calls: list[EncoderCall], sums: MomentSums | None, counts: Counts
+) -> str | None:
+    """Add a batch to the statistics, unless its loss is ``None``.
+
+    Args:
+        number: Index of the batch.
+        value: What the loss function returned.
+        calls: The encoder's calls in the forward pass; emptied if the batch is left out.
+        sums: Sums of second moments, if they were requested.
+        counts: What has been read.
+
+    Returns:
+        An error message if the loss or a gradient is unusable, else ``None``.
+    """
+    counts.batches += 1
+    if value is None:
+        counts.skipped += 1
+        calls.clear()
+        return None
+    if sums is not None:
+        sums.add_inputs(calls)
+    if problem := _run_backward(number, value, calls):
+        return problem
+    # A pass whose output is detached does not count, unless the loss depends on no pass at all.
+    used = [call for call in calls if call.is_used] or calls
+    counts.samples += sum(len(call.hidden) for call in used)
+    counts.with_gradient += sum(int(call.has_gradient.sum()) for call in used)
+    counts.unused += not calls
+    return None
+
+
 def _run_backward(number: int, value: Any, calls: list[EncoderCall]) -> str | None:
     """Run the backward pass of a batch's loss, which triggers the hooks on the matrices' outputs.
 
@@ -197,6 +217,7 @@ def _run_backward(number: int, value: Any, calls: list[EncoderCall]) -> str | No
     # Requesting only the gradient of the first layer's input makes autograd visit every matrix's output, where the
     # hooks are, without computing any weight gradient.
     gradients = torch.autograd.grad(value.reshape(()), [call.hidden for call in calls], allow_unused=True)
+    del calls[len(gradients) :]  # a checkpointed layer runs again in the backward pass
     for call, gradient in zip(calls, gradients, strict=True):
         call.is_used = gradient is not None
         if gradient is not None and not torch.isfinite(gradient).all():
