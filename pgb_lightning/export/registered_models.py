@@ -11,6 +11,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pgb_lightning.encoders.find import find_encoder
@@ -108,7 +109,7 @@ def rebuild(model: PreTrainedModel, cls: type[PreTrainedModel], config: Pretrain
     except RuntimeError as error:
         problem = " ".join(str(error).split()).partition(": ")[2]
         raise ValueError(f"{_outside(type(model))} The weights are not those of its class: {problem}") from error
-    different = [n for n, value in other.state_dict().items() if not value.is_meta and not torch.equal(value, state[n])]
+    different = [n for n, value in other.state_dict().items() if not value.is_meta and _differs(value, state[n])]
     if different:
         raise ValueError(
             f"{_outside(type(model))} Weights are tied in its class but differ in the model: {', '.join(different)}. "
@@ -116,6 +117,11 @@ def rebuild(model: PreTrainedModel, cls: type[PreTrainedModel], config: Pretrain
         )
     other.train(model.training)
     return other
+
+
+def _differs(left: Tensor, right: Tensor) -> bool:
+    """Return whether two tensors of one shape differ; NaN equals NaN."""
+    return bool(((left != right) & ~(left.isnan() & right.isnan())).any())
 
 
 def _outside(cls: type[PreTrainedModel]) -> str:

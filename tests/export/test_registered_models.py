@@ -135,3 +135,11 @@ def test_export_and_report_import_no_heavy_library() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     heavy = {"lightning", "datasets", "torchmetrics", "onnx", "onnxruntime", "onnxscript", "pandas", "matplotlib"}
     assert not heavy & set(done.stdout.split())
+
+
+def test_weights_that_are_not_finite_are_exported_as_they_are(tmp_path: Path) -> None:
+    model = pruned("bert")
+    with torch.no_grad():
+        model.classifier.bias[0] = float("nan")
+    loaded = AutoModelForSequenceClassification.from_pretrained(export_huggingface(model, tmp_path / "out"))
+    assert loaded.classifier.bias.isnan().tolist() == [True, False]
