@@ -11,11 +11,11 @@ Lightning is imported inside the functions, so that ``import pgb_lightning`` doe
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 if TYPE_CHECKING:
@@ -177,6 +177,28 @@ def is_transformed() -> bool:
     public way to ask.
     """
     return bool(torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0)
+
+
+def save_tensor_hooks(tensor: Tensor) -> Callable[[], None]:
+    """Return a function that puts the hooks registered on a tensor back as they are now.
+
+    Wraps ``Tensor._backward_hooks`` and ``_post_accumulate_grad_hooks``. torch has public functions to register hooks
+    only.
+    """
+    names = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    saved = [(name, getattr(tensor, name), dict(getattr(tensor, name) or {})) for name in names]
+
+    def restore() -> None:
+        for name, hooks, members in saved:
+            now = getattr(tensor, name)
+            if now is not hooks and now is not None:
+                now.clear()  # autograd may keep it
+                setattr(tensor, name, hooks)
+            if hooks is not None and dict(hooks) != members:
+                hooks.clear()
+                hooks.update(members)
+
+    return restore
 
 
 def state_dict_versions(state_dict: Mapping[str, Any]) -> dict[str, int]:

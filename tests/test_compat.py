@@ -192,6 +192,22 @@ def test_fsdp_shows_in_names() -> None:
     assert not _compat.is_fsdp_name("model.layer")
 
 
+@pytest.mark.parametrize("earlier", [False, True])
+def test_hooks_of_tensors_are_put_back(earlier: bool) -> None:
+    weight, calls = torch.ones(1, requires_grad=True), []
+    if earlier:
+        weight.register_hook(lambda _: calls.append("earlier"))
+    restore = _compat.save_tensor_hooks(weight)
+    weight.register_hook(lambda _: calls.append("later"))
+    weight.register_post_accumulate_grad_hook(lambda _: calls.append("accumulated"))
+    restore()
+    weight.sum().backward()
+    assert calls == ["earlier"] * earlier
+    weight.register_hook(lambda _: calls.append("new"))
+    weight.sum().backward()
+    assert calls[-1] == "new"
+
+
 def test_the_mode_of_a_combined_loader_is_read() -> None:
     assert _compat.combination_mode(CombinedLoader([], "max_size")) == "max_size"
 

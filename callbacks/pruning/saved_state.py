@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pgb_lightning._compat import save_tensor_hooks
 from pgb_lightning.callbacks.pruning.saved_tensor import save_tensor
 
 Restore = Callable[[], object]
@@ -44,6 +45,8 @@ def savers_of(kind: type) -> tuple[Saver, ...]:
         savers.append(_save_class_and_attributes)
     if has_slots(kind):
         savers.append(_save_slots)
+    if issubclass(kind, Tensor):
+        savers.append(save_tensor_hooks)
     return tuple(savers)
 
 
