@@ -24,7 +24,7 @@ def keep_attention_entries(encoder: Encoder) -> None:
         for model in encoder.owners:
             if HANDLE not in vars(model):
                 # Before the hooks of others, which then see all entries.
-                vars(model)[HANDLE] = model.register_forward_hook(_add_entries, prepend=True)
+                vars(model)[HANDLE] = model.register_forward_hook(_add_entries, prepend=True, with_kwargs=True)
 
 
 def remove_attention_hook(encoder: Encoder) -> None:
@@ -39,18 +39,21 @@ def _dropped(layer: nn.Module, core: str) -> bool:
     return isinstance(layer.get_submodule(core), DroppedCore)
 
 
-def _add_entries(model: Any, _: object, output: Any) -> Any:
+def _add_entries(model: Any, _: object, kwargs: dict[str, Any], output: Any) -> Any:
     """Complete the attention weights in the output of an encoder's model (a forward hook)."""
+    requested = kwargs.get("output_attentions")
+    requested = model.config.output_attentions if requested is None else requested
     if isinstance(output, tuple):
         # The outputs that are requested, without names: hidden states are (B, S, d), attention weights (B, H, S, S).
         places = (n for n, part in enumerate(output) if isinstance(part, tuple) and (not part or _is_weights(part[0])))
         place = next(places, None)
-        if place is None:
-            return output
+        if place is None:  # not requested, or transformers 5.0 found no layer with attention
+            added = _complete(model, ()) if requested else ()
+            return (*output, added) if added else output
         return (*output[:place], _complete(model, output[place]), *output[place + 1 :])
     attentions = getattr(output, "attentions", None)
-    if attentions is not None:
-        output.attentions = _complete(model, attentions)
+    if attentions is not None or (requested and hasattr(output, "attentions")):
+        output.attentions = _complete(model, attentions or ()) or attentions
     return output
 
 
