@@ -13,11 +13,11 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from pgb_lightning.callbacks.label_kind import LossWatcher, resolve_exclusive
+from pgb_lightning.callbacks.random_state import isolated_random_state
 from pgb_lightning.callbacks.teacher_weights import select_weights
 from pgb_lightning.callbacks.trainer_queries import shards_before_restore
 from pgb_lightning.callbacks.wrapped_step import wrap_training_step
@@ -130,7 +130,7 @@ class Distillation(pl.Callback):
                 "states only, or use a transformers model with a head."
             )
         if not is_pruned(find_encoder(model, encoder_path)) or self.teacher_path is not None:
-            with isolate_rng():
+            with isolated_random_state():
                 self.teacher = self._make_teacher(pl_module, model, encoder_path)
         elif self.teacher is None:
             raise MisconfigurationException(

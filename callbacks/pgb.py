@@ -12,7 +12,6 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from pgb_lightning.callbacks.pruning.calibration_data import calibration_batches
@@ -25,10 +24,12 @@ from pgb_lightning.callbacks.pruning.reporting import (
     save_plan,
     warn_if_dense,
 )
+from pgb_lightning.callbacks.pruning.same_start import check_same_start
 from pgb_lightning.callbacks.pruning.settings import describe_settings
 from pgb_lightning.callbacks.pruning.several import check_encoders, is_built
-from pgb_lightning.callbacks.pruning.strategy import before_strategy_setup, restore_strategy
+from pgb_lightning.callbacks.pruning.strategy import Restored, before_strategy_setup, restore_strategy
 from pgb_lightning.callbacks.pruning.training_loss import check_training_step
+from pgb_lightning.callbacks.random_state import isolated_random_state
 from pgb_lightning.callbacks.trainer_queries import shards_before_restore
 from pgb_lightning.checkpoints import find_states, state_key
 from pgb_lightning.config import Budget, Permutation, PruningConfig, Ridge, Search
@@ -175,7 +176,7 @@ class PGBCallback(pl.Callback):
         check_callbacks(trainer)
         check_strategy(trainer, pl_module, follows, self.calibrates)
         if shards_before_restore(trainer) and is_built(pl_module, self.encoder):
-            self._prune(trainer, pl_module, restored=False)  # before the weights are sharded
+            self._prune(trainer, pl_module, restored=None)  # before the weights are sharded
         before_strategy_setup(trainer, self, partial(self._prune, trainer, pl_module))
 
     def check(self, pl_module: pl.LightningModule) -> None:
@@ -213,9 +214,12 @@ class PGBCallback(pl.Callback):
         """Return the name of the encoder in messages, metrics and files, if the Trainer prunes several."""
         return self.encoder if len(_all(trainer)) > 1 else None
 
-    def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, restored: bool) -> None:
+    def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, restored: Restored | None) -> None:
         """Prune the module, unless it was pruned by an earlier fit or restored from a pruned checkpoint."""
         self._check_others(trainer, pl_module)
+        check_same_start(trainer, restored, self.plan or self.given_plan)
+        if restored and not restored.trained:
+            restored = None  # It was saved by a fit that was interrupted before it could prune.
         with _as_misconfiguration(name=self._label(trainer)):
             encoder = find_encoder(pl_module, self.encoder)
             if self.plan is not None and not matches(encoder, self.plan):
@@ -225,9 +229,10 @@ class PGBCallback(pl.Callback):
                 self._warn_of_another_target(encoder)
             elif restored:
                 raise MisconfigurationException(
-                    f"PGBCallback: the encoder at {encoder.where} is dense in ckpt_path, whose optimizer state does "
-                    "not fit a pruned model. Load its weights into the module (load_from_checkpoint, or "
-                    "fine_tuned_ckpt of TextClassification) and call fit without ckpt_path."
+                    f"PGBCallback: the encoder at {encoder.where} is dense in ckpt_path={str(trainer.ckpt_path)!r}, "
+                    "whose optimizer state does not fit a pruned model. Load its weights into the module "
+                    "(load_from_checkpoint, or fine_tuned_ckpt of TextClassification) and call fit without ckpt_path. "
+                    "If you did not pass this path, Lightning found the file by itself: use another folder."
                 )
             else:
                 self._prune_now(trainer, pl_module, encoder)
@@ -257,7 +262,7 @@ class PGBCallback(pl.Callback):
         if self.calibrates:
             trainer.strategy.model_to_device()
             seconds = measure_seconds(dense_reference(encoder), timed) if timed else 0.0
-            with isolate_rng():
+            with isolated_random_state():
                 batches = partial(calibration_batches, trainer, pl_module, self.calibration, self.calibration_size)
                 self.plan = prune_distributed(trainer, pl_module, encoder, batches, self.config, given, self.notes)
         else:

@@ -107,13 +107,13 @@ def save_plan(trainer: pl.Trainer, plan: PruningPlan, label: str | None = None) 
         rank_zero_info(f"PGB wrote the plan to {path}.")
 
 
-def warn_if_dense(pl_module: pl.LightningModule, name: str | None, restored: bool) -> None:
+def warn_if_dense(pl_module: pl.LightningModule, name: str | None, restored: object) -> None:
     """Warn if a module that is about to be evaluated has not been pruned.
 
     Args:
         pl_module: The module.
         name: Attribute path of the encoder to be pruned; ``None`` for any.
-        restored: Whether a checkpoint was restored.
+        restored: The checkpoint that was restored, if any.
     """
     try:
         encoders = find_encoders(pl_module) if name is None else [find_encoder(pl_module, name)]

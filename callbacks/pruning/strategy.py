@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
@@ -16,8 +17,23 @@ from pgb_lightning.surgery.from_state_dict import StructureError, find_missing_e
 #: Attribute of a strategy that holds its hook.
 _HOOK = "_pgb_hook"
 
-#: What a callback does before the strategy is set up; the argument is whether a checkpoint was restored.
-Action = Callable[[bool], None]
+
+@dataclass(frozen=True)
+class Restored:
+    """The checkpoint that a Trainer restored.
+
+    Args:
+        step: Its global step.
+        trained: Whether training had begun. If not, as when a fit is interrupted during calibration, the checkpoint
+            has no optimizer state, and a fit that starts from it can prune.
+    """
+
+    step: int
+    trained: bool
+
+
+#: What a callback does before the strategy is set up; the argument is the checkpoint that was restored, if any.
+Action = Callable[[Restored | None], None]
 
 
 def before_strategy_setup(trainer: pl.Trainer, callback: pl.Callback, action: Action) -> None:
@@ -35,7 +51,7 @@ def before_strategy_setup(trainer: pl.Trainer, callback: pl.Callback, action: Ac
         trainer: The Trainer whose fit, validation, test or prediction is being set up.
         callback: The callback that is being set up. Its action of an earlier run, which may have failed before its
             strategy was set up, is replaced; those of callbacks that the Trainer no longer has do not run.
-        action: Function to run; its argument is whether a checkpoint was restored.
+        action: Function to run; its argument is the checkpoint that was restored, if any.
     """
     hook = vars(trainer.strategy).get(_HOOK) or _StrategyHook(trainer)
     hook.add(callback, action)
@@ -58,7 +74,7 @@ class _StrategyHook:
     def __init__(self, trainer: pl.Trainer) -> None:
         self._strategy = trainer.strategy
         self._active = True
-        self._restored = False
+        self._restored: Restored | None = None
         self._actions: list[tuple[pl.Callback, Action]] = []
         self._wrappers: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {}
         setattr(self._strategy, _HOOK, self)
@@ -69,7 +85,7 @@ class _StrategyHook:
 
     def add(self, callback: pl.Callback, action: Action) -> None:
         """Set a callback's action for the run that is being set up, which has restored nothing yet."""
-        self._restored = False
+        self._restored = None
         self._actions = [entry for entry in self._actions if entry[0] is not callback] + [(callback, action)]
 
     def remove(self) -> None:
@@ -118,7 +134,8 @@ class _StrategyHook:
         """Load a checkpoint's weights, with a clear error if they do not fit."""
         try:
             original(checkpoint, strict=strict)
-            self._restored = True
+            step, epoch = checkpoint.get("global_step", 0), checkpoint.get("epoch", 0)
+            self._restored = Restored(step, trained=bool(checkpoint.get("optimizer_states") or step or epoch))
         except RuntimeError as error:  # torch lists all missing entries; if those of an encoder are missing, say so
             reason = find_missing_encoder(self._strategy.lightning_module, checkpoint["state_dict"]) or error
             raise MisconfigurationException(f"ckpt_path does not fit the module: {reason}") from error

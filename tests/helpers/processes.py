@@ -10,12 +10,16 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
+def environment() -> dict[str, str]:
+    """Return the environment of a process with one thread and the tests' helpers on its path."""
+    paths = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
 def start(script: str, *arguments: object) -> subprocess.Popen[str]:
     """Start a script with one thread and the tests' helpers on its path."""
-    paths = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(HERE / script), *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def run(script: str, *arguments: object) -> str:
