@@ -137,7 +137,9 @@ class _StrategyHook:
             step, epoch = checkpoint.get("global_step", 0), checkpoint.get("epoch", 0)
             self._restored = Restored(step, trained=bool(checkpoint.get("optimizer_states") or step or epoch))
         except RuntimeError as error:  # torch lists all missing entries; if those of an encoder are missing, say so
-            reason = find_missing_encoder(self._strategy.lightning_module, checkpoint["state_dict"]) or error
+            module = self._strategy.lightning_module
+            assert module is not None
+            reason = find_missing_encoder(module, checkpoint["state_dict"]) or error
             raise MisconfigurationException(f"ckpt_path does not fit the module: {reason}") from error
         except StructureError as error:
             raise MisconfigurationException(f"ckpt_path does not fit the module: {error}") from error

@@ -119,7 +119,12 @@ def calibrate(
     inputs: list[LayerInput] = []
     counts, tokens = Counts(), 0
     problem: str | None = None
-    with eval_mode(encoder.model), calibration_hooks(encoder, squares, sums) as calls, torch.enable_grad():
+    with (
+        eval_mode(encoder.model),
+        calibration_hooks(encoder, squares, sums) as calls,
+        torch.compiler.set_stance("force_eager"),  # Compiled layers would be compiled again, with the hooks.
+        torch.enable_grad(),
+    ):
         for number, batch in enumerate(batches):
             calls.clear()  # the hooks add the calls of this batch while the loss is computed
             try:

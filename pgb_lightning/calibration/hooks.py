@@ -163,7 +163,7 @@ def calibration_hooks(
         return hook
 
     handles: list[RemovableHandle] = [
-        encoder.model.register_forward_pre_hook(record_mask, with_kwargs=True),
+        *(owner.register_forward_pre_hook(record_mask, with_kwargs=True) for owner in encoder.owners),
         first.register_forward_pre_hook(record_call, with_kwargs=True),
         *(linear.register_forward_hook(accumulate(key)) for key, linear in encoder.linears()),
     ]

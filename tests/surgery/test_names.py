@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from pgb_lightning import MatrixPlan, PruningConfig, PruningPlan, apply_plan, follow_state_dict, prune
+from pgb_lightning.calibration.hooks import calibration_hooks
 from pgb_lightning.encoders.base import MATRICES
 from pgb_lightning.encoders.find import find_encoder, find_encoders
 from pgb_lightning.surgery.checks import is_pruned
@@ -156,6 +157,16 @@ def test_models_that_share_their_layers_are_one_encoder() -> None:
     fresh.load_state_dict(module.state_dict())
     batch = batches(1, seed=3)[0]
     assert torch.equal(similarity(fresh, batch), similarity(module, batch))
+
+
+def test_the_mask_of_each_model_counts_for_shared_layers() -> None:
+    """Padding of the documents must not count because the queries have none, or the other way round."""
+    module, tokens = bi_encoder(), torch.full((2, 5), 3)
+    full, short = torch.ones_like(tokens), torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 0, 0]])
+    with calibration_hooks(find_encoder(module), {}, None) as calls, torch.enable_grad():
+        module["query"](input_ids=tokens, attention_mask=full)
+        module["document"](input_ids=tokens, attention_mask=short)
+    assert [int(call.token_mask().sum()) for call in calls] == [10, 5]
 
 
 def tie_layers(module: nn.ModuleDict) -> None:

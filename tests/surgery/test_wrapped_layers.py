@@ -164,3 +164,21 @@ def test_a_copy_of_a_wrapped_model_is_independent() -> None:
     assert not is_pruned(find_encoder(model))
     before: Tensor = logits(model)
     assert torch.equal(before, logits(wrapped(OwnWrapper)))
+
+
+def test_calibration_compiles_nothing() -> None:
+    torch.compiler.reset()  # the limit of compiled versions may have been reached in other tests
+    graphs: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    model = classifier()
+    stack = find_encoder(model).stack
+    for number, layer in enumerate(stack):
+        stack[number] = torch.compile(layer, backend=backend)
+    prune(model, batches(), PruningConfig(pruning_ratio=0.5))
+    assert graphs == []
+    logits(model)
+    assert graphs
