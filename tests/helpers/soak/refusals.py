@@ -15,7 +15,7 @@ FOLDERS = tuple(str(Path(package.__file__).resolve().parent) for package in (pgb
 KINDS = (MisconfigurationException, ValueError, TypeError)
 #: Every error of this package tells what to do.
 REMEDY = re.compile(
-    r"\b(use|pass|set|add|remove|leave|call|load|return|build|start|prune|make|resume|create|choose|merge|check|undo|name|"
+    r"\b(use|pass|provide|set|add|remove|leave|call|load|return|build|start|prune|make|resume|create|choose|merge|check|undo|name|"
     r"lower|fine-tune|train)\b",
     re.IGNORECASE,
 )

@@ -151,8 +151,10 @@ def _draw_pruning(rng: random.Random, model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _draw_trainer(rng: random.Random, model: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    # With ddp, torch itself requires that every parameter is used, and Lightning that no step is skipped.
+    # With ddp, torch itself requires that every parameter is used, and Lightning that no step is skipped and that batch
+    # samplers are of torch's class.
     is_plain = data["loss"] == "ordinary" and not model["compiled"] and not model["pooler"]
+    is_plain = is_plain and data["loader"] not in ("batch_sampler", "string_keys")
     trainer: dict[str, Any] = {
         "precision": rng.choice(("32-true",) * 6 + ("bf16-mixed", "bf16-true", "64-true")),
         "strategy": "ddp" if is_plain and rng.random() < 0.1 else "auto",
