@@ -30,8 +30,8 @@ class PruningConfig:
     """Settings of one pruning run, named as in the paper's Table A1 where it has them.
 
     Args:
-        pruning_ratio: Fraction of the encoder's Q, K, V, O, W1 and W2 weights to remove, in (0, 1). The paper's
-            compression rate is γ = 1 - ``pruning_ratio``.
+        pruning_ratio: Fraction of the dense encoder's Q, K, V, O, W1 and W2 weights to remove, in (0, 1), including
+            what an earlier pruning has removed. The paper's compression rate is γ = 1 - ``pruning_ratio``.
         importance_threshold: τ, the importance above which a weight counts as important: a float, or ``"auto"`` to
             search for the τ that meets ``pruning_ratio``. A given τ is used as is; ``pruning_ratio`` then limits how
             many feed-forward sublayers Algorithm 1 keeps, and a τ that would remove more than ``pruning_ratio`` is an
@@ -42,7 +42,7 @@ class PruningConfig:
         budget: The unit of ``pruning_ratio`` with ``search="shapes"``. ``"parameters"``: weights. ``"flops"``: FLOPs of
             one sequence of ``latency_length`` tokens. ``"latency"``: run time of the encoder's layers on this device,
             for which all shapes are measured.
-        target_speedup: Speedup of the encoder's layers to reach. It replaces ``pruning_ratio`` and sets
+        target_speedup: Speedup over the dense encoder's layers to reach. It replaces ``pruning_ratio`` and sets
             ``budget="latency"``.
         latency_batch_size: Batch size, in sequences, at which latency is measured.
         latency_length: Sequence length, in tokens, at which latency is measured and FLOPs are counted.

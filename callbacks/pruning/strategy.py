@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -45,16 +45,17 @@ def before_strategy_setup(trainer: pl.Trainer, callback: pl.Callback, action: Ac
     raise clear errors. Strategies that shard the model restore it later, into its final shapes; their loading methods
     are left alone.
 
-    Several callbacks can each have an action. The actions run in the order of the Trainer's callbacks.
+    Several callbacks can each have an action. The actions run in the order of these calls, which is that of the
+    Trainer's callbacks.
 
     Args:
         trainer: The Trainer whose fit, validation, test or prediction is being set up.
         callback: The callback that is being set up. Its action of an earlier run, which may have failed before its
-            strategy was set up, is replaced; those of callbacks that the Trainer no longer has do not run.
+            strategy was set up, is replaced; those of callbacks that were removed from the Trainer since do not run.
         action: Function to run; its argument is the checkpoint that was restored, if any.
     """
     hook = vars(trainer.strategy).get(_HOOK) or _StrategyHook(trainer)
-    hook.add(callback, action)
+    hook.add(trainer, callback, action)
 
 
 def restore_strategy(trainer: pl.Trainer) -> None:
@@ -62,6 +63,19 @@ def restore_strategy(trainer: pl.Trainer) -> None:
     hook = vars(trainer.strategy).get(_HOOK)
     if hook is not None:
         hook.remove()
+
+
+def _is_listed(trainer: pl.Trainer, callback: pl.Callback) -> bool:
+    """Return whether a callback is one of the Trainer's, and not one that another callback calls."""
+    return any(each is callback for each in trainer.callbacks)  # type: ignore[attr-defined]
+
+
+class _Registered(NamedTuple):
+    """The action of a callback, and whether the callback was one of the Trainer's when it was set up."""
+
+    callback: pl.Callback
+    action: Action
+    was_listed: bool
 
 
 class _StrategyHook:
@@ -75,7 +89,7 @@ class _StrategyHook:
         self._strategy = trainer.strategy
         self._active = True
         self._restored: Restored | None = None
-        self._actions: list[tuple[pl.Callback, Action]] = []
+        self._actions: list[_Registered] = []
         self._wrappers: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {}
         setattr(self._strategy, _HOOK, self)
         self._wrap("setup", self._setup)
@@ -83,10 +97,11 @@ class _StrategyHook:
             self._wrap("load_checkpoint", self._load_checkpoint)
             self._wrap("load_model_state_dict", self._load_model_state_dict)
 
-    def add(self, callback: pl.Callback, action: Action) -> None:
+    def add(self, trainer: pl.Trainer, callback: pl.Callback, action: Action) -> None:
         """Set a callback's action for the run that is being set up, which has restored nothing yet."""
         self._restored = None
-        self._actions = [entry for entry in self._actions if entry[0] is not callback] + [(callback, action)]
+        others = [each for each in self._actions if each.callback is not callback]
+        self._actions = [*others, _Registered(callback, action, _is_listed(trainer, callback))]
 
     def remove(self) -> None:
         """Restore the methods that are still wrapped by this hook alone, and deactivate the other wrappers."""
@@ -114,11 +129,10 @@ class _StrategyHook:
     def _setup(self, original: Callable[..., Any], trainer: pl.Trainer) -> None:
         """Run the actions, then set the strategy up."""
         self.remove()
-        for present in trainer.callbacks:  # type: ignore[attr-defined]
-            for callback, action in self._actions:
-                if callback is present:
-                    action(self._restored)
-        self._actions = []
+        actions, self._actions = self._actions, []
+        for each in actions:
+            if _is_listed(trainer, each.callback) or not each.was_listed:
+                each.action(self._restored)
         original(trainer)
 
     def _load_checkpoint(self, original: Callable[..., Any], checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:

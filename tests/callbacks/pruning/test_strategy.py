@@ -101,8 +101,9 @@ WRAPPED = {"setup", "load_checkpoint", "load_model_state_dict"}
 def test_the_strategy_is_wrapped_for_one_call(trainer: MakeTrainer) -> None:
     calls: list[Any] = []
     owner, removed = L.Callback(), L.Callback()
-    made = trainer(owner)
+    made = trainer(removed, owner)
     before_strategy_setup(made, removed, lambda restored: calls.append("a callback that the Trainer no longer has"))
+    made.callbacks.remove(removed)  # type: ignore[attr-defined]
     before_strategy_setup(made, owner, lambda restored: calls.append("an earlier fit, which failed before its setup"))
     before_strategy_setup(made, owner, calls.append)
     assert vars(made.strategy).keys() >= WRAPPED
@@ -119,11 +120,25 @@ def test_several_callbacks_act_in_the_order_of_the_trainer(trainer: MakeTrainer)
     first, second = L.Callback(), L.Callback()
     made = trainer(first, second)
     inner = wrap(made.strategy, "setup", calls, "inner")
-    before_strategy_setup(made, second, lambda restored: calls.append("second"))
+    before_strategy_setup(made, first, lambda restored: calls.append("first, of a failed fit"))
     before_strategy_setup(made, first, lambda restored: calls.append("first"))
+    before_strategy_setup(made, second, lambda restored: calls.append("second"))
     made.fit(OwnModule(), make_loader())
     assert calls == ["first", "second", "inner"]
     assert made.strategy.setup is inner
+
+
+def test_a_callback_inside_another_one_acts(trainer: MakeTrainer) -> None:
+    class Holder(L.Callback):
+        def __init__(self) -> None:
+            self.pgb = PGBCallback()
+
+        def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+            self.pgb.setup(trainer, pl_module, stage)
+
+    module = OwnModule()
+    trainer(Holder()).fit(module, make_loader())
+    assert is_pruned(find_encoder(module))
 
 
 def test_a_failed_run_does_not_pass_on_that_it_restored_a_checkpoint(trainer: MakeTrainer, tmp_path: Path) -> None:
