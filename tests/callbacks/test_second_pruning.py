@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def test_30_percent_then_60_percent_of_the_dense_encoder(
     assert plan.pruning_ratio == pytest.approx(0.6, abs=0.01)
     assert PruningPlan.load(tmp_path / "run" / "plan.json") == plan
     assert f"removed {plan.pruning_ratio:.2%} of {plan.total_parameters:,}" in caplog.text
-    assert "30." in caplog.text.partition("removed before")[0][-40:]
+    assert re.search(r"; (29|30)\.\d+% were removed before", caplog.text)
     numbers = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
     assert numbers["pruning_ratio"] == plan.pruning_ratio
     assert numbers["flops"]["pruned"] < numbers["flops"]["dense"]
@@ -110,7 +111,7 @@ def test_a_resumed_fit_never_prunes(first: Path, trainer: MakeTrainer) -> None:
 def test_a_target_that_is_reached_already_is_refused(ratio: float, first: Path, trainer: MakeTrainer) -> None:
     module = ResumableModule.load_from_checkpoint(first)
     before = logits(module)
-    with pytest.raises(MisconfigurationException, match=rf"already pruned: 0\.30\d+ .*pruning_ratio={ratio}\b"):
+    with pytest.raises(MisconfigurationException, match=rf"already pruned: 0\.(29|30)\d+ .*pruning_ratio={ratio}\b"):
         trainer(plain(ratio)).fit(module, datamodule=NoData())
     assert torch.equal(logits(module), before)
 
