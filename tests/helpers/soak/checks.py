@@ -97,6 +97,8 @@ def check_module(module: SoakModule, trainer: L.Trainer, pgb: PGBCallback, folde
     if module.settings.data["loss"] != "nan":
         require(all(p.isfinite().all() for p in module.parameters()), "a weight is not finite")
     expected = outputs(module)
+    if module.settings.data["loss"] != "nan":
+        require(bool(expected.isfinite().all()), "an output is not finite")
     check_storage(module, trainer, folder, expected)
     if trainer.precision_plugin is not None:
         check_exports(module, pgb.plan, folder)
