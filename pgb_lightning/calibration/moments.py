@@ -93,6 +93,19 @@ class Moments:
         self.cross -= self.count * x.unsqueeze(2) * y.unsqueeze(1)
         self.total_squares -= self.count * self.mean_y.square().sum()
 
+    def power(self, rows: Tensor) -> Tensor:
+        """Return the sum of the squares of some inputs, not centered, as the mean over the inputs of each block.
+
+        Args:
+            rows: Indices of the inputs, (G, m), of which the moments have the variances.
+
+        Returns:
+            The sums, (G,).
+        """
+        variances = self.gram.diagonal(dim1=1, dim2=2)
+        known = torch.zeros_like(self.mean_x).index_put_((self.rows,), variances)
+        return (known + self.count * self.mean_x.square())[rows].mean(1)
+
     def merged(self, other: Moments) -> Moments:
         """Return the moments of the union of two sets of tokens. Both must be finished."""
         merged = copy.copy(self)

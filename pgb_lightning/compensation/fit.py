@@ -278,14 +278,15 @@ class SublayerFit:
 
 def _of_blocks(moments: Moments) -> LeastSquares:
     """Return Eq. 4 for moments of a matrix's blocks."""
-    return LeastSquares(moments.gram, moments.cross)
+    return LeastSquares(moments.gram, moments.cross, moments.power(moments.rows))
 
 
 def _of_states(weight: Tensor, index: BlockIndex, moments: Moments) -> LeastSquares:
     """Return Eq. 4 for moments of hidden states, whose targets are the outputs of a dense ``weight``, (M, N)."""
     rows, columns = index
     gram = moments.gram[0][rows.unsqueeze(2), rows.unsqueeze(1)]
-    return LeastSquares(gram, torch.bmm(moments.cross[0][rows], weight[:, columns].transpose(0, 1)))
+    cross = torch.bmm(moments.cross[0][rows], weight[:, columns].transpose(0, 1))
+    return LeastSquares(gram, cross, moments.power(rows))
 
 
 def _set_bias(matrix: MatrixLayer, bias: Tensor) -> None:

@@ -19,10 +19,13 @@ class LeastSquares:
     Args:
         gram: Centered X̂ᵀX̂ of each block's inputs in the pruned model, (G, m, m).
         cross: Centered X̂ᵀY of each block's inputs and its target outputs (the dense model's), (G, m, n).
+        power: Sum of the squares of a block's inputs, not centered, as the mean over its inputs, (G,). The rounding
+            errors of ``cross`` are relative to it.
     """
 
     gram: Tensor
     cross: Tensor
+    power: Tensor
 
     def solve(self, start: Tensor, ridge: float) -> Tensor:
         """Solve for the weights of every block: Ŵ = (X̂ᵀX̂ + λI)⁻¹ (X̂ᵀY + λ W).
@@ -32,14 +35,17 @@ class LeastSquares:
 
         Args:
             start: W, the weights before compensation, (G, m, n).
-            ridge: λ as a fraction of the mean diagonal entry of ``gram``. λ is raised where rounding makes a block
-                indefinite.
+            ridge: λ as a fraction of the mean diagonal entry of ``gram``. λ is raised to the rounding error of single
+                precision, and where rounding makes a block indefinite.
 
         Returns:
             Ŵ in float64, (G, m, n).
         """
         gram, cross, start = self.gram.double(), self.cross.double(), start.double()
-        damping = (ridge * gram.diagonal(dim1=1, dim2=2).mean(1)).clamp_min(1e-30)
+        # Inputs that hardly vary, such as the outputs of uniform attention to a single sample, have a Gram matrix of
+        # rounding errors, squared. Divided by these, the rounding errors of ``cross`` would be taken for weights.
+        rounding = torch.finfo(torch.float32).eps * self.power
+        damping = torch.maximum(ridge * gram.diagonal(dim1=1, dim2=2).mean(1), rounding).clamp_min(1e-30)
         factor, damping = factorize_damped(gram, damping)
         return torch.cholesky_solve(cross + damping.view(-1, 1, 1) * start, factor)
 

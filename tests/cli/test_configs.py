@@ -87,7 +87,7 @@ def test_a_glue_configuration_is_for_one_task(name: str, parse: Callable[[str], 
     _, task, stage = name.split("/")
     assert config["model"]["init_args"]["task"] == config["data"]["init_args"]["task"] == task
     folder, monitor = f"runs/{task}/{stage}", f"val_{get_task(task).metrics[0]}"
-    assert callbacks(config)["BestCheckpoint"] == {"dirpath": folder, "monitor": monitor}
+    assert callbacks(config)["BestCheckpoint"] == {"dirpath": folder, "monitor": monitor, "mode": None}
     assert callbacks(config)["PredictionWriter"] == {"output_dir": folder, "overwrite": True}
     logger = config["trainer"]["logger"]["init_args"]
     assert (logger["save_dir"], logger["name"]) == (f"runs/{task}/logs", stage)
@@ -100,7 +100,7 @@ def test_a_squad_configuration_is_for_one_version(name: str, parse: Callable[[st
     assert config["model"]["init_args"]["version"] == config["data"]["init_args"]["version"] == version
     folder = f"runs/squad-v{version}/{stage}"
     monitor = {"1.1": "val_f1", "2.0": "val_best_f1"}[version]
-    assert callbacks(config)["BestCheckpoint"] == {"dirpath": folder, "monitor": monitor}
+    assert callbacks(config)["BestCheckpoint"] == {"dirpath": folder, "monitor": monitor, "mode": None}
     assert callbacks(config)["AnswerWriter"]["output_dir"] == folder
 
 

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pgb_lightning import PruningConfig, apply_plan
+from pgb_lightning import PruningConfig, apply_plan, prune
 from pgb_lightning.calibration.collect import calibrate
 from pgb_lightning.calibration.moments import Moments
 from pgb_lightning.compensation.fit import compensate
 from pgb_lightning.compensation.least_squares import LeastSquares
+from pgb_lightning.config import Ridge
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.pruning import make_plan
 from pgb_lightning.surgery.checks import is_pruned, matches
@@ -52,7 +53,7 @@ def test_it_never_raises_the_error(groups: int, block: tuple[int, int], tokens: 
     for x_part, y_part in zip(x.split(7), y.split(7), strict=True):
         moments.add(x_part.float(), y_part.float())
     moments.finish(lambda tensor: tensor)
-    weight = LeastSquares(moments.gram, moments.cross).solve(start, ridge)
+    weight = LeastSquares(moments.gram, moments.cross, moments.power(rows)).solve(start, ridge)
     before, after = error(x, y, rows, columns, start), error(x, y, rows, columns, weight)
     assert after <= before * (1 + 1e-4) + 1e-6
 
@@ -64,7 +65,7 @@ def test_without_ridge_it_is_the_least_squares_solution() -> None:
     moments = Moments(rows, columns, 6, 4)
     moments.add(x, y)
     moments.finish(lambda tensor: tensor)
-    weight = LeastSquares(moments.gram, moments.cross).solve(torch.zeros(2, 3, 2), ridge=1e-12)
+    weight = LeastSquares(moments.gram, moments.cross, moments.power(rows)).solve(torch.zeros(2, 3, 2), ridge=1e-12)
     centered_x, centered_y = x - x.mean(0), y - y.mean(0)
     for block, r, c in zip(weight, rows, columns, strict=True):
         expected = torch.linalg.lstsq(centered_x[:, r], centered_y[:, c]).solution
@@ -73,7 +74,33 @@ def test_without_ridge_it_is_the_least_squares_solution() -> None:
 
 def test_fewer_tokens_than_inputs_are_no_trouble() -> None:
     gram, cross, start = torch.zeros(1, 4, 4), torch.zeros(1, 4, 2), torch.ones(1, 4, 2)
-    torch.testing.assert_close(LeastSquares(gram, cross).solve(start, ridge=0.01), start.double())
+    torch.testing.assert_close(LeastSquares(gram, cross, torch.zeros(1)).solve(start, ridge=0.01), start.double())
+
+
+def test_inputs_that_do_not_vary_leave_the_weights_as_they_are() -> None:
+    """Rounding errors of equal inputs must not be divided by their own squares."""
+    torch.manual_seed(0)
+    rows, columns = torch.arange(6).view(1, 6), torch.arange(4).view(1, 4)
+    x = torch.randn(6).expand(40, 6) * (1 + 1e-7 * torch.randn(40, 6))
+    moments = Moments(rows, columns, 6, 4)
+    moments.add(x, torch.randn(40, 4))
+    moments.finish(lambda tensor: tensor)
+    start = torch.randn(1, 6, 4)
+    for ridge in (1e-9, 1e-2):
+        solved = LeastSquares(moments.gram, moments.cross, moments.power(rows)).solve(start, ridge)
+        torch.testing.assert_close(solved, start.double(), rtol=0, atol=5)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("ridge", ["auto", 1e-6])
+@pytest.mark.parametrize("preset", ["balanced", "default"])
+def test_a_single_calibration_sample_does_not_blow_up_the_weights(model_type: str, ridge: Ridge, preset: str) -> None:
+    for seed in range(3):
+        model = classifier(model_type, seed=seed)
+        largest = max(float(p.detach().abs().max()) for p in model.parameters())
+        config = PruningConfig.from_preset(preset, pruning_ratio=0.8, ridge=ridge, tolerance=0.1)
+        prune(model, batches(1, size=1, seed=seed), config)
+        assert max(float(p.detach().abs().max()) for p in model.parameters()) < 1e4 * largest
 
 
 def pruned_twice(model_type: str, preset: str, ratio: float = 0.5):

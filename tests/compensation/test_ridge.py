@@ -22,7 +22,7 @@ ROWS, COLUMNS = torch.tensor([[0, 3, 5], [1, 2, 4]]), torch.tensor([[3, 0], [1, 
 
 
 def problem(moments: Moments) -> LeastSquares:
-    return LeastSquares(moments.gram, moments.cross)
+    return LeastSquares(moments.gram, moments.cross, moments.power(ROWS))
 
 
 def moments_of(x: torch.Tensor, y: torch.Tensor, held: torch.Tensor | None) -> SplitMoments:
