@@ -23,6 +23,7 @@ from pgb_lightning.callbacks.pruning.reporting import (
     report_speedup,
     save_plan,
     warn_if_dense,
+    warn_of_another_target,
 )
 from pgb_lightning.callbacks.pruning.same_start import check_same_start
 from pgb_lightning.callbacks.pruning.settings import describe_settings
@@ -226,7 +227,7 @@ class PGBCallback(pl.Callback):
                 self.plan = None  # The plan belongs to another fit.
             if self.plan is not None or (restored and is_pruned(encoder)):
                 rank_zero_info("PGB: the encoder is already pruned. Re-finetuning continues.")
-                self._warn_of_another_target(encoder)
+                warn_of_another_target(encoder, self.config, self.plan, self.given_plan)
             elif restored:
                 raise MisconfigurationException(
                     f"PGBCallback: the encoder at {encoder.where} is dense in ckpt_path={str(trainer.ckpt_path)!r}, "
@@ -238,20 +239,6 @@ class PGBCallback(pl.Callback):
                 self._prune_now(trainer, pl_module, encoder)
         if self.plan is not None:
             save_plan(trainer, self.plan, self._label(trainer))
-
-    def _warn_of_another_target(self, encoder: Encoder) -> None:
-        """Warn if a pruned encoder, which a resumed fit leaves as it is, is not what these settings ask for."""
-        if self.given_plan and not matches(encoder, self.given_plan):
-            rank_zero_warn("PGB: the encoder was pruned by a plan other than the given one. It stays unchanged.")
-        known = {} if self.plan is None or self.given_plan else self.plan.config
-        names = [name for name in ("pruning_ratio", "target_speedup") if name in known]
-        others = [f"{name}={known[name]}" for name in names if known[name] != getattr(self.config, name)]
-        if others:
-            rank_zero_warn(
-                f"PGB: the encoder was pruned with {', '.join(others)}, which is not the setting of this callback. It "
-                "stays unchanged, since a resumed fit does not prune. To prune it further, load its weights into the "
-                "module (load_from_checkpoint) and call fit without ckpt_path."
-            )
 
     def _prune_now(self, trainer: pl.Trainer, pl_module: pl.LightningModule, encoder: Encoder) -> None:
         self._check_encoder(pl_module, encoder)

@@ -13,7 +13,7 @@ from pgb_lightning.encoders.find import find_encoder, find_encoders
 from pgb_lightning.latency import measure_encoder
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.report import plan_table, render
-from pgb_lightning.surgery.checks import is_pruned
+from pgb_lightning.surgery.checks import is_pruned, matches
 
 PLAN_FILE = "plan.json"
 
@@ -105,6 +105,30 @@ def save_plan(trainer: pl.Trainer, plan: PruningPlan, label: str | None = None) 
         rank_zero_warn(f"PGB could not write the plan to {path}: {error}.")
     else:
         rank_zero_info(f"PGB wrote the plan to {path}.")
+
+
+def warn_of_another_target(
+    encoder: Encoder, config: PruningConfig, plan: PruningPlan | None, given: PruningPlan | None
+) -> None:
+    """Warn if a pruned encoder, which a resumed fit leaves as it is, is not what the settings ask for.
+
+    Args:
+        encoder: The pruned encoder.
+        config: The settings.
+        plan: The plan that it was pruned by, if known.
+        given: The plan that the callback was given, if any.
+    """
+    if given and not matches(encoder, given):
+        rank_zero_warn("PGB: the encoder was pruned by a plan other than the given one. It stays unchanged.")
+    known = {} if plan is None or given else plan.config
+    names = [name for name in ("pruning_ratio", "target_speedup") if name in known]
+    others = [f"{name}={known[name]}" for name in names if known[name] != getattr(config, name)]
+    if others:
+        rank_zero_warn(
+            f"PGB: the encoder was pruned with {', '.join(others)}, which is not the setting of this callback. It "
+            "stays unchanged, since a resumed fit does not prune. To prune it further, load its weights into the "
+            "module (load_from_checkpoint) and call fit without ckpt_path."
+        )
 
 
 def warn_if_dense(pl_module: pl.LightningModule, name: str | None, restored: object) -> None:
