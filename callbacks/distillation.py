@@ -23,7 +23,7 @@ from pgb_lightning.callbacks.trainer_queries import shards_before_restore
 from pgb_lightning.callbacks.wrapped_step import wrap_training_step
 from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.distillation import Call, Teacher, hidden_loss, logits_loss, record_calls
-from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.encoders.find import find_encoder, find_encoders
 from pgb_lightning.encoders.wrappers import join_path, names_of
 from pgb_lightning.surgery.checks import is_pruned
 from pgb_lightning.surgery.dense_twin import dense_twin
@@ -211,8 +211,10 @@ class Distillation(pl.Callback):
         try:
             encoder = find_encoder(pl_module, self.encoder)
         except ValueError as error:
+            has_encoders = bool(find_encoders(pl_module))
             raise MisconfigurationException(
-                f"Distillation: {error} The module must build its model in __init__, so that it can be copied."
+                f"Distillation: {error}"
+                + ("" if has_encoders else " The module must build its model in __init__, so that it can be copied.")
             ) from error
         paths: dict[PreTrainedModel, str] = {}
         for model in pl_module.modules():

@@ -125,7 +125,11 @@ def as_matrix(module: nn.Module) -> MatrixLayer:
     if isinstance(module, nn.Linear):
         return DenseMatrix(module)
     if not hasattr(module, "kept_weights"):
-        raise TypeError(f"{type(module).__name__} is not a layer of an encoder's matrix.")
+        cls = type(module)
+        raise TypeError(
+            f"{cls.__module__}.{cls.__qualname__} holds a matrix of the encoder, but is neither an nn.Linear nor a "
+            "pruned layer. Merge adapters and undo quantization first."
+        )
     return module  # type: ignore[return-value]
 
 

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from pgb_lightning._compat import has_forward_hooks
@@ -37,6 +38,7 @@ def install(
         use_token_chunks(encoder, layer)
 
 
+@torch.inference_mode(False)  # A model that is loaded in inference mode can be trained, with or without pruning.
 def blank_layer(
     old: nn.Module, size: tuple[int, int], shape: BlockShape | None
 ) -> nn.Linear | GroupedLinear | ConstantLinear:

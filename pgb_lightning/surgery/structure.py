@@ -141,8 +141,8 @@ class Structure:
 
         A three-dimensional weight holds blocks, a bias without weights is a removed matrix, and a bias that is shorter
         than the configuration says belongs to a sublayer with fewer neurons or heads. A matrix without entries, or with
-        those of another library (adapters, parametrizations), keeps the structure that the encoder has, unless its
-        sublayer is dropped.
+        those of another library (adapters, parametrizations), keeps the structure and the size that the encoder has,
+        unless its sublayer is dropped.
 
         Args:
             encoder: The encoder that the state dict is meant for.
@@ -167,7 +167,8 @@ class Structure:
                         matrix = find_matrix_layer(module)
                         blocks[kind] = REMOVED if module is None else matrix.block_shape if matrix else None
                 bias = state_dict.get(f"{paths[kinds[-2]]}.bias")
-                sublayers[name] = SublayerStructure(_inner_size(encoder, name, bias), blocks)
+                size = _own_size(encoder, layer, name) if bias is None else _stored_size(encoder, name, bias)
+                sublayers[name] = SublayerStructure(size, blocks)
             layers.append(sublayers)
         return cls(tuple(layers))
 
@@ -295,10 +296,17 @@ def _has_only_bias(state_dict: Mapping[str, Tensor], path: str) -> bool:
     return names == {f"{path}.bias"}
 
 
-def _inner_size(encoder: Encoder, name: Sublayer, bias: Tensor | None) -> int:
-    """Return the inner features left, given the bias of an opening matrix; all of them if it does not tell."""
-    fits = bias is not None and _is_inner_size(encoder, name, len(bias))
-    return len(bias) if bias is not None and fits else encoder.inner_size(name)
+def _stored_size(encoder: Encoder, name: Sublayer, bias: Tensor) -> int:
+    """Return the inner features left, given the bias of an opening matrix; all of them if it is of another model."""
+    return len(bias) if _is_inner_size(encoder, name, len(bias)) else encoder.inner_size(name)
+
+
+def _own_size(encoder: Encoder, layer: int, name: Sublayer) -> int:
+    """Return the inner features that the encoder has left, as far as its layers tell it; else all of them."""
+    opening, closing = (find_matrix_layer(encoder.find_matrix(layer, kind)) for kind in SUBLAYERS[name][-2:])
+    if closing is not None:
+        return closing.in_features
+    return encoder.inner_size(name) if opening is None else opening.out_features
 
 
 def _is_inner_size(encoder: Encoder, name: Sublayer, size: int) -> bool:

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from pgb_lightning import PruningPlan
-from pgb_lightning.callbacks import PGBCallback, PGBReport
+from pgb_lightning.callbacks import Distillation, PGBCallback, PGBReport
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.report.command import run_report
 from pgb_lightning.surgery.checks import is_pruned, matches
@@ -221,6 +221,11 @@ def test_two_callbacks_without_an_encoder_are_refused(trainer: MakeTrainer) -> N
     later.callbacks.append(PGBCallback())  # type: ignore[attr-defined]
     with pytest.raises(MisconfigurationException, match=r"holds 2 encoders.*encoder="):
         later.fit(BiEncoder(), make_loader())
+
+
+def test_distillation_needs_to_know_its_encoder(trainer: MakeTrainer) -> None:
+    with pytest.raises(MisconfigurationException, match=r"Distillation: .*holds 2 encoders.*'passage\.distilbert'\.$"):
+        trainer(*pair(), Distillation()).fit(BiEncoder(), make_loader())
 
 
 def test_a_report_needs_to_know_its_encoder(trainer: MakeTrainer) -> None:

@@ -21,6 +21,7 @@ from helpers.tiny import MODEL_TYPES, batches
 from transformers import PreTrainedModel
 
 from pgb_lightning import ConstantLinear, PruningConfig, dense_twin, follow_state_dict, prune
+from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.layers import DroppedTable
 
 PLANS: dict[str, Any] = {
@@ -64,6 +65,14 @@ def test_attentions_of_a_model_without_any_attention(model_type: str) -> None:
     model = build_pruned(model_type, "ForSequenceClassification", EVERYTHING)
     assert run(model, output_attentions=True).attentions == (None, None, None)
     assert (None, None, None) in run(model, output_attentions=True, return_dict=False)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_the_dense_twin_of_a_model_that_lost_layers_has_as_many_layers(model_type: str) -> None:
+    """Layers can be taken off the list without a change of ``config.num_hidden_layers``."""
+    model = build_pruned(model_type, "ForSequenceClassification", {0: FFN, 1: ATTENTION})
+    del find_encoder(model).stack[2]
+    assert_same_outputs(dense_twin(model), model)
 
 
 @pytest.mark.parametrize("removed", PLANS.values(), ids=PLANS.keys())

@@ -17,6 +17,7 @@ from pgb_lightning import MatrixPlan, PruningConfig, PruningPlan, apply_plan, fo
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.layers.linear import GroupedLinear
 from pgb_lightning.surgery.checks import is_pruned
+from pgb_lightning.surgery.dense_twin import dense_twin
 from pgb_lightning.surgery.from_state_dict import StructureError, find_missing_encoder, follows_state_dict
 
 
@@ -126,10 +127,10 @@ def test_blocks_outside_the_matrix_are_refused() -> None:
 class Adapter(nn.Module):
     """A layer of another library around a dense one."""
 
-    def __init__(self, base: nn.Module) -> None:
+    def __init__(self, base: nn.Linear) -> None:
         super().__init__()
         self.base_layer = base
-        self.lora = nn.Linear(24, 24, bias=False)
+        self.lora = nn.Linear(base.in_features, base.out_features, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.base_layer(x) + self.lora(x)
@@ -143,6 +144,23 @@ def test_layers_of_other_libraries_load_their_own_state_dict(name: str) -> None:
     state = {key: value + 1 for key, value in model.state_dict().items()}
     model.load_state_dict(state)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_a_narrowed_model_with_adapters_loads_its_own_state_dict() -> None:
+    """The adapters hide the biases from which the number of heads and neurons is read otherwise."""
+    model = pruned("bert", preset="default")
+    follow_state_dict(model)
+    for layer in model.bert.encoder.layer:
+        layer.attention.self.value = Adapter(layer.attention.self.value)
+        layer.intermediate.dense = Adapter(layer.intermediate.dense)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(logits(other), logits(model))
+    with pytest.raises(TypeError, match=r"Adapter holds a matrix.*Merge adapters"):
+        dense_twin(model)
 
 
 def test_a_parametrized_layer_loads_its_own_state_dict() -> None:
