@@ -36,7 +36,7 @@ from pgb_lightning.checkpoints import find_states, state_key
 from pgb_lightning.config import Budget, Permutation, PruningConfig, Ridge, Search
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.encoders.base import Encoder
-from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.encoders.find import find_encoder, find_encoders
 from pgb_lightning.encoders.fingerprint import fingerprint
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.pruning import prepare
@@ -294,7 +294,9 @@ class PGBCallback(pl.Callback):
         if self._checked_dropout:
             return
         self._checked_dropout = True
-        modules = find_encoder(pl_module, self.encoder).model.modules()
+        # All encoders there: a module may copy its own after the pruning, for example to average weights.
+        encoders = find_encoders(pl_module.get_submodule(self.encoder or ""))
+        modules = [module for encoder in encoders for module in encoder.model.modules()]
         modes = [module.training for module in modules if isinstance(module, nn.Dropout) and module.p > 0]
         if modes and not any(modes):
             rank_zero_warn(

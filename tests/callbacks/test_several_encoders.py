@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from helpers.own import make_loader, shapes
+from helpers.own import OwnModule, make_loader, shapes
 from helpers.processes import run
 from helpers.several import PASSAGE, QUERY, BiEncoder, embeddings
 from helpers.tiny import classifier
@@ -221,6 +222,16 @@ def test_two_callbacks_without_an_encoder_are_refused(trainer: MakeTrainer) -> N
     later.callbacks.append(PGBCallback())  # type: ignore[attr-defined]
     with pytest.raises(MisconfigurationException, match=r"holds 2 encoders.*encoder="):
         later.fit(BiEncoder(), make_loader())
+
+
+def test_a_module_may_copy_its_encoder_after_the_pruning(trainer: MakeTrainer) -> None:
+    class Averaged(OwnModule):
+        def on_fit_start(self) -> None:
+            self.average = copy.deepcopy(self.net).requires_grad_(False)
+
+    module = Averaged()
+    trainer(PGBCallback(0.5)).fit(module, make_loader())
+    assert all(is_pruned(find_encoder(model)) for model in (module.net, module.average))
 
 
 def test_distillation_needs_to_know_its_encoder(trainer: MakeTrainer) -> None:
