@@ -180,9 +180,13 @@ class BestCheckpoint(ModelCheckpoint):
         self._said.add("missing")
         names = list(trainer.callback_metrics)
         close = get_close_matches(self.monitor or "", names, n=1)
+        found = f" Logged metrics: {', '.join(map(repr, names)) or 'none'}."
+        if self.monitor in names:  # Lightning keeps the value of an earlier epoch.
+            found = " It was in an earlier one."
+        elif close:
+            found += f" Did you mean {close[0]!r}?"
         rank_zero_warn(
-            f"BestCheckpoint: monitor={self.monitor!r} was not logged in epoch {trainer.current_epoch}. Logged "
-            f"metrics: {', '.join(map(repr, names)) or 'none'}.{f' Did you mean {close[0]!r}?' if close else ''} "
+            f"BestCheckpoint: monitor={self.monitor!r} was not logged in epoch {trainer.current_epoch}.{found} "
             "Epochs without it are saved as last.ckpt only."
         )
 

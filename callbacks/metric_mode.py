@@ -9,19 +9,19 @@ Mode = Literal["min", "max"]
 
 #: Words in the names of losses and errors: lower is better.
 LOWER = re.compile(
-    r"loss(es)?|err(ors?)?|perplexity|ppl|r?mse|r?msle|s?mape|mae|nll|bce|ce|crossentropy|kld?|[cwe]er|ece|brier"
-    r"|divergence|deviance|regret"
+    r"(log)?loss(es)?|err(ors?)?|perplexity|ppl|r?mse|r?msle|s?mape|mae|nll|bce|ce|crossentropy|kld?|[cwe]er|ece|brier"
+    r"|divergence|deviance|regret|bpc"
 )
 
 #: Words in the names of scores: higher is better.
 HIGHER = re.compile(
     r"acc(uracy)?|f1|fbeta|precision|recall|auc|auroc|auprc|roc|m?ap|mcc|matthews|pearsonr?|spearmanr?|kendall(tau)?"
     r"|corr(elation)?|cosine|similarity|kappa|r2|em|bleu|rouge|meteor|bertscore|iou|jaccard|dice|ndcg|mrr|hits"
-    r"|sensitivity|specificity|reward"
+    r"|sensitivity|specificity|reward|match"
 )
 
-#: Words that reverse the meaning of a name, such as ``neg_mean_squared_error``.
-REVERSING = re.compile(r"neg(ative)?|inverse|minus|drop|gap|reduction|improvement")
+#: Words that may reverse the meaning of a name, such as ``neg_mean_squared_error`` and ``cosine_distance``.
+REVERSING = re.compile(r"neg(ative)?|inverse|minus|drop|gap|reduction|improvement|dist(ance)?|std|variance")
 
 
 def infer_mode(name: str) -> Mode | None:
@@ -63,5 +63,5 @@ def _known_words(name: str) -> list[str]:
 
 
 def _split(name: str) -> list[str]:
-    """Split a name at everything but letters and digits, and where a capital letter follows a small one."""
-    return re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    """Split a name at everything but letters and digits, and where a capital letter follows a small one or a digit."""
+    return re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower())

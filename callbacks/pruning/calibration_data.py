@@ -48,7 +48,8 @@ def calibration_batches(
         snapshot.add({"the training data": loader}, hold_data=True)
         batches = _from_training(trainer, loader, size)
     else:
-        snapshot.add({"the calibration data": loader}, hold_data=True)
+        if not isinstance(loader, Iterator):  # One that nothing else holds may be used up.
+            snapshot.add({"the calibration data": loader}, hold_data=True)
         batches = _iterate(loader) if size is None else _first_samples(loader, size)
     num_batches = int(trainer.fast_dev_run) or None  # type: ignore[attr-defined]  # As many as training reads.
     with closing(batches):
@@ -90,7 +91,7 @@ def _named_loader(trainer: pl.Trainer, module: pl.LightningModule, source: str |
     for holder in holders:
         found = getattr(holder, name, None)
         if found is not None:
-            loader = found() if callable(found) else found
+            loader = _call(holder, name) if callable(found) else found
             if loader is None:
                 raise MisconfigurationException(
                     f"{type(holder).__name__}.{name} returned None. Return a data loader, or remove {name} to "
@@ -104,6 +105,18 @@ def _named_loader(trainer: pl.Trainer, module: pl.LightningModule, source: str |
             "returns one, or leave calibration out to use the training set."
         )
     return None
+
+
+def _call(holder: Any, name: str) -> Any:
+    """Call a method that returns a loader. It may need attributes that a fit does not set."""
+    try:
+        return getattr(holder, name)()
+    except Exception as error:
+        raise MisconfigurationException(
+            f"Calibration data: {type(holder).__name__}.{name}() failed with {type(error).__name__}: {error}. In a "
+            "fit, setup is called with stage='fit' only. Correct this method, or name another loader with "
+            "PGBCallback(calibration=...)."
+        ) from error
 
 
 def _from_training(trainer: pl.Trainer, loader: Any, size: int | None) -> Generator[Any, None, None]:

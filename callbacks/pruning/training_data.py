@@ -229,7 +229,8 @@ def _refuse_if_read_once(loader: Any) -> None:
     """Refuse a stream that cannot be set back to where training must start."""
     rows = loader.dataset if isinstance(loader, DataLoader) else loader
     sources = {"the loader": loader}
-    if isinstance(rows, IterableDataset) or rows is loader:
+    in_workers = getattr(loader, "num_workers", 0) > 0  # Only copies of the data set are read there.
+    if (isinstance(rows, IterableDataset) and not in_workers) or rows is loader:
         iterator = iter(rows)
         if iterator is iter(rows):
             sources["its iterator"] = iterator

@@ -68,11 +68,12 @@ def training_loss(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[
         index = next(indices)
         try:
             output = step(batch, index) if takes_index else step(batch)
-        except (AttributeError, IndexError, KeyError, TypeError) as error:
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise MisconfigurationException(
-                f"{type(module).__name__}.{step.__name__} failed on calibration batch {index}: {error}. Calibration "
-                "runs outside the training loop, before the optimizer exists and before any on_train_... hook. Add a "
-                "method calibration_step(self, batch) that only returns the loss."
+                f"{type(module).__name__}.{step.__name__} failed on calibration batch {index} with "
+                f"{type(error).__name__}: {error}. Calibration runs outside the training loop, before the optimizer "
+                "exists and before any on_train_... hook. Add a method calibration_step(self, batch) that only returns "
+                "the loss."
             ) from error
         if output is None:
             return None  # as in training

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgb_lightning.calibration.hooks import EncoderCall, MomentSums, calibration_hooks
+from pgb_lightning.calibration.hooks import EncoderCall, EncoderCalls, MomentSums, calibration_hooks
 from pgb_lightning.calibration.moments import AllReduce
 from pgb_lightning.calibration.signal import Counts, check_usable
 from pgb_lightning.encoders.base import Encoder
@@ -169,9 +169,7 @@ def _layer_input(call: EncoderCall) -> LayerInput:
     return LayerInput(hidden.cpu(), mask, tokens.cpu())
 
 
-def _add_batch(
-    number: int, value: Any, calls: list[EncoderCall], sums: MomentSums | None, counts: Counts
-) -> str | None:
+def _add_batch(number: int, value: Any, calls: EncoderCalls, sums: MomentSums | None, counts: Counts) -> str | None:
     """Add a batch to the statistics, unless its loss is ``None``.
 
     Args:
@@ -201,7 +199,7 @@ def _add_batch(
     return None
 
 
-def _run_backward(number: int, value: Any, calls: list[EncoderCall]) -> str | None:
+def _run_backward(number: int, value: Any, calls: EncoderCalls) -> str | None:
     """Run the backward pass of a batch's loss, which triggers the hooks on the matrices' outputs.
 
     Args:
@@ -214,14 +212,19 @@ def _run_backward(number: int, value: Any, calls: list[EncoderCall]) -> str | No
     """
     where = f"calibration batch {number}"
     if not isinstance(value, Tensor) or value.numel() != 1:
-        return f"{where}: the loss is {type(value).__name__}, but must be a tensor with one value."
+        found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        return f"{where}: the loss is {found}, but must be a tensor with one value."
     if not torch.isfinite(value):
         return f"{where}: the loss is {value.item()}. Check the batch for bad samples and the model for divergence."
     if not calls or not value.requires_grad:
         return None
     # Requesting only the gradient of the first layer's input makes autograd visit every matrix's output, where the
     # hooks are, without computing any weight gradient.
-    gradients = torch.autograd.grad(value.reshape(()), [call.hidden for call in calls], allow_unused=True)
+    calls.in_backward = True
+    try:
+        gradients = torch.autograd.grad(value.reshape(()), [call.hidden for call in calls], allow_unused=True)
+    finally:
+        calls.in_backward = False
     del calls[len(gradients) :]  # a checkpointed layer runs again in the backward pass
     for call, gradient in zip(calls, gradients, strict=True):
         call.is_used = gradient is not None

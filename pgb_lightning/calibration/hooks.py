@@ -24,7 +24,7 @@ class EncoderCall:
     """One call of the encoder's layers with gradients enabled.
 
     Args:
-        hidden: The first layer's input, (B, S, d); a leaf of the autograd graph.
+        hidden: The first layer's input, (B, S, d), which requires a gradient.
         attention_mask: The mask that the first layer was given, in the form that the layers expect.
         encoder_mask: The mask that the encoder was given, usually (B, S).
         inputs: The inputs of the matrices, (B, S, M), that are not yet part of the moments.
@@ -48,6 +48,17 @@ class EncoderCall:
             # Without a mask, or with one of another form, all tokens count.
             return torch.ones(self.hidden.shape[:2], dtype=torch.bool, device=self.hidden.device)
         return self.encoder_mask.bool()
+
+
+class EncoderCalls(list[EncoderCall]):
+    """The encoder's calls for one batch.
+
+    Attributes:
+        in_backward: Whether the backward pass of the batch's loss runs. Gradients of others, which a step may compute
+            itself (such as those of adversarial training), do not count.
+    """
+
+    in_backward = False
 
 
 class MomentSums:
@@ -111,7 +122,7 @@ class MomentSums:
 @contextmanager
 def calibration_hooks(
     encoder: Encoder, squares: dict[tuple[int, str], Tensor], sums: MomentSums | None
-) -> Iterator[list[EncoderCall]]:
+) -> Iterator[EncoderCalls]:
     """Register hooks that record the encoder's calls and accumulate squared gradients and second moments.
 
     Args:
@@ -120,9 +131,9 @@ def calibration_hooks(
         sums: Sums of second moments to add to, or ``None``.
 
     Yields:
-        The list of calls. Clear it before each batch.
+        The calls. Clear them before each batch, and set ``in_backward`` while gradients are to be accumulated.
     """
-    calls: list[EncoderCall] = []
+    calls = EncoderCalls()
     encoder_mask: list[Tensor | None] = [None]
     first = encoder.layers[0]
     parameters = inspect.signature(first.forward).parameters
@@ -137,7 +148,9 @@ def calibration_hooks(
         if not torch.is_grad_enabled():  # a pass that the loss does not depend on, such as that of a teacher
             return args, kwargs
         arguments = {**dict(zip(parameters, args, strict=False)), **kwargs}
-        hidden = arguments["hidden_states"].detach().requires_grad_()
+        hidden = arguments["hidden_states"]
+        if not hidden.requires_grad:  # Else it stays connected: a step may ask for the gradient of the embeddings.
+            hidden = hidden.detach().requires_grad_()
         calls.append(EncoderCall(hidden, arguments.get("attention_mask"), encoder_mask[0]))
         if args:
             return (hidden, *args[1:]), kwargs
@@ -152,6 +165,8 @@ def calibration_hooks(
                 call.inputs.append((key, inputs))
 
             def add_gradient(gradient: Tensor) -> None:
+                if not calls.in_backward:
+                    return
                 _add_squares(squares[key], inputs, gradient)
                 if sums is not None:
                     sums.add_gradients(key, gradient, call.token_mask())

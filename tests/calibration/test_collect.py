@@ -146,6 +146,28 @@ def test_a_forward_pass_without_gradients_is_ignored() -> None:
     assert all(torch.equal(found.fisher[key], expected.fisher[key]) for key in expected.fisher)
 
 
+def test_gradients_that_a_step_computes_itself_do_not_count() -> None:
+    model = classifier()
+    [batch] = batches(1)
+    encoder = find_encoder(model)
+
+    def adversarial(batch: dict[str, Tensor]) -> Tensor:
+        embeddings = model.bert.embeddings.word_embeddings.weight
+        clean = model(**batch).loss
+        [gradient] = torch.autograd.grad(clean, embeddings, retain_graph=True)
+        assert gradient.any()
+        return clean
+
+    expected = calibrate(encoder, [batch], mean_loss(model), moments=True)
+    found = calibrate(encoder, [batch], adversarial, moments=True)
+    assert found.num_with_gradient == expected.num_with_gradient
+    assert expected.moments is not None
+    assert found.moments is not None
+    for key in expected.fisher:
+        assert torch.equal(found.fisher[key], expected.fisher[key])
+        assert torch.equal(found.moments.gradients[key], expected.moments.gradients[key])
+
+
 def test_fisher_of_half_precision_models_is_in_single_precision() -> None:
     model = classifier().to(torch.bfloat16)
     statistics = calibrate(find_encoder(model), batches(1), mean_loss(model))

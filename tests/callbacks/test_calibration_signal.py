@@ -170,3 +170,16 @@ def test_a_dict_without_a_loss_is_refused_as_in_training(trainer: MakeTrainer) -
             return {"loss": None, "logits": self.net(batch[0]).logits}
 
     refuse(trainer(PGBCallback()), Module(), r"Module\.training_step returned dict for calibration batch 0")
+
+
+def test_a_step_may_ask_for_the_gradient_of_the_embeddings(trainer: Callable[..., L.Trainer]) -> None:
+    class Adversarial(OwnModule):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # type: ignore[override]
+            embeddings = self.net.bert.embeddings.word_embeddings(batch[0]).detach().requires_grad_()
+            clean = self.net(inputs_embeds=embeddings, labels=batch[1]).loss
+            [gradient] = torch.autograd.grad(clean, embeddings, retain_graph=True)
+            return clean + self.net(inputs_embeds=embeddings + 0.1 * gradient.sign(), labels=batch[1]).loss
+
+    pgb = PGBCallback()
+    trainer(pgb).fit(Adversarial(), make_loader())
+    assert pgb.plan is not None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
@@ -11,7 +12,14 @@ import torch
 from helpers.own import OwnModule, make_loader, make_rows
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, WeightedRandomSampler, random_split
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+    get_worker_info,
+    random_split,
+)
 
 from pgb_lightning.callbacks import PGBCallback
 from pgb_lightning.callbacks.pruning.calibration_data import shard_batches
@@ -229,3 +237,39 @@ def test_a_data_set_that_can_be_read_only_once_is_refused(trainer: Callable[...,
 
     with pytest.raises(MisconfigurationException, match="iterator"):
         trainer(PGBCallback()).fit(OwnModule(), DataLoader(Once(), batch_size=8))
+
+
+class Sharded(IterableDataset):  # type: ignore[type-arg]
+    """Each worker process reads its shard; outside worker processes there is none."""
+
+    def __iter__(self) -> Iterator[Any]:
+        worker: Any = get_worker_info()
+        return iter(make_rows(40)[worker.id :: worker.num_workers])
+
+
+def test_a_stream_may_be_readable_in_worker_processes_only(trainer: Callable[..., L.Trainer]) -> None:
+    module = Seen()
+    trainer(PGBCallback()).fit(module, DataLoader(Sharded(), batch_size=4, num_workers=2))
+    assert same_rows(module.rows, stacked(make_rows(40)))
+
+
+class GeneratedData(Data):
+    def calibration_dataloader(self) -> Iterator[Any]:
+        yield from make_loader(24)
+
+    def test_dataloader(self) -> Any:
+        return DataLoader(self.test_rows)  # set in setup("test")
+
+
+def test_a_method_may_return_a_generator(trainer: Callable[..., L.Trainer]) -> None:
+    module = Seen()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(PGBCallback()).fit(module, datamodule=GeneratedData())
+    assert not [warning for warning in caught if "PGB" in str(warning.message)]
+    assert torch.equal(module.rows, stacked(make_rows(24)))
+
+
+def test_a_method_that_fails_is_named(trainer: Callable[..., L.Trainer]) -> None:
+    with pytest.raises(MisconfigurationException, match=r"GeneratedData\.test_dataloader\(\).*test_rows.*calibration="):
+        trainer(PGBCallback(calibration="test_dataloader")).fit(Seen(), datamodule=GeneratedData())

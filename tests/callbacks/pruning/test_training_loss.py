@@ -117,7 +117,7 @@ def test_a_step_that_needs_the_training_loop_is_refused(trainer: Callable[..., L
             self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
             return self.loss(batch)
 
-    with pytest.raises(MisconfigurationException, match=r"calibration batch 0.*calibration_step"):
+    with pytest.raises(MisconfigurationException, match=r"calibration batch 0 with AttributeError.*calibration_step"):
         trainer(PGBCallback()).fit(NeedsOptimizer(), make_loader())
 
 
