@@ -52,7 +52,7 @@ class ExportedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             self._accept_folders_of_0_1_0()
 
     @classmethod
-    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Load the model as transformers does, and check that the weights match the recorded structure.
 
         Raises:
@@ -61,9 +61,9 @@ class ExportedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         wants_info = kwargs.pop("output_loading_info", False)
         lenient = kwargs.pop("ignore_mismatched_sizes", False)
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        loaded: Any = super().from_pretrained(name, *args, **kwargs)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model, info = loaded
-        _check_loaded(model, info, name, lenient)
+        _check_loaded(model, info, pretrained_model_name_or_path, lenient)
         return (model, info) if wants_info else model
 
     def _accept_folders_of_0_1_0(self) -> None:

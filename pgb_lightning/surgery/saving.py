@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ from pgb_lightning.surgery.structure import Structure
 PRUNED_CLASSES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {}
 
 METHOD = "save_pretrained"
+
+#: The parameters of the method after the folder, which may be given by position.
+PARAMETERS = tuple(signature(PreTrainedModel.save_pretrained).parameters)[2:]
 
 
 class PrunedSave:
@@ -45,15 +49,16 @@ class PrunedSave:
         Raises:
             ValueError: If the model's class would not load what is written. Nothing is written then.
         """
+        kwargs |= dict(zip(PARAMETERS, args, strict=False))
         structures = _structures(self.model, kwargs.get("state_dict"))
         with _recorded(self.model, structures) as is_pruned:
             if is_pruned:
                 _check_loads(self.model, structures)
-                if kwargs.get("state_dict") is None and _has_wrappers(self.model):
-                    kwargs["state_dict"] = _plain_state_dict(self.model)
+                if _has_wrappers(self.model):
+                    kwargs["state_dict"] = _plain_state_dict(self.model, kwargs.get("state_dict"))
             if self.inner is not None:
-                return self.inner(save_directory, *args, **kwargs)
-            return type(self.model).save_pretrained(self.model, save_directory, *args, **kwargs)
+                return self.inner(save_directory, **kwargs)
+            return type(self.model).save_pretrained(self.model, save_directory, **kwargs)
 
 
 def record_when_saved(encoder: Encoder) -> None:
@@ -98,8 +103,9 @@ def _has_wrappers(model: PreTrainedModel) -> bool:
     return any(list(encoder.stack) != encoder.layers for encoder in find_encoders(model))
 
 
-def _plain_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = model.state_dict()
+def _plain_state_dict(model: PreTrainedModel, given: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """Return a state dict of a model, its own if none is given, without the names of wrappers."""
+    state: dict[str, Tensor] = model.state_dict() if given is None else given
     for encoder in find_encoders(model):
         encoder.check_wrappers()
         state = encoder.plain_names(state)

@@ -77,6 +77,11 @@ def test_a_subclass_of_a_transformers_model_is_refused() -> None:
         to_exported(Own(classifier().config))
 
 
+def test_the_folder_may_be_given_by_name(exported: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(pretrained_model_name_or_path=exported)
+    assert torch.equal(logits(type(model).from_pretrained(pretrained_model_name_or_path=exported)), logits(model))
+
+
 def test_a_loaded_model_pickles(exported: Path) -> None:
     loaded = AutoModelForSequenceClassification.from_pretrained(exported)
     assert torch.equal(logits(pickle.loads(pickle.dumps(loaded))), logits(loaded))

@@ -79,7 +79,9 @@ def test_wrapped_layers_have_a_dense_twin_and_are_exported(wrap: Wrap, tmp_path:
         return
     export_huggingface(model, tmp_path / "out")
     model.save_pretrained(tmp_path / "saved")
-    for folder in ("out", "saved"):
+    model.save_pretrained(tmp_path / "by name", state_dict=model.state_dict())
+    model.save_pretrained(tmp_path / "by position", True, model.state_dict())
+    for folder in ("out", "saved", "by name", "by position"):
         loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / folder)
         assert torch.equal(logits(loaded), logits(model))
 
