@@ -52,7 +52,7 @@ class ExportedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             self._accept_folders_of_0_1_0()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load the model as transformers does, and check that the weights match the recorded structure.
 
         Raises:
