@@ -69,7 +69,7 @@ def _draw_model(rng: random.Random) -> dict[str, Any]:
     model_type = rng.choice(MODEL_TYPES)
     outside = rng.random() < 0.3
     has_pooler = model_type in ("bert", "roberta", "mpnet")
-    return {
+    model = {
         "model_type": model_type,
         "task": rng.choice(TASKS),
         "hidden": rng.choice((24, 48)),
@@ -88,6 +88,10 @@ def _draw_model(rng: random.Random) -> dict[str, Any]:
         "follows": rng.random() < 0.7,
         "hooks": rng.random() < 0.1,
     }
+    # A hook that is a method of the module makes copies of the model copy the module, which torch cannot do if the
+    # model is compiled.
+    model["hooks"] &= not model["compiled"]
+    return model
 
 
 def _draw_data(rng: random.Random, model: dict[str, Any]) -> dict[str, Any]:
