@@ -95,8 +95,8 @@ def check_target(encoder: Encoder, config: PruningConfig) -> None:
     raise ValueError(
         f"The encoder at {encoder.where} is already pruned: {removed:.4f} of the dense encoder's "
         f"{UNITS[config.budget]} is removed, and {target} asks for no more. Use {remedy} to prune it further. To "
-        "re-finetune it as it is, skip the pruning step or resume with ckpt_path. To prune it differently, start from "
-        "the dense fine-tuned model."
+        "re-finetune it as it is, leave out PGBCallback (or the call of prune), or resume with ckpt_path. To prune it "
+        "differently, start from the dense fine-tuned model."
     )
 
 

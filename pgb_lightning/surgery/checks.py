@@ -32,8 +32,8 @@ def check_prunable(encoder: Encoder) -> None:
                 raise ValueError(
                     f"The encoder at {encoder.where} is already pruned, and its layer {layer} {kind} is {what}. Only "
                     "encoders with fewer heads, neurons or sublayers can be pruned further. To remove more, start from "
-                    "the dense fine-tuned model. To re-finetune this one, skip the pruning step or resume with "
-                    "ckpt_path."
+                    "the dense fine-tuned model. To re-finetune this one, leave out PGBCallback (or the call of prune) "
+                    "or resume with ckpt_path."
                 )
             if type(module) is not nn.Linear or parametrize.is_parametrized(module):
                 found = f"{type(module).__module__}.{type(module).__name__}"  # other libraries use the name Linear, too
