@@ -1,11 +1,17 @@
-"""Run a module in eval mode temporarily."""
+"""Run a module in eval mode, or without ``torch.compile``, temporarily."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from threading import Lock
 
+import torch
 from torch import nn
+
+_lock = Lock()
+_uncompiled = ExitStack()
+_num_uncompiled = 0
 
 
 @contextmanager
@@ -33,3 +39,29 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for name, child in module.named_modules():
             child.training = modes.get(name, modes[""])
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run everything that ``torch.compile`` has compiled as it was before.
+
+    Compiled code does not notice hooks that are registered later, and with them it would be compiled again. torch has
+    one such setting for all threads; it is restored when the last thread leaves the context.
+
+    Example:
+        >>> with uncompiled():
+        ...     torch.compile(nn.ReLU())(torch.ones(1))
+        tensor([1.])
+    """
+    global _num_uncompiled
+    with _lock:
+        if not _num_uncompiled:
+            _uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
+        _num_uncompiled += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _num_uncompiled -= 1
+            if not _num_uncompiled:
+                _uncompiled.close()

@@ -15,7 +15,7 @@ from pgb_lightning.calibration.hooks import EncoderCall, EncoderCalls, MomentSum
 from pgb_lightning.calibration.moments import AllReduce
 from pgb_lightning.calibration.signal import Counts, check_usable
 from pgb_lightning.encoders.base import Encoder
-from pgb_lightning.modes import eval_mode
+from pgb_lightning.modes import eval_mode, uncompiled
 
 #: Runs the model under calibration on a batch and returns the mean loss of its samples, or ``None`` to skip the batch.
 Loss = Callable[[Any], Tensor | None]
@@ -122,7 +122,7 @@ def calibrate(
     with (
         eval_mode(encoder.model),
         calibration_hooks(encoder, squares, sums) as calls,
-        torch.compiler.set_stance("force_eager"),  # Compiled layers would be compiled again, with the hooks.
+        uncompiled(),
         torch.enable_grad(),
     ):
         for number, batch in enumerate(batches):

@@ -128,5 +128,5 @@ def test_compilers_see_one_graph_without_breaks(coverage: str) -> None:
     torch.testing.assert_close(first, layer(x))
     compiled = torch.compile(layer, backend=backend, fullgraph=True)
     torch.testing.assert_close(compiled(x), layer(x))
-    torch._dynamo.reset()
+    torch.compiler.reset()
     assert len(graphs) >= 1

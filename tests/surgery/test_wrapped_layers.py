@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from pgb_lightning import MatrixPlan, PruningConfig, PruningPlan, apply_plan, de
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export import export_huggingface
 from pgb_lightning.layers.linear import GroupedLinear
+from pgb_lightning.modes import uncompiled
 from pgb_lightning.surgery.checks import is_pruned
 
 
@@ -166,6 +168,30 @@ def test_a_copy_of_a_wrapped_model_is_independent() -> None:
     assert not is_pruned(find_encoder(model))
     before: Tensor = logits(model)
     assert torch.equal(before, logits(wrapped(OwnWrapper)))
+
+
+def test_threads_that_calibrate_at_the_same_time_leave_compilation_on() -> None:
+    entered, left = Event(), Event()
+
+    def first() -> None:
+        with uncompiled():
+            entered.set()
+            left.wait(10)
+
+    thread = Thread(target=first)
+    thread.start()
+    entered.wait(10)
+    with uncompiled():
+        left.set()
+        thread.join()
+    graphs: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
+    assert len(graphs) == 1
 
 
 def test_calibration_compiles_nothing() -> None:
