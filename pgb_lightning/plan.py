@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pgb_lightning.atomic_write import write_atomically
-from pgb_lightning.encoders.base import EXPENDABLE, MATRICES, SUBLAYERS, Sublayer
+from pgb_lightning.encoders.base import EXPENDABLE, MATRICES, SUBLAYERS, Sublayer, sublayer_of
 from pgb_lightning.layers.matrix import REMOVED, BlockShape
 
 #: Increased whenever the meaning of a stored plan changes.
@@ -184,8 +184,7 @@ class PruningPlan:
         """Return the weights of a matrix in the dense encoder, before any pruning."""
         if self.dense_sizes is None:
             return matrix.total_parameters
-        [sublayer] = (name for name, kinds in SUBLAYERS.items() if matrix.kind in kinds)
-        return self.matrix(0, "Q").rows * self.dense_sizes[sublayer]
+        return self.matrix(0, "Q").rows * self.dense_sizes[sublayer_of(matrix.kind)]
 
     def kept_share(self, matrix: MatrixPlan) -> float:
         """Return the fraction of a matrix's weights in the dense encoder that is kept."""

@@ -20,6 +20,17 @@ MATRICES = ("Q", "K", "V", "O", "W1", "W2")
 #: The matrices of each sublayer. The last one closes it: its output is added to the residual stream.
 SUBLAYERS: dict[Sublayer, tuple[str, ...]] = {"attention": ("Q", "K", "V", "O"), "ffn": ("W1", "W2")}
 
+
+def sublayer_of(kind: str) -> Sublayer:
+    """Return the sublayer that a matrix kind belongs to.
+
+    Example:
+        >>> sublayer_of("W1")
+        'ffn'
+    """
+    return next(sublayer for sublayer, kinds in SUBLAYERS.items() if kind in kinds)
+
+
 #: The matrices that can be removed on their own: attention then still mixes tokens, but less selectively. Without any
 #: other matrix, a sublayer adds the same vector to every token and is dropped.
 EXPENDABLE = ("Q", "K")
@@ -112,7 +123,7 @@ class Encoder:
 
     def matrix_size(self, kind: str, inner_size: int) -> tuple[int, int]:
         """Return M and N of a matrix, given the number of inner features of its sublayer."""
-        closes = any(kind == kinds[-1] for kinds in SUBLAYERS.values())
+        closes = kind == SUBLAYERS[sublayer_of(kind)][-1]
         return (inner_size, self.hidden_size) if closes else (self.hidden_size, inner_size)
 
     @property

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from pgb_lightning.encoders.base import Encoder, model_type_of
 from pgb_lightning.encoders.families import FAMILIES
 from pgb_lightning.layers.dropped import DroppedCore
@@ -20,7 +18,7 @@ def keep_attention_entries(encoder: Encoder) -> None:
     transformers collects attention weights from the modules that compute them, so that the others have no entry, and
     an index in ``attentions`` would no longer be that of the layer.
     """
-    if any(_dropped(layer, encoder.family.cores["attention"]) for layer in encoder.layers):
+    if any(attention_is_dropped(encoder)):
         for model in encoder.owners:
             if HANDLE not in vars(model):
                 # Before the hooks of others, which then see all entries.
@@ -35,8 +33,10 @@ def remove_attention_hook(encoder: Encoder) -> None:
             handle.remove()
 
 
-def _dropped(layer: nn.Module, core: str) -> bool:
-    return isinstance(layer.get_submodule(core), DroppedCore)
+def attention_is_dropped(encoder: Encoder) -> list[bool]:
+    """Return for each layer whether its attention was dropped."""
+    core = encoder.family.cores["attention"]
+    return [isinstance(layer.get_submodule(core), DroppedCore) for layer in encoder.layers]
 
 
 def _add_entries(model: Any, _: object, kwargs: dict[str, Any], output: Any) -> Any:
@@ -63,8 +63,7 @@ def _is_weights(part: Any) -> bool:
 
 def _complete(model: Any, attentions: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return attention weights with an entry for each layer, if there is one for each layer with attention."""
-    family = FAMILIES[model_type_of(model)]
-    dropped = [_dropped(layer, family.cores["attention"]) for layer in Encoder("", model, family).layers]
+    dropped = attention_is_dropped(Encoder("", model, FAMILIES[model_type_of(model)]))
     if len(attentions) != dropped.count(False):  # complete, or not computed, as with attn_implementation="sdpa"
         return attentions
     entries = iter(attentions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.utils import parametrize
 
-from pgb_lightning.encoders.base import MATRICES, SUBLAYERS, Encoder
+from pgb_lightning.encoders.base import MATRICES, SUBLAYERS, Encoder, sublayer_of
 from pgb_lightning.encoders.find import find_encoders
 from pgb_lightning.layers.dropped import DroppedCore
 from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
@@ -24,7 +24,7 @@ def check_prunable(encoder: Encoder) -> None:
     for layer in range(len(encoder.layers)):
         for kind in MATRICES:
             module = encoder.find_matrix(layer, kind)
-            if _is_dropped(encoder, layer, kind):
+            if encoder.is_dropped(layer, sublayer_of(kind)):
                 continue
             assert module is not None
             if isinstance(module, (GroupedLinear, ConstantLinear)):
@@ -107,11 +107,6 @@ def check_complete(encoder: Encoder) -> None:
                 )
 
 
-def _is_dropped(encoder: Encoder, layer: int, kind: str) -> bool:
-    """Return whether the sublayer of a matrix was dropped."""
-    return any(encoder.is_dropped(layer, sublayer) for sublayer, kinds in SUBLAYERS.items() if kind in kinds)
-
-
 def check_plan(encoder: Encoder, plan: PruningPlan) -> None:
     """Require that a plan fits an encoder as it is, dense or pruned.
 
@@ -142,7 +137,7 @@ def check_plan(encoder: Encoder, plan: PruningPlan) -> None:
     for layer in range(len(encoder.layers)):
         for kind in MATRICES:
             matrix = plan.matrix(layer, kind)
-            linear = None if _is_dropped(encoder, layer, kind) else as_matrix(encoder.matrix(layer, kind))
+            linear = None if encoder.is_dropped(layer, sublayer_of(kind)) else as_matrix(encoder.matrix(layer, kind))
             size = encoder.matrix_size(kind, 0) if linear is None else (linear.in_features, linear.out_features)
             if (matrix.rows, matrix.columns) != size:
                 raise ValueError(

@@ -6,8 +6,8 @@ import torch
 
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.wrappers import replace_module
-from pgb_lightning.layers.dropped import DroppedCore, DroppedTable
-from pgb_lightning.surgery.attentions import keep_attention_entries, remove_attention_hook
+from pgb_lightning.layers.dropped import DroppedTable
+from pgb_lightning.surgery.attentions import attention_is_dropped, keep_attention_entries, remove_attention_hook
 from pgb_lightning.surgery.saving import record_when_saved, save_as_usual
 
 
@@ -21,8 +21,7 @@ def finish(encoder: Encoder) -> None:
         encoder: The encoder, with all of its new layers. Calling it again has no effect.
     """
     table = encoder.family.attention_table
-    cores = [layer.get_submodule(encoder.family.cores["attention"]) for layer in encoder.layers]
-    if table is not None and all(isinstance(core, DroppedCore) for core in cores):
+    if table is not None and all(attention_is_dropped(encoder)):
         for model in encoder.owners:
             replace_module(model.get_submodule(table), DroppedTable(), encoder.roots)
     keep_attention_entries(encoder)

@@ -21,6 +21,7 @@ from helpers.entries import (
     snapshot,
     train_loader,
 )
+from helpers.fakes import quiet_trainer
 from helpers.own import make_loader
 from helpers.tiny import batches
 from lightning.pytorch.callbacks import OnExceptionCheckpoint
@@ -95,14 +96,7 @@ def test_a_requeued_job_continues_without_pruning_again(
 
 
 def test_the_checkpoint_of_another_job_in_the_folder_is_named(slurm: Path, tmp_path: Path) -> None:
-    dense = L.Trainer(
-        accelerator="cpu",
-        max_steps=1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
+    dense = quiet_trainer(max_steps=1, default_root_dir=tmp_path)
     dense.fit(ResumableModule(), train_loader())
     path = tmp_path / "run" / "hpc_ckpt_1.ckpt"
     path.parent.mkdir()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.seed import isolate_rng
 
+from pgb_lightning.callbacks.random_state import isolated_random_state
 from pgb_lightning.experiments.baselines.masks import make_permanent
 from pgb_lightning.experiments.baselines.registry import Calibrated
 
@@ -32,7 +32,7 @@ class BaselineCallback(pl.Callback):
         if stage == "fit":
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             model: Any = pl_module.model
-            with isolate_rng():  # the order of training batches must not depend on pruning
+            with isolated_random_state():  # the order of training batches must not depend on pruning
                 calibrated = Calibrated(model, list(data.calibration_dataloader()))
                 self.removed = calibrated.prune(self.name, model, self.pruning_ratio)
 
