@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pgb_lightning.encoders.base import MATRICES, SUBLAYERS, Encoder
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.family import sublayer_of
 from pgb_lightning.layers.matrix import as_matrix
 
 
@@ -13,8 +14,8 @@ class Cost:
     """The cost of an encoder.
 
     Args:
-        parameters: Weights of the six matrix kinds. Biases, LayerNorms, embeddings and heads are not counted, as in the
-            paper.
+        parameters: Weights of the matrices, each counted once. Biases, LayerNorms, embeddings and heads are not
+            counted, as in the paper.
         flops: Floating-point operations of one sequence through those matrices and through attention; a multiply-add
             counts as two.
     """
@@ -41,12 +42,14 @@ def encoder_cost(encoder: Encoder, length: int = 128) -> Cost:
     """
     parameters = flops = 0
     for layer in range(len(encoder.layers)):
-        kept = {kind: _kept_weights(encoder, layer, kind) for kind in MATRICES}
+        kept = {kind: _kept_weights(encoder, layer, kind) for kind in encoder.matrices}
         parameters += sum(kept.values())
-        flops += 2 * length * sum(kept.values())
-        if kept["O"]:
+        once = 2 * length * sum(kept.values())
+        last = encoder.sublayers["attention"][-1]
+        if kept[last]:
             # Scores Q Kᵀ and their product with V: two products of length x length x width.
-            flops += 2 * 2 * length**2 * as_matrix(encoder.matrix(layer, "V")).out_features
+            once += 2 * 2 * length**2 * as_matrix(encoder.matrix(layer, last)).in_features
+        flops += once * encoder.num_runs(layer)
     return Cost(parameters, flops)
 
 
@@ -57,10 +60,10 @@ def dense_cost(encoder: Encoder, length: int = 128) -> Cost:
         encoder: The encoder, dense or pruned.
         length: Tokens of the sequence for which FLOPs are counted.
     """
-    inside = {sublayer: encoder.inner_size(sublayer) for sublayer in SUBLAYERS}
-    weights = sum(encoder.hidden_size * inside[sublayer] * len(kinds) for sublayer, kinds in SUBLAYERS.items())
-    flops = 2 * length * weights + 2 * 2 * length**2 * inside["attention"]
-    return Cost(weights * len(encoder.layers), flops * len(encoder.layers))
+    sizes = (encoder.matrix_size(kind, encoder.inner_size(sublayer_of(kind))) for kind in encoder.matrices)
+    weights = sum(rows * columns for rows, columns in sizes)
+    flops = 2 * length * weights + 2 * 2 * length**2 * encoder.inner_size("attention")
+    return Cost(weights * len(encoder.layers), flops * len(encoder.order))
 
 
 def _kept_weights(encoder: Encoder, layer: int, kind: str) -> int:

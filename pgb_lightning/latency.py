@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from pgb_lightning.encoders.base import SUBLAYERS, Encoder
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.family import SUBLAYERS
 from pgb_lightning.modes import eval_mode
 
 #: Number of timed calls in :func:`measure_fastest`. The fastest counts, since disturbances only make a call longer.
@@ -102,12 +105,13 @@ def layers_runner(encoder: Encoder, batch_size: int, length: int) -> Callable[[]
         length: Number of tokens per sequence.
     """
     hidden = random_hidden_states(encoder, batch_size, length)
+    arguments = layer_arguments(encoder, batch_size, length)
 
     def run() -> Tensor:
-        states = hidden
-        for layer in encoder.layers:
+        states, layers = hidden, encoder.layers
+        for number, given in zip(encoder.order, arguments, strict=True):
             for sublayer in SUBLAYERS:
-                states = encoder.run(layer, sublayer, states)
+                states = encoder.run(layers[number], sublayer, states, given)
         return states
 
     return run
@@ -132,6 +136,38 @@ def measure_fastest(*runs: Callable[[], Tensor]) -> list[float]:
                 torch.cuda.synchronize()
             measured.append(time.perf_counter() - begin)
     return [min(measured) for measured in times]
+
+
+@torch.no_grad()
+def layer_arguments(encoder: Encoder, batch_size: int, length: int) -> list[dict[str, Any]]:
+    """Return the arguments with which the model calls its layers, such as rotary embeddings, for texts of one length.
+
+    Args:
+        encoder: The encoder. It runs once, if its layers need arguments.
+        batch_size: Number of sequences per batch.
+        length: Number of tokens per sequence.
+
+    Returns:
+        For each run of a layer, the arguments that the family's sublayers need besides hidden states.
+    """
+    needed, found = encoder.family.arguments, list[dict[str, Any]]()
+    if not encoder.family.needs_arguments:
+        return [{} for _ in encoder.order]
+
+    def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = {**dict(zip(inspect.signature(layer.forward).parameters, args, strict=False)), **kwargs}
+        found.append({name: given[name] for name in needed if name in given})
+
+    padding = getattr(encoder.model.config, "pad_token_id", None)
+    tokens = torch.full((batch_size, length), 1 if padding == 0 else 0, device=encoder.model.device)
+    handles = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in encoder.layers]
+    try:
+        with eval_mode(encoder.model):
+            encoder.model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def random_hidden_states(encoder: Encoder, batch_size: int, length: int) -> Tensor:

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from pgb_lightning.atomic_write import write_atomically
-from pgb_lightning.encoders.base import EXPENDABLE, MATRICES, SUBLAYERS, Sublayer, sublayer_of
+from pgb_lightning.encoders.family import (
+    EXPENDABLE,
+    GATES,
+    KEY_VALUE,
+    MATRICES,
+    SUBLAYERS,
+    Sublayer,
+    sublayer_of,
+    sublayers_of,
+)
 from pgb_lightning.layers.matrix import REMOVED, BlockShape
 
 #: Increased whenever the meaning of a stored plan changes.
@@ -25,7 +34,7 @@ class MatrixPlan:
 
     Args:
         layer: Layer index, from 0.
-        kind: One of Q, K, V, O, W1, W2.
+        kind: One of Q, K, V, O, W1, W2, or W3 in a gated feed-forward network.
         rows: M, the inputs; those that an earlier pruning has left, if there was one.
         columns: N, the outputs, likewise.
         input_index: The rows of each block (π_r, split into G parts); ``()`` if the matrix is removed, ``None`` if it
@@ -115,7 +124,8 @@ class PruningPlan:
             :func:`~pgb_lightning.encoders.fingerprint.fingerprint`; empty if unknown.
         schema_version: Version of this record's format.
         dense_sizes: Features of all heads, and neurons, of a sublayer of the dense encoder, if the plan was made for an
-            encoder pruned before; else ``None``. :attr:`pruning_ratio` always refers to the dense encoder.
+            encoder pruned before; else ``None``. If keys and values have fewer heads than queries, also the features of
+            ``"K"`` and ``"V"``. :attr:`pruning_ratio` always refers to the dense encoder.
 
     Raises:
         ValueError: If the entries do not form complete layers, a dropped sublayer keeps a matrix, or a matrix is larger
@@ -141,16 +151,19 @@ class PruningPlan:
         if not isinstance(self.config, Mapping):
             raise TypeError(f"config={self.config!r} must be a mapping.")
         found = [(matrix.layer, matrix.kind) for matrix in self.matrices]
-        expected = [(layer, kind) for layer in range(self.num_layers) for kind in MATRICES]
-        if not found or found != expected:
+        kinds = self.kinds or tuple(kind for kind in MATRICES if kind not in GATES)
+        expected = [(layer, kind) for layer in range(self.num_layers) for kind in kinds]
+        is_complete = {*MATRICES} - {*GATES} <= {*kinds} and kinds == tuple(k for k in MATRICES if k in kinds)
+        if not found or not is_complete or found != expected:
+            kinds = tuple(kind for kind in MATRICES if kind not in GATES or kind in kinds)
             raise ValueError(
-                f"matrices must list {', '.join(MATRICES)} for each of one or more layers, in order; the plan has "
+                f"matrices must list {', '.join(kinds)} for each of one or more layers, in order; the plan has "
                 f"{len(found)} matrices."
             )
         for layer in range(self.num_layers):
-            for kinds in SUBLAYERS.values():
-                gates = [kind for kind in kinds if kind not in EXPENDABLE]
-                dead = [kind for kind in gates if self.matrix(layer, kind).num_groups == 0]
+            for kinds in self.sublayers.values():
+                essential = [kind for kind in kinds if kind not in EXPENDABLE]
+                dead = [kind for kind in essential if self.matrix(layer, kind).num_groups == 0]
                 alive = [kind for kind in kinds if self.matrix(layer, kind).num_groups > 0]
                 if dead and alive:
                     raise ValueError(
@@ -158,33 +171,44 @@ class PruningPlan:
                         f"kept. Remove all of {', '.join(kinds)}."
                     )
         sizes = self.dense_sizes
-        known = isinstance(sizes, Mapping) and sizes.keys() == SUBLAYERS.keys()
+        known = isinstance(sizes, Mapping) and SUBLAYERS.keys() <= sizes.keys() <= {*SUBLAYERS, *KEY_VALUE}
         if sizes is not None and not (known and all(type(size) is int and size > 0 for size in sizes.values())):
             raise ValueError(f"dense_sizes={sizes!r} must be null, or an integer for each of {', '.join(SUBLAYERS)}.")
 
     @property
     def num_layers(self) -> int:
         """Number of layers of the encoder."""
-        return len(self.matrices) // len(MATRICES)
+        return len(self.matrices) // max(len(self.kinds), 1)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The matrix kinds of a layer, in order."""
+        return tuple(matrix.kind for matrix in self.matrices[: len(MATRICES)] if matrix.layer == 0)
+
+    @property
+    def sublayers(self) -> dict[Sublayer, tuple[str, ...]]:
+        """The matrix kinds of each sublayer."""
+        return sublayers_of(self.kinds)
 
     def matrix(self, layer: int, kind: str) -> MatrixPlan:
         """Return the entry of one matrix."""
-        return self.matrices[layer * len(MATRICES) + MATRICES.index(kind)]
+        return self.matrices[layer * len(self.kinds) + self.kinds.index(kind)]
 
     def is_dropped(self, layer: int, sublayer: Sublayer) -> bool:
         """Return whether a sublayer is dropped and becomes LayerNorm(x + bias')."""
-        return all(self.matrix(layer, kind).num_groups == 0 for kind in SUBLAYERS[sublayer])
+        return all(self.matrix(layer, kind).num_groups == 0 for kind in self.sublayers[sublayer])
 
     @property
     def total_parameters(self) -> int:
-        """Weights of the dense encoder's six matrix kinds; biases, embeddings and heads are not counted."""
+        """Weights of the dense encoder's matrices; biases, embeddings and heads are not counted."""
         return sum(map(self.dense_parameters, self.matrices))
 
     def dense_parameters(self, matrix: MatrixPlan) -> int:
         """Return the weights of a matrix in the dense encoder, before any pruning."""
         if self.dense_sizes is None:
             return matrix.total_parameters
-        return self.matrix(0, "Q").rows * self.dense_sizes[sublayer_of(matrix.kind)]
+        width = self.matrices[0].rows  # of the hidden states, which all opening matrices read
+        return width * self.dense_sizes.get(matrix.kind, self.dense_sizes[sublayer_of(matrix.kind)])
 
     def kept_share(self, matrix: MatrixPlan) -> float:
         """Return the fraction of a matrix's weights in the dense encoder that is kept."""

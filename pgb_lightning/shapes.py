@@ -10,7 +10,7 @@ class Heads:
     """An attention sublayer with some of its heads.
 
     Args:
-        count: The heads that are kept.
+        count: The heads that are kept; if keys and values have fewer heads than queries, heads of keys and values.
 
     Example:
         >>> print(Heads(6))
@@ -63,7 +63,8 @@ class Groups:
     def __str__(self) -> str:
         if self.neurons is None:
             return f"groups {', '.join(map(str, self.numbers))}"
-        return f"{self.neurons} neurons in {' and '.join(map(str, self.numbers))} groups"
+        *first, last = map(str, self.numbers)
+        return f"{self.neurons} neurons in {', '.join(first)} and {last} groups"
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ FIGURE = ROOT / "docs" / "img" / "architecture.svg"
 #: The packages and top-level modules, from the bottom up. Each may import those of earlier rows only.
 LAYERS = (
     ("_compat",),
-    ("atomic_write", "checkpoints", "glue_tasks", "modes", "packaged", "peak_memory", "plotting", "shapes"),
-    ("config", "encoders", "layers", "process_group"),
+    ("atomic_write", "checkpoints", "glue_tasks", "layers", "modes", "packaged", "peak_memory", "plotting", "shapes"),
+    ("config", "encoders", "process_group"),
     ("calibration", "cost", "distillation", "latency", "plan", "target_warning"),
     ("surgery",),
     ("compensation",),

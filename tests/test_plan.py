@@ -7,11 +7,11 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import pytest
+from helpers.kinds import MATRICES
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pgb_lightning import MatrixPlan, PruningPlan
-from pgb_lightning.encoders.base import MATRICES
 from pgb_lightning.plan import SCHEMA_VERSION
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.kinds import MATRICES
 from helpers.tiny import MODEL_TYPES, batches, classifier, logits
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from pgb_lightning import MatrixPlan, PruningConfig, PruningPlan, apply_plan, dense_twin, follow_state_dict, prune
 from pgb_lightning.cost import dense_cost, encoder_cost
-from pgb_lightning.encoders.base import MATRICES
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export import export_huggingface
 from pgb_lightning.report import Facts, plan_table, render, render_page
@@ -234,7 +234,7 @@ def test_a_third_pruning() -> None:
 def test_a_target_speedup_refers_to_the_dense_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With seconds that are proportional to weights, a speedup of 4 keeps a quarter of the dense encoder's weights."""
 
-    def seconds(_: Any, candidate: Candidate, hidden: Any) -> float:
+    def seconds(_: Any, candidate: Candidate, *__: Any) -> float:
         return candidate.parameters / 1e6
 
     def ratio(dense: Any, pruned: Any, *_: int) -> float:

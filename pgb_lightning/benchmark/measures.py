@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pgb_lightning.encoders.base import SUBLAYERS
+from pgb_lightning.encoders.family import SUBLAYERS
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.latency import measure_latency
 from pgb_lightning.peak_memory import peak_memory as peak_of_process

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from pgb_lightning.calibration.collect import Calibration
 from pgb_lightning.config import PruningConfig
-from pgb_lightning.encoders.base import MATRICES, Encoder
+from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.families import FAMILIES
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.grouping.group_numbers import allowed_groups
@@ -135,7 +135,7 @@ def narrow_plan(encoder: Encoder, ratio: float) -> PruningPlan:
             columns = columns[: kept_neurons if kind == "W1" else inside]
         return MatrixPlan(layer, kind, linear.in_features, linear.out_features, (rows,), (columns,))
 
-    matrices = [planned(layer, kind, linears[layer, kind]) for layer in range(len(encoder.layers)) for kind in MATRICES]
+    matrices = [planned(layer, kind, linear) for (layer, kind), linear in linears.items()]
     return PruningPlan(encoder.model_type, tuple(matrices))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,18 +27,18 @@ def _warn(message: str) -> None:
 
 @dataclass(frozen=True)
 class LayerInput:
-    """The inputs of the first encoder layer for one calibration batch; compensation needs no other data.
+    """The inputs of the encoder's layers for one calibration batch; compensation needs no other data.
 
     Args:
-        hidden: Embeddings, (B, S, d), on the CPU. Positions that are padding in every sample are removed if the form of
-            the mask allows it.
-        attention_mask: The attention mask in the form that the layers expect, or ``None``.
+        hidden: The first layer's hidden states, (B, S, d), on the CPU. Positions that are padding in every sample are
+            removed if the form of the mask allows it.
         tokens: True at real tokens, False at padding, (B, S).
+        arguments: For each run of a layer, in order, the other arguments that the family's sublayers need.
     """
 
     hidden: Tensor
-    attention_mask: Tensor | None
     tokens: Tensor
+    arguments: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,16 @@ class SecondMoments:
     """Second moments of the layers' inputs and output gradients, by (layer index, matrix kind).
 
     Args:
-        inputs: H, the covariance over real tokens of the inputs of Q (shared by K and V), O, W1 and W2, (M, M).
+        inputs: H, the covariance over real tokens of the inputs of Q (shared by K and V), O, W1 (shared by W3) and W2,
+            (M, M).
         gradients: A, the mean over samples of the sum of g gᵀ over a sample's real tokens, where g is the gradient of
             the sample's loss with respect to a matrix's outputs: (N, N) for O and W2, its diagonal (N,) for the others.
+        means: The means of the same inputs, (M,).
     """
 
     inputs: dict[tuple[int, str], Tensor]
     gradients: dict[tuple[int, str], Tensor]
+    means: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -155,18 +158,39 @@ def calibrate(
 
 
 def _layer_input(call: EncoderCall) -> LayerInput:
-    """Return the first layer's input on the CPU, without the positions that are padding in every sample."""
-    hidden, mask, tokens = call.hidden.detach(), call.attention_mask, call.token_mask()
+    """Return the layers' input, hidden states on the CPU, without the positions that are padding in every sample."""
+    hidden, tokens = call.hidden.detach(), call.token_mask()
     length = tokens.shape[1]
     used = tokens.any(0).nonzero().flatten().tolist()
-    if used and len(used) < length and isinstance(mask, Tensor) and mask.shape[-1] == length:
-        span = slice(used[0], used[-1] + 1)
-        # Clone, since a slice would keep the memory of the full tensor. A mask may be one row expanded to all.
-        hidden, tokens, mask = hidden[:, span].clone(), tokens[:, span].clone(), mask[..., span]
-        if mask.dim() > 2 and mask.shape[-2] == length:
-            mask = mask[..., span, :]
-        mask = mask.clone() if mask.untyped_storage().nbytes() > mask.nbytes else mask
-    return LayerInput(hidden.cpu(), mask, tokens.cpu())
+    span = slice(used[0], used[-1] + 1) if used else slice(0, length)
+    masks = [arguments.get("attention_mask") for arguments in call.arguments]
+    if len(used) in (0, length) or not all(isinstance(mask, Tensor) and mask.shape[-1] == length for mask in masks):
+        return LayerInput(hidden.cpu(), tokens.cpu(), call.arguments)
+    trimmed: dict[int, Any] = {}  # an argument that several layers are given is stored once
+
+    def trim(name: str, value: Any) -> Any:
+        if id(value) not in trimmed:
+            trimmed[id(value)] = _trim(name, value, span, length)
+        return trimmed[id(value)]
+
+    arguments = [{name: trim(name, value) for name, value in given.items()} for given in call.arguments]
+    # Clone, since a slice would keep the memory of the full tensor.
+    return LayerInput(hidden[:, span].clone().cpu(), tokens[:, span].clone().cpu(), arguments)
+
+
+def _trim(name: str, value: Any, span: slice, length: int) -> Any:
+    """Return an argument of a layer for some of the positions: a mask, or tensors with a vector for each position."""
+    if isinstance(value, tuple):
+        return tuple(_trim(name, part, span, length) for part in value)
+    if not isinstance(value, Tensor):
+        return value
+    if name != "attention_mask":
+        return value[..., span, :].clone()
+    mask = value[..., span]
+    if mask.dim() > 2 and mask.shape[-2] == length:
+        mask = mask[..., span, :]
+    # A mask may be one row expanded to all.
+    return mask.clone() if mask.untyped_storage().nbytes() > mask.nbytes else mask
 
 
 def _add_batch(number: int, value: Any, calls: EncoderCalls, sums: MomentSums | None, counts: Counts) -> str | None:
@@ -191,6 +215,7 @@ def _add_batch(number: int, value: Any, calls: EncoderCalls, sums: MomentSums | 
         sums.add_inputs(calls)
     if problem := _run_backward(number, value, calls):
         return problem
+    calls.finish_batch()
     # A pass whose output is detached does not count, unless the loss depends on no pass at all.
     used = [call for call in calls if call.is_used] or calls
     counts.samples += sum(len(call.hidden) for call in used)

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pgb_lightning.calibration.moments import AllReduce, Covariance, add_gram, symmetric_from_lower
-from pgb_lightning.encoders.base import SUBLAYERS, Encoder
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.family import SUBLAYERS, input_of
+from pgb_lightning.encoders.fused import Columns
 
 #: The last matrix of each sublayer.
 CLOSING = tuple(kinds[-1] for kinds in SUBLAYERS.values())
@@ -25,17 +28,21 @@ class EncoderCall:
 
     Args:
         hidden: The first layer's input, (B, S, d), which requires a gradient.
-        attention_mask: The mask that the first layer was given, in the form that the layers expect.
         encoder_mask: The mask that the encoder was given, usually (B, S).
+        arguments: For each run of a layer, the other arguments that the family's sublayers need.
         inputs: The inputs of the matrices, (B, S, M), that are not yet part of the moments.
+        seen: The matrices that have been read, with the run of their layer.
+        repeated: For matrices of layers that run several times, the inputs and output gradients of each run.
         is_used: Whether the loss depends on the call; set by the backward pass.
         has_gradient: Whether each sample has a gradient whose square is not zero, (B,); set by the backward pass.
     """
 
     hidden: Tensor
-    attention_mask: Tensor | None
     encoder_mask: Tensor | None
+    arguments: list[dict[str, Any]] = field(default_factory=list)
     inputs: list[tuple[tuple[int, str], Tensor]] = field(default_factory=list)
+    seen: set[tuple[int, tuple[int, str]]] = field(default_factory=set)
+    repeated: dict[tuple[int, str], list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     is_used: bool = False
     has_gradient: Tensor = field(init=False)
 
@@ -53,12 +60,28 @@ class EncoderCall:
 class EncoderCalls(list[EncoderCall]):
     """The encoder's calls for one batch.
 
+    Args:
+        squares: Sums of squared weight gradients to add to, (M, N) each.
+
     Attributes:
         in_backward: Whether the backward pass of the batch's loss runs. Gradients of others, which a step may compute
             itself (such as those of adversarial training), do not count.
+        run: Number of the current run of a layer, from 0.
     """
 
-    in_backward = False
+    def __init__(self, squares: dict[tuple[int, str], Tensor]) -> None:
+        super().__init__()
+        self.squares = squares
+        self.in_backward = False
+        self.run = -1
+
+    def finish_batch(self) -> None:
+        """Add the squared gradients of matrices that were used several times, which are sums over all uses."""
+        for call in self:
+            for key, pairs in call.repeated.items():
+                inputs, gradients = zip(*pairs, strict=True)
+                add_squares(self.squares[key], torch.cat(inputs, dim=1), torch.cat(gradients, dim=1))
+            call.repeated.clear()
 
 
 class MomentSums:
@@ -70,14 +93,14 @@ class MomentSums:
     """
 
     def __init__(self, encoder: Encoder, max_tokens: float) -> None:
-        self.max_tokens = max_tokens
+        self.max_tokens = {layer: max_tokens * encoder.num_runs(layer) for layer in range(len(encoder.layers))}
         self.inputs: dict[tuple[int, str], Covariance] = {}
         self.gradients: dict[tuple[int, str], Tensor] = {}
         for key, linear in encoder.linears():
             device, width = linear.weight.device, linear.out_features
             shape = (width, width) if key[1] in CLOSING else (width,)
             self.gradients[key] = torch.zeros(shape, dtype=torch.float64, device=device)
-            if key[1] not in ("K", "V"):  # they have the same inputs as Q
+            if key[1] == input_of(key[1]):
                 self.inputs[key] = Covariance(linear.in_features, device)
 
     def add_inputs(self, calls: Iterable[EncoderCall]) -> None:
@@ -86,7 +109,7 @@ class MomentSums:
             tokens = call.token_mask()
             for key, inputs in call.inputs:
                 covariance = self.inputs.get(key)
-                if covariance is not None and covariance.count < self.max_tokens:
+                if covariance is not None and covariance.count < self.max_tokens[key[0]]:
                     covariance.add(_token_rows(inputs, tokens))
             call.inputs.clear()
 
@@ -99,10 +122,8 @@ class MomentSums:
         else:
             self.gradients[key] += g.square().sum(0).double() * batch**2
 
-    def finish(
-        self, all_reduce: AllReduce, samples: int
-    ) -> tuple[dict[tuple[int, str], Tensor], dict[tuple[int, str], Tensor]]:
-        """Return the covariances of inputs and the second moments of gradients over all processes; call once.
+    def finish(self, all_reduce: AllReduce, samples: int) -> list[dict[tuple[int, str], Tensor]]:
+        """Return the covariances of inputs, second moments of gradients, and means of inputs; call once.
 
         Sums are released one by one, to limit peak memory.
 
@@ -110,13 +131,15 @@ class MomentSums:
             all_reduce: Sums a tensor over the processes.
             samples: Number of samples over all processes.
         """
-        inputs, gradients = {}, {}
+        inputs, gradients, means = {}, {}, {}
         for key in list(self.inputs):
-            inputs[key] = self.inputs.pop(key).finish(all_reduce)
+            summed = self.inputs.pop(key)
+            inputs[key] = summed.finish(all_reduce)
+            means[key] = summed.mean
         for key in list(self.gradients):
             total = self.gradients.pop(key)
             gradients[key] = all_reduce(symmetric_from_lower(total) if total.dim() == 2 else total).div_(samples)
-        return inputs, gradients
+        return [inputs, gradients, means]
 
 
 @contextmanager
@@ -133,45 +156,61 @@ def calibration_hooks(
     Yields:
         The calls. Clear them before each batch, and set ``in_backward`` while gradients are to be accumulated.
     """
-    calls = EncoderCalls()
+    calls = EncoderCalls(squares)
     encoder_mask: list[Tensor | None] = [None]
-    first = encoder.layers[0]
-    parameters = inspect.signature(first.forward).parameters
+    layers, order = encoder.layers, list(encoder.order)
+    parameters = inspect.signature(layers[0].forward).parameters
 
     def record_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
         encoder_mask[0] = bound.arguments.get("attention_mask")
+        calls.run = -1
 
-    def record_call(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    def record_run(
+        layer: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if not torch.is_grad_enabled():  # a pass that the loss does not depend on, such as that of a teacher
             return args, kwargs
+        calls.run = (calls.run + 1) % len(order) if encoder.num_runs(layer) > 1 else order.index(layer)
         arguments = {**dict(zip(parameters, args, strict=False)), **kwargs}
         hidden = arguments["hidden_states"]
-        if not hidden.requires_grad:  # Else it stays connected: a step may ask for the gradient of the embeddings.
-            hidden = hidden.detach().requires_grad_()
-        calls.append(EncoderCall(hidden, arguments.get("attention_mask"), encoder_mask[0]))
+        if calls.run == 0:
+            if not hidden.requires_grad:  # Else it stays connected: a step may ask for the gradient of the embeddings.
+                hidden = hidden.detach().requires_grad_()
+            calls.append(EncoderCall(hidden, encoder_mask[0]))
+        if not calls.in_backward:  # where a checkpointed layer runs again
+            needed = encoder.family.arguments
+            calls[-1].arguments.append({name: detached(arguments[name]) for name in needed if name in arguments})
         if args:
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}
 
-    def accumulate(key: tuple[int, str]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def accumulate(
+        matrices: dict[tuple[int, str], Columns | None],
+    ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        first = next(iter(matrices))
+
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if not output.requires_grad:
+            if not output.requires_grad or (calls.run, first) in calls[-1].seen:
                 return
             inputs, call = args[0].detach(), calls[-1]
+            call.seen.add((calls.run, first))  # DeBERTa applies Q and K to its relative embeddings, too
             if sums is not None:
-                call.inputs.append((key, inputs))
+                call.inputs.extend((key, inputs) for key in matrices)
 
             def add_gradient(gradient: Tensor) -> None:
                 if not calls.in_backward:
                     return
-                _add_squares(squares[key], inputs, gradient)
-                if sums is not None:
-                    sums.add_gradients(key, gradient, call.token_mask())
-                if key[1] in CLOSING:  # the gradients of the sublayer's other matrices follow from this one
-                    call.has_gradient |= gradient.flatten(1).abs().amax(1).to(squares[key].dtype).square() > 0
+                for key, columns in matrices.items():
+                    part = gradient if columns is None else gradient[..., columns]
+                    if encoder.num_runs(key[0]) > 1:
+                        call.repeated.setdefault(key, []).append((inputs, part))
+                    else:
+                        add_squares(squares[key], inputs, part)
+                    if sums is not None:
+                        sums.add_gradients(key, part, call.token_mask())
+                    if key[1] in CLOSING:  # the gradients of the sublayer's other matrices follow from this one
+                        call.has_gradient |= part.flatten(1).abs().amax(1).to(squares[key].dtype).square() > 0
 
             output.register_hook(add_gradient)  # type: ignore[no-untyped-call]
 
@@ -179,8 +218,11 @@ def calibration_hooks(
 
     handles: list[RemovableHandle] = [
         *(owner.register_forward_pre_hook(record_mask, with_kwargs=True) for owner in encoder.owners),
-        first.register_forward_pre_hook(record_call, with_kwargs=True),
-        *(linear.register_forward_hook(accumulate(key)) for key, linear in encoder.linears()),
+        *(
+            layer.register_forward_pre_hook(partial(record_run, number), with_kwargs=True)
+            for number, layer in enumerate(layers)
+        ),
+        *(linear.register_forward_hook(accumulate(matrices)) for linear, matrices in encoder.hook_points()),
     ]
     try:
         yield calls
@@ -189,13 +231,20 @@ def calibration_hooks(
             handle.remove()
 
 
+def detached(value: Any) -> Any:
+    """Return an argument of a layer without the graph that computed it."""
+    if isinstance(value, tuple):
+        return tuple(map(detached, value))
+    return value.detach() if isinstance(value, Tensor) else value
+
+
 def _token_rows(states: Tensor, tokens: Tensor) -> Tensor:
     """Return the rows of (B, S, N) states at real tokens, (T, N); without a copy if there is no padding."""
     return states.flatten(0, 1) if tokens.all() else states[tokens.to(states.device)]
 
 
 @torch.no_grad()
-def _add_squares(square: Tensor, inputs: Tensor, gradients: Tensor) -> None:
+def add_squares(square: Tensor, inputs: Tensor, gradients: Tensor) -> None:
     """Add the squared weight gradients of a batch's samples to ``square``.
 
     Args:

@@ -93,6 +93,19 @@ class Moments:
         self.cross -= self.count * x.unsqueeze(2) * y.unsqueeze(1)
         self.total_squares -= self.count * self.mean_y.square().sum()
 
+    def uncentered(self) -> Moments:
+        """Return the moments without the means subtracted, for a matrix without a bias that could absorb them.
+
+        These must be finished. The means of the result are zero.
+        """
+        raw = copy.copy(self)
+        x, y = self.mean_x[self.rows], self.mean_y[self.columns]
+        raw.gram = self.gram + self.count * x.unsqueeze(2) * x.unsqueeze(1)
+        raw.cross = self.cross + self.count * x.unsqueeze(2) * y.unsqueeze(1)
+        raw.total_squares = self.total_squares + self.count * self.mean_y.square().sum()
+        raw.mean_x, raw.mean_y = torch.zeros_like(self.mean_x), torch.zeros_like(self.mean_y)
+        return raw
+
     def power(self, rows: Tensor) -> Tensor:
         """Return the sum of the squares of some inputs, not centered, as the mean over the inputs of each block.
 
@@ -152,6 +165,11 @@ class Covariance:
     def count(self) -> Tensor:
         """Number of vectors added so far, (1,)."""
         return self._moments.count
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the vectors, (M,); valid after :meth:`finish`."""
+        return self._moments.mean_x
 
     def add(self, x: Tensor) -> None:
         """Add vectors, (T, M)."""

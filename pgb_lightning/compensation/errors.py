@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pgb_lightning.calibration.moments import AllReduce
-from pgb_lightning.encoders.base import Sublayer
+from pgb_lightning.encoders.family import Sublayer
 
 
 @dataclass

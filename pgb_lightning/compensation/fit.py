@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,9 +14,11 @@ from pgb_lightning.calibration.collect import LayerInput
 from pgb_lightning.calibration.moments import AllReduce, Covariance, Moments
 from pgb_lightning.compensation.errors import FitErrors, relative_error
 from pgb_lightning.compensation.least_squares import LeastSquares
-from pgb_lightning.compensation.ridge import SplitMoments, choose_ridge, held_out_mask
+from pgb_lightning.compensation.ridge import SplitMoments, choose_ridge
+from pgb_lightning.compensation.streams import Stream, captured, runs_of
 from pgb_lightning.config import Ridge
-from pgb_lightning.encoders.base import SUBLAYERS, Encoder, Sublayer
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.family import SUBLAYERS, Sublayer
 from pgb_lightning.layers.linear import ConstantLinear
 from pgb_lightning.layers.matrix import BlockIndex, MatrixLayer, as_matrix
 from pgb_lightning.modes import eval_mode
@@ -68,23 +69,26 @@ def compensate(
         try:
             for layer in track(range(plan.num_layers)):
                 originals.append(copy.deepcopy(encoder.layers[layer]))
-                hidden = prune_layer(encoder, plan, layer)
+                features = prune_layer(encoder, plan, layer)
+                runs = runs_of(encoder, layer, originals[layer], streams)
                 for name in SUBLAYERS:
                     sublayer = SublayerFit(
                         encoder=encoder,
                         original=originals[layer],
                         layer=layer,
                         name=name,
-                        hidden=hidden[name],
+                        features=features,
                         ridge=ridge,
                         all_reduce=all_reduce,
                         errors=errors,
                     )
-                    exact = exact and not any(map(_changes, (plan.matrix(layer, kind) for kind in SUBLAYERS[name])))
+                    exact = exact and not any(
+                        map(_changes, (plan.matrix(layer, kind) for kind in plan.sublayers[name]))
+                    )
                     if exact:
-                        sublayer.skip(streams)
+                        sublayer.skip(runs)
                     else:
-                        sublayer.compensate(streams)
+                        sublayer.compensate(runs)
         except BaseException:
             _restore_weights(dense, originals)
             raise
@@ -103,35 +107,6 @@ def _changes(matrix: MatrixPlan) -> bool:
     return matrix.input_index is not None and matrix.total_parameters > 0
 
 
-class Stream:
-    """The hidden states of one calibration batch, in the dense and in the pruned model.
-
-    Args:
-        given: The first layer's input, which is the same for both models.
-        device: Device of the layers. The states are kept in main memory.
-        hold_out: Whether some samples are held out, to choose the ridge.
-    """
-
-    def __init__(self, given: LayerInput, device: torch.device, hold_out: bool = False) -> None:
-        self.dense = self.pruned = given.hidden
-        self.mask = given.attention_mask
-        self.tokens = given.tokens
-        self.device = device
-        self.held = held_out_mask(given.tokens).to(device) if hold_out else None
-
-    def inputs(self) -> tuple[Tensor, Tensor]:
-        """Return the states of the real tokens in the pruned and in the dense model, (T, d) each."""
-        return self.pruned[self.tokens].to(self.device), self.dense[self.tokens].to(self.device)
-
-    def real(self, states: Tensor) -> Tensor:
-        """Return the real tokens' rows of (B, S, ...) states on the device, (T, ...)."""
-        return states[self.tokens.to(states.device)]
-
-    def run(self, encoder: Encoder, layer: nn.Module, sublayer: Sublayer, hidden: Tensor) -> Tensor:
-        """Run one sublayer on (B, S, d) hidden states."""
-        return encoder.run(layer, sublayer, hidden.to(self.device), self.mask).cpu()
-
-
 @dataclass(frozen=True)
 class SublayerFit:
     """The compensation of one sublayer.
@@ -141,7 +116,7 @@ class SublayerFit:
         original: A copy of the layer before pruning.
         layer: Layer index.
         name: The sublayer.
-        hidden: The inner features that are left; ``None`` if all are.
+        features: For each matrix the inner features that are left; ``None`` if all are.
         ridge: Weight of the penalty on the distance from the original weights.
         all_reduce: Sums a tensor over the processes that share the calibration.
         errors: Records the remaining errors, if given.
@@ -151,14 +126,14 @@ class SublayerFit:
     original: nn.Module
     layer: int
     name: Sublayer
-    hidden: Hidden
+    features: Mapping[str, Hidden]
     ridge: Ridge
     all_reduce: AllReduce
     errors: FitErrors | None = None
 
     def compensate(self, streams: list[Stream]) -> None:
         """Refit the matrices in the order in which they are applied, and move both streams past the sublayer."""
-        *opening, closing = SUBLAYERS[self.name]
+        *opening, closing = self.encoder.sublayers[self.name]
         if isinstance(self._original(closing), ConstantLinear):  # dropped by an earlier pruning: nothing to refit
             for stream in streams:
                 stream.dense = stream.run(self.encoder, self.original, self.name, stream.dense)
@@ -179,11 +154,11 @@ class SublayerFit:
         for stream in streams:
             stream.dense = stream.pruned = stream.run(self.encoder, self.original, self.name, stream.dense)
         if self.errors is not None:
-            self.errors.matrices |= {(self.layer, kind): 0.0 for kind in SUBLAYERS[self.name]}
+            self.errors.matrices |= {(self.layer, kind): 0.0 for kind in self.encoder.sublayers[self.name]}
             self.errors.sublayers[self.layer, self.name] = 0.0
 
     def pruned(self, kind: str) -> MatrixLayer:
-        """Return the layer that holds a matrix now."""
+        """Return the layer that holds a matrix now; a part of a fused linear layer must be stored after changes."""
         return as_matrix(self.encoder.matrix(self.layer, kind))
 
     def dense(self, kind: str) -> nn.Linear:
@@ -194,7 +169,7 @@ class SublayerFit:
 
     def _original(self, kind: str) -> nn.Module:
         """Return the layer that held a matrix before."""
-        return self.original.get_submodule(self.encoder.family.paths[kind])
+        return self.encoder.matrix_in(self.original, kind)
 
     def _refit_opening(self, kinds: list[str], streams: list[Stream]) -> None:
         """Refit Q, K and V, or W1: they read the sublayer's input, so no layer needs to run.
@@ -206,19 +181,24 @@ class SublayerFit:
         moments = SplitMoments(everything, everything, width, width, self.ridge == "auto")
         dense_inputs = None if self.errors is None else Covariance(width, everything.device)
         for stream in streams:
-            inputs, targets = stream.inputs()
+            inputs, targets = (self.encoder.read(self.original, self.name, states) for states in stream.inputs())
             moments.add(inputs, targets, stream.held)
             if dense_inputs is not None:
                 dense_inputs.add(targets)
         moments.finish(self.all_reduce)
         covariance = None if dense_inputs is None else dense_inputs.finish(self.all_reduce)
         for kind in kinds:
-            dense, pruned = select_features(self.dense(kind), self.hidden, of_inputs=False), self.pruned(kind)
-            weight = dense.weight.T.double()
+            dense = select_features(self.dense(kind), self.features[kind], of_inputs=False)
+            current = self.encoder.matrix(self.layer, kind)
+            weight, pruned = dense.weight.T.double(), as_matrix(current)
             mean_y = moments.all.mean_y @ weight + (0 if dense.bias is None else dense.bias)
             explained = self._refit(pruned, moments, partial(_of_states, weight, pruned.index()), mean_y)
-            if self.errors is not None and covariance is not None:
-                total = float(moments.all.count * (weight * (covariance @ weight)).sum())
+            self.encoder.store(self.layer, kind, current)
+            if self.errors is not None and covariance is not None and dense_inputs is not None:
+                spread = covariance
+                if pruned.bias is None:
+                    spread = covariance + torch.outer(dense_inputs.mean, dense_inputs.mean)
+                total = float(moments.all.count * (weight * (spread @ weight)).sum())
                 self.errors.add_matrix((self.layer, kind), total, explained)
 
     def _refit_closing(self, kind: str, streams: list[Stream]) -> None:
@@ -234,7 +214,8 @@ class SublayerFit:
         moments.finish(self.all_reduce)
         explained = self._refit(pruned, moments, _of_blocks, moments.all.mean_y)
         if self.errors is not None:
-            self.errors.add_matrix((self.layer, kind), float(moments.all.total_squares), explained)
+            total = moments.all if pruned.bias is not None else moments.all.uncentered()
+            self.errors.add_matrix((self.layer, kind), float(total.total_squares), explained)
 
     def _refit_constant(self, kind: str, streams: list[Stream]) -> None:
         """Set the constant of a dropped sublayer to the mean output of the dense closing matrix."""
@@ -254,11 +235,15 @@ class SublayerFit:
     ) -> float:
         """Set a layer's weights by Eq. 4, and its bias so that the mean output is exact.
 
+        Without a bias, the weights are fitted to the outputs themselves instead of their deviations from the mean.
+
         Returns:
             The explained sum of squares: how much of the targets' squared deviations from their mean is reproduced.
         """
         bias, explained = mean_y.clone(), 0.0
         start = matrix.kept_weights()
+        if matrix.bias is None:
+            problem = partial(_uncentered, problem)
         if start.numel():
             everything = problem(moments.all)
             weight = everything.solve(start, choose_ridge(self.ridge, moments, problem, start))
@@ -274,6 +259,11 @@ class SublayerFit:
         with captured(closing) as calls:
             stream.dense = stream.run(self.encoder, self.original, self.name, stream.dense)
         return stream.real(calls[0][1])
+
+
+def _uncentered(problem: Callable[[Moments], LeastSquares], moments: Moments) -> LeastSquares:
+    """Return Eq. 4 for a matrix without a bias, for which means count."""
+    return problem(moments.uncentered())
 
 
 def _of_blocks(moments: Moments) -> LeastSquares:
@@ -292,14 +282,3 @@ def _of_states(weight: Tensor, index: BlockIndex, moments: Moments) -> LeastSqua
 def _set_bias(matrix: MatrixLayer, bias: Tensor) -> None:
     if matrix.bias is not None:
         matrix.bias.copy_(bias)
-
-
-@contextmanager
-def captured(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Record the input and output of each call of a layer."""
-    calls: list[tuple[Tensor, Tensor]] = []
-    handle = module.register_forward_hook(lambda _, args, output: calls.append((args[0], output)))
-    try:
-        yield calls
-    finally:
-        handle.remove()

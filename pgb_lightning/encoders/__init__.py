@@ -1,7 +1,8 @@
 """How transformers encoders are built, one file per family."""
 
-from pgb_lightning.encoders.base import EXPENDABLE, EXPORTED, MATRICES, SUBLAYERS, Encoder, Family, Sublayer
+from pgb_lightning.encoders.base import EXPORTED, Encoder
 from pgb_lightning.encoders.families import FAMILIES, register
+from pgb_lightning.encoders.family import EXPENDABLE, MATRICES, SUBLAYERS, Family, Sublayer
 from pgb_lightning.encoders.find import find_encoder, find_encoders
 from pgb_lightning.encoders.fingerprint import fingerprint
 from pgb_lightning.encoders.wrappers import join_path

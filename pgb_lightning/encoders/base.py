@@ -1,70 +1,20 @@
-"""How an encoder is described: a :class:`Family` for each kind, an :class:`Encoder` for each model."""
+"""A transformers encoder in a model, with the description of its family."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgb_lightning._compat import CHECKPOINT_WRAPPED, COMPILED
+from pgb_lightning.encoders.family import SUBLAYERS, Family, Sublayer
+from pgb_lightning.encoders.fused import Columns, is_plain, join_parts, part_columns, part_of
+from pgb_lightning.encoders.sizes import Sizes
 from pgb_lightning.encoders.wrappers import join_path, names_of, replace_module, state_dict_path, unwrap
-
-Sublayer = Literal["attention", "ffn"]
-
-#: The six matrix kinds in the order in which a layer computes them, with the paper's names.
-MATRICES = ("Q", "K", "V", "O", "W1", "W2")
-
-#: The matrices of each sublayer. The last one closes it: its output is added to the residual stream.
-SUBLAYERS: dict[Sublayer, tuple[str, ...]] = {"attention": ("Q", "K", "V", "O"), "ffn": ("W1", "W2")}
-
-
-def sublayer_of(kind: str) -> Sublayer:
-    """Return the sublayer that a matrix kind belongs to.
-
-    Example:
-        >>> sublayer_of("W1")
-        'ffn'
-    """
-    return next(sublayer for sublayer, kinds in SUBLAYERS.items() if kind in kinds)
-
-
-#: The matrices that can be removed on their own: attention then still mixes tokens, but less selectively. Without any
-#: other matrix, a sublayer adds the same vector to every token and is dropped.
-EXPENDABLE = ("Q", "K")
-
-
-@dataclass(frozen=True)
-class Family:
-    """How the encoders of one family are built.
-
-    Args:
-        layers: Path from the encoder to its list of layers.
-        paths: For each matrix kind, the path of its linear layer inside a layer.
-        cores: For each sublayer, the path of the module that is replaced when the sublayer is dropped.
-        attend: Runs the attention sublayer of a layer, residual and LayerNorm included:
-            (model, layer, hidden states (B, S, d), attention mask) -> (B, S, d). The model provides what its layers
-            share.
-        feed: Runs the feed-forward sublayer, likewise: (layer, hidden states (B, S, d)) -> (B, S, d).
-        tokenwise: Path of a module in a layer, and the name of its method that runs the feed-forward sublayer (or the
-            part of it inside the module) independently for each token; ``None`` if there is no such method.
-        num_neurons: Name of the configuration's setting for the neurons of a feed-forward network.
-        needs_all_heads: Whether attention is computed for all heads, including those without weights.
-        attention_table: Path from the encoder to an embedding table that only attention reads, if there is one.
-    """
-
-    layers: str
-    paths: dict[str, str]
-    cores: dict[Sublayer, str]
-    attend: Callable[[PreTrainedModel, nn.Module, Tensor, Tensor | None], Tensor]
-    feed: Callable[[nn.Module, Tensor], Tensor]
-    tokenwise: tuple[str, str] | None
-    num_neurons: str
-    needs_all_heads: bool = False
-    attention_table: str | None = None
-
+from pgb_lightning.layers.dropped import DroppedCore
 
 #: Prefix of the model types of exported models; the rest is the family's
 #: (:mod:`pgb_lightning.export.registered_models`).
@@ -72,7 +22,7 @@ EXPORTED = "pgb-lightning-"
 
 
 @dataclass(frozen=True)
-class Encoder:
+class Encoder(Sizes):
     """A transformers encoder with the description of its family.
 
     Args:
@@ -98,55 +48,34 @@ class Encoder:
         """The encoder's path, for messages."""
         return repr(self.name) if self.name else "the root"
 
-    @property
-    def hidden_size(self) -> int:
-        """The width d of the residual stream."""
-        return int(self.model.config.hidden_size)
-
-    @property
-    def head_size(self) -> int:
-        """Features of an attention head."""
-        return self.hidden_size // int(self.model.config.num_attention_heads)
-
-    @property
-    def attention_unit(self) -> int:
-        """Features of attention that are removed together: those of a head, or all if the model needs all heads."""
-        return self.inner_size("attention") if self.family.needs_all_heads else self.head_size
-
-    def unit(self, sublayer: Sublayer) -> int:
-        """Return how many inner features of a sublayer are removed together: those of a head, or a single neuron."""
-        return self.attention_unit if sublayer == "attention" else 1
-
-    def inner_size(self, sublayer: Sublayer) -> int:
-        """Return the number of inner features of a dense sublayer: the features of all heads, or the neurons."""
-        return self.hidden_size if sublayer == "attention" else int(getattr(self.model.config, self.family.num_neurons))
-
-    def matrix_size(self, kind: str, inner_size: int) -> tuple[int, int]:
-        """Return M and N of a matrix, given the number of inner features of its sublayer."""
-        closes = kind == SUBLAYERS[sublayer_of(kind)][-1]
-        return (inner_size, self.hidden_size) if closes else (self.hidden_size, inner_size)
-
-    @property
-    def max_length(self) -> int:
-        """Maximum number of tokens in a sequence; position embeddings up to the padding's index are not used."""
-        padding = self.model.get_submodule("embeddings.position_embeddings").padding_idx
-        return int(self.model.config.max_position_embeddings) - (0 if padding is None else int(padding) + 1)  # type: ignore[arg-type]
-
-    def run(self, layer: nn.Module, sublayer: Sublayer, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+    def run(
+        self, layer: nn.Module, sublayer: Sublayer, hidden: Tensor, arguments: Mapping[str, Any] | None = None
+    ) -> Tensor:
         """Run one sublayer of a layer, residual and LayerNorm included.
 
         Args:
             layer: One of :attr:`layers`, or a copy.
             sublayer: The sublayer.
             hidden: Hidden states, (B, S, d).
-            mask: The attention mask in the form that the layers take.
+            arguments: The arguments with which the model calls the layer, as far as the family needs them.
 
         Returns:
             Hidden states, (B, S, d).
         """
         if sublayer == "attention":
-            return self.family.attend(self.model, layer, hidden, mask)
+            return self.family.attend(self.model, layer, hidden, arguments or {})
         return self.family.feed(layer, hidden)
+
+    def read(self, layer: nn.Module, sublayer: Sublayer, hidden: Tensor) -> Tensor:
+        """Return what the opening matrices of a sublayer read, (..., d): hidden states after its pre-norm, if any.
+
+        Args:
+            layer: A layer in which the sublayer is not dropped.
+            sublayer: The sublayer.
+            hidden: Hidden states, (..., d).
+        """
+        norm = self.family.norms.get(sublayer)
+        return hidden if norm is None else layer.get_submodule(norm)(hidden)
 
     @property
     def roots(self) -> list[nn.Module]:
@@ -189,14 +118,33 @@ class Encoder:
     def matrix(self, layer: int, kind: str) -> nn.Module:
         """Return the layer that holds a matrix.
 
+        For a part of a dense fused linear layer it is a new linear layer with that part of the weights: a view of them,
+        unless parts are interleaved.
+
         Args:
             layer: Layer index, from 0.
-            kind: One of :data:`MATRICES`.
+            kind: One of :attr:`matrices`.
 
         Raises:
             AttributeError: If it was removed with its sublayer.
         """
-        return self.layers[layer].get_submodule(self.family.paths[kind])
+        return self.matrix_in(self.layers[layer], kind)
+
+    def matrix_in(self, block: nn.Module, kind: str) -> nn.Module:
+        """Return the layer that holds a matrix, as :meth:`matrix` does, in one of :attr:`layers` or a copy."""
+        path, parts = self.family.paths[kind], self.family.parts(kind)
+        found = block.get_submodule(path)
+        if isinstance(found, DroppedCore):
+            raise AttributeError(f"{kind} was removed with its sublayer.")
+        if len(parts) == 1:
+            return found
+        return part_of(found, self._columns(found, kind)) if is_plain(found) else found.get_submodule(kind)
+
+    def _columns(self, fused: nn.Linear, kind: str) -> Columns:
+        """Return the outputs of a dense fused linear layer that belong to a part."""
+        parts = self.family.parts(kind)
+        block = self.head_size if self.family.interleaved else None
+        return part_columns(fused.out_features, parts.index(kind), len(parts), block, fused.weight.device)
 
     def find_matrix(self, layer: int, kind: str) -> nn.Module | None:
         """Return the layer that holds a matrix, or ``None`` if it was removed with its sublayer."""
@@ -211,10 +159,62 @@ class Encoder:
 
     def set_matrix(self, layer: int, kind: str, module: nn.Module) -> None:
         """Replace the layer that holds a matrix, under every name that it has."""
-        replace_module(self.matrix(layer, kind), module, self.roots)
+        self.set_matrices(layer, {kind: module})
+
+    def set_matrices(self, layer: int, modules: Mapping[str, nn.Module]) -> None:
+        """Replace the layers that hold matrices, under every name that they have.
+
+        The parts of a fused linear layer stay one linear layer as long as all of them are dense.
+
+        Args:
+            layer: Layer index.
+            modules: The new layers, by matrix kind.
+        """
+        for path, kinds in self.family.linears.items():
+            if modules.keys().isdisjoint(kinds):
+                continue
+            old = self.layers[layer].get_submodule(path)
+            if len(kinds) == 1:
+                new = modules[kinds[0]]
+            else:
+                parts = {kind: modules[kind] if kind in modules else self.matrix(layer, kind) for kind in kinds}
+                new = join_parts(old, parts, self.head_size if self.family.interleaved else None)
+            replace_module(old, new, self.roots)
+
+    def store(self, layer: int, kind: str, part: nn.Module) -> None:
+        """Write the weights of a part that :meth:`matrix` returned back into its fused linear layer, if it has one."""
+        fused = self.layers[layer].get_submodule(self.family.paths[kind])
+        if len(self.family.parts(kind)) > 1 and is_plain(fused) and isinstance(part, nn.Linear):
+            columns = self._columns(fused, kind)
+            fused.weight.data[columns] = part.weight.data
+            if fused.bias is not None:
+                fused.bias.data[columns] = part.bias.data
+
+    def hook_points(self) -> Iterator[tuple[nn.Linear, dict[tuple[int, str], Columns | None]]]:
+        """Yield every linear layer, and for each matrix that it holds the outputs that belong to it.
+
+        The outputs are ``None`` if the layer holds one matrix only.
+        """
+        for number, layer in enumerate(self.layers):
+            for path, kinds in self.family.linears.items():
+                if self.find_matrix(number, kinds[0]) is None:
+                    continue
+                found = layer.get_submodule(path)
+                if len(kinds) == 1 and isinstance(found, nn.Linear):
+                    yield found, {(number, kinds[0]): None}
+                elif is_plain(found):
+                    yield found, {(number, kind): self._columns(found, kind) for kind in kinds}
+                else:
+                    for kind in kinds:
+                        part = self.find_matrix(number, kind)
+                        if isinstance(part, nn.Linear):
+                            yield part, {(number, kind): None}
 
     def path(self, layer: int, kind: str) -> str:
-        """Return the name of a matrix's layer in the state dict of the module in which the encoder was found."""
+        """Return the name of a matrix's layer in the state dict of the module in which the encoder was found.
+
+        That of a fused linear layer, if it holds the matrix as a part.
+        """
         return state_dict_path(self.name, self.family.layers, self._unwrapped()[layer][0], self.family.paths[kind])
 
     def check_wrappers(self) -> None:
@@ -245,7 +245,7 @@ class Encoder:
     def linears(self) -> Iterator[tuple[tuple[int, str], nn.Linear]]:
         """Yield ``(layer index, matrix kind), linear`` for every matrix that is still an ``nn.Linear``."""
         for number in range(len(self.layers)):
-            for kind in MATRICES:
+            for kind in self.matrices:
                 module = self.find_matrix(number, kind)
                 if isinstance(module, nn.Linear):
                     yield (number, kind), module

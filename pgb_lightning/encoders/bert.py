@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pgb_lightning.encoders.base import Family
+from pgb_lightning.encoders.family import Family
 
 
-def _attend(_: PreTrainedModel, layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
-    return layer.attention(hidden, attention_mask=mask)[0]  # type: ignore[no-any-return, operator]
+def _attend(_: PreTrainedModel, layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+    return layer.attention(hidden, **arguments)[0]  # type: ignore[no-any-return, operator]
 
 
 def _feed(layer: nn.Module, hidden: Tensor) -> Tensor:
@@ -30,5 +33,4 @@ BERT = Family(
     attend=_attend,
     feed=_feed,
     tokenwise=("", "feed_forward_chunk"),
-    num_neurons="intermediate_size",
 )

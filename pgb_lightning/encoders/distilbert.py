@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pgb_lightning.encoders.base import Family
+from pgb_lightning.encoders.family import Family
 
 
-def _attend(_: PreTrainedModel, layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
-    context = layer.attention(hidden, attention_mask=mask)[0]  # type: ignore[operator]
+def _attend(_: PreTrainedModel, layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+    context = layer.attention(hidden, **arguments)[0]  # type: ignore[operator]
     return layer.sa_layer_norm(context + hidden)  # type: ignore[no-any-return, operator]
 
 

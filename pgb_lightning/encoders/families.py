@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pgb_lightning.encoders.base import Family
 from pgb_lightning.encoders.bert import BERT
 from pgb_lightning.encoders.distilbert import DISTILBERT
+from pgb_lightning.encoders.family import Family
+from pgb_lightning.encoders.modernbert import MODERNBERT
 from pgb_lightning.encoders.mpnet import MPNET
 
 FAMILIES: dict[str, Family] = {
@@ -14,6 +15,7 @@ FAMILIES: dict[str, Family] = {
     "camembert": BERT,
     "electra": BERT,
     "distilbert": DISTILBERT,
+    "modernbert": MODERNBERT,
     "mpnet": MPNET,
 }
 

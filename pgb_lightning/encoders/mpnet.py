@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pgb_lightning.encoders.base import Family
+from pgb_lightning.encoders.family import Family
 
 
-def _attend(model: PreTrainedModel, layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
+def _attend(model: PreTrainedModel, layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> Tensor:
     # The bias depends on the positions only, so one sequence is enough.
     bias = model.encoder.compute_position_bias(hidden[:1])  # type: ignore[operator, union-attr]
-    return layer.attention(hidden, mask, bias)[0]  # type: ignore[no-any-return, operator]
+    return layer.attention(hidden, arguments.get("attention_mask"), bias)[0]  # type: ignore[no-any-return, operator]
 
 
 def _feed(layer: nn.Module, hidden: Tensor) -> Tensor:
@@ -31,8 +34,6 @@ MPNET = Family(
     cores={"attention": "attention.attn", "ffn": "intermediate"},
     attend=_attend,
     feed=_feed,
-    tokenwise=None,
-    num_neurons="intermediate_size",
     needs_all_heads=True,  # the position bias has one plane per head
     attention_table="encoder.relative_attention_bias",
 )

@@ -21,9 +21,10 @@ from rich.table import Table
 from torch import Tensor
 from torchmetrics.functional.regression import spearman_corrcoef
 
-from pgb_lightning.compensation.fit import Stream, SublayerFit
+from pgb_lightning.compensation.fit import SublayerFit
+from pgb_lightning.compensation.streams import Stream
 from pgb_lightning.config import PruningConfig
-from pgb_lightning.encoders.base import SUBLAYERS
+from pgb_lightning.encoders.family import SUBLAYERS
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.dense_reference import DenseReference, Evaluation
 from pgb_lightning.modules import TextClassification
@@ -118,11 +119,12 @@ def _evaluate(
         for candidate in options:
             module: TextClassification = copy.deepcopy(reference.module)
             pruned = find_encoder(module)
-            hidden = prune_sublayer(pruned, layer, sublayer, candidate.matrices)
-            fit = SublayerFit(pruned, original, layer, sublayer, hidden, config.ridge, lambda tensor: tensor)
+            features = prune_sublayer(pruned, layer, sublayer, candidate.matrices)
+            fit = SublayerFit(pruned, original, layer, sublayer, features, config.ridge, lambda tensor: tensor)
             fit.compensate([copy.copy(stream) for stream in streams])
             yield candidate, reference.evaluate(module)
         for stream in streams:
+            stream.step = layer
             stream.dense = stream.pruned = stream.run(encoder, original, sublayer, stream.dense)
 
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pgb_lightning.config import PruningConfig
-from pgb_lightning.encoders.base import SUBLAYERS, Sublayer
+from pgb_lightning.encoders.family import SUBLAYERS, Sublayer
 from pgb_lightning.experiments.dense_reference import DenseReference, Evaluation
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.plotting import HUES, NEUTRAL, require_matplotlib, save
@@ -100,12 +100,12 @@ def run(
 
 def has_groups(plan: PruningPlan, layer: int, sublayer: Sublayer) -> bool:
     """Return whether any matrix of a sublayer has more than one group."""
-    return any(plan.matrix(layer, kind).num_groups > 1 for kind in SUBLAYERS[sublayer])
+    return any(plan.matrix(layer, kind).num_groups > 1 for kind in plan.sublayers[sublayer])
 
 
 def kept_fraction(plan: PruningPlan, layer: int, sublayer: Sublayer) -> float:
     """Return the fraction of a sublayer's weights that a plan keeps."""
-    matrices = [plan.matrix(layer, kind) for kind in SUBLAYERS[sublayer]]
+    matrices = [plan.matrix(layer, kind) for kind in plan.sublayers[sublayer]]
     return sum(m.kept_parameters for m in matrices) / sum(m.total_parameters for m in matrices)
 
 

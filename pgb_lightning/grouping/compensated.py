@@ -16,6 +16,7 @@ from torch import Tensor
 from pgb_lightning.calibration.collect import Calibration
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.family import SUBLAYERS
 from pgb_lightning.grouping.assignment import assign
 from pgb_lightning.grouping.permutation import Blocks, group
 from pgb_lightning.prediction.elimination import STABLE_RIDGE, add_damping
@@ -94,7 +95,8 @@ def group_matrices(
         matrix = QuadraticModel.from_calibration(encoder, statistics, config, layer, kind)
         covariance, outputs = matrix.covariance, matrix.output_curvature()
         cross = covariance @ matrix.weight
-        opening = blocks.get((layer, "W1")) if kind == "W2" else None
+        first, *_, last = SUBLAYERS["ffn"]
+        opening = blocks.get((layer, first)) if kind == last else None
         if opening is not None and len(opening.columns) == number:
             blocks[layer, kind] = assign_columns(covariance, cross, outputs, opening.columns)
         else:

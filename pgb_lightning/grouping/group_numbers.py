@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pgb_lightning.encoders.base import EXPENDABLE, MATRICES, SUBLAYERS, Sublayer
+from pgb_lightning.encoders.family import EXPENDABLE, SUBLAYERS, Sublayer
 
 #: Layer index and matrix kind.
 MatrixKey = tuple[int, str]
@@ -117,7 +117,7 @@ def assign_group_numbers(summaries: Summaries, threshold: float, budget: float) 
     budget -= cost_of(summaries, groups)
 
     def score(layer: int) -> float:
-        return sum(summaries[layer, kind].importance for kind in SUBLAYERS["ffn"])
+        return sum(summaries[key].importance for key in keys_of(summaries, layer, "ffn"))
 
     for layer in sorted(layers, key=score, reverse=True):  # Algorithm 1, lines 7-12
         if budget <= 0:
@@ -131,9 +131,10 @@ def assign_group_numbers(summaries: Summaries, threshold: float, budget: float) 
 def group_sublayer(summaries: Summaries, layer: int, sublayer: Sublayer, threshold: float) -> GroupNumbers:
     """Choose the group numbers of a sublayer's matrices by τ.
 
-    A sublayer without V, O, W1 or W2 only adds a constant, so all of its matrices are removed.
+    A sublayer without V, O or a matrix of a feed-forward network only adds a constant, so all of its matrices are
+    removed.
     """
-    groups = {(layer, kind): summaries[layer, kind].group_number_at(threshold) for kind in SUBLAYERS[sublayer]}
+    groups = {key: summaries[key].group_number_at(threshold) for key in keys_of(summaries, layer, sublayer)}
     if any(number == 0 and kind not in EXPENDABLE for (_, kind), number in groups.items()):
         return dict.fromkeys(groups, 0)
     return groups
@@ -151,4 +152,9 @@ def total_cost(summaries: Summaries) -> int:
 
 def num_layers(matrices: Mapping[MatrixKey, object]) -> int:
     """Return the number of layers."""
-    return len(matrices) // len(MATRICES)
+    return 1 + max(layer for layer, _ in matrices)
+
+
+def keys_of(matrices: Mapping[MatrixKey, object], layer: int, sublayer: Sublayer) -> list[MatrixKey]:
+    """Return the keys of a sublayer's matrices, in order."""
+    return [(layer, kind) for kind in SUBLAYERS[sublayer] if (layer, kind) in matrices]

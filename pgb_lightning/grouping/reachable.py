@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 
 from pgb_lightning.config import PruningConfig
-from pgb_lightning.encoders.base import EXPENDABLE, SUBLAYERS
-from pgb_lightning.grouping.group_numbers import MatrixKey, allowed_groups, num_layers
+from pgb_lightning.encoders.family import EXPENDABLE, SUBLAYERS
+from pgb_lightning.grouping.group_numbers import MatrixKey, allowed_groups, keys_of, num_layers
 from pgb_lightning.target_warning import MAX_GAP
 
 
@@ -31,11 +31,11 @@ def nearest_reachable(
     total = sum(rows * columns for rows, columns in shapes.values()) // unit
     reachable = 1  # bit b is set if exactly b units of parameters can be kept
     for layer in range(num_layers(shapes)):
-        for kinds in SUBLAYERS.values():
+        for sublayer in SUBLAYERS:
             sums = 1
-            for kind in kinds:
-                optional = [0] if kind in EXPENDABLE else []
-                options = [*optional, *(cost // unit for cost in costs[layer, kind])]
+            for key in keys_of(shapes, layer, sublayer):
+                optional = [0] if key[1] in EXPENDABLE else []
+                options = [*optional, *(cost // unit for cost in costs[key])]
                 sums = _union(sums << option for option in options)
             reachable = _union((reachable, *(reachable << b for b in range(sums.bit_length()) if sums >> b & 1)))
     whole = total if dense_parameters is None else dense_parameters / unit

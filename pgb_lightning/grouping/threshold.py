@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from itertools import chain, combinations
 
 from pgb_lightning.config import PruningConfig
-from pgb_lightning.encoders.base import EXPENDABLE, SUBLAYERS
+from pgb_lightning.encoders.family import EXPENDABLE, SUBLAYERS
 from pgb_lightning.grouping.group_numbers import (
     GroupNumbers,
     Summaries,
     assign_group_numbers,
     cost_of,
     group_sublayer,
+    keys_of,
     num_layers,
     total_cost,
 )
@@ -141,8 +142,8 @@ def _changes(groups: GroupNumbers, summaries: Summaries) -> list[GroupNumbers]:
     """List the single steps that :func:`adjust_to_budget` may take."""
     steps: list[GroupNumbers] = []
     for layer in range(num_layers(summaries)):
-        for kinds in SUBLAYERS.values():
-            keys = [(layer, kind) for kind in kinds]
+        for sublayer in SUBLAYERS:
+            keys = keys_of(summaries, layer, sublayer)
             if not any(groups[key] for key in keys):
                 steps.append(
                     {key: summaries[key].allowed_numbers()[-2] for key in keys}
@@ -152,7 +153,7 @@ def _changes(groups: GroupNumbers, summaries: Summaries) -> list[GroupNumbers]:
             for key in keys:
                 choices = summaries[key].allowed_numbers()
                 if key[1] not in EXPENDABLE:
-                    choices.remove(0)  # removing V, O, W1 or W2 drops the sublayer, which is the step above
+                    choices.remove(0)  # removing any other matrix drops the sublayer, which is the step above
                 index = choices.index(groups[key])
                 steps += [{key: choices[near]} for near in (index - 1, index + 1) if 0 <= near < len(choices)]
     return steps

@@ -7,27 +7,41 @@ from torch import Tensor, nn
 
 
 class DroppedCore(nn.Module):
-    """The core of a dropped sublayer: returns its input, so that the sublayer is LayerNorm(x + bias').
+    """The core of a dropped sublayer: returns its input, or the constant that is left of it.
 
     Args:
         closing_path: Path of the closing linear layer inside the replaced module (DistilBERT); ``None`` if it lies
             outside (BERT).
         closing: That layer, now a :class:`~pgb_lightning.layers.linear.ConstantLinear`.
         returns_tuple: Whether the replaced module returned ``(output, attention weights)``.
+        norm_path: Path of the LayerNorm inside the replaced module, if it adds the residual itself (ALBERT).
+        norm: That LayerNorm.
     """
 
-    def __init__(self, closing_path: str | None, closing: nn.Module | None, returns_tuple: bool) -> None:
+    def __init__(
+        self,
+        closing_path: str | None,
+        closing: nn.Module | None,
+        returns_tuple: bool,
+        norm_path: str | None = None,
+        norm: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.closing_path = closing_path
+        self.norm_path = norm_path
         self.returns_tuple = returns_tuple
         if closing_path is not None and closing is not None:
             self.add_module(closing_path, closing)
+        if norm_path is not None and norm is not None:
+            self.add_module(norm_path, norm)
 
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor | tuple[Tensor, None]:
-        """Return the input, or the constant that is the sublayer's output."""
+        """Return the input, or what the sublayer, or its part inside the core, computes from it."""
         output: Tensor = hidden_states
         if self.closing_path is not None:
             output = self.get_submodule(self.closing_path)(hidden_states)
+        if self.norm_path is not None:
+            output = self.get_submodule(self.norm_path)(hidden_states + output)
         return (output, None) if self.returns_tuple else output
 
 

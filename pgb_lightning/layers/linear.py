@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from pgb_lightning.layers.grouped_product import gather_columns, grouped_product, is_in_order, scatter_columns
 from pgb_lightning.layers.matrix import REMOVED, BlockIndex, BlockShape
 
+#: Buffer of a grouped layer without a bias that holds M and N, which its other tensors do not tell.
+SIZE = "size"
+
 
 class GroupedLinear(nn.Module):
     """A linear layer whose weight is G dense blocks (Algorithm 3, PGB-LINEAR).
@@ -38,8 +41,8 @@ class GroupedLinear(nn.Module):
         dtype: Data type of the parameters.
 
     Shape:
-        ``weight`` (G, m, n), ``input_index`` (G, m), ``output_index`` (G, n), ``bias`` (N);
-        input (..., M), output (..., N).
+        ``weight`` (G, m, n), ``input_index`` (G, m), ``output_index`` (G, n), ``bias`` (N) or, without a bias, ``size``
+        (2): M and N; input (..., M), output (..., N).
 
     Raises:
         ValueError: If the blocks do not fit the matrix.
@@ -83,6 +86,8 @@ class GroupedLinear(nn.Module):
         # int32: with int64, the indices of a 128 x 128 block would take 3 % of its size on disk.
         self.register_buffer("input_index", _consecutive(num_groups, block_in, device))
         self.register_buffer("output_index", _consecutive(num_groups, block_out, device))
+        if not bias:  # whose length is N
+            self.register_buffer(SIZE, torch.tensor([in_features, out_features], device=device, dtype=torch.int32))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -171,6 +176,7 @@ class ConstantLinear(nn.Module):
     Args:
         in_features: M, the number of inputs.
         out_features: N, the number of outputs.
+        bias: Whether the layer has a bias of N entries; without one, its output is zero.
         device: Device of the bias.
         dtype: Data type of the bias.
 
@@ -194,13 +200,14 @@ class ConstantLinear(nn.Module):
         self,
         in_features: int,
         out_features: int,
+        bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
-        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
         # A buffer, because optimizers and DistributedDataParallel expect gradients of parameters.
         self.register_buffer("weight", torch.zeros(REMOVED, device=device, dtype=dtype))
         self.register_load_state_dict_pre_hook(_add_empty_weight)  # type: ignore[no-untyped-call]
@@ -209,13 +216,15 @@ class ConstantLinear(nn.Module):
         """Return the bias for every position of ``x``."""
         # Under autocast, return the data type that a linear layer would.
         device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.bias.dtype
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
+        if self.bias is None:
+            return torch.zeros(*x.shape[:-1], self.out_features, device=x.device, dtype=dtype)
         # Positions of an expanded tensor share memory, which breaks in-place operations of the caller.
         return self.bias.to(dtype).expand(*x.shape[:-1], -1).contiguous()
 
     def index(self) -> BlockIndex:
         """Return empty indices."""
-        nothing = torch.zeros(0, 0, dtype=torch.long, device=self.bias.device)
+        nothing = torch.zeros(0, 0, dtype=torch.long, device=self.weight.device)
         return BlockIndex(nothing, nothing)
 
     def kept_weights(self) -> Tensor:
@@ -224,11 +233,11 @@ class ConstantLinear(nn.Module):
 
     def dense_weight(self) -> Tensor:
         """Return a zero matrix, (N, M)."""
-        return self.bias.new_zeros(self.out_features, self.in_features)
+        return self.weight.new_zeros(self.out_features, self.in_features)
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""
-        return f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
 def _add_empty_weight(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from pgb_lightning.calibration.collect import Calibration
 from pgb_lightning.config import PruningConfig, ridge_or_default
 from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.family import input_of
+from pgb_lightning.layers.matrix import as_matrix
 from pgb_lightning.prediction.elimination import add_damping
 
 if TYPE_CHECKING:
@@ -22,10 +25,10 @@ class QuadraticModel:
 
     Args:
         layer: Layer index.
-        kind: Matrix kind: Q, K, V, O, W1 or W2.
+        kind: Matrix kind: one of ``encoder.matrices``.
         weight: W in float64, (M, N).
         fisher: F, the diagonal Fisher information, (M, N).
-        covariance: H, the damped covariance of the inputs, (M, M).
+        covariance: H, the damped covariance of the inputs, (M, M); not centered if the matrix has no bias.
         gradient: A, the second moment of the gradients with respect to the outputs, (N, N), or its diagonal, (N,).
         config: The pruning settings.
     """
@@ -59,7 +62,10 @@ class QuadraticModel:
             raise ValueError(f"{setting} needs the second moments of the layers. Call calibrate() with moments=True.")
         linear = encoder.matrix(layer, kind)
         assert isinstance(linear.weight, Tensor)
-        covariance = statistics.moments.inputs[layer, "Q" if kind in ("K", "V") else kind]
+        moments, read = statistics.moments, (layer, input_of(kind))
+        covariance = moments.inputs[read]
+        if as_matrix(linear).bias is None:  # means count, since no bias can absorb them
+            covariance = covariance + torch.outer(moments.means[read], moments.means[read])
         weight = linear.weight.detach().T.double()
         gradient, fisher = statistics.moments.gradients[layer, kind], statistics.fisher[layer, kind]
         damped = add_damping(covariance, ridge_or_default(config.ridge))

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from typing import TYPE_CHECKING
 
-from pgb_lightning.encoders.base import MATRICES, SUBLAYERS
+from pgb_lightning.encoders.family import SUBLAYERS
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.plotting import HUES, NEUTRAL
 from pgb_lightning.report.facts import Facts
@@ -52,7 +52,7 @@ def draw_group_numbers(plan: PruningPlan) -> Figure:
     """Draw a heat map of group numbers: one row per layer, one column per matrix, darker where more is kept."""
     figure = _figure(5.2, 0.9 + 0.34 * plan.num_layers)
     axes = figure.subplots()
-    rows = [[plan.matrix(layer, kind) for kind in MATRICES] for layer in range(plan.num_layers)]
+    rows = [[plan.matrix(layer, kind) for kind in plan.kinds] for layer in range(plan.num_layers)]
     kept = [[plan.kept_share(matrix) for matrix in row] for row in rows]
     image = axes.imshow(kept, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for y, row in enumerate(rows):
@@ -60,7 +60,7 @@ def draw_group_numbers(plan: PruningPlan) -> Figure:
             color = "white" if kept[y][x] > 0.6 else "black"
             text = f"{matrix.num_groups} ({kept[y][x]:.0%})"
             axes.text(x, y, text, ha="center", va="center", color=color, fontsize=8)
-    axes.set_xticks(range(len(MATRICES)), MATRICES)
+    axes.set_xticks(range(len(plan.kinds)), plan.kinds)
     axes.set_yticks(range(plan.num_layers), [str(layer) for layer in range(plan.num_layers)])
     axes.set_ylabel("layer")
     axes.set_title("number of groups (fraction of weights kept)", fontsize=10)
@@ -94,9 +94,9 @@ def draw_kept_weights(plan: PruningPlan) -> Figure:
 def draw_matrices(plan: PruningPlan, facts: Facts) -> Figure:
     """Draw every matrix in block order: importance in gray, kept blocks in color."""
     figure = _figure(8.4, 0.5 + 1.45 * plan.num_layers)
-    grid = figure.subplots(plan.num_layers, len(MATRICES), squeeze=False)
+    grid = figure.subplots(plan.num_layers, len(plan.kinds), squeeze=False)
     for layer, row in enumerate(grid):
-        for kind, axes in zip(MATRICES, row, strict=True):
+        for kind, axes in zip(plan.kinds, row, strict=True):
             _draw_matrix(axes, plan, facts, layer, kind)
         row[0].set_ylabel(f"layer {layer}", fontsize=8)
     return figure

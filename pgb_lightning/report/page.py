@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pgb_lightning.encoders.base import MATRICES, SUBLAYERS
+from pgb_lightning.encoders.family import SUBLAYERS
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.plotting import HUES
 from pgb_lightning.report.facts import STAGES, Facts, Latency
@@ -34,7 +34,7 @@ def render_page(plan: PruningPlan, facts: Facts | None = None) -> str:
         HTML that loads no other file and runs no script.
 
     Example:
-        >>> dense = [MatrixPlan(0, kind, 8, 8, None, None) for kind in MATRICES]
+        >>> dense = [MatrixPlan(0, kind, 8, 8, None, None) for kind in ("Q", "K", "V", "O", "W1", "W2")]
         >>> "<title>" in render_page(PruningPlan("bert", tuple(dense)))
         True
     """
@@ -55,10 +55,10 @@ def render_page(plan: PruningPlan, facts: Facts | None = None) -> str:
             layers=_layers(numbers),
             largest_error=max(filter(math.isfinite, facts.sublayer_errors.values()), default=0.0),
             matrices=[
-                [_matrix(plan, plan.matrix(layer, kind), facts) for kind in MATRICES]
+                [_matrix(plan, plan.matrix(layer, kind), facts) for kind in plan.kinds]
                 for layer in range(plan.num_layers)
             ],
-            kinds=MATRICES,
+            kinds=plan.kinds,
             has_maps=bool(facts.maps),
             hues=HUES,
             settings=[

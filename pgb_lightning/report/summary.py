@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from pgb_lightning.encoders.base import MATRICES, SUBLAYERS, Sublayer
+from pgb_lightning.encoders.family import SUBLAYERS, Sublayer
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.report.facts import STAGES, Facts
 
@@ -46,7 +46,7 @@ def split_removed(plan: PruningPlan) -> dict[Sublayer, Split]:
     """
     removed = plan.total_parameters - plan.kept_parameters
     split: dict[Sublayer, Split] = {}
-    for sublayer, kinds in SUBLAYERS.items():
+    for sublayer, kinds in plan.sublayers.items():
         matrices = [matrix for matrix in plan.matrices if matrix.kind in kinds]
         total = sum(map(plan.dense_parameters, matrices))
         kept = sum(matrix.kept_parameters for matrix in matrices)
@@ -57,13 +57,13 @@ def split_removed(plan: PruningPlan) -> dict[Sublayer, Split]:
 
 def sublayer_weights(plan: PruningPlan, layer: int, sublayer: Sublayer) -> tuple[int, int]:
     """Return the numbers of kept and of all weights of a sublayer of the dense encoder."""
-    matrices = [plan.matrix(layer, kind) for kind in SUBLAYERS[sublayer]]
+    matrices = [plan.matrix(layer, kind) for kind in plan.sublayers[sublayer]]
     return sum(m.kept_parameters for m in matrices), sum(map(plan.dense_parameters, matrices))
 
 
 def predicted_error(plan: PruningPlan, layer: int, sublayer: Sublayer) -> float | None:
     """Return the predicted increase of the loss due to a sublayer, or ``None`` if the plan has no prediction."""
-    errors = [plan.matrix(layer, kind).predicted_error for kind in SUBLAYERS[sublayer]]
+    errors = [plan.matrix(layer, kind).predicted_error for kind in plan.sublayers[sublayer]]
     known = [error for error in errors if error is not None]
     return sum(known) if len(known) == len(errors) else None
 
@@ -112,7 +112,7 @@ def summarize(plan: PruningPlan, facts: Facts) -> dict[str, Any]:
             _sublayer(plan, facts, layer, sublayer) for layer in range(plan.num_layers) for sublayer in SUBLAYERS
         ],
         "matrices": [
-            _matrix(plan, plan.matrix(layer, kind), facts) for layer in range(plan.num_layers) for kind in MATRICES
+            _matrix(plan, plan.matrix(layer, kind), facts) for layer in range(plan.num_layers) for kind in plan.kinds
         ],
         "settings": dict(plan.config),
     }

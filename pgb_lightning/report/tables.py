@@ -9,7 +9,7 @@ import statistics
 from rich.console import Console
 from rich.table import Table
 
-from pgb_lightning.encoders.base import MATRICES, SUBLAYERS
+from pgb_lightning.encoders.family import SUBLAYERS
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.report.facts import STAGES, Facts
 from pgb_lightning.report.summary import predicted_error, split_removed, sublayer_weights
@@ -26,11 +26,11 @@ def plan_table(plan: PruningPlan) -> Table:
     """
     table = Table(title=f"PGB plan: {plan.pruning_ratio:.1%} of the encoder removed")
     table.add_column("layer", justify="right")
-    for kind in MATRICES:
+    for kind in plan.kinds:
         table.add_column(kind, justify="right")
     table.add_column("kept", justify="right")
     for layer in range(plan.num_layers):
-        row = [plan.matrix(layer, kind) for kind in MATRICES]
+        row = [plan.matrix(layer, kind) for kind in plan.kinds]
         kept = sum(m.kept_parameters for m in row) / sum(map(plan.dense_parameters, row))
         table.add_row(str(layer), *map(_cell, row), f"{kept:.0%}")
     table.caption = "number of groups, or inputs x outputs kept (importance kept); -: matrix removed"

@@ -12,7 +12,8 @@ from torch import Tensor
 from pgb_lightning.calibration.collect import Calibration
 from pgb_lightning.calibration.importance import second_order_importance
 from pgb_lightning.config import PruningConfig
-from pgb_lightning.encoders.base import EXPENDABLE, SUBLAYERS, Encoder, Sublayer
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.family import EXPENDABLE, Sublayer
 from pgb_lightning.grouping.compensated import assign_columns, compensated_groups, obs_saliency
 from pgb_lightning.grouping.group_numbers import allowed_groups
 from pgb_lightning.grouping.permutation import group
@@ -75,7 +76,7 @@ def list_candidates(encoder: Encoder, statistics: Calibration, config: PruningCo
     """
     found: list[list[Candidate]] = []
     for layer in range(len(encoder.layers)):
-        for sublayer, kinds in SUBLAYERS.items():
+        for sublayer, kinds in encoder.sublayers.items():
             if encoder.is_dropped(layer, sublayer):
                 sizes = {kind: encoder.matrix_size(kind, 0) for kind in kinds}
                 gone = tuple(MatrixPlan(layer, kind, *sizes[kind], (), (), predicted_error=0.0) for kind in kinds)
@@ -83,7 +84,7 @@ def list_candidates(encoder: Encoder, statistics: Calibration, config: PruningCo
                 continue
             matrices = {kind: _Matrix.from_calibration(encoder, statistics, config, layer, kind) for kind in kinds}
             if sublayer == "attention":
-                found.append(list(_attention(matrices, layer, encoder.head_size)))
+                found.append(list(_attention(matrices, layer, encoder.head_group)))
             else:
                 found.append(list(_feed_forward(matrices, layer)))
     return found
@@ -184,7 +185,7 @@ def width_step(neurons: int) -> int:
 
 def _feed_forward(matrices: dict[str, _Matrix], layer: int) -> Iterator[Candidate]:
     """Yield the candidates with some neurons, with some neurons in groups, and without any."""
-    opening, closing = matrices["W1"], matrices["W2"]
+    *opening, closing = matrices.values()
     total = len(closing.weight)
     step = width_step(total)
     grouped = tuple(round((1 - fraction) * total / step) * step for fraction in GROUPED_FRACTIONS)
@@ -194,36 +195,48 @@ def _feed_forward(matrices: dict[str, _Matrix], layer: int) -> Iterator[Candidat
         if count % step and left:
             continue
         if not left:
-            yield Candidate(layer, "ffn", Dropped(), (opening.remove(0.0), closing.remove(loss)))
+            dropped = (*(matrix.remove(0.0) for matrix in opening), closing.remove(loss))
+            yield Candidate(layer, "ffn", Dropped(), dropped)
             continue
-        ones = (opening.keep(), closing.keep())
+        ones = (*(matrix.keep() for matrix in opening), closing.keep())
         if count:
-            ones = (opening.narrow(None, kept, 0.0), closing.narrow(kept, None, loss))
+            ones = (*(matrix.narrow(None, kept, 0.0) for matrix in opening), closing.narrow(kept, None, loss))
         yield Candidate(layer, "ffn", Neurons(left), ones)
         if count in found.weights:
-            first = {1: ones[0], **dict(opening.grouped(columns=kept))}
-            second = {1: ones[1], **dict(closing.grouped(rows=kept, weight=found.weights[count], before=loss))}
+            # Both opening matrices of a gated network have the same group number.
+            first = {1: ones[:-1]}
+            for plans in zip(*(matrix.grouped(columns=kept) for matrix in opening), strict=True):
+                first[plans[0][0]] = tuple(matrix for _, matrix in plans)
+            second = {1: ones[-1], **dict(closing.grouped(rows=kept, weight=found.weights[count], before=loss))}
             shared: dict[int, MatrixPlan] = {}  # W2's plans whose groups of neurons are those of W1
             if closing.config.permutation == "compensated":
-                blocks = {number: matrix.output_index for number, matrix in first.items() if number > 1}
+                blocks = {number: opened[0].output_index for number, opened in first.items() if number > 1}
                 shared = dict(closing.grouped(rows=kept, weight=found.weights[count], before=loss, blocks=blocks))
-            for (g1, w1), (g2, w2) in product(first.items(), second.items()):
+            for (g1, opened), (g2, w2) in product(first.items(), second.items()):
                 if (g1, g2) != (1, 1):
                     closed = shared.get(g2, w2) if g1 == g2 else w2
-                    yield Candidate(layer, "ffn", Groups((g1, g2), neurons=left), (w1, closed))
+                    numbers = (*(g1 for _ in opened), g2)
+                    yield Candidate(layer, "ffn", Groups(numbers, neurons=left), (*opened, closed))
 
 
-def _attention(matrices: dict[str, _Matrix], layer: int, head_size: int) -> Iterator[Candidate]:
-    """Yield the candidates with all or some heads, without any, and in groups."""
-    q, k, v, o = (matrices[kind] for kind in SUBLAYERS["attention"])
-    heads = len(o.weight) // head_size
-    yield Candidate(layer, "attention", Heads(heads), tuple(matrix.keep() for matrix in (q, k, v, o)))
-    found = eliminate(o.covariance, o.weight, o.gradient, unit=head_size)
+def _attention(matrices: dict[str, _Matrix], layer: int, unit: int) -> Iterator[Candidate]:
+    """Yield the candidates with all or some heads, without any, and in groups.
+
+    Args:
+        matrices: The matrices of the sublayer.
+        layer: Layer index.
+        unit: Features of the query heads that are removed together.
+    """
+    *opening, o = matrices.values()
+    heads = len(o.weight) // unit
+    yield Candidate(layer, "attention", Heads(heads), (*(matrix.keep() for matrix in opening), o.keep()))
+    found = eliminate(o.covariance, o.weight, o.gradient, unit=unit)
     for count, loss in list(zip(found.counts, found.losses, strict=True))[1:-1]:
-        kept = unit_indices(found.kept_units(count), head_size)
-        opening = (matrix.narrow(None, kept, 0.0) for matrix in (q, k, v))
-        yield Candidate(layer, "attention", Heads(heads - count), (*opening, o.narrow(kept, None, loss)))
-    dropped = (*(matrix.remove(0.0) for matrix in (q, k, v)), o.remove(found.losses[-1]))
+        units = found.kept_units(count)
+        narrowed = (m.narrow(None, unit_indices(units, m.weight.shape[1] // heads), 0.0) for m in opening)
+        last = o.narrow(unit_indices(units, unit), None, loss)
+        yield Candidate(layer, "attention", Heads(heads - count), (*narrowed, last))
+    dropped = (*(matrix.remove(0.0) for matrix in opening), o.remove(found.losses[-1]))
     yield Candidate(layer, "attention", Dropped(), dropped)
     yield from _grouped_attention(matrices, layer)
 
@@ -231,8 +244,7 @@ def _attention(matrices: dict[str, _Matrix], layer: int, head_size: int) -> Iter
 def _grouped_attention(matrices: dict[str, _Matrix], layer: int) -> Iterator[Candidate]:
     """Yield the candidates with groups, or without Q, K or both, which makes attention less selective."""
     options: dict[str, dict[int, MatrixPlan]] = {}
-    for kind in SUBLAYERS["attention"]:
-        matrix = matrices[kind]
+    for kind, matrix in matrices.items():
         options[kind] = {1: matrix.keep(), **dict(matrix.grouped())}
         if kind in EXPENDABLE:
             options[kind][0] = matrix.remove(float(matrix.variance_losses().sum()))

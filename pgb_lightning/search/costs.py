@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.cost import dense_cost, encoder_cost
-from pgb_lightning.encoders.base import SUBLAYERS, Encoder, Sublayer
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.family import SUBLAYERS, Sublayer
 from pgb_lightning.latency import latency_ratio
 from pgb_lightning.plan import MatrixPlan
 from pgb_lightning.search.candidates import Candidate, CandidateCost
@@ -26,15 +27,18 @@ def candidate_cost(encoder: Encoder, candidates: Sequence[Sequence[Candidate]], 
         candidates: The candidates of every sublayer.
         config: The pruning settings: the budget, and the batch size and sequence length of FLOPs and latency.
     """
+    runs = {layer: encoder.num_runs(layer) for layer in range(len(encoder.layers))}
     if config.budget == "latency":
-        return measure_table(encoder, candidates, config.latency_batch_size, config.latency_length)
+        table = measure_table(encoder, candidates, config.latency_batch_size, config.latency_length)
+        return lambda candidate: runs[candidate.layer] * table(candidate)
     if config.budget == "flops":
-        return lambda candidate: candidate_flops(candidate, encoder.attention_unit, config.latency_length)
+        unit, length = encoder.attention_unit, config.latency_length
+        return lambda candidate: runs[candidate.layer] * candidate_flops(candidate, unit, length)
     return lambda candidate: candidate.parameters
 
 
 def candidate_flops(candidate: Candidate, attention_unit: int, length: int) -> int:
-    """Return the FLOPs of a candidate for one sequence. A multiply-add counts as two.
+    """Return the FLOPs of one run of a candidate for one sequence. A multiply-add counts as two.
 
     Args:
         candidate: The candidate.
@@ -42,8 +46,8 @@ def candidate_flops(candidate: Candidate, attention_unit: int, length: int) -> i
         length: Number of tokens of the sequence.
     """
     flops = 2 * length * candidate.parameters
-    last = fold(candidate.matrices, candidate.sublayer, attention_unit).matrices.get("O")
-    if last is not None and last.num_groups:
+    *_, last = fold(candidate.matrices, candidate.sublayer, attention_unit).matrices.values()
+    if candidate.sublayer == "attention" and last.num_groups:
         flops += 2 * 2 * length**2 * last.rows  # scores Q Kᵀ and their product with V
     return flops
 
@@ -60,13 +64,13 @@ def dense_total(encoder: Encoder, config: PruningConfig) -> float:
         return cost.flops if config.budget == "flops" else cost.parameters
     dense = [_dense_candidate(encoder, 0, sublayer) for sublayer in SUBLAYERS]
     seconds = candidate_cost(dense_reference(encoder), [dense], config)
-    return len(encoder.layers) * sum(map(seconds, dense))
+    return len(encoder.layers) * sum(map(seconds, dense))  # each layer runs as often as the first
 
 
 def _dense_candidate(encoder: Encoder, layer: int, sublayer: Sublayer) -> Candidate:
     """Return the candidate that keeps all of a dense sublayer."""
-    size, kinds = encoder.inner_size(sublayer), SUBLAYERS[sublayer]
-    shape = Heads(size // encoder.head_size) if sublayer == "attention" else Neurons(size)
+    size, kinds = encoder.inner_size(sublayer), encoder.sublayers[sublayer]
+    shape = Heads(size // encoder.head_group) if sublayer == "attention" else Neurons(size)
     matrices = (MatrixPlan(layer, kind, *encoder.matrix_size(kind, size), None, None) for kind in kinds)
     return Candidate(layer, sublayer, shape, tuple(matrices))
 

@@ -9,19 +9,20 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pgb_lightning._compat import attention_implementation
 from pgb_lightning.atomic_write import write_atomically
-from pgb_lightning.encoders.base import SUBLAYERS, Encoder
-from pgb_lightning.latency import measure_fastest, random_hidden_states
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.family import SUBLAYERS
+from pgb_lightning.latency import layer_arguments, measure_fastest, random_hidden_states
 from pgb_lightning.layers import KERNEL_VERSION
 from pgb_lightning.modes import eval_mode
 from pgb_lightning.plan import Index, MatrixPlan
@@ -83,8 +84,11 @@ def measure_table(
                 missing.setdefault(shape, candidate)
     if missing:
         hidden = random_hidden_states(encoder, batch_size, length)
+        arguments = layer_arguments(encoder, batch_size, length)
         with eval_mode(encoder.model):
-            seconds |= {shape: _time_candidate(encoder, candidate, hidden) for shape, candidate in missing.items()}
+            for shape, candidate in missing.items():
+                given = arguments[list(encoder.order).index(candidate.layer)]
+                seconds[shape] = _time_candidate(encoder, candidate, hidden, given)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(seconds, indent=1) + "\n")
     return LatencyTable(seconds, encoder.attention_unit)
@@ -123,6 +127,7 @@ def table_setting(encoder: Encoder, batch_size: int, length: int) -> dict[str, A
         "model_type": encoder.model_type,
         "hidden_size": config.hidden_size,
         "head_size": encoder.head_size,
+        "queries_per_key": encoder.queries_per_key,
         "inner_sizes": [encoder.inner_size(sublayer) for sublayer in SUBLAYERS],
         "dtype": str(encoder.model.dtype),
         "attention": attention_implementation(config),
@@ -156,15 +161,15 @@ def _in_order(index: Index, size: int) -> bool:
     return [position for block in index or () for position in block] == list(range(size))
 
 
-def _time_candidate(encoder: Encoder, candidate: Candidate, hidden: Tensor) -> float:
+def _time_candidate(encoder: Encoder, candidate: Candidate, hidden: Tensor, arguments: Mapping[str, Any]) -> float:
     """Measure the latency of a candidate on a pruned copy of its layer."""
-    stack = encoder.model.get_submodule(encoder.family.layers)
-    assert isinstance(stack, nn.ModuleList)
+    stack = encoder.stack
     original = stack[candidate.layer]
     try:
         stack[candidate.layer] = copy.deepcopy(original)
         prune_sublayer(encoder, candidate.layer, candidate.sublayer, candidate.matrices)
-        return measure_fastest(partial(encoder.run, stack[candidate.layer], candidate.sublayer, hidden))[0]
+        pruned = encoder.layers[candidate.layer]
+        return measure_fastest(partial(encoder.run, pruned, candidate.sublayer, hidden, arguments))[0]
     finally:
         stack[candidate.layer] = original
 

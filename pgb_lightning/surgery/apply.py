@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from pgb_lightning.encoders.base import SUBLAYERS, Encoder, Sublayer
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.family import SUBLAYERS, Sublayer
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.layers.linear import GroupedLinear
 from pgb_lightning.layers.matrix import as_matrix
@@ -54,15 +55,17 @@ def apply_plan(model: nn.Module | Encoder, plan: PruningPlan, encoder: str | Non
     finish(found)
 
 
-def prune_layer(encoder: Encoder, plan: PruningPlan, layer: int) -> dict[Sublayer, Hidden]:
-    """Apply a plan to one layer, in place, and return the inner features left of each sublayer."""
-    return {
-        sublayer: prune_sublayer(encoder, layer, sublayer, [plan.matrix(layer, kind) for kind in kinds])
-        for sublayer, kinds in SUBLAYERS.items()
-    }
+def prune_layer(encoder: Encoder, plan: PruningPlan, layer: int) -> dict[str, Hidden]:
+    """Apply a plan to one layer, in place, and return the inner features left of each matrix."""
+    features: dict[str, Hidden] = {}
+    for sublayer, kinds in encoder.sublayers.items():
+        features |= prune_sublayer(encoder, layer, sublayer, [plan.matrix(layer, kind) for kind in kinds])
+    return features
 
 
-def prune_sublayer(encoder: Encoder, layer: int, sublayer: Sublayer, matrices: Sequence[MatrixPlan]) -> Hidden:
+def prune_sublayer(
+    encoder: Encoder, layer: int, sublayer: Sublayer, matrices: Sequence[MatrixPlan]
+) -> dict[str, Hidden]:
     """Apply the plans of one sublayer's matrices, in place, with their permutations folded.
 
     Args:
@@ -72,19 +75,21 @@ def prune_sublayer(encoder: Encoder, layer: int, sublayer: Sublayer, matrices: S
         matrices: The plan of each of its matrices.
 
     Returns:
-        The neurons, or features of heads, that are left, in their new order; ``None`` if all are, in order.
+        For each matrix the neurons, or features of heads, that are left, in their new order; ``None`` if all are, in
+        order.
     """
     if encoder.is_dropped(layer, sublayer):
-        return None
+        return dict.fromkeys(encoder.sublayers[sublayer])
     folded = fold(matrices, sublayer, encoder.attention_unit)
     closing = SUBLAYERS[sublayer][-1]
     modules = {}
     for kind, matrix in folded.matrices.items():
         linear = encoder.matrix(layer, kind)
         assert isinstance(linear, nn.Linear), f"layer {layer} {kind} is {type(linear).__name__}"
-        modules[kind] = prune_linear(select_features(linear, folded.hidden, of_inputs=kind == closing), matrix)
-    install(encoder, layer, sublayer, modules, SublayerStructure.of_folded(encoder, sublayer, folded).is_dropped)
-    return folded.hidden
+        modules[kind] = prune_linear(select_features(linear, folded.features(kind), of_inputs=kind == closing), matrix)
+    is_dropped = SublayerStructure.of_folded(encoder, sublayer, folded).is_dropped
+    install(encoder, layer, sublayer, modules, is_dropped, folded.hidden)
+    return {kind: folded.features(kind) for kind in folded.matrices}
 
 
 @torch.no_grad()

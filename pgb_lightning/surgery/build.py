@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from pgb_lightning._compat import has_forward_hooks
-from pgb_lightning.encoders.base import SUBLAYERS, Encoder, Sublayer
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.family import Sublayer
 from pgb_lightning.encoders.wrappers import replace_module
 from pgb_lightning.layers.dropped import DroppedCore
 from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
 from pgb_lightning.layers.matrix import REMOVED, BlockShape, as_matrix
 from pgb_lightning.layers.token_chunks import TokenChunks
+from pgb_lightning.surgery.heads import follow_heads, save_heads
 
 
 def install(
-    encoder: Encoder, layer: int, sublayer: Sublayer, modules: Mapping[str, nn.Module], is_dropped: bool
+    encoder: Encoder,
+    layer: int,
+    sublayer: Sublayer,
+    modules: Mapping[str, nn.Module],
+    is_dropped: bool,
+    features: Sequence[int] | None = None,
 ) -> None:
     """Replace the matrices of one sublayer, in place.
 
@@ -29,11 +36,13 @@ def install(
         sublayer: The sublayer.
         modules: The new layers, by matrix kind.
         is_dropped: Whether nothing is left of the sublayer but the constant that it adds.
+        features: The inner features that are left, if some were removed and their weights are to be kept.
     """
-    for kind, module in modules.items():
-        encoder.set_matrix(layer, kind, module)
+    encoder.set_matrices(layer, modules)
     if is_dropped:
         drop_sublayer(encoder, layer, sublayer)
+    elif sublayer == "attention":
+        follow_heads(encoder, layer, features)
     if sublayer == "ffn":
         use_token_chunks(encoder, layer)
 
@@ -60,7 +69,7 @@ def blank_layer(
     if shape is None:
         blank = nn.Linear(rows, columns, bias=bias, device=device, dtype=dtype)
     elif shape == REMOVED:
-        blank = ConstantLinear(rows, columns, device=device, dtype=dtype)
+        blank = ConstantLinear(rows, columns, bias=bias, device=device, dtype=dtype)
     else:
         blank = GroupedLinear(
             rows,
@@ -81,15 +90,20 @@ def blank_layer(
 
 def drop_sublayer(encoder: Encoder, layer: int, sublayer: Sublayer) -> None:
     """Remove all of a sublayer but the constant that it adds, which is the bias of its closing matrix."""
-    core, closing = encoder.family.cores[sublayer], encoder.family.paths[SUBLAYERS[sublayer][-1]]
+    family = encoder.family
+    core, closing = family.cores[sublayer], family.paths[family.sublayers[sublayer][-1]]
     block = encoder.layers[layer]
     old = block.get_submodule(core)
     if isinstance(old, DroppedCore):
         return
     inside = closing.removeprefix(f"{core}.") if closing.startswith(f"{core}.") else None
     constant = block.get_submodule(closing) if inside else None
+    core_norm = family.core_norms.get(sublayer)
+    last_norm = None if core_norm is None else old.get_submodule(core_norm)
     hooked = [
-        name for name, child in old.named_modules() if name and child is not constant and has_forward_hooks(child)
+        name
+        for name, child in old.named_modules()
+        if name and child is not constant and child is not last_norm and has_forward_hooks(child)
     ]
     if hooked:
         warnings.warn(
@@ -97,11 +111,27 @@ def drop_sublayer(encoder: Encoder, layer: int, sublayer: Sublayer) -> None:
             f"on its {', '.join(f'{core}.{name}' for name in hooked)} no longer run.",
             stacklevel=2,
         )
-    kept = [] if constant is None else [id(parameter) for parameter in constant.parameters()]
-    for parameter in old.parameters():
-        if id(parameter) not in kept:  # Nothing reads it, but it stays in the module where it has another name.
+    kept = {id(parameter) for module in (constant, last_norm) if module for parameter in module.parameters()}
+    _freeze(old, kept)
+    new = DroppedCore(
+        closing_path=inside,
+        closing=constant,
+        returns_tuple=sublayer == "attention",
+        norm_path=core_norm,
+        norm=last_norm,
+    )
+    first_norm = family.norms.get(sublayer)
+    if first_norm is not None and not first_norm.startswith(f"{core}."):
+        _freeze(block.get_submodule(first_norm))
+        replace_module(block.get_submodule(first_norm), nn.Identity(), encoder.roots)
+    replace_module(old, new, encoder.roots)
+
+
+def _freeze(module: nn.Module, kept: Collection[int] = ()) -> None:
+    """Freeze parameters that nothing reads any more; they stay in the module where it has another name."""
+    for parameter in module.parameters():
+        if id(parameter) not in kept:
             parameter.requires_grad_(False)
-    replace_module(old, DroppedCore(inside, constant, returns_tuple=sublayer == "attention"), encoder.roots)
 
 
 @contextmanager
@@ -114,12 +144,14 @@ def undone_on_error(encoder: Encoder) -> Iterator[None]:
         if path
     ]
     chunked = [has_token_chunks(encoder, layer) for layer in range(len(encoder.layers))]
+    undo_heads = save_heads(encoder)
     try:
         yield
     except BaseException:
         for root, path, child in before:  # from the outside in
             if root.get_submodule(path) is not child:
                 root.set_submodule(path, child)
+        undo_heads()
         for layer, was_chunked in enumerate(chunked):
             if not was_chunked:
                 remove_token_chunks(encoder, layer)
@@ -148,6 +180,7 @@ def use_token_chunks(encoder: Encoder, layer: int) -> None:
     path, method = encoder.family.tokenwise
     owner = encoder.layers[layer].get_submodule(path)
     remove_token_chunks(encoder, layer)
-    if encoder.find_matrix(layer, "W1") is not None:
-        opening = encoder.family.paths["W1"].removeprefix(f"{path}.")
+    first = encoder.sublayers["ffn"][0]
+    if encoder.find_matrix(layer, first) is not None:
+        opening = encoder.family.paths[first].removeprefix(f"{path}.")
         setattr(owner, method, TokenChunks(owner, method, opening))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.utils import parametrize
 
-from pgb_lightning.encoders.base import MATRICES, SUBLAYERS, Encoder, sublayer_of
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.family import KEY_VALUE, SUBLAYERS, sublayer_of
 from pgb_lightning.encoders.find import find_encoders
 from pgb_lightning.layers.dropped import DroppedCore
 from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
@@ -21,8 +22,11 @@ def check_prunable(encoder: Encoder) -> None:
     Raises:
         ValueError: If it has been pruned in another way, or another library has replaced its layers.
     """
+    reason = None if encoder.family.unsupported is None else encoder.family.unsupported(encoder.model.config)
+    if reason is not None:
+        raise ValueError(f"The encoder at {encoder.where} cannot be pruned: {reason}")
     for layer in range(len(encoder.layers)):
-        for kind in MATRICES:
+        for kind in encoder.matrices:
             module = encoder.find_matrix(layer, kind)
             if encoder.is_dropped(layer, sublayer_of(kind)):
                 continue
@@ -65,8 +69,9 @@ def _check_not_shared(encoder: Encoder) -> None:
         ValueError: If a weight is used by two layers, by another module, or by another encoder.
     """
     places: dict[int, str] = {}
-    linears = {id(linear): linear for _, linear in encoder.linears()}
-    for (layer, kind), linear in encoder.linears():
+    linears = {id(linear): linear for linear, _ in encoder.hook_points()}
+    for linear, matrices in encoder.hook_points():
+        layer, kind = next(iter(matrices))
         place = f"Layer {layer} {kind}"
         if (first := places.setdefault(id(linear.weight), place)) != place:
             raise ValueError(
@@ -135,7 +140,7 @@ def check_plan(encoder: Encoder, plan: PruningPlan) -> None:
             f"{dense_sizes(encoder)}. Use a plan that was made for this model."
         )
     for layer in range(len(encoder.layers)):
-        for kind in MATRICES:
+        for kind in encoder.matrices:
             matrix = plan.matrix(layer, kind)
             linear = None if encoder.is_dropped(layer, sublayer_of(kind)) else as_matrix(encoder.matrix(layer, kind))
             size = encoder.matrix_size(kind, 0) if linear is None else (linear.in_features, linear.out_features)
@@ -148,7 +153,10 @@ def check_plan(encoder: Encoder, plan: PruningPlan) -> None:
 
 def dense_sizes(encoder: Encoder) -> dict[str, int]:
     """Return the inner features of each sublayer before any pruning."""
-    return {sublayer: encoder.inner_size(sublayer) for sublayer in SUBLAYERS}
+    sizes: dict[str, int] = {sublayer: encoder.inner_size(sublayer) for sublayer in SUBLAYERS}
+    if encoder.queries_per_key > 1:
+        sizes |= {kind: encoder.matrix_size(kind, sizes["attention"])[1] for kind in KEY_VALUE}
+    return sizes
 
 
 def is_pruned(encoder: Encoder) -> bool:
@@ -156,7 +164,7 @@ def is_pruned(encoder: Encoder) -> bool:
     if any(isinstance(m, (GroupedLinear, ConstantLinear, DroppedCore)) for m in encoder.model.modules()):
         return True
     for layer in range(len(encoder.layers)):
-        for sublayer, kinds in SUBLAYERS.items():
+        for sublayer, kinds in encoder.sublayers.items():
             opening = encoder.find_matrix(layer, kinds[0])
             if isinstance(opening, nn.Linear) and opening.out_features < encoder.inner_size(sublayer):
                 return True

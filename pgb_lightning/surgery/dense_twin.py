@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgb_lightning._compat import forget_output_hooks
-from pgb_lightning.encoders.base import MATRICES, Encoder
+from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder, find_encoders
 from pgb_lightning.layers.matrix import as_matrix
 from pgb_lightning.surgery.checks import is_pruned
@@ -53,11 +53,15 @@ def _make_dense(encoder: Encoder) -> None:
     """Replace the layers of an encoder by dense ones, in place."""
     dense, old = dense_encoder(encoder), encoder.layers
     for number, (layer, new) in enumerate(zip(old, dense.layers, strict=True)):
-        state = layer.state_dict()
-        for kind in MATRICES:
-            path = encoder.family.paths[kind]
-            state.update(_dense_state(path, encoder.find_matrix(number, kind), new.get_submodule(path), layer))
-        new.load_state_dict({name: state[name] for name in new.state_dict()}, assign=True)
+        like = next(layer.parameters())
+        old_state = layer.state_dict()
+        state = {name: _padded(old_state.get(name), value, like) for name, value in new.state_dict().items()}
+        new.load_state_dict(state, assign=True)
+        for kind in encoder.matrices:
+            target = dense.matrix(number, kind)
+            assert isinstance(target, nn.Linear)
+            _fill(target, encoder.find_matrix(number, kind))
+            dense.store(number, kind, target)
         frozen = {name for name, parameter in layer.named_parameters() if not parameter.requires_grad}
         for name, parameter in new.named_parameters():
             parameter.requires_grad_(name not in frozen)
@@ -83,17 +87,30 @@ def dense_reference(encoder: Encoder) -> Encoder:
     return find_encoder(model)
 
 
-def _dense_state(path: str, module: nn.Module | None, target: nn.Module, layer: nn.Module) -> dict[str, Tensor]:
-    """Return weight and bias of the dense layer for one matrix; the inner features that are left come first."""
-    full = as_matrix(target)
-    like = next(layer.parameters())
-    weight = like.new_zeros(full.out_features, full.in_features)
-    state = {f"{path}.weight": weight}
-    if full.bias is not None:
-        state[f"{path}.bias"] = like.new_zeros(full.out_features)
+def _padded(value: Tensor | None, like: Tensor, device_of: Tensor) -> Tensor:
+    """Return an entry of a dense layer's state dict from a pruned one's; features that were removed are zero.
+
+    Args:
+        value: The pruned layer's entry, if it has one.
+        like: The entry of a dense layer, for its shape.
+        device_of: A parameter, for the device and the data type.
+    """
+    if value is not None and value.shape == like.shape:
+        return value.clone()
+    dtype = device_of.dtype if like.is_floating_point() else like.dtype
+    full = torch.zeros(like.shape, device=device_of.device, dtype=dtype)
+    if value is not None and value.dim() == like.dim():
+        full[tuple(map(slice, value.shape))] = value
+    return full
+
+
+def _fill(target: nn.Linear, module: nn.Module | None) -> None:
+    """Set weight and bias of the dense layer for one matrix; the inner features that are left come first."""
+    target.weight.zero_()
+    if target.bias is not None:
+        target.bias.zero_()
     if module is not None:
         pruned = as_matrix(module)
-        weight[: pruned.out_features, : pruned.in_features] = pruned.dense_weight()
-        if pruned.bias is not None and full.bias is not None:
-            state[f"{path}.bias"][: pruned.out_features] = pruned.bias
-    return state
+        target.weight[: pruned.out_features, : pruned.in_features] = pruned.dense_weight()
+        if pruned.bias is not None and target.bias is not None:
+            target.bias[: pruned.out_features] = pruned.bias

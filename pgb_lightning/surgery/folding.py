@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from pgb_lightning.encoders.base import SUBLAYERS, Sublayer
+from pgb_lightning.encoders.family import KEY_VALUE, Sublayer
 from pgb_lightning.plan import Index, MatrixPlan, PruningPlan
 
 #: Inner features of a sublayer (neurons, or features of heads) in order; ``None`` if all are kept in their order.
@@ -26,10 +26,16 @@ class Folded:
             their order.
         matrices: The plan of each matrix for the new order. A matrix can be smaller than the dense one, and is dense
             itself if it connects all features that are left.
+        key_value: The inner features that are left of keys and values, which may have fewer heads than queries.
     """
 
     hidden: Hidden
     matrices: Mapping[str, MatrixPlan]
+    key_value: Hidden = None
+
+    def features(self, kind: str) -> Hidden:
+        """Return the inner features that are left of a matrix."""
+        return self.key_value if kind in KEY_VALUE else self.hidden
 
 
 def fold(matrices: Iterable[MatrixPlan], sublayer: Sublayer, attention_unit: int) -> Folded:
@@ -48,8 +54,8 @@ def fold(matrices: Iterable[MatrixPlan], sublayer: Sublayer, attention_unit: int
     Returns:
         The structure to build.
     """
-    *opening, closing = SUBLAYERS[sublayer]
     by_kind = {matrix.kind: matrix for matrix in matrices}
+    *opening, closing = by_kind
     last = by_kind[closing]
     if last.num_groups == 0:
         return Folded(None, by_kind)
@@ -57,19 +63,24 @@ def fold(matrices: Iterable[MatrixPlan], sublayer: Sublayer, attention_unit: int
     unit = attention_unit if sublayer == "attention" else 1
     units = {feature // unit for feature in _flat(last.input_index, last.rows)}
     hidden = tuple(feature for feature in everything if feature // unit in units)
-    if not all(_keeps_equal_blocks(by_kind[kind].output_index, set(hidden)) for kind in opening):
+    shares = {kind: last.rows // by_kind[kind].columns for kind in opening}  # query heads for each head
+    kept = {kind: _of_units(units, unit // share) if share > 1 else hidden for kind, share in shares.items()}
+    if not all(_keeps_equal_blocks(by_kind[kind].output_index, set(kept[kind])) for kind in opening):
         hidden = tuple(everything)
+        kept = {kind: tuple(range(by_kind[kind].columns)) for kind in opening}
     if sublayer == "ffn":
-        hidden = _sort_by_group(hidden, by_kind["W1"].output_index, last.input_index)
-    position = {feature: new for new, feature in enumerate(hidden)}
+        hidden = _sort_by_group(hidden, by_kind[opening[0]].output_index, last.input_index)
+        kept = dict.fromkeys(opening, hidden)
     folded = {}
     for kind in opening:
         matrix = by_kind[kind]
-        columns, rows = _reindex(matrix.output_index, matrix.input_index, position)
-        folded[kind] = _simplify(replace(matrix, columns=len(hidden), input_index=rows, output_index=columns))
-    rows, columns = _reindex(last.input_index, last.output_index, position)
+        columns, rows = _reindex(matrix.output_index, matrix.input_index, _positions(kept[kind]))
+        folded[kind] = _simplify(replace(matrix, columns=len(kept[kind]), input_index=rows, output_index=columns))
+    rows, columns = _reindex(last.input_index, last.output_index, _positions(hidden))
     folded[closing] = _simplify(replace(last, rows=len(hidden), input_index=rows, output_index=columns))
-    return Folded(None if hidden == tuple(everything) else hidden, folded)
+    if hidden == tuple(everything):
+        return Folded(None, folded)
+    return Folded(hidden, folded, kept[opening[-1]])
 
 
 def fold_plan(plan: PruningPlan, attention_unit: int, fold_orders: bool = True) -> list[tuple[int, Sublayer, Folded]]:
@@ -85,11 +96,21 @@ def fold_plan(plan: PruningPlan, attention_unit: int, fold_orders: bool = True) 
     """
     parts = []
     for layer in range(plan.num_layers):
-        for sublayer, kinds in SUBLAYERS.items():
+        for sublayer, kinds in plan.sublayers.items():
             matrices = {kind: plan.matrix(layer, kind) for kind in kinds}
             folded = fold(matrices.values(), sublayer, attention_unit) if fold_orders else Folded(None, matrices)
             parts.append((layer, sublayer, folded))
     return parts
+
+
+def _of_units(units: Iterable[int], size: int) -> tuple[int, ...]:
+    """Return the features of some units, each of ``size`` features."""
+    return tuple(unit * size + feature for unit in sorted(units) for feature in range(size))
+
+
+def _positions(features: Iterable[int]) -> dict[int, int]:
+    """Return the new position of each feature."""
+    return {feature: new for new, feature in enumerate(features)}
 
 
 def _flat(index: Index, size: int) -> list[int]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
 
 from pgb_lightning._compat import is_fsdp_name, state_dict_versions
-from pgb_lightning.encoders.base import MATRICES, Encoder
+from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoders
 from pgb_lightning.encoders.wrappers import state_dict_path
 from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
 from pgb_lightning.layers.matrix import REMOVED, BlockShape, find_matrix_layer
 from pgb_lightning.surgery.finish import finish
+from pgb_lightning.surgery.stored import split_fused, stored_path
 from pgb_lightning.surgery.structure import Structure
 
 
@@ -116,13 +118,14 @@ def _read_structure(encoder: Encoder, state_dict: Mapping[str, Tensor], prefix: 
     """
     _check_names(encoder, state_dict, prefix)
     structure = Structure.from_state_dict(encoder, state_dict, prefix)
+    parts = split_fused(encoder, state_dict, prefix)
     for layer, sublayers in enumerate(structure.sublayers):
         for name, sublayer in sublayers.items():
             for kind, shape in sublayer.blocks.items():
-                path = prefix + encoder.path(layer, kind)
+                path = stored_path(encoder, layer, kind, prefix)
                 size = encoder.matrix_size(kind, sublayer.inner_size)
                 dense = encoder.matrix_size(kind, encoder.inner_size(name))
-                _check_entries(path, state_dict, encoder.find_matrix(layer, kind), shape, size, dense)
+                _check_entries(path, parts, encoder.find_matrix(layer, kind), shape, size, dense)
             try:
                 sublayer.check(encoder, name)
             except ValueError as error:
@@ -165,8 +168,8 @@ def _check_names(encoder: Encoder, state_dict: Mapping[str, Any], prefix: str) -
         )
     versions = state_dict_versions(state_dict)
     for layer in range(len(encoder.layers)):
-        for kind in MATRICES:
-            path = prefix + encoder.path(layer, kind)
+        for kind in encoder.matrices:
+            path = stored_path(encoder, layer, kind, prefix)
             version, newest = versions.get(path, 1), _newest_layout(state_dict.get(f"{path}.weight"))
             if version > newest:
                 raise StructureError(
@@ -253,13 +256,17 @@ def _check_other_entries(encoders: list[Encoder], state_dict: Mapping[str, Any],
 def _covers(state_dict: Mapping[str, Any], encoder: Encoder, prefix: str) -> bool:
     """Return whether a state dict has a complete encoder, and not only a part such as its biases and LayerNorms."""
     stack, count = _stack_prefix(encoder, prefix), len(encoder.layers)
-    norms = [name for name, child in encoder.stack.named_modules() if isinstance(child, nn.LayerNorm)]
-    has_weights = any(
-        f"{prefix}{encoder.path(n, kind)}.weight" in state_dict for n in range(count) for kind in MATRICES
-    )
-    has_openings = any(
-        f"{prefix}{encoder.path(n, kind)}.bias" in state_dict for n in range(count) for kind in ("V", "W1")
-    )
+    removable = tuple(f".{path}" for path in encoder.family.norms.values())  # LayerNorms that go with their sublayer
+    norms = [
+        name
+        for name, child in encoder.stack.named_modules()
+        if isinstance(child, nn.LayerNorm) and not name.endswith(removable)
+    ]
+    state_dict = split_fused(encoder, state_dict, prefix)
+    paths = {kind: [stored_path(encoder, n, kind, prefix) for n in range(count)] for kind in encoder.matrices}
+    has_weights = any(f"{path}.weight" in state_dict for path in chain.from_iterable(paths.values()))
+    last_openings = [path for kinds in encoder.sublayers.values() for path in paths[kinds[-2]]]
+    has_openings = any(f"{path}.bias" in state_dict for path in last_openings)
     # Biases without any weight are a part of a model; if every sublayer was dropped, there are no such biases either.
     complete = has_weights or not has_openings
     same_depth = len(_layer_numbers(encoder, state_dict, prefix)) == count

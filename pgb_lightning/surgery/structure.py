@@ -13,11 +13,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pgb_lightning.encoders.base import EXPENDABLE, MATRICES, SUBLAYERS, Encoder, Sublayer
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.family import EXPENDABLE, SUBLAYERS, Sublayer
 from pgb_lightning.layers.matrix import REMOVED, BlockShape, as_matrix, find_matrix_layer
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery.build import blank_layer, install
 from pgb_lightning.surgery.folding import Folded, fold_plan
+from pgb_lightning.surgery.stored import is_removed, split_fused, stored_path, stored_size
 
 #: Increased whenever the meaning of a record changes.
 STRUCTURE_VERSION = 2
@@ -112,11 +114,11 @@ class Structure:
         layers = []
         for layer in range(len(encoder.layers)):
             sublayers: dict[Sublayer, SublayerStructure] = {}
-            for name, kinds in SUBLAYERS.items():
+            for name, kinds in encoder.sublayers.items():
                 modules = {kind: encoder.find_matrix(layer, kind) for kind in kinds}
                 blocks = {kind: REMOVED if m is None else as_matrix(m).block_shape for kind, m in modules.items()}
-                last_opening = modules[kinds[-2]]
-                features = encoder.inner_size(name) if last_opening is None else as_matrix(last_opening).out_features
+                closing = None if encoder.is_dropped(layer, name) else modules[kinds[-1]]
+                features = encoder.inner_size(name) if closing is None else as_matrix(closing).in_features
                 sublayers[name] = SublayerStructure(features, blocks)
             layers.append(sublayers)
         return cls(tuple(layers))
@@ -149,25 +151,26 @@ class Structure:
             state_dict: Tensors by name.
             prefix: Prefix of the names.
         """
+        state_dict = split_fused(encoder, state_dict, prefix)
         layers = []
         for layer in range(len(encoder.layers)):
             sublayers: dict[Sublayer, SublayerStructure] = {}
-            for name, kinds in SUBLAYERS.items():
-                paths = {kind: prefix + encoder.path(layer, kind) for kind in kinds}
-                is_dropped = _has_only_bias(state_dict, paths[kinds[-1]])
+            for name, kinds in encoder.sublayers.items():
+                paths = {kind: stored_path(encoder, layer, kind, prefix) for kind in kinds}
+                is_dropped = is_removed(state_dict, paths[kinds[-1]])
                 blocks: dict[str, BlockShape | None] = {}
                 for kind, path in paths.items():
                     weight = state_dict.get(f"{path}.weight")
                     if weight is not None:
                         blocks[kind] = BlockShape(*weight.shape) if weight.dim() == 3 else None
-                    elif is_dropped or _has_only_bias(state_dict, path):
+                    elif is_dropped or is_removed(state_dict, path):
                         blocks[kind] = REMOVED
                     else:
                         module = encoder.find_matrix(layer, kind)
                         matrix = find_matrix_layer(module)
                         blocks[kind] = REMOVED if module is None else matrix.block_shape if matrix else None
-                bias = state_dict.get(f"{paths[kinds[-2]]}.bias")
-                size = _own_size(encoder, layer, name) if bias is None else _stored_size(encoder, name, bias)
+                size = stored_size(encoder, name, kinds[-2], paths[kinds[-2]], state_dict)
+                size = _own_size(encoder, layer, name) if size is None else size
                 sublayers[name] = SublayerStructure(size, blocks)
             layers.append(sublayers)
         return cls(tuple(layers))
@@ -261,13 +264,13 @@ def _read_entry(encoder: Encoder, entry: Mapping[str, str]) -> dict[Sublayer, Su
     Raises:
         ValueError: If an entry is unknown, malformed, or does not fit the encoder.
     """
-    known = (*SUBLAYERS, *MATRICES)
+    known = (*encoder.sublayers, *encoder.matrices)
     if unknown := [key for key in entry if key not in known]:
         raise ValueError(f"{unknown[0]!r}: {entry[unknown[0]]!r} is unknown; expected one of {', '.join(known)}.")
     sublayers: dict[Sublayer, SublayerStructure] = {}
-    for name, kinds in SUBLAYERS.items():
+    for name, kinds in encoder.sublayers.items():
         size = str(entry.get(name, encoder.inner_size(name)))
-        if not size.isdecimal() or not _is_inner_size(encoder, name, int(size)):
+        if not size.isdecimal() or not encoder.is_inner_size(name, int(size)):
             raise ValueError(
                 f"{name!r}: {size!r} must be a multiple of {encoder.unit(name)} up to {encoder.inner_size(name)}."
             )
@@ -290,27 +293,10 @@ def _read_shape(kind: str, shape: object) -> BlockShape | None:
     return BlockShape(*map(int, str(shape).split("x")))
 
 
-def _has_only_bias(state_dict: Mapping[str, Tensor], path: str) -> bool:
-    """Return whether a state dict has the bias of a layer and no weights: an empty weight, or none in 0.1.0."""
-    names = {name for name in state_dict if name.startswith(f"{path}.") and state_dict[name].numel()}
-    return names == {f"{path}.bias"}
-
-
-def _stored_size(encoder: Encoder, name: Sublayer, bias: Tensor) -> int:
-    """Return the inner features left, given the bias of an opening matrix; all of them if it is of another model."""
-    return len(bias) if _is_inner_size(encoder, name, len(bias)) else encoder.inner_size(name)
-
-
 def _own_size(encoder: Encoder, layer: int, name: Sublayer) -> int:
     """Return the inner features that the encoder has left, as far as its layers tell it; else all of them."""
-    opening, closing = (find_matrix_layer(encoder.find_matrix(layer, kind)) for kind in SUBLAYERS[name][-2:])
-    if closing is not None:
-        return closing.in_features
-    return encoder.inner_size(name) if opening is None else opening.out_features
-
-
-def _is_inner_size(encoder: Encoder, name: Sublayer, size: int) -> bool:
-    return 0 < size <= encoder.inner_size(name) and size % encoder.unit(name) == 0
+    closing = find_matrix_layer(encoder.find_matrix(layer, encoder.sublayers[name][-1]))
+    return encoder.inner_size(name) if closing is None else closing.in_features
 
 
 def _has(module: nn.Module, size: tuple[int, int], shape: BlockShape | None) -> bool:

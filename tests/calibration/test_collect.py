@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.kinds import SUBLAYERS
 from helpers.tiny import MODEL_TYPES, PADDING, batches, classifier
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from pgb_lightning.calibration.collect import calibrate
-from pgb_lightning.encoders.base import SUBLAYERS
 from pgb_lightning.encoders.find import find_encoder
 
 
@@ -90,7 +90,7 @@ def test_padding_shared_by_all_samples_is_removed(model_type: str, left: bool) -
         hidden = given.hidden
         for layer in encoder.layers:
             for sublayer in SUBLAYERS:
-                hidden = encoder.run(layer, sublayer, hidden, given.attention_mask)
+                hidden = encoder.run(layer, sublayer, hidden, given.arguments[0])
     torch.testing.assert_close(hidden[given.tokens], expected)
 
 

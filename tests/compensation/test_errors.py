@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers.kinds import MATRICES, SUBLAYERS
 from helpers.tiny import MODEL_TYPES, batches, classifier
 from torch import Tensor, nn
 
 from pgb_lightning.calibration.collect import calibrate
 from pgb_lightning.compensation.errors import FitErrors, relative_error
 from pgb_lightning.config import PruningConfig
-from pgb_lightning.encoders.base import MATRICES, SUBLAYERS, Encoder
+from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.pruning import carry_out, make_plan

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.kinds import MATRICES
 from helpers.tiny import MODEL_TYPES, batches, classifier
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, GPT2Config, GPT2Model
 
-from pgb_lightning.encoders.base import MATRICES
 from pgb_lightning.encoders.families import FAMILIES, register
 from pgb_lightning.encoders.find import find_encoder, find_encoders
 

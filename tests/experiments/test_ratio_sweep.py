@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.kinds import MATRICES
 
 from pgb_lightning import PruningPlan
-from pgb_lightning.encoders.base import MATRICES
 from pgb_lightning.experiments import ratio_sweep
 from pgb_lightning.experiments.dense_reference import DenseReference
 from pgb_lightning.plan import MatrixPlan

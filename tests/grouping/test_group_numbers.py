@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.kinds import MATRICES, SUBLAYERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from pgb_lightning import PruningConfig
-from pgb_lightning.encoders.base import MATRICES, SUBLAYERS
 from pgb_lightning.grouping.group_numbers import ImportanceSummary, assign_group_numbers, determine_group_number
 from pgb_lightning.grouping.reachable import check_reachable, nearest_reachable
 from pgb_lightning.grouping.threshold import adjust_to_budget, choose_group_numbers

@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
+from helpers.kinds import MATRICES
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from pgb_lightning import PruningConfig
-from pgb_lightning.encoders.base import MATRICES
 from pgb_lightning.grouping.group_numbers import GroupNumbers, ImportanceSummary, cost_of, total_cost
 from pgb_lightning.grouping.reachable import nearest_reachable
 from pgb_lightning.grouping.threshold import adjust_to_budget, choose_group_numbers

@@ -8,8 +8,9 @@ import random
 import torch
 from torch import nn
 
+from helpers.kinds import SUBLAYERS
 from pgb_lightning import MatrixPlan, PruningPlan
-from pgb_lightning.encoders.base import SUBLAYERS, Encoder
+from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.plan import Index
 

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable
 
 import pytest
+from helpers.kinds import MATRICES
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from pgb_lightning.encoders.base import MATRICES
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.report import Facts
 from pgb_lightning.report.figures import (

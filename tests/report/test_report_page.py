@@ -8,8 +8,8 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from helpers.kinds import MATRICES
 
-from pgb_lightning.encoders.base import MATRICES
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.report import Facts, render_page
 from pgb_lightning.report.summary import split_removed

@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable
 
 import pytest
+from helpers.kinds import MATRICES, SUBLAYERS
 
 from pgb_lightning.config import PRESETS
-from pgb_lightning.encoders.base import MATRICES, SUBLAYERS
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.report import Facts
 from pgb_lightning.report.summary import block_size, predicted_error, split_removed, summarize

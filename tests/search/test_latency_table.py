@@ -47,7 +47,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[Candidate]:
     """Replace measurements by a function of the parameters; the list holds the candidates that were measured."""
     measured: list[Candidate] = []
 
-    def seconds(encoder: Encoder, candidate: Candidate, hidden: torch.Tensor) -> float:
+    def seconds(encoder: Encoder, candidate: Candidate, hidden: torch.Tensor, arguments: object) -> float:
         measured.append(candidate)
         return 1e-9 * (candidate.parameters + 50)
 
@@ -216,7 +216,7 @@ def test_costs_of_dense_candidates_are_those_of_the_encoder(
 def test_a_shape_that_is_not_faster_than_the_dense_one_is_never_chosen(
     statistics: Calibration, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def seconds(_: object, candidate: Candidate, __: object) -> float:
+    def seconds(_: object, candidate: Candidate, *__: object) -> float:
         if candidate.sublayer == "attention":
             return 1.0 if candidate.loss == 0 else 1.5  # pruning attention makes it slower
         return float(candidate.parameters)

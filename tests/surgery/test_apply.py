@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
+from helpers.kinds import MATRICES, SUBLAYERS
 from helpers.tiny import MODEL_TYPES, RATIOS, batches, classifier, logits, pruned
 from torch import nn
 
 from pgb_lightning import MatrixPlan, PruningConfig, PruningPlan, apply_plan, dense_twin, follow_state_dict, prune
-from pgb_lightning.encoders.base import MATRICES, SUBLAYERS
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.layers.dropped import DroppedCore
 from pgb_lightning.layers.linear import GroupedLinear

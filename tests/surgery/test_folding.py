@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from helpers.kinds import MATRICES
 from helpers.tiny import MODEL_TYPES, classifier, logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,6 @@ from torch import nn
 
 from pgb_lightning import MatrixPlan, PruningPlan, apply_plan, dense_twin, follow_state_dict
 from pgb_lightning.cost import encoder_cost
-from pgb_lightning.encoders.base import MATRICES
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
 from pgb_lightning.plan import Index

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers.kinds import MATRICES
 from helpers.tiny import MODEL_TYPES, batches, classifier
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from pgb_lightning import MatrixPlan, PruningConfig, PruningPlan, apply_plan, follow_state_dict, prune
 from pgb_lightning.calibration.hooks import calibration_hooks
-from pgb_lightning.encoders.base import MATRICES
 from pgb_lightning.encoders.find import find_encoder, find_encoders
 from pgb_lightning.surgery.checks import is_pruned
 

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pgb_lightning.encoders.base import SUBLAYERS, Encoder, Sublayer
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.family import SUBLAYERS, Sublayer, sublayer_of
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.baselines.mask_gradients import MaskGradients
 from pgb_lightning.experiments.baselines.mask_tuning import tune_masks
@@ -59,7 +60,7 @@ def search(encoder: Encoder, found: MaskGradients, ratio: float) -> Kept:
     sizes = {kind: linear.weight.numel() for (_, kind), linear in encoder.linears()}  # the same in all layers
     total = len(encoder.layers) * sum(sizes.values())
     costs, flat = {}, {}
-    for sublayer, kinds in SUBLAYERS.items():
+    for sublayer, kinds in encoder.sublayers.items():
         costs[sublayer] = sum(sizes[kind] for kind in kinds) // len(scores[0, sublayer])
         flat[sublayer] = torch.cat([scores[layer, sublayer] for layer in range(len(encoder.layers))])
     heads, neurons = (flat[sublayer].sort(descending=True).values for sublayer in SUBLAYERS)
@@ -115,10 +116,10 @@ def make_mask_plan(encoder: Encoder, kept: Kept) -> PruningPlan:
     """Make the plan that keeps the given heads and neurons."""
     matrices: list[MatrixPlan] = []
     for (layer, kind), linear in encoder.linears():
-        sublayer: Sublayer = "attention" if kind in SUBLAYERS["attention"] else "ffn"
+        sublayer = sublayer_of(kind)
         units = kept[layer, sublayer]
         inside = unit_indices(units, encoder.head_size if sublayer == "attention" else 1).tolist()
-        closes = kind == SUBLAYERS[sublayer][-1]
+        closes = kind == encoder.sublayers[sublayer][-1]
         rows, columns = linear.in_features, linear.out_features
         sides = (inside, list(range(columns))) if closes else (list(range(rows)), inside)
         read, written = ((tuple(side),) if inside else () for side in sides)

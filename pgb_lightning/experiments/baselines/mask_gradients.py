@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from pgb_lightning.calibration.collect import LayerInput
 from pgb_lightning.config import PruningConfig
-from pgb_lightning.encoders.base import SUBLAYERS, Sublayer
+from pgb_lightning.encoders.family import SUBLAYERS, Sublayer
 from pgb_lightning.encoders.find import find_encoder
 
 #: Maximum number of real tokens on which masks are tuned: the same as for PGB's compensation.
@@ -61,7 +61,7 @@ def collect_mask_gradients(model: PreTrainedModel, batches: Sequence[dict[str, T
 
     handles = [first.register_forward_pre_hook(record_input, with_kwargs=True)]
     for layer, sublayer in keys:
-        closing = encoder.matrix(layer, SUBLAYERS[sublayer][-1])
+        closing = encoder.matrix(layer, encoder.sublayers[sublayer][-1])
         handles.append(closing.register_forward_pre_hook(record_activation((layer, sublayer))))
     room = MAX_TOKENS
     try:
@@ -77,7 +77,9 @@ def collect_mask_gradients(model: PreTrainedModel, batches: Sequence[dict[str, T
             if room > 0:
                 hidden = first_input["hidden_states"].detach().cpu()
                 tokens = batch.get("attention_mask", torch.ones(hidden.shape[:2])).bool().cpu()
-                inputs.append(LayerInput(hidden, first_input.get("attention_mask"), tokens))
+                needed = encoder.family.arguments
+                given = {name: first_input[name] for name in needed if name in first_input}
+                inputs.append(LayerInput(hidden, tokens, [given for _ in encoder.order]))
                 room -= int(tokens.sum())
     finally:
         for handle in handles:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from pgb_lightning.calibration.collect import LayerInput
-from pgb_lightning.compensation.fit import Stream, captured
-from pgb_lightning.encoders.base import SUBLAYERS, Encoder, Sublayer
+from pgb_lightning.compensation.streams import Stream, captured
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.family import Sublayer
 from pgb_lightning.layers.matrix import as_matrix
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery.apply import prune_sublayer
@@ -34,8 +35,10 @@ def tune_masks(encoder: Encoder, plan: PruningPlan, inputs: list[LayerInput]) ->
     """
     streams = [Stream(given, encoder.model.device) for given in inputs]
     for layer in range(plan.num_layers):
+        for stream in streams:
+            stream.step = layer
         original = copy.deepcopy(encoder.layers[layer])
-        for sublayer, kinds in SUBLAYERS.items():
+        for sublayer, kinds in encoder.sublayers.items():
             prune_sublayer(encoder, layer, sublayer, [plan.matrix(layer, kind) for kind in kinds])
             _tune(encoder, original, layer, sublayer, streams)
             for stream in streams:
@@ -44,8 +47,8 @@ def tune_masks(encoder: Encoder, plan: PruningPlan, inputs: list[LayerInput]) ->
 
 def _tune(encoder: Encoder, original: nn.Module, layer: int, sublayer: Sublayer, streams: list[Stream]) -> None:
     """Advance the dense stream by one sublayer, and tune the pruned sublayer to it."""
-    closing = encoder.matrix(layer, SUBLAYERS[sublayer][-1])
-    dense = original.get_submodule(encoder.family.paths[SUBLAYERS[sublayer][-1]])
+    closing = encoder.matrix(layer, encoder.sublayers[sublayer][-1])
+    dense = encoder.matrix_in(original, encoder.sublayers[sublayer][-1])
     # The kept heads or neurons are one block, of a smaller dense layer or of a grouped one (MPNet's heads).
     left = as_matrix(closing)
     is_kept = left.kept_weights().numel() > 0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from pgb_lightning.encoders.base import MATRICES, Encoder
+from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.layers.matrix import as_matrix
 
 
@@ -34,7 +34,7 @@ def kept_weights(encoder: Encoder) -> int:
     """Count the weights of the six matrix kinds that are neither removed nor masked."""
     count = 0
     for layer in range(len(encoder.layers)):
-        for kind in MATRICES:
+        for kind in encoder.matrices:
             module = encoder.find_matrix(layer, kind)
             mask = getattr(module, "weight_mask", None)
             if isinstance(mask, Tensor):

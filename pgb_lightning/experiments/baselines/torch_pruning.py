@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pgb_lightning.encoders.base import SUBLAYERS, Encoder
+from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.baselines.masks import kept_weights
 
@@ -117,7 +117,7 @@ def _ignored(model: PreTrainedModel, encoder: Encoder, narrow: bool) -> list[nn.
     matrices = [linear for _, linear in encoder.linears()]
     ignored: list[Any] = [m for m in model.modules() if isinstance(m, nn.Linear) and m not in matrices]
     if not narrow:
-        closing = [kinds[-1] for kinds in SUBLAYERS.values()]
+        closing = [kinds[-1] for kinds in encoder.sublayers.values()]
         ignored += [linear for (_, kind), linear in encoder.linears() if kind in closing]
         ignored += [m for m in model.modules() if isinstance(m, nn.Embedding)]
     return ignored

@@ -6,10 +6,10 @@ from itertools import combinations
 
 import pytest
 import torch
+from helpers.kinds import SUBLAYERS
 from helpers.tiny import MODEL_TYPES, batches, classifier, logits
 from torch import Tensor, nn
 
-from pgb_lightning.encoders.base import SUBLAYERS
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.baselines.kwon import (
     make_mask_plan,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.kinds import SUBLAYERS
 from helpers.tiny import MODEL_TYPES, batches, classifier
 
-from pgb_lightning.encoders.base import SUBLAYERS
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.baselines.mask_gradients import collect_mask_gradients
 

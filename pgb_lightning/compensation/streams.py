@@ -1,0 +1,88 @@
+"""The hidden states of the calibration samples on their way through the dense and the pruned model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from pgb_lightning.calibration.collect import LayerInput
+from pgb_lightning.compensation.ridge import held_out_mask
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.family import SUBLAYERS, Sublayer
+
+
+class Stream:
+    """The hidden states of one calibration batch, in the dense and in the pruned model.
+
+    Args:
+        given: The first layer's input, which is the same for both models.
+        device: Device of the layers. The states are kept in main memory.
+        hold_out: Whether some samples are held out, to choose the ridge.
+
+    Attributes:
+        step: Index of the run of a layer that the states are at.
+    """
+
+    def __init__(self, given: LayerInput, device: torch.device, hold_out: bool = False) -> None:
+        self.dense = self.pruned = given.hidden
+        self.arguments = given.arguments
+        self.step = 0
+        self.tokens = given.tokens
+        self.device = device
+        self.held = held_out_mask(given.tokens).to(device) if hold_out else None
+
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """Return the states of the real tokens in the pruned and in the dense model, (T, d) each."""
+        return self.pruned[self.tokens].to(self.device), self.dense[self.tokens].to(self.device)
+
+    def real(self, states: Tensor) -> Tensor:
+        """Return the real tokens' rows of (B, S, ...) states on the device, (T, ...)."""
+        return states[self.tokens.to(states.device)]
+
+    def run(self, encoder: Encoder, layer: nn.Module, sublayer: Sublayer, hidden: Tensor) -> Tensor:
+        """Run one sublayer on (B, S, d) hidden states."""
+        return encoder.run(layer, sublayer, hidden.to(self.device), self.arguments[self.step]).cpu()
+
+
+def runs_of(encoder: Encoder, layer: int, original: nn.Module, streams: list[Stream]) -> list[Stream]:
+    """Return the streams on which a layer is fitted.
+
+    A layer that runs once is fitted to the streams themselves. If a layer runs several times, the inputs of later runs
+    depend on the weights that are to be fitted. It is fitted to the inputs that the dense model has in all of its runs;
+    the streams then go on from the dense model's output.
+
+    Args:
+        encoder: The encoder.
+        layer: Layer index.
+        original: A copy of the layer before pruning.
+        streams: The streams. Those of a layer that runs several times are moved past all of its runs.
+    """
+    steps = [step for step, number in enumerate(encoder.order) if number == layer]
+    if len(steps) == 1:
+        for stream in streams:
+            stream.step = steps[0]
+        return streams
+    runs = []
+    for stream in streams:
+        for step in steps:
+            stream.step, stream.pruned = step, stream.dense
+            runs.append(copy.copy(stream))
+            for name in SUBLAYERS:
+                stream.dense = stream.run(encoder, original, name, stream.dense)
+        stream.pruned = stream.dense
+    return runs
+
+
+@contextmanager
+def captured(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Record the input and output of each call of a layer."""
+    calls: list[tuple[Tensor, Tensor]] = []
+    handle = module.register_forward_hook(lambda _, args, output: calls.append((args[0], output)))
+    try:
+        yield calls
+    finally:
+        handle.remove()

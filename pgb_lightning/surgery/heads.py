@@ -1,0 +1,81 @@
+"""What else in a layer depends on the heads that are left: position projections, biases and head counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.family import SUBLAYERS
+from pgb_lightning.encoders.wrappers import replace_module
+from pgb_lightning.layers.matrix import as_matrix
+
+
+def follow_heads(encoder: Encoder, layer: int, features: Sequence[int] | None) -> None:
+    """Remove the features of removed heads from all that a layer computes for its heads besides the matrices, in place.
+
+    Args:
+        encoder: The encoder, in which the matrices are pruned already.
+        layer: Layer index.
+        features: The features of heads that are left. If omitted, weights are not kept, only their number is right.
+    """
+    size = as_matrix(encoder.matrix(layer, SUBLAYERS["attention"][-1])).in_features
+    for owner, name in _places(encoder, layer, encoder.family.followers):
+        old = getattr(owner, name)
+        width = old.out_features if isinstance(old, nn.Linear) else len(old)
+        if width == size:
+            continue
+        index = torch.tensor(range(size) if features is None else features)
+        if isinstance(old, nn.Linear):
+            replace_module(old, _narrow(old, index.to(old.weight.device)), encoder.roots)
+        else:
+            setattr(owner, name, nn.Parameter(old.detach()[index.to(old.device)], requires_grad=old.requires_grad))
+    for owner, name in _places(encoder, layer, encoder.family.head_counts):
+        setattr(owner, name, size // encoder.head_size)
+
+
+def save_heads(encoder: Encoder) -> Callable[[], None]:
+    """Return a function that puts parameters and head counts back that :func:`follow_heads` changes.
+
+    Modules are not restored.
+    """
+    paths = (*encoder.family.followers, *encoder.family.head_counts)
+    saved = [
+        (owner, name, getattr(owner, name))
+        for layer in range(len(encoder.layers))
+        for owner, name in _places(encoder, layer, paths)
+        if not isinstance(getattr(owner, name), nn.Module)
+    ]
+
+    def restore() -> None:
+        for owner, name, value in saved:
+            setattr(owner, name, value)
+
+    return restore
+
+
+def _places(encoder: Encoder, layer: int, paths: Sequence[str]) -> Iterator[tuple[nn.Module, str]]:
+    """Yield the module and the attribute's name of each path that a layer has."""
+    for path in paths:
+        parent, _, name = path.rpartition(".")
+        try:
+            owner = encoder.layers[layer].get_submodule(parent)
+        except AttributeError:  # removed with the sublayer
+            continue
+        if getattr(owner, name, None) is not None:  # depends on the configuration
+            yield owner, name
+
+
+@torch.no_grad()
+def _narrow(linear: nn.Linear, index: Tensor) -> nn.Linear:
+    """Return a linear layer with some outputs of another one."""
+    weight = linear.weight[index]
+    with torch.inference_mode(False):
+        bias = linear.bias is not None
+        narrow = nn.Linear(linear.in_features, len(index), bias=bias, device=weight.device, dtype=weight.dtype)
+    for name, parameter in narrow.named_parameters():
+        parameter.copy_(linear.get_parameter(name)[index])
+        parameter.requires_grad_(linear.get_parameter(name).requires_grad)
+    return narrow.train(linear.training)
