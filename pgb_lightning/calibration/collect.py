@@ -166,9 +166,13 @@ def _layer_input(call: EncoderCall) -> LayerInput:
     masks = [arguments.get("attention_mask") for arguments in call.arguments]
     if len(used) in (0, length) or not all(isinstance(mask, Tensor) and mask.shape[-1] == length for mask in masks):
         return LayerInput(hidden.cpu(), tokens.cpu(), call.arguments)
-    trimmed: dict[int, Any] = {}  # an argument that several layers are given is stored once
+    trimmed: dict[int, Tensor] = {}  # a tensor that several layers are given is stored once
 
     def trim(name: str, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(trim(name, part) for part in value)
+        if not isinstance(value, Tensor):
+            return value
         if id(value) not in trimmed:
             trimmed[id(value)] = _trim(name, value, span, length)
         return trimmed[id(value)]
@@ -178,12 +182,8 @@ def _layer_input(call: EncoderCall) -> LayerInput:
     return LayerInput(hidden[:, span].clone().cpu(), tokens[:, span].clone().cpu(), arguments)
 
 
-def _trim(name: str, value: Any, span: slice, length: int) -> Any:
-    """Return an argument of a layer for some of the positions: a mask, or tensors with a vector for each position."""
-    if isinstance(value, tuple):
-        return tuple(_trim(name, part, span, length) for part in value)
-    if not isinstance(value, Tensor):
-        return value
+def _trim(name: str, value: Tensor, span: slice, length: int) -> Tensor:
+    """Return an argument of a layer for some of the positions: a mask, or a vector for each position."""
     if name != "attention_mask":
         return value[..., span, :].clone()
     mask = value[..., span]

@@ -32,6 +32,7 @@ class EncoderCall:
         arguments: For each run of a layer, the other arguments that the family's sublayers need.
         inputs: The inputs of the matrices, (B, S, M), that are not yet part of the moments.
         seen: The matrices that have been read, with the run of their layer.
+        shared: Arguments that layers have been given, with their copies, by identity.
         repeated: For matrices of layers that run several times, the inputs and output gradients of each run.
         is_used: Whether the loss depends on the call; set by the backward pass.
         has_gradient: Whether each sample has a gradient whose square is not zero, (B,); set by the backward pass.
@@ -43,11 +44,20 @@ class EncoderCall:
     inputs: list[tuple[tuple[int, str], Tensor]] = field(default_factory=list)
     seen: set[tuple[int, tuple[int, str]]] = field(default_factory=set)
     repeated: dict[tuple[int, str], list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    shared: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     is_used: bool = False
     has_gradient: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.has_gradient = torch.zeros(len(self.hidden), dtype=torch.bool, device=self.hidden.device)
+
+    def detached(self, value: Any) -> Any:
+        """Return an argument of a layer without the graph that computed it: one copy for all layers that are given it."""
+        if isinstance(value, tuple):
+            return tuple(map(self.detached, value))
+        if not isinstance(value, Tensor):
+            return value
+        return self.shared.setdefault(id(value), (value, value.detach()))[1]
 
     def token_mask(self) -> Tensor:
         """Return a mask that is True at real tokens, (B, S)."""
@@ -179,8 +189,8 @@ def calibration_hooks(
                 hidden = hidden.detach().requires_grad_()
             calls.append(EncoderCall(hidden, encoder_mask[0]))
         if not calls.in_backward:  # where a checkpointed layer runs again
-            needed = encoder.family.arguments
-            calls[-1].arguments.append({name: detached(arguments[name]) for name in needed if name in arguments})
+            needed = [name for name in encoder.family.arguments if name in arguments]
+            calls[-1].arguments.append({name: calls[-1].detached(arguments[name]) for name in needed})
         if args:
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}
@@ -229,13 +239,6 @@ def calibration_hooks(
     finally:
         for handle in handles:
             handle.remove()
-
-
-def detached(value: Any) -> Any:
-    """Return an argument of a layer without the graph that computed it."""
-    if isinstance(value, tuple):
-        return tuple(map(detached, value))
-    return value.detach() if isinstance(value, Tensor) else value
 
 
 def _token_rows(states: Tensor, tokens: Tensor) -> Tensor:
