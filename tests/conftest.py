@@ -15,7 +15,8 @@ import datasets
 import pytest
 import torch
 from filelock import FileLock
-from helpers.fakes import TINY_CONFIGS, VOCABULARY, glue_rows, quiet_trainer, squad_folder
+from helpers.fakes import VOCABULARY, glue_rows, quiet_trainer, squad_folder
+from helpers.families import TINY
 from helpers.processes import run
 from transformers import AutoConfig, AutoModel, BertTokenizer
 
@@ -73,7 +74,7 @@ def propagate_lightning_logs(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return a function that creates, once per session, a folder with a tiny random encoder and its tokenizer.
 
-    For example ``tiny_model_folder("bert")``. The model types are those of ``TINY_CONFIGS``. Keyword arguments change
+    For example ``tiny_model_folder("bert")``. The model types are those of ``TINY``. Keyword arguments change
     the model's configuration.
     """
     folders: dict[str, Path] = {}
@@ -85,7 +86,7 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
             settings = {
                 "vocab_size": len(VOCABULARY),
                 "pad_token_id": 0,
-                **TINY_CONFIGS[model_type],
+                **TINY[model_type],
                 **changes,
             }
             with torch.random.fork_rng(devices=[]):

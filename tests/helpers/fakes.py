@@ -19,35 +19,6 @@ BAD = ["bad", "poor", "dull", "cold", "weak", "empty"]
 FILLER = ["the", "a", "film", "plot", "actor", "scene", "is", "was", "and", "very", "quite", "so"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *FILLER]
 
-#: Widths are multiples of 12, which the numbers of groups 1, 2, 3, 4 and 6 divide.
-TINY_CONFIGS: dict[str, dict[str, Any]] = {
-    "bert": {
-        "hidden_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 96,
-        "max_position_embeddings": 64,
-    },
-    "roberta": {
-        "hidden_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 96,
-        "max_position_embeddings": 66,
-        "type_vocab_size": 1,
-        "bos_token_id": 2,
-        "eos_token_id": 3,
-    },
-    "mpnet": {
-        "hidden_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 96,
-        "max_position_embeddings": 66,
-    },
-    "distilbert": {"dim": 48, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "max_position_embeddings": 64},
-}
-
 
 def sentence(rng: random.Random, positive: bool) -> str:
     """Return a sentence with two words that determine its label."""
