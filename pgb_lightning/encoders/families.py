@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pgb_lightning.encoders.bert import BERT
+from pgb_lightning.encoders.deberta_v2 import DEBERTA_V2
 from pgb_lightning.encoders.distilbert import DISTILBERT
 from pgb_lightning.encoders.family import Family
 from pgb_lightning.encoders.modernbert import MODERNBERT
@@ -14,6 +15,7 @@ FAMILIES: dict[str, Family] = {
     "xlm-roberta": BERT,
     "camembert": BERT,
     "electra": BERT,
+    "deberta-v2": DEBERTA_V2,
     "distilbert": DISTILBERT,
     "modernbert": MODERNBERT,
     "mpnet": MPNET,

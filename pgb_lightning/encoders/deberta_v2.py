@@ -1,0 +1,54 @@
+"""DeBERTa-v2 and v3: disentangled attention, whose scores also depend on relative positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from pgb_lightning.encoders.family import Family
+
+
+def attend(model: PreTrainedModel, layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+    """Run attention; relative positions and their embeddings are those of the model, if they are not given."""
+    encoder: Any = model.encoder
+    given = dict(arguments)
+    if "attention_mask" not in given:
+        given["attention_mask"] = torch.ones(1, 1, 1, hidden.shape[1], dtype=torch.bool, device=hidden.device)
+    if "rel_embeddings" not in given:
+        given |= {"relative_pos": encoder.get_rel_pos(hidden), "rel_embeddings": encoder.get_rel_embedding()}
+    return layer.attention(hidden, **given)[0]  # type: ignore[no-any-return, operator]
+
+
+def feed(layer: nn.Module, hidden: Tensor) -> Tensor:
+    """Run the feed-forward sublayer."""
+    return layer.output(layer.intermediate(hidden), hidden)  # type: ignore[no-any-return, operator]
+
+
+def _unsupported(config: PretrainedConfig) -> str | None:
+    size = getattr(config, "conv_kernel_size", 0)
+    if size > 0:
+        return f"conv_kernel_size={size} puts a convolution between its layers. Only conv_kernel_size=0 is supported."
+    return None
+
+
+DEBERTA_V2 = Family(
+    layers="encoder.layer",
+    paths={
+        "Q": "attention.self.query_proj",
+        "K": "attention.self.key_proj",
+        "V": "attention.self.value_proj",
+        "O": "attention.output.dense",
+        "W1": "intermediate.dense",
+        "W2": "output.dense",
+    },
+    cores={"attention": "attention.self", "ffn": "intermediate"},
+    attend=attend,
+    feed=feed,
+    followers=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
+    head_counts=("attention.self.num_attention_heads",),
+    unsupported=_unsupported,
+)
