@@ -34,6 +34,15 @@ SHIFTED: dict[str, Any] = {
 TINY: dict[str, dict[str, Any]] = {
     "bert": SIZES,
     "camembert": SHIFTED,
+    "deberta-v2": {
+        **SIZES,
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "share_att_key": True,
+        "position_buckets": 8,
+        "norm_rel_ebd": "layer_norm",
+        "position_biased_input": False,
+    },
     "distilbert": {"dim": 48, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "max_position_embeddings": 64},
     "electra": {**SIZES, "embedding_size": 24},
     "modernbert": {
