@@ -15,6 +15,7 @@ from pgb_lightning.encoders.fused import Columns, is_plain, join_parts, part_col
 from pgb_lightning.encoders.sizes import Sizes
 from pgb_lightning.encoders.wrappers import join_path, names_of, replace_module, state_dict_path, unwrap
 from pgb_lightning.layers.dropped import DroppedCore
+from pgb_lightning.layers.fused import FusedLinear
 
 #: Prefix of the model types of exported models; the rest is the family's
 #: (:mod:`pgb_lightning.export.registered_models`).
@@ -119,7 +120,8 @@ class Encoder(Sizes):
         """Return the layer that holds a matrix.
 
         For a part of a dense fused linear layer it is a new linear layer with that part of the weights: a view of them,
-        unless parts are interleaved.
+        unless parts are interleaved. If another library has replaced a fused linear layer, it is the layer that holds
+        all parts.
 
         Args:
             layer: Layer index, from 0.
@@ -136,9 +138,9 @@ class Encoder(Sizes):
         found = block.get_submodule(path)
         if isinstance(found, DroppedCore):
             raise AttributeError(f"{kind} was removed with its sublayer.")
-        if len(parts) == 1:
-            return found
-        return part_of(found, self._columns(found, kind)) if is_plain(found) else found.get_submodule(kind)
+        if len(parts) > 1 and isinstance(found, FusedLinear):
+            return found.get_submodule(kind)
+        return part_of(found, self._columns(found, kind)) if len(parts) > 1 and is_plain(found) else found
 
     def _columns(self, fused: nn.Linear, kind: str) -> Columns:
         """Return the outputs of a dense fused linear layer that belong to a part."""
@@ -200,10 +202,9 @@ class Encoder(Sizes):
                 if self.find_matrix(number, kinds[0]) is None:
                     continue
                 found = layer.get_submodule(path)
-                if len(kinds) == 1 and isinstance(found, nn.Linear):
-                    yield found, {(number, kinds[0]): None}
-                elif is_plain(found):
-                    yield found, {(number, kind): self._columns(found, kind) for kind in kinds}
+                if isinstance(found, nn.Linear):
+                    fused = len(kinds) > 1
+                    yield found, {(number, kind): self._columns(found, kind) if fused else None for kind in kinds}
                 else:
                     for kind in kinds:
                         part = self.find_matrix(number, kind)

@@ -55,7 +55,10 @@ def prune_heads_and_neurons(model: PreTrainedModel, found: MaskGradients, ratio:
 
 
 def search(encoder: Encoder, found: MaskGradients, ratio: float) -> Kept:
-    """Choose the heads and neurons to keep by the diagonal of the Fisher information matrix."""
+    """Choose the heads and neurons to keep by the diagonal of the Fisher information matrix.
+
+    Query heads that share keys and values are kept or removed together.
+    """
     scores = {key: gradients.square().sum(0) for key, gradients in found.gradients.items()}
     sizes = {kind: linear.weight.numel() for (_, kind), linear in encoder.linears()}  # the same in all layers
     total = len(encoder.layers) * sum(sizes.values())
@@ -118,9 +121,11 @@ def make_mask_plan(encoder: Encoder, kept: Kept) -> PruningPlan:
     for (layer, kind), linear in encoder.linears():
         sublayer = sublayer_of(kind)
         units = kept[layer, sublayer]
-        inside = unit_indices(units, encoder.head_size if sublayer == "attention" else 1).tolist()
         closes = kind == encoder.sublayers[sublayer][-1]
         rows, columns = linear.in_features, linear.out_features
+        # Where query heads share keys and values, K and V have fewer features of a unit than Q and O.
+        total = encoder.inner_size(sublayer) // (encoder.head_group if sublayer == "attention" else 1)
+        inside = unit_indices(units, (rows if closes else columns) // total).tolist()
         sides = (inside, list(range(columns))) if closes else (list(range(rows)), inside)
         read, written = ((tuple(side),) if inside else () for side in sides)
         matrices.append(MatrixPlan(layer, kind, rows, columns, read, written))

@@ -20,5 +20,5 @@ def prune_by_magnitude(model: PreTrainedModel, found: None, ratio: float) -> Non
         found: Unused; this method needs no calibration.
         ratio: Fraction of the weights to mask.
     """
-    weights = [(linear, "weight") for _, linear in find_encoder(model).linears()]
+    weights = [(linear, "weight") for linear, _ in find_encoder(model).hook_points()]
     prune.global_unstructured(weights, prune.L1Unstructured, amount=ratio)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgb_lightning.calibration.collect import LayerInput
+from pgb_lightning.calibration.hooks import EncoderCall
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.family import SUBLAYERS, Sublayer
 from pgb_lightning.encoders.find import find_encoder
@@ -26,7 +27,8 @@ class MaskGradients:
 
     Args:
         gradients: Gradient of each sample's loss with respect to the mask of each head or neuron, of shape
-            (samples, units), in double precision, by (layer index, sublayer).
+            (samples, units), in double precision, by (layer index, sublayer). Query heads that share keys and values
+            have one mask.
         inputs: The first layer's inputs, one entry per batch, limited to :data:`MAX_TOKENS` real tokens.
     """
 
@@ -46,40 +48,43 @@ def collect_mask_gradients(model: PreTrainedModel, batches: Sequence[dict[str, T
     """
     encoder = find_encoder(model)
     keys: list[tuple[int, Sublayer]] = [(layer, name) for layer in range(len(encoder.layers)) for name in SUBLAYERS]
-    activations: dict[tuple[int, Sublayer], Tensor] = {}
+    # A list for each key, because some models run a layer several times, with the same masks.
+    activations: dict[tuple[int, Sublayer], list[Tensor]] = {key: [] for key in keys}
     parts: dict[tuple[int, Sublayer], list[Tensor]] = {key: [] for key in keys}
     inputs: list[LayerInput] = []
-    first = encoder.layers[0]
-    parameters = inspect.signature(first.forward).parameters
-    first_input: dict[str, Any] = {}
+    parameters = inspect.signature(encoder.layers[0].forward).parameters
+    given: list[dict[str, Any]] = []
 
     def record_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        first_input.update(zip(parameters, args, strict=False), **kwargs)
+        given.append({**dict(zip(parameters, args, strict=False)), **kwargs})
 
     def record_activation(key: tuple[int, Sublayer]) -> Any:
-        return lambda module, args: activations.__setitem__(key, args[0])
+        return lambda module, args: activations[key].append(args[0])
 
-    handles = [first.register_forward_pre_hook(record_input, with_kwargs=True)]
+    handles = [layer.register_forward_pre_hook(record_input, with_kwargs=True) for layer in encoder.layers]
     for layer, sublayer in keys:
         closing = encoder.matrix(layer, encoder.sublayers[sublayer][-1])
         handles.append(closing.register_forward_pre_hook(record_activation((layer, sublayer))))
     room = MAX_TOKENS
     try:
         for batch in batches:
+            given.clear()
+            for seen in activations.values():
+                seen.clear()
             with torch.enable_grad():
                 loss = model(**batch).loss
-                gradients = torch.autograd.grad(loss, [activations[key] for key in keys])
-            for key, gradient in zip(keys, gradients, strict=True):
+                gradients = iter(torch.autograd.grad(loss, [part for key in keys for part in activations[key]]))
+            for key in keys:
                 # The loss is the mean over the batch, so a sample's own gradient is B times its part.
-                summed = (activations[key].detach() * gradient).sum(1) * len(gradient)
-                unit = encoder.head_size if key[1] == "attention" else 1
-                parts[key].append(summed.view(len(gradient), -1, unit).sum(2).double().cpu())
+                runs = [(part.detach() * next(gradients)).sum(1) * len(part) for part in activations[key]]
+                unit = encoder.head_group if key[1] == "attention" else 1
+                parts[key].append(sum(runs).view(len(runs[0]), -1, unit).sum(2).double().cpu())  # type: ignore[union-attr]
             if room > 0:
-                hidden = first_input["hidden_states"].detach().cpu()
+                hidden = given[0]["hidden_states"].detach().cpu()
                 tokens = batch.get("attention_mask", torch.ones(hidden.shape[:2])).bool().cpu()
-                needed = encoder.family.arguments
-                given = {name: first_input[name] for name in needed if name in first_input}
-                inputs.append(LayerInput(hidden, tokens, [given for _ in encoder.order]))
+                needed, call = encoder.family.arguments, EncoderCall(hidden, None)
+                arguments = [{name: call.detached(run[name]) for name in needed if name in run} for run in given]
+                inputs.append(LayerInput(hidden, tokens, arguments))
                 room -= int(tokens.sum())
     finally:
         for handle in handles:

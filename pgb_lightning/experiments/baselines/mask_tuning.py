@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pgb_lightning.calibration.collect import LayerInput
-from pgb_lightning.compensation.streams import Stream, captured
+from pgb_lightning.compensation.streams import Stream, captured, runs_of
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.family import Sublayer
 from pgb_lightning.layers.matrix import as_matrix
@@ -25,8 +25,8 @@ LARGEST = 10.0
 def tune_masks(encoder: Encoder, plan: PruningPlan, inputs: list[LayerInput]) -> None:
     """Carry out a plan sublayer by sublayer, and tune the masks of each sublayer to the dense model.
 
-    The output of a sublayer is compared after the residual addition and before the LayerNorm, so that the tuning also
-    accounts for errors of earlier sublayers. The masks are multiplied into the sublayer's closing matrix.
+    The output of a sublayer is compared after the residual addition and before a LayerNorm that follows, so that the
+    tuning also accounts for errors of earlier sublayers. The masks are multiplied into the sublayer's closing matrix.
 
     Args:
         encoder: The dense encoder, in eval mode; it is pruned in place.
@@ -35,14 +35,13 @@ def tune_masks(encoder: Encoder, plan: PruningPlan, inputs: list[LayerInput]) ->
     """
     streams = [Stream(given, encoder.model.device) for given in inputs]
     for layer in range(plan.num_layers):
-        for stream in streams:
-            stream.step = layer
         original = copy.deepcopy(encoder.layers[layer])
+        runs = runs_of(encoder, layer, original, streams)
         for sublayer, kinds in encoder.sublayers.items():
             prune_sublayer(encoder, layer, sublayer, [plan.matrix(layer, kind) for kind in kinds])
-            _tune(encoder, original, layer, sublayer, streams)
-            for stream in streams:
-                stream.pruned = stream.run(encoder, encoder.layers[layer], sublayer, stream.pruned)
+            _tune(encoder, original, layer, sublayer, runs)
+            for run in runs:
+                run.pruned = run.run(encoder, encoder.layers[layer], sublayer, run.pruned)
 
 
 def _tune(encoder: Encoder, original: nn.Module, layer: int, sublayer: Sublayer, streams: list[Stream]) -> None:
@@ -68,7 +67,7 @@ def _tune(encoder: Encoder, original: nn.Module, layer: int, sublayer: Sublayer,
             cross = cross + (read.T @ (target - given)).double()
     if isinstance(power, Tensor) and isinstance(cross, Tensor) and is_kept:
         weight = left.kept_weights()[0]
-        unit = encoder.head_size if sublayer == "attention" else 1
+        unit = encoder.head_group if sublayer == "attention" else 1
         masks = solve_masks(power, cross, weight.double(), unit)
         if masks.abs().max() <= LARGEST:
             weight.mul_(masks.repeat_interleave(unit).unsqueeze(1).to(weight))

@@ -22,25 +22,29 @@ def mask_matrices(
         importances: Importance of each matrix's weights, of shape (M, N), by (layer index, matrix kind).
         kept_fractions: Fraction of its weights that each matrix keeps.
     """
-    for key, linear in encoder.linears():
-        flat = importances[key].T.flatten()
-        mask = torch.zeros_like(flat)
-        mask[flat.topk(round(kept_fractions[key] * flat.numel())).indices] = 1
-        placed = mask.view_as(linear.weight).to(linear.weight)
+    for linear, matrices in encoder.hook_points():
+        placed = torch.zeros_like(linear.weight)
+        for key, columns in matrices.items():
+            flat = importances[key].T.flatten()
+            mask = torch.zeros_like(flat)
+            mask[flat.topk(round(kept_fractions[key] * flat.numel())).indices] = 1
+            placed[slice(None) if columns is None else columns] = mask.view_as(importances[key].T).to(placed)
         prune.custom_from_mask(linear, "weight", placed)  # type: ignore[no-untyped-call]
 
 
 def kept_weights(encoder: Encoder) -> int:
-    """Count the weights of the six matrix kinds that are neither removed nor masked."""
+    """Count the weights of the encoder's matrices that are neither removed nor masked."""
     count = 0
     for layer in range(len(encoder.layers)):
-        for kind in encoder.matrices:
-            module = encoder.find_matrix(layer, kind)
+        for kinds in encoder.family.linears.values():
+            module = encoder.find_matrix(layer, kinds[0])
             mask = getattr(module, "weight_mask", None)
             if isinstance(mask, Tensor):
-                count += int(mask.sum())
-            elif module is not None:
-                count += as_matrix(module).kept_weights().numel()
+                count += int(mask.sum())  # of all parts of a fused linear layer
+                continue
+            for kind in kinds:
+                found = encoder.find_matrix(layer, kind)
+                count += 0 if found is None else as_matrix(found).kept_weights().numel()
     return count
 
 

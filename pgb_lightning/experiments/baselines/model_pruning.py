@@ -22,7 +22,7 @@ def prune_with_model_pruning(model: PreTrainedModel, found: None, ratio: float) 
         found: Unused; this method needs no calibration.
         ratio: Fraction of the weights to mask.
     """
-    weights = [(linear, "weight") for _, linear in find_encoder(model).linears()]
+    weights = [(linear, "weight") for linear, _ in find_encoder(model).hook_points()]
     callback = ModelPruning("l1_unstructured", weights, amount=ratio, use_lottery_ticket_hypothesis=False)
     module: Any = model  # the callback uses nothing that is specific to a LightningModule
     trainer: Any = None

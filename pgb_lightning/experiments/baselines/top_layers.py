@@ -31,10 +31,15 @@ def drop_layers(
         order: ``"top"`` drops the last layers; ``"alternate"`` drops evenly spaced layers, starting from the last.
 
     Raises:
-        ValueError: If the encoder has only one layer.
+        ValueError: If the encoder has only one layer, or runs a layer several times.
     """
     encoder = find_encoder(model)
     total = len(encoder.layers)
+    if len(encoder.order) > total:
+        raise ValueError(
+            f"model_type={encoder.model_type!r} runs {total} layer(s) {len(encoder.order)} times, so dropping a layer "
+            "is not dropping a run. Use a method that keeps layers."
+        )
     if total < 2:
         raise ValueError(
             f"The encoder has {total} layer, and at least one layer must remain. Use a method that keeps layers."
@@ -44,7 +49,10 @@ def drop_layers(
     assert isinstance(stack, nn.ModuleList)
     for layer in sorted(dropped, reverse=True):
         del stack[layer]
-    encoder.model.config.num_hidden_layers = len(stack)
+    config = encoder.model.config
+    config.num_hidden_layers = len(stack)
+    if getattr(config, "layer_types", None):  # which attention each layer has, as in ModernBERT
+        config.layer_types = [kind for layer, kind in enumerate(config.layer_types) if layer not in dropped]
 
 
 def choose_layers(total: int, count: int, order: Literal["top", "alternate"]) -> set[int]:

@@ -23,11 +23,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.family import SUBLAYERS
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.baselines.masks import kept_weights
 
 #: Steps of the bisection for the fraction of channels.
 STEPS = 9
+
+#: The matrices that are computed for each head.
+HEADS = SUBLAYERS["attention"][:-1]
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,11 @@ def collect_gradients(model: PreTrainedModel, batches: Sequence[dict[str, Tensor
     Args:
         model: A fine-tuned model in eval mode; its output has a ``loss``.
         batches: Labeled batches.
+
+    Raises:
+        ValueError: If the package cannot prune encoders of this family.
     """
+    check_supported(find_encoder(model))
     parameters = list(model.parameters())
     sums = [torch.zeros_like(parameter) for parameter in parameters]
     for batch in batches:
@@ -83,18 +91,36 @@ def prune_with_torch_pruning(model: PreTrainedModel, found: Gradients, ratio: fl
     _prune(model, found, best[1], narrow)
 
 
+def check_supported(encoder: Encoder) -> None:
+    """Require separate Q, K and V with as many heads each: the package takes the number of heads from these layers.
+
+    Raises:
+        ValueError: If a linear layer holds several matrices, query heads share keys and values, other weights and
+            attributes of a layer follow its heads, or a layer runs several times.
+    """
+    family = encoder.family
+    reasons = {
+        "one linear layer holds several matrices": len(family.linears) < len(family.paths),
+        "query heads share keys and values": encoder.queries_per_key > 1,
+        "other weights and attributes follow the heads": bool(family.followers or family.head_counts),
+        "a layer runs several times": len(encoder.order) > len(encoder.layers),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(
+                f"model_type={encoder.model_type!r} is not supported by the baseline torch-pruning: {reason}. Use "
+                "another baseline."
+            )
+
+
 def _prune(model: PreTrainedModel, found: Gradients, fraction: float, narrow: bool) -> None:
     """Prune one model by one fraction of channels."""
     import torch_pruning
 
     encoder = find_encoder(model)
+    heads = {encoder.matrix(layer, kind): encoder.num_heads for layer in range(len(encoder.layers)) for kind in HEADS}
     for parameter, gradient in zip(model.parameters(), found.values, strict=True):
         parameter.grad = gradient.clone()
-    heads = {
-        encoder.matrix(layer, kind): encoder.model.config.num_attention_heads
-        for layer in range(len(encoder.layers))
-        for kind in ("Q", "K", "V")
-    }
     pruner = torch_pruning.pruner.BasePruner(
         model,
         found.example,
