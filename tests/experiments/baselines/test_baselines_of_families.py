@@ -10,19 +10,21 @@ from helpers.families import TINY, tiny_batches, tiny_logits, tiny_model
 from helpers.kinds import SUBLAYERS
 from torch import nn
 
+from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.baselines import Calibrated, make_permanent
 from pgb_lightning.experiments.baselines.kwon import make_mask_plan, prune_heads_and_neurons, rearrange_all, search
 from pgb_lightning.experiments.baselines.magnitude import prune_by_magnitude
 from pgb_lightning.experiments.baselines.mask_gradients import collect_mask_gradients
 from pgb_lightning.experiments.baselines.masks import kept_weights, mask_matrices
-from pgb_lightning.experiments.baselines.torch_pruning import collect_gradients, prune_with_torch_pruning
+from pgb_lightning.experiments.baselines.torch_pruning import (
+    check_supported,
+    collect_gradients,
+    prune_with_torch_pruning,
+)
 
 #: Fractions of the weights that the methods can miss: a layer of four is a quarter.
 TOLERANCES = {"magnitude": 1e-3, "model-pruning": 1e-3, "kwon": 0.02, "kwon-untuned": 0.02, "top-layers": 0.01}
-
-#: Why the package torch-pruning cannot prune a family.
-REFUSED = {"modernbert": "one linear layer holds several matrices"}
 
 
 @pytest.mark.parametrize("name", TOLERANCES)
@@ -128,8 +130,8 @@ def test_tuning_reduces_the_difference_from_the_dense_model(model_type: str) -> 
 def test_torch_pruning_prunes_a_family_or_refuses_it(model_type: str, narrow: bool) -> None:
     model = tiny_model(model_type)
     encoder = find_encoder(model)
-    if model_type in REFUSED:
-        with pytest.raises(ValueError, match=rf"model_type='{model_type}' .*{REFUSED[model_type]}"):
+    if not is_supported(encoder):
+        with pytest.raises(ValueError, match=rf"model_type='{model_type}' is not supported"):
             collect_gradients(model, [])  # before any batch is read
         return
     pytest.importorskip("torch_pruning", reason="the baseline is optional: pip install torch-pruning")
@@ -138,6 +140,21 @@ def test_torch_pruning_prunes_a_family_or_refuses_it(model_type: str, narrow: bo
     assert kept_weights(encoder) / total == pytest.approx(0.5, abs=0.05)
     assert narrow or encoder.matrix(0, "W2").out_features == encoder.hidden_size
     assert tiny_logits(model).isfinite().all()
+
+
+@pytest.mark.parametrize(("model_type", "reason"), [("modernbert", "several matrices"), ("deberta-v2", "follow")])
+def test_torch_pruning_says_why_it_refuses(model_type: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=rf"{model_type}.*{reason}"):
+        check_supported(find_encoder(tiny_model(model_type)))
+
+
+def is_supported(encoder: Encoder) -> bool:
+    """Return whether the package can prune an encoder."""
+    try:
+        check_supported(encoder)
+    except ValueError:
+        return False
+    return True
 
 
 def hidden(model: nn.Module) -> torch.Tensor:
