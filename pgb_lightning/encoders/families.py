@@ -5,9 +5,12 @@ from __future__ import annotations
 from pgb_lightning.encoders.bert import BERT
 from pgb_lightning.encoders.deberta_v2 import DEBERTA_V2
 from pgb_lightning.encoders.distilbert import DISTILBERT
+from pgb_lightning.encoders.eurobert import EUROBERT
 from pgb_lightning.encoders.family import Family
+from pgb_lightning.encoders.jina_embeddings_v3 import JINA_EMBEDDINGS_V3
 from pgb_lightning.encoders.modernbert import MODERNBERT
 from pgb_lightning.encoders.mpnet import MPNET
+from pgb_lightning.encoders.nomic_bert import NOMIC_BERT
 
 FAMILIES: dict[str, Family] = {
     "bert": BERT,
@@ -17,8 +20,12 @@ FAMILIES: dict[str, Family] = {
     "electra": BERT,
     "deberta-v2": DEBERTA_V2,
     "distilbert": DISTILBERT,
+    "eurobert": EUROBERT,
+    "gte": NOMIC_BERT,
+    "jina_embeddings_v3": JINA_EMBEDDINGS_V3,
     "modernbert": MODERNBERT,
     "mpnet": MPNET,
+    "nomic_bert": NOMIC_BERT,
 }
 
 

@@ -86,6 +86,8 @@ class Family:
             the matrices. They lose the features of the heads that are removed.
         head_counts: Paths of attributes with the number of heads, which must agree with the heads that are left.
         order: Returns the index of the layer that runs at each step, for models that run some layers several times.
+        runs_first_layers: Whether the model runs only as many of its layers as the configuration's
+            ``num_hidden_layers``, which may be changed later.
         needs_all_heads: Whether attention is computed for all heads, including those without weights.
         attention_table: Path from the encoder to an embedding table that only attention reads, if there is one.
         unsupported: Returns why an encoder with this configuration cannot be pruned, or ``None`` if it can.
@@ -106,6 +108,7 @@ class Family:
     followers: tuple[str, ...] = ()
     head_counts: tuple[str, ...] = ()
     order: Callable[[PretrainedConfig], Sequence[int]] | None = None
+    runs_first_layers: bool = False
     needs_all_heads: bool = False
     attention_table: str | None = None
     unsupported: Callable[[PretrainedConfig], str | None] | None = None

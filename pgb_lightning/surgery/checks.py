@@ -25,6 +25,7 @@ def check_prunable(encoder: Encoder) -> None:
     reason = None if encoder.family.unsupported is None else encoder.family.unsupported(encoder.model.config)
     if reason is not None:
         raise ValueError(f"The encoder at {encoder.where} cannot be pruned: {reason}")
+    _check_all_run(encoder)
     for layer in range(len(encoder.layers)):
         for kind in encoder.matrices:
             module = encoder.find_matrix(layer, kind)
@@ -58,6 +59,21 @@ def check_prunable(encoder: Encoder) -> None:
                 f"The encoder at {encoder.where} has chunk_size_feed_forward={module.chunk_size_feed_forward}, which "
                 "splits sequences in its feed-forward layers. Set chunk_size_feed_forward=0; the outputs are the same."
             )
+
+
+def _check_all_run(encoder: Encoder) -> None:
+    """Require that the model runs all layers that it has.
+
+    Raises:
+        ValueError: If the configuration was changed to fewer layers.
+    """
+    count, run = len(encoder.layers), int(encoder.model.config.num_hidden_layers)
+    if encoder.family.runs_first_layers and run < count:
+        raise ValueError(
+            f"The encoder at {encoder.where} has {count} layers, but its configuration has num_hidden_layers={run}, so "
+            f"it runs only these. Remove the others first, with model.{encoder.family.layers} = "
+            f"model.{encoder.family.layers}[:{run}], or set num_hidden_layers={count}."
+        )
 
 
 def _check_not_shared(encoder: Encoder) -> None:

@@ -260,7 +260,7 @@ def _covers(state_dict: Mapping[str, Any], encoder: Encoder, prefix: str) -> boo
     norms = [
         name
         for name, child in encoder.stack.named_modules()
-        if isinstance(child, nn.LayerNorm) and not name.endswith(removable)
+        if _is_norm(child) and not name.endswith(removable)
     ]
     state_dict = split_fused(encoder, state_dict, prefix)
     paths = {kind: [stored_path(encoder, n, kind, prefix) for n in range(count)] for kind in encoder.matrices}
@@ -271,6 +271,12 @@ def _covers(state_dict: Mapping[str, Any], encoder: Encoder, prefix: str) -> boo
     complete = has_weights or not has_openings
     same_depth = len(_layer_numbers(encoder, state_dict, prefix)) == count
     return same_depth and complete and all(f"{stack}{state_dict_path(name)}.weight" in state_dict for name in norms)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Return whether a module is a LayerNorm or RMSNorm, for which many models have a class of their own."""
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    return weight is not None and weight.dim() == 1
 
 
 def _differs(state_dict: Mapping[str, Any], encoder: Encoder, prefix: str, own: Mapping[str, Any]) -> bool:
