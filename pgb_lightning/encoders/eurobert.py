@@ -1,4 +1,4 @@
-"""EuroBERT: pre-norm, rotary positions, gated feed-forward; heads of keys and values may be shared by several queries."""
+"""EuroBERT: pre-norm, rotary positions, gated feed-forward, and keys and values shared by several query heads."""
 
 from __future__ import annotations
 

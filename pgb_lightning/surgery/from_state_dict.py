@@ -257,11 +257,7 @@ def _covers(state_dict: Mapping[str, Any], encoder: Encoder, prefix: str) -> boo
     """Return whether a state dict has a complete encoder, and not only a part such as its biases and LayerNorms."""
     stack, count = _stack_prefix(encoder, prefix), len(encoder.layers)
     removable = tuple(f".{path}" for path in encoder.family.norms.values())  # LayerNorms that go with their sublayer
-    norms = [
-        name
-        for name, child in encoder.stack.named_modules()
-        if _is_norm(child) and not name.endswith(removable)
-    ]
+    norms = [name for name, child in encoder.stack.named_modules() if _is_norm(child) and not name.endswith(removable)]
     state_dict = split_fused(encoder, state_dict, prefix)
     paths = {kind: [stored_path(encoder, n, kind, prefix) for n in range(count)] for kind in encoder.matrices}
     has_weights = any(f"{path}.weight" in state_dict for path in chain.from_iterable(paths.values()))

@@ -45,6 +45,9 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "distilbert": {"dim": 48, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "max_position_embeddings": 64},
     "electra": {**SIZES, "embedding_size": 24},
+    "eurobert": {**SIZES, "num_key_value_heads": 2, "head_dim": 24, "bos_token_id": 2, "eos_token_id": 3},
+    "gte": {**SIZES, "type_vocab_size": 1},
+    "jina_embeddings_v3": {**SIZES, "type_vocab_size": 1, "bos_token_id": 2, "eos_token_id": 3},
     "modernbert": {
         **SIZES,
         "local_attention": 8,
@@ -55,6 +58,7 @@ TINY: dict[str, dict[str, Any]] = {
         "sep_token_id": 3,
     },
     "mpnet": {**SIZES, "max_position_embeddings": 66},
+    "nomic_bert": SIZES,
     "roberta": SHIFTED,
     "xlm-roberta": SHIFTED,
 }
