@@ -53,7 +53,7 @@ def _make_dense(encoder: Encoder) -> None:
     """Replace the layers of an encoder by dense ones, in place."""
     dense, old = dense_encoder(encoder), encoder.layers
     for number, (layer, new) in enumerate(zip(old, dense.layers, strict=True)):
-        like = next(layer.parameters())
+        like = next(layer.parameters(), next(encoder.model.parameters()))  # nothing may be left of the layer
         old_state = layer.state_dict()
         state = {name: _padded(old_state.get(name), value, like) for name, value in new.state_dict().items()}
         new.load_state_dict(state, assign=True)

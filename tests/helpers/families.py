@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from helpers.tiny import PADDING, VOCABULARY
+from pgb_lightning.encoders.families import FAMILIES
 
 #: Sizes under the names that most configurations have. Widths are multiples of 12, which 1, 2, 3, 4 and 6 divide.
 SIZES: dict[str, Any] = {
@@ -64,6 +65,10 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
+#: One model type of each :class:`Family`, for checks that take long.
+REPRESENTATIVES = list({id(family): model_type for model_type, family in reversed(FAMILIES.items())}.values())[::-1]
+
+
 def tiny_config(model_type: str, **overrides: Any) -> Any:
     """Return a tiny configuration of a family; ``overrides`` change its settings."""
     settings = {"vocab_size": VOCABULARY, "pad_token_id": PADDING, **TINY[model_type], **overrides}
@@ -86,7 +91,8 @@ def tiny_model(model_type: str, head: str = "SequenceClassification", seed: int 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = auto.from_config(tiny_config(model_type, **overrides))
-    randomize(model, seed)
+    if model.device.type != "meta":
+        randomize(model, seed)
     return model.eval()
 
 

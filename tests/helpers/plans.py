@@ -4,34 +4,49 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import nn
 
-from helpers.kinds import SUBLAYERS
 from pgb_lightning import MatrixPlan, PruningPlan
 from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.family import EXPENDABLE, KEY_VALUE, Sublayer
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.plan import Index
 
+#: What a random plan can do to a sublayer.
+FORMS = ("dense", "groups", "partial", "narrow", "narrow groups", "dropped")
 
-def random_plan(encoder: Encoder, rng: random.Random) -> PruningPlan:
-    """Return a plan with dense, grouped, partly covered, narrowed and dropped sublayers, some without Q or K."""
+
+def random_plan(encoder: Encoder, rng: random.Random, forms: Sequence[str] = FORMS) -> PruningPlan:
+    """Return a plan with dense, grouped, partly covered, narrowed and dropped sublayers, some without Q or K.
+
+    Args:
+        encoder: The dense encoder.
+        rng: Decides.
+        forms: The forms that a sublayer may get.
+    """
     matrices = []
     for layer in range(len(encoder.layers)):
-        for sublayer, kinds in SUBLAYERS.items():
-            form = rng.choice(("dense", "groups", "partial", "narrow", "narrow groups", "dropped"))
+        for sublayer, kinds in encoder.sublayers.items():
+            form = rng.choice(forms)
             sizes = {kind: encoder.matrix_size(kind, encoder.inner_size(sublayer)) for kind in kinds}
-            unit = encoder.unit(sublayer)
-            inner = encoder.inner_size(sublayer)
-            units = rng.sample(range(inner // unit), rng.randint(1, inner // unit)) if "narrow" in form else None
-            kept = None if units is None else [u * unit + f for u in sorted(units) for f in range(unit)]
+            count = encoder.inner_size(sublayer) // encoder.unit(sublayer)
+            units = rng.sample(range(count), rng.randint(1, count)) if "narrow" in form else None
             for kind in kinds:
+                kept = None if units is None else features_of(encoder, sublayer, kind, units)
                 rows, columns = _blocks(form, sizes[kind], kept, kind == kinds[-1], rng)
-                if form != "dropped" and kind in ("Q", "K") and rng.random() < 0.2:
+                if form != "dropped" and kind in EXPENDABLE and rng.random() < 0.2:
                     rows, columns = (), ()
                 matrices.append(MatrixPlan(layer, kind, *sizes[kind], rows, columns))
     return PruningPlan(encoder.model_type, tuple(matrices))
+
+
+def features_of(encoder: Encoder, sublayer: Sublayer, kind: str, units: Collection[int]) -> list[int]:
+    """Return the inner features of a matrix that belong to some neurons, or groups of heads, of a dense sublayer."""
+    unit = encoder.unit(sublayer) // (encoder.queries_per_key if kind in KEY_VALUE else 1)
+    return [number * unit + feature for number in sorted(units) for feature in range(unit)]
 
 
 def _blocks(
@@ -80,4 +95,5 @@ def masked(model: nn.Module, plan: PruningPlan) -> nn.Module:
             for rows, columns in zip(matrix.input_index, matrix.output_index, strict=True):
                 keep[torch.tensor(columns).unsqueeze(1), torch.tensor(rows)] = True
             linear.weight.mul_(keep)
+            encoder.store(layer, kind, linear)
     return dense

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers.plans import masked, random_plan, randomize_vectors
-from helpers.tiny import batches, classifier
+from helpers.families import tiny_model
+from helpers.plans import masked, random_plan
+from helpers.tiny import batches
 from pgb_lightning import PruningPlan, apply_plan, follow_state_dict
 from pgb_lightning.encoders.find import find_encoder
 
@@ -36,9 +37,7 @@ class Situation:
 
     def fresh(self, seed: int = 99, **settings: Any) -> Any:
         """Return a dense model with other weights, which follows state dicts."""
-        model = classifier(self.model_type, layers=2, seed=seed, num_attention_heads=4, **settings)
-        if model.device.type != "meta":
-            randomize_vectors(model, seed)
+        model = tiny_model(self.model_type, seed=seed, **settings)
         follow_state_dict(model)
         return model
 
