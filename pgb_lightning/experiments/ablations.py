@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -143,12 +143,7 @@ def run(
             is unknown or needs a package that is not installed; a ratio, ``refinetuning_epochs`` or its learning rate
             is out of range; one of ``data_options`` is unknown; or ``out`` contains anything but results.
     """
-    known = (*METHODS, *BASELINES)
-    if unknown := [name for name in methods if name not in known]:
-        raise ValueError(f"methods contains {unknown[0]!r}. Choose from {', '.join(map(repr, known))}.")
-    for name in methods:
-        if name in BASELINES:
-            BASELINES[name].check()
+    check_methods(methods)
     paths = [ckpt_path] if isinstance(ckpt_path, str) else list(ckpt_path)
     if not paths or not all(Path(path).is_file() for path in paths):
         raise ValueError(f"ckpt_path={paths} must be an existing checkpoint file, or a list of them.")
@@ -213,6 +208,20 @@ def run(
             results.append(result)
     Console(width=200).print(tabulate(results))
     return results
+
+
+def check_methods(methods: Sequence[str]) -> None:
+    """Check that all methods and baselines are known and installed.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    known = (*METHODS, *BASELINES)
+    if unknown := [name for name in methods if name not in known]:
+        raise ValueError(f"methods contains {unknown[0]!r}. Choose from {', '.join(map(repr, known))}.")
+    for name in methods:
+        if name in BASELINES:
+            BASELINES[name].check()
 
 
 if __name__ == "__main__":

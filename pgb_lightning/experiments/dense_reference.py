@@ -18,6 +18,7 @@ from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.baselines import Calibrated, make_permanent
+from pgb_lightning.experiments.baselines.fisher import collect_fisher
 from pgb_lightning.experiments.training import make_trainer
 from pgb_lightning.glue_tasks import get_task
 from pgb_lightning.modules import TextClassification
@@ -128,7 +129,8 @@ class DenseReference:
         batches = list(loaders[0] if isinstance(loaders, list) else loaders)
         with torch.inference_mode():
             logits = [module.model(**batch).logits for batch in batches]
-        return cls(task, module, statistics, Calibrated(module.model, calibration), data, batches, logits)
+        baselines = Calibrated(module.model, calibration, {collect_fisher: statistics.fisher})
+        return cls(task, module, statistics, baselines, data, batches, logits)
 
     @property
     def encoder(self) -> Encoder:

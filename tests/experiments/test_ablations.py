@@ -32,7 +32,7 @@ def pick(result: Result, names: Sequence[str]) -> Result:
 
 
 def test_every_method_is_measured(sst2: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = (*methods.METHODS, "magnitude", "kwon", "top-layers")
+    names = (*methods.METHODS, "magnitude", "fisher", "kwon", "top-layers")
     results = ablations.run(**sst2, ratios=(0.5,), methods=names, out=str(tmp_path / "out.jsonl"))
     assert [result["method"] for result in results] == ["dense", *names]
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == results
@@ -41,7 +41,7 @@ def test_every_method_is_measured(sst2: Inputs, tmp_path: Path, capsys: pytest.C
     assert (dense["removed"], dense["divergence"]) == (0, pytest.approx(0, abs=1e-9))
     assert all(abs(result["removed"] - 0.5) <= 0.01 for name, result in by_name.items() if "diagonal" not in name)
     masked = {name for name, result in by_name.items() if result["kind"] == "masks"}
-    assert masked == {"default, unstructured", "paper, unstructured", "magnitude"}
+    assert masked == {"default, unstructured", "paper, unstructured", "magnitude", "fisher"}
     assert len(by_name["default"]["shapes"]) == 4
     assert 0 < by_name["default"]["divergence"] < by_name["paper"]["divergence"]
     assert by_name["default"]["divergence"] < by_name["default, no compensation"]["divergence"]

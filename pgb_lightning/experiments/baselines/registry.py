@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.experiments.baselines.fisher import collect_fisher, prune_by_fisher
 from pgb_lightning.experiments.baselines.kwon import prune_heads_and_neurons
 from pgb_lightning.experiments.baselines.magnitude import prune_by_magnitude
 from pgb_lightning.experiments.baselines.mask_gradients import collect_mask_gradients
@@ -62,6 +63,7 @@ class Baseline:
 BASELINES: dict[str, Baseline] = {
     "magnitude": Baseline(prune_by_magnitude, "masks"),
     "model-pruning": Baseline(prune_with_model_pruning, "masks"),
+    "fisher": Baseline(prune_by_fisher, "masks", collect_fisher),
     "kwon": Baseline(prune_heads_and_neurons, "shapes", collect_mask_gradients),
     "kwon-untuned": Baseline(partial(prune_heads_and_neurons, tune=False), "shapes", collect_mask_gradients),
     "top-layers": Baseline(partial(drop_layers, order="top"), "shapes"),
@@ -79,12 +81,15 @@ class Calibrated:
     Args:
         model: A transformers model whose output has a ``loss``. It is not changed.
         batches: Labeled calibration batches.
+        found: Statistics that are known already, by the function that would collect them.
     """
 
-    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, batches: Sequence[Batch], found: Mapping[Callable[..., Any], Any] | None = None
+    ) -> None:
         self.model = model
         self.batches = batches
-        self._found: dict[Any, Any] = {}
+        self._found = dict(found or {})
 
     def prune(self, name: str, model: PreTrainedModel, ratio: float) -> float:
         """Prune a model in place.

@@ -13,6 +13,7 @@ from torch import nn
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.baselines import Calibrated, make_permanent
+from pgb_lightning.experiments.baselines.fisher import collect_fisher, prune_by_fisher
 from pgb_lightning.experiments.baselines.kwon import make_mask_plan, prune_heads_and_neurons, rearrange_all, search
 from pgb_lightning.experiments.baselines.magnitude import prune_by_magnitude
 from pgb_lightning.experiments.baselines.mask_gradients import collect_mask_gradients
@@ -24,7 +25,14 @@ from pgb_lightning.experiments.baselines.torch_pruning import (
 )
 
 #: Fractions of the weights that the methods can miss: a layer of four is a quarter.
-TOLERANCES = {"magnitude": 1e-3, "model-pruning": 1e-3, "kwon": 0.02, "kwon-untuned": 0.02, "top-layers": 0.01}
+TOLERANCES = {
+    "magnitude": 1e-3,
+    "fisher": 1e-3,
+    "model-pruning": 1e-3,
+    "kwon": 0.02,
+    "kwon-untuned": 0.02,
+    "top-layers": 0.01,
+}
 
 
 @pytest.mark.parametrize("name", TOLERANCES)
@@ -59,6 +67,19 @@ def test_the_smallest_weights_of_all_matrices_are_masked(model_type: str) -> Non
     make_permanent(model)
     for key, linear in encoder.linears():
         assert torch.equal(linear.weight, before[key].masked_fill(before[key].abs() < bound, 0))
+
+
+@pytest.mark.parametrize("model_type", TINY)
+def test_the_weights_of_least_importance_are_masked(model_type: str) -> None:
+    model = tiny_model(model_type)
+    encoder, found = find_encoder(model), collect_fisher(model.eval(), tiny_batches())
+    before = {key: linear.weight.detach().T.clone() for key, linear in encoder.linears()}
+    importances = {key: weight.square() * found[key] for key, weight in before.items()}
+    bound = torch.cat([importance.flatten() for importance in importances.values()]).quantile(0.7)
+    prune_by_fisher(model, found, 0.7)
+    make_permanent(model)
+    for key, linear in encoder.linears():
+        assert torch.equal(linear.weight.T, before[key].masked_fill(importances[key] < bound, 0))
 
 
 @pytest.mark.parametrize("model_type", TINY)
