@@ -58,8 +58,9 @@ def run(
     the lower bound of latency. Writes ``benchmark.json`` and, if matplotlib is installed, ``benchmark.svg``.
 
     Args:
-        architecture: The transformers ``model_type`` of a supported family, in its base size.
-        num_layers: Number of layers; by default that of the base size.
+        architecture: The transformers ``model_type`` of a supported family, for its base size, or the name of a
+            published encoder such as "ModernBERT-base" or "deberta-v3-base".
+        num_layers: Number of layers; by default that of the configuration.
         pruning_ratios: Fractions of the encoder's weights to remove.
         num_groups: Group numbers. For each, two models with that number of groups in every matrix are measured: one
             with random groups in each matrix, and one whose W1 and W2 share the groups of neurons.

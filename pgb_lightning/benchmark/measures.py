@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from pgb_lightning.encoders.family import SUBLAYERS
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.latency import measure_latency
+from pgb_lightning.latency import layer_arguments, measure_latency
 from pgb_lightning.peak_memory import peak_memory as peak_of_process
 
 Times = dict[str, list[float]]
@@ -31,15 +31,19 @@ def forward_times(models: Mapping[str, nn.Module], batch: dict[str, Tensor], rep
 def sublayer_times(
     models: Mapping[str, PreTrainedModel], batch: dict[str, Tensor], repeats: int, min_time: float
 ) -> dict[str, Times]:
-    """Measure the sublayers of all layers by kind, on random hidden states, in seconds per batch."""
+    """Measure the sublayers of all runs of layers by kind, on random hidden states, in seconds per batch."""
     shape, first = batch["input_ids"].shape, next(iter(models.values()))
     hidden = torch.randn(*shape, first.config.hidden_size, device=first.device).to(first.dtype)
+    arguments = {name: layer_arguments(find_encoder(model), *shape) for name, model in models.items()}
     times: dict[str, Times] = {}
     for sublayer in SUBLAYERS:
         runs: dict[str, Callable[[], object]] = {}
         for name, model in models.items():
             encoder = find_encoder(model)
-            runs[name] = partial(_call_all, [partial(encoder.run, layer, sublayer, hidden) for layer in encoder.layers])
+            layers, given = encoder.layers, zip(encoder.order, arguments[name], strict=True)
+            runs[name] = partial(
+                _call_all, [partial(encoder.run, layers[number], sublayer, hidden, each) for number, each in given]
+            )
         times[sublayer] = measure_latency(runs, repeats, min_time)
     return times
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from pgb_lightning.benchmark.configurations import full_size_config
 from pgb_lightning.calibration.collect import Calibration
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.base import Encoder
-from pgb_lightning.encoders.families import FAMILIES
+from pgb_lightning.encoders.family import Sublayer, sublayer_of
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.grouping.group_numbers import allowed_groups
 from pgb_lightning.plan import Index, MatrixPlan, PruningPlan
@@ -20,23 +21,20 @@ from pgb_lightning.pruning import make_plan
 from pgb_lightning.surgery.apply import apply_plan
 
 
-def random_model(model_type: str, num_layers: int | None) -> PreTrainedModel:
-    """Create a dense model of base size with random weights.
+def random_model(architecture: str, num_layers: int | None = None, **settings: Any) -> PreTrainedModel:
+    """Create a dense model with random weights.
 
     Args:
-        model_type: The transformers ``model_type``. The defaults of its configuration are the base size.
-        num_layers: Number of layers; by default that of the base size.
+        architecture: Name of a published configuration, or a ``model_type`` for the base size of its family.
+        num_layers: Number of layers; by default that of the configuration.
+        settings: Other settings that replace those of the configuration.
 
     Raises:
-        ValueError: If the model type is not supported.
+        ValueError: If the architecture is not supported.
     """
-    if model_type not in FAMILIES:
-        raise ValueError(f"architecture={model_type!r} is not supported. Choose one of {', '.join(sorted(FAMILIES))}.")
+    config = full_size_config(architecture, num_layers, **settings)
     torch.manual_seed(0)
-    layers = {} if num_layers is None else {_layers_name(model_type): num_layers}
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
-        AutoConfig.for_model(model_type, **layers)
-    )
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
     model.train(False)
     return model
 
@@ -90,20 +88,23 @@ def uniform_group_plan(encoder: Encoder, number: int, shared_neurons: bool = Fal
     Args:
         encoder: A dense encoder.
         number: The group number G.
-        shared_neurons: Whether the input groups of W2 are the output groups of W1.
+        shared_neurons: Whether the input groups of W2 are the output groups of W1, and those of W3 if there is one.
 
     Raises:
         ValueError: If the number does not divide both dimensions of a matrix.
     """
     generator = torch.Generator().manual_seed(0)
     matrices: list[MatrixPlan] = []
+    first, *_, closing = encoder.sublayers["ffn"]
     for (layer, kind), linear in encoder.linears():
         rows, columns = linear.in_features, linear.out_features
         if number not in allowed_groups(rows, columns, number):
             raise ValueError(f"num_groups={number} does not divide both dimensions of a {rows} x {columns} matrix.")
-        inputs, outputs = _random_groups(rows, number, generator), _random_groups(columns, number, generator)
-        if shared_neurons and kind == "W2":
+        inputs, outputs = (_random_groups(size, number, generator) for size in (rows, columns))
+        if shared_neurons and kind == closing:
             inputs = matrices[-1].output_index
+        elif shared_neurons and sublayer_of(kind) == "ffn" and kind != first:
+            outputs = matrices[-1].output_index
         matrices.append(MatrixPlan(layer, kind, rows, columns, inputs, outputs))
     return PruningPlan(encoder.model_type, tuple(matrices))
 
@@ -117,27 +118,27 @@ def _random_groups(size: int, number: int, generator: torch.Generator) -> Index:
 def narrow_plan(encoder: Encoder, ratio: float) -> PruningPlan:
     """Return a plan that keeps the first heads and neurons of every layer, as many as the ratio allows.
 
-    The result is a narrower dense model. No grouping with as many parameters can be faster.
+    The result is a narrower dense model. No grouping with as many parameters can be faster. Query heads that share keys
+    and values are kept or removed together.
     """
-    linears = dict(encoder.linears())
-    width = linears[0, "Q"].in_features
-    heads, neurons = width // encoder.head_size, linears[0, "W1"].out_features
-    kept_heads = max(1, round(heads * (1 - ratio)))
-    inside = kept_heads * encoder.head_size
-    budget = (1 - ratio) * (4 * width * width + 2 * width * neurons) - 4 * width * inside
-    kept_neurons = min(neurons, max(1, round(budget / (2 * width))))
-
-    def planned(layer: int, kind: str, linear: nn.Linear) -> MatrixPlan:
-        rows, columns = tuple(range(linear.in_features)), tuple(range(linear.out_features))
-        if kind in ("O", "W2"):
-            rows = rows[: inside if kind == "O" else kept_neurons]
-        else:
-            columns = columns[: kept_neurons if kind == "W1" else inside]
-        return MatrixPlan(layer, kind, linear.in_features, linear.out_features, (rows,), (columns,))
-
-    matrices = [planned(layer, kind, linear) for (layer, kind), linear in linears.items()]
+    inner: dict[Sublayer, int] = {sublayer: encoder.inner_size(sublayer) for sublayer in encoder.sublayers}
+    weights = {sublayer: _weights(encoder, sublayer, size) for sublayer, size in inner.items()}
+    unit = encoder.head_group
+    heads = max(1, round(inner["attention"] // unit * (1 - ratio)))
+    kept: dict[Sublayer, int] = {"attention": heads * unit}
+    budget = (1 - ratio) * sum(weights.values()) - _weights(encoder, "attention", kept["attention"])
+    kept["ffn"] = min(inner["ffn"], max(1, round(budget * inner["ffn"] / weights["ffn"])))
+    matrices = []
+    for layer in range(len(encoder.layers)):
+        for kind in encoder.matrices:
+            sublayer = sublayer_of(kind)
+            rows, columns = (tuple(range(size)) for size in encoder.matrix_size(kind, kept[sublayer]))
+            sizes = encoder.matrix_size(kind, inner[sublayer])
+            matrices.append(MatrixPlan(layer, kind, *sizes, (rows,), (columns,)))
     return PruningPlan(encoder.model_type, tuple(matrices))
 
 
-def _layers_name(model_type: str) -> str:
-    return "n_layers" if model_type == "distilbert" else "num_hidden_layers"
+def _weights(encoder: Encoder, sublayer: Sublayer, inner: int) -> int:
+    """Return the weights of a sublayer with some number of inner features."""
+    sizes = (encoder.matrix_size(kind, inner) for kind in encoder.sublayers[sublayer])
+    return sum(rows * columns for rows, columns in sizes)
