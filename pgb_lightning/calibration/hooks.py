@@ -52,7 +52,7 @@ class EncoderCall:
         self.has_gradient = torch.zeros(len(self.hidden), dtype=torch.bool, device=self.hidden.device)
 
     def detached(self, value: Any) -> Any:
-        """Return an argument of a layer without the graph that computed it: one copy for all layers that are given it."""
+        """Return an argument of a layer without the graph that computed it: one copy for all layers with it."""
         if isinstance(value, tuple):
             return tuple(map(self.detached, value))
         if not isinstance(value, Tensor):

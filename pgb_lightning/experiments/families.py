@@ -86,7 +86,7 @@ def run(
         plans: "default" searches over shapes, as the default preset does; "narrow" keeps fewer heads and neurons, the
             same number in every layer.
         pruning_ratios: Fractions of the encoder's weights to remove.
-        sizes: Sequences per batch and tokens per sequence. An encoder that takes fewer tokens is measured at the others.
+        sizes: Sequences per batch and tokens per sequence. Those with more tokens than an encoder takes are left out.
         compiled: Whether to measure the models under ``torch.compile`` too.
         num_samples: Calibration samples of 128 random tokens for the default plan.
         num_layers: Number of layers; by default that of the encoder.
@@ -241,7 +241,9 @@ def rows(result: Result, measured: Sequence[str]) -> list[list[str]]:
         for entry in result["latency"]:
             each = entry["models"][name]
             text = f"{1000 * each['seconds']:,.1f} ms"
-            cells[_column(entry)] = text if name == "dense" else f"{each['speedup']:.2f} ({100 * each['realized']:.0f} %)"
+            cells[_column(entry)] = (
+                text if name == "dense" else f"{each['speedup']:.2f} ({100 * each['realized']:.0f} %)"
+            )
         removed = f"of {result['encoder_weights'] / 1e6:.1f} M"
         if name != "dense":
             removed = f"{100 * result['pruned'][name]['removed']:.1f} %"

@@ -39,8 +39,8 @@ def test_every_encoder_is_pruned_and_measured(name: str, tmp_path: Path, capsys:
     [encoder] = found["encoders"]
     assert (encoder["name"], encoder["model_type"]) == (name, PUBLISHED[name].model_type)
     assert list(encoder["pruned"]) == ["default 0.5", "default 0.88", "narrow 0.5", "narrow 0.88"]
-    for model, pruned in encoder["pruned"].items():
-        assert pruned["removed"] == pytest.approx(float(model.split()[1]), abs=0.02)
+    for model, pruned in encoder["pruned"].items():  # narrow models of this width keep at least one head of two or four
+        assert pruned["removed"] == pytest.approx(float(model.split()[1]), abs=0.06 if "narrow" in model else 0.02)
         assert pruned["weights"] == round((1 - pruned["removed"]) * encoder["encoder_weights"])
     [row] = encoder["latency"]  # no encoder takes 100,000 tokens
     assert (row["batch_size"], row["length"], row["mode"]) == (2, 16, "eager")
