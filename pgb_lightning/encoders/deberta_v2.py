@@ -50,5 +50,6 @@ DEBERTA_V2 = Family(
     feed=feed,
     followers=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
     head_counts=("attention.self.num_attention_heads",),
+    position_modules=("encoder.rel_embeddings", "encoder.LayerNorm"),
     unsupported=_unsupported,
 )

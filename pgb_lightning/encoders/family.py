@@ -90,6 +90,8 @@ class Family:
             ``num_hidden_layers``, which may be changed later.
         needs_all_heads: Whether attention is computed for all heads, including those without weights.
         attention_table: Path from the encoder to an embedding table that only attention reads, if there is one.
+        position_modules: Paths from the encoder to what only Q, K and the followers read besides hidden states, such as
+            DeBERTa's relative embeddings. They are frozen if nothing reads them any more.
         unsupported: Returns why an encoder with this configuration cannot be pruned, or ``None`` if it can.
     """
 
@@ -111,6 +113,7 @@ class Family:
     runs_first_layers: bool = False
     needs_all_heads: bool = False
     attention_table: str | None = None
+    position_modules: tuple[str, ...] = ()
     unsupported: Callable[[PretrainedConfig], str | None] | None = None
 
     @property

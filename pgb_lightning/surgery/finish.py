@@ -8,14 +8,15 @@ from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.wrappers import replace_module
 from pgb_lightning.layers.dropped import DroppedTable
 from pgb_lightning.surgery.attentions import attention_is_dropped, keep_attention_entries, remove_attention_hook
+from pgb_lightning.surgery.heads import reads_positions
 from pgb_lightning.surgery.saving import record_when_saved, save_as_usual
 
 
 def finish(encoder: Encoder) -> None:
     """Complete a change of an encoder's structure, in place.
 
-    Tables that nothing reads any more are removed, ``attentions`` keeps an entry for each layer, and the models that
-    hold the encoder write its structure when they are saved.
+    Tables that nothing reads any more are removed or frozen, ``attentions`` keeps an entry for each layer, and the
+    models that hold the encoder write its structure when they are saved.
 
     Args:
         encoder: The encoder, with all of its new layers. Calling it again has no effect.
@@ -24,6 +25,12 @@ def finish(encoder: Encoder) -> None:
     if table is not None and all(attention_is_dropped(encoder)):
         for model in encoder.owners:
             replace_module(model.get_submodule(table), DroppedTable(), encoder.roots)
+    if encoder.family.position_modules and not reads_positions(encoder):
+        for model in encoder.owners:
+            for path in encoder.family.position_modules:
+                owner, _, name = path.rpartition(".")
+                if hasattr(model.get_submodule(owner), name):  # depends on the configuration
+                    model.get_submodule(path).requires_grad_(False)
     keep_attention_entries(encoder)
     record_when_saved(encoder)
 

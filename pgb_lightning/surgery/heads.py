@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from pgb_lightning.encoders.base import Encoder
-from pgb_lightning.encoders.family import SUBLAYERS
+from pgb_lightning.encoders.family import EXPENDABLE, SUBLAYERS
 from pgb_lightning.encoders.wrappers import replace_module
+from pgb_lightning.layers.linear import ConstantLinear
 from pgb_lightning.layers.matrix import as_matrix
 
 
@@ -54,6 +55,19 @@ def save_heads(encoder: Encoder) -> Callable[[], None]:
             setattr(owner, name, value)
 
     return restore
+
+
+def reads_positions(encoder: Encoder) -> bool:
+    """Return whether a layer still reads what the family calls ``position_modules``."""
+    for layer in range(len(encoder.layers)):
+        if encoder.is_dropped(layer, "attention"):
+            continue
+        if not all(isinstance(encoder.matrix(layer, kind), ConstantLinear) for kind in EXPENDABLE):
+            return True
+        followers = (getattr(owner, name) for owner, name in _places(encoder, layer, encoder.family.followers))
+        if any(isinstance(follower, nn.Linear) for follower in followers):
+            return True
+    return False
 
 
 def _places(encoder: Encoder, layer: int, paths: Sequence[str]) -> Iterator[tuple[nn.Module, str]]:

@@ -32,6 +32,7 @@ SHIFTED: dict[str, Any] = {
 
 #: The settings of a tiny configuration of each family, by ``model_type``. Choose them so that everything that is
 #: special about a family is there: several kinds of layers, groups of keys and values, more positions than one window.
+#: A name that goes on after a space is another configuration of a family.
 TINY: dict[str, dict[str, Any]] = {
     "bert": SIZES,
     "camembert": SHIFTED,
@@ -44,6 +45,14 @@ TINY: dict[str, dict[str, Any]] = {
         "norm_rel_ebd": "layer_norm",
         "position_biased_input": False,
     },
+    "deberta-v2 with position projections": {
+        **SIZES,
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "max_relative_positions": 16,
+        "type_vocab_size": 2,
+    },
+    "deberta-v2 with absolute positions": SIZES,
     "distilbert": {"dim": 48, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "max_position_embeddings": 64},
     "electra": {**SIZES, "embedding_size": 24},
     "eurobert": {**SIZES, "num_key_value_heads": 2, "head_dim": 24, "bos_token_id": 2, "eos_token_id": 3},
@@ -64,15 +73,19 @@ TINY: dict[str, dict[str, Any]] = {
     "xlm-roberta": SHIFTED,
 }
 
-
 #: One model type of each :class:`Family`, for checks that take long.
 REPRESENTATIVES = list({id(family): model_type for model_type, family in reversed(FAMILIES.items())}.values())[::-1]
+
+
+def registered(name: str) -> str:
+    """Return the ``model_type`` of a key of :data:`TINY`."""
+    return name.partition(" ")[0]
 
 
 def tiny_config(model_type: str, **overrides: Any) -> Any:
     """Return a tiny configuration of a family; ``overrides`` change its settings."""
     settings = {"vocab_size": VOCABULARY, "pad_token_id": PADDING, **TINY[model_type], **overrides}
-    return AutoConfig.for_model(model_type, **settings)
+    return AutoConfig.for_model(registered(model_type), **settings)
 
 
 def tiny_model(model_type: str, head: str = "SequenceClassification", seed: int = 0, **overrides: Any) -> Any:

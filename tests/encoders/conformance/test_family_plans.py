@@ -44,13 +44,13 @@ def check(model: nn.Module, plan: PruningPlan) -> nn.Module:
     torch.testing.assert_close(tiny_logits(dense_twin(pruned), BATCHES), found, rtol=0, atol=1e-4)
     if plan.kept_parameters < plan.total_parameters:
         assert float((expected - dense).abs().max()) > 1e-3  # else the comparison would show nothing
-    encoder = find_encoder(pruned)
-    assert matches(encoder, plan)
-    assert matches(encoder, PruningPlan.from_json(plan.to_json()))
+    assert parameters_without_gradient(pruned) <= parameters_without_gradient(model)
+    assert matches(find_encoder(pruned), plan)
+    assert matches(find_encoder(pruned), PruningPlan.from_json(plan.to_json()))
     return pruned
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("model_type", TINY)
 def test_narrowing_is_setting_weights_to_zero(model_type: str, seed: int) -> None:
     """Heads that are mixed, which no shape shows, have other outputs."""
@@ -65,7 +65,7 @@ def test_narrowing_is_setting_weights_to_zero(model_type: str, seed: int) -> Non
             assert as_matrix(pruned.matrix(layer, kinds[-1])).in_features == len(rows[0])
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("model_type", TINY)
 def test_plans_of_all_forms(model_type: str, seed: int) -> None:
     model = tiny_model(model_type, seed=seed)
@@ -80,29 +80,17 @@ def test_plans_of_all_forms(model_type: str, seed: int) -> None:
 @pytest.mark.parametrize("model_type", TINY)
 def test_matrices_that_are_removed_everywhere(model_type: str, removed: Collection[str]) -> None:
     model = tiny_model(model_type)
-    pruned = check(model, removing(model, everywhere(find_encoder(model), removed)))
-    assert parameters_without_gradient(pruned) <= parameters_without_gradient(model)
+    check(model, removing(model, everywhere(find_encoder(model), removed)))
 
 
 def everywhere(encoder: Encoder, removed: Collection[str]) -> Mapping[int, Collection[str]]:
     return dict.fromkeys(range(len(encoder.layers)), removed)
 
 
-@pytest.mark.parametrize("model_type", TINY)
-def test_every_trainable_parameter_has_a_gradient(model_type: str) -> None:
-    """``DistributedDataParallel`` does not accept parameters that the loss does not depend on."""
-    model = tiny_model(model_type)
-    allowed = parameters_without_gradient(model)
-    for seed in range(4):
-        pruned = copy.deepcopy(model)
-        apply_plan(pruned, random_plan(find_encoder(model), random.Random(f"{model_type} gradients {seed}")))
-        assert parameters_without_gradient(pruned) <= allowed
-
-
 def parameters_without_gradient(model: nn.Module) -> set[str]:
-    """Return the trainable parameters that the loss does not depend on, of a copy in training mode."""
+    """Return the trainable parameters that the loss does not depend on; ``DistributedDataParallel`` accepts none."""
     trained = copy.deepcopy(model).train()
-    trained(**tiny_batches(1, padding="right")[0]).loss.backward()
+    trained(**BATCHES[0]).loss.backward()
     return {
         name for name, parameter in trained.named_parameters() if parameter.requires_grad and parameter.grad is None
     }
