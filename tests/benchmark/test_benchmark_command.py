@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.families import tiny_batches, tiny_model
+from helpers.kinds import SUBLAYERS
 from helpers.tiny import classifier
 
 from pgb_lightning import benchmark
@@ -16,7 +18,7 @@ from pgb_lightning.benchmark import command, measures
 from pgb_lightning.benchmark.measures import peak_memory as real_peak_memory
 from pgb_lightning.benchmark.models import narrow_plan
 from pgb_lightning.benchmark.tables import realized_savings
-from pgb_lightning.encoders.find import find_encoders
+from pgb_lightning.encoders.find import find_encoder, find_encoders
 from pgb_lightning.surgery.apply import apply_plan
 
 QUICK: dict[str, Any] = {"batch_sizes": (2,), "lengths": (8,), "repeats": 2, "min_time": 0.001}
@@ -89,6 +91,26 @@ def test_compiled_models_are_measured_too(tmp_path: Path, monkeypatch: pytest.Mo
     assert found["latency"][0]["compiled"].keys() == {"dense", "narrow 0.5"}
     assert len(compiled) == 2
     assert "training" not in found
+
+
+@pytest.mark.parametrize("model_type", ["modernbert", "mpnet", "distilbert"])
+def test_sublayers_get_the_arguments_of_their_layers(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(model_type)
+    encoder = find_encoder(model)
+    batch, seen = tiny_batches(1, padding="none")[0], []
+    run = type(encoder).run
+
+    def record(self: Any, layer: Any, sublayer: str, hidden: torch.Tensor, arguments: Any) -> torch.Tensor:
+        seen.append((self.layers.index(layer), sublayer, sorted(arguments)))
+        return run(self, layer, sublayer, hidden, arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(encoder), "run", record)
+    times = measures.sublayer_times({"dense": model}, batch, 1, 0.0001)
+    assert times["attention"]["dense"][0] > 0
+    needed = sorted(encoder.family.arguments) if encoder.family.needs_arguments else []
+    assert set(map(str, seen)) == {
+        str((layer, sublayer, needed)) for layer in encoder.order for sublayer in SUBLAYERS
+    }
 
 
 @pytest.mark.slow
