@@ -234,3 +234,26 @@ def attention_implementation(config: Any) -> str | None:
     Wraps ``PreTrainedConfig._attn_implementation``. There is no public attribute to read it.
     """
     return getattr(config, "_attn_implementation", None)
+
+
+def leave_uninitialized(module: nn.Module) -> None:
+    """Keep transformers from initializing a module's parts, as all of their weights are loaded.
+
+    ``from_pretrained`` runs ``_init_weights`` of the model's class on every module that has no mark, and those
+    functions know the layers of the dense model only (``Wqkv.weight``). Tensors that are not stored are still
+    initialized.
+    """
+    for part in module.modules():
+        if not part._non_persistent_buffers_set:
+            part._is_hf_initialized = True  # type: ignore[assignment]
+
+
+def registered_models(auto: Any, config: type | None) -> tuple[type, ...]:
+    """Return the model classes that an ``Auto`` class of transformers knows for a configuration's class.
+
+    There is a public mapping for each ``Auto`` class, but nothing public says which.
+    """
+    found = None if config is None else auto._model_mapping.get(config, None)
+    models = found if isinstance(found, (tuple, list)) else (found,)
+    # Transformers also finds its own class for a user's configuration whose class has the name of one of theirs.
+    return tuple(model for model in models if model is not None and model.config_class is config)

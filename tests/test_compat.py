@@ -22,7 +22,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp._common_utils import FSDP_WRAPPED_MODULE
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import BertConfig, BertModel
+from transformers import AutoModel, BertConfig, BertModel
 
 from pgb_lightning import _compat
 
@@ -236,6 +236,23 @@ def test_loaders_that_read_something_other_than_their_sampler_says_are_found() -
 def test_the_attention_implementation_is_read() -> None:
     assert _compat.attention_implementation(BertConfig(attn_implementation="eager")) == "eager"
     assert _compat.attention_implementation(object()) is None
+
+
+def test_modules_that_are_marked_are_not_initialized() -> None:
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    model = BertModel(config)
+    _compat.leave_uninitialized(model.encoder)
+    model.pooler._is_hf_initialized = model.pooler.dense._is_hf_initialized = False
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    model.initialize_weights()
+    changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert changed == {"pooler.dense.weight"}
+
+
+def test_the_models_of_an_auto_class_are_those_of_the_very_configuration() -> None:
+    assert _compat.registered_models(AutoModel, BertConfig) == (BertModel,)
+    assert _compat.registered_models(AutoModel, type("BertConfig", (BertConfig,), {})) == ()
+    assert _compat.registered_models(AutoModel, None) == ()
 
 
 ROOT = Path(__file__).parents[1]

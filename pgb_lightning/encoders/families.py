@@ -11,6 +11,7 @@ from pgb_lightning.encoders.jina_embeddings_v3 import JINA_EMBEDDINGS_V3
 from pgb_lightning.encoders.modernbert import MODERNBERT
 from pgb_lightning.encoders.mpnet import MPNET
 from pgb_lightning.encoders.nomic_bert import NOMIC_BERT
+from pgb_lightning.encoders.pruned_config import announce
 
 FAMILIES: dict[str, Family] = {
     "bert": BERT,
@@ -30,7 +31,11 @@ FAMILIES: dict[str, Family] = {
 
 
 def register(model_type: str, family: Family) -> None:
-    """Make the encoders of another transformers ``model_type`` available for pruning.
+    """Make the encoders of another transformers ``model_type`` available for pruning and export.
+
+    The package that registers a family must be imported before a folder with such a pruned model is loaded. For export,
+    transformers must know the configuration (``AutoConfig.register``) and the models (``AutoModel.register`` and the
+    like); it does not matter whether that happens before or after.
 
     Args:
         model_type: The configuration's ``model_type``, such as ``"bert"``.
@@ -51,3 +56,8 @@ def register(model_type: str, family: Family) -> None:
         raise ValueError(
             f"model_type={model_type!r} is registered with another family; delete FAMILIES[{model_type!r}] first."
         )
+    announce(model_type)
+
+
+for _model_type in FAMILIES:
+    announce(_model_type)

@@ -1,23 +1,35 @@
-"""The transformers configurations of pruned models, one class for each family.
+"""The transformers configurations of pruned models, one class for each model type.
 
 They have a model type such as ``pgb-lightning-bert``, under which :mod:`pgb_lightning.export.registered_models`
 registers the models, and a record of the encoder's structure. Without this package, transformers reports that name as
 an unknown model type.
+
+Registering a family announces the type to transformers. The class itself is made when it is first used, because the
+configuration that it is derived from may be registered later, and so that importing this package stays fast.
 """
 
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Callable
 from typing import Any
 
+import transformers
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pgb_lightning.encoders.base import EXPORTED
-from pgb_lightning.encoders.families import FAMILIES
 
 #: What the names of pruned models' classes start with; the rest is the name of the transformers class.
 PREFIX = "PGB"
+
+#: Functions that are called with the class of a pruned model's configuration whenever it is used;
+#: :mod:`pgb_lightning.export.registered_models` registers the model classes in one.
+ON_USE: list[Callable[[type[PrunedConfig]], None]] = []
+
+#: The types of dense models that were announced, each with the class for its pruned models once that is made.
+_CLASSES: dict[str, type[PrunedConfig] | None] = {}
 
 
 class PrunedConfig:
@@ -25,9 +37,17 @@ class PrunedConfig:
 
     Attributes:
         pgb: The record of the structure (:func:`pgb_lightning.surgery.record.make_record`), or ``None``.
+        dense_class: The class of the dense model's configuration.
     """
 
     pgb: Any = None
+    dense_class: type[PretrainedConfig]
+
+    def __new__(cls, *_: Any, **__: Any) -> PrunedConfig:
+        """Make the model classes known to transformers, which are found by the class of a configuration."""
+        for use in ON_USE:
+            use(cls)
+        return super().__new__(cls)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as transformers does, with the names of the registered classes as architectures."""
@@ -35,6 +55,90 @@ class PrunedConfig:
         names = settings.get("architectures") or []
         settings["architectures"] = [name if name.startswith(PREFIX) else f"{PREFIX}{name}" for name in names] or None
         return settings
+
+
+class _OnFirstUse(type):
+    """The class of a placeholder: it passes calls and attributes on to the class that it stands for.
+
+    Attributes:
+        dense_type: The ``model_type`` of the dense model.
+    """
+
+    dense_type: str
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return pruned_config(cls.dense_type)(*args, **kwargs)
+
+    def __getattr__(cls, name: str) -> Any:
+        return getattr(pruned_config(cls.dense_type), name)
+
+
+def announce(model_type: str) -> None:
+    """Make transformers know the type of the pruned models of a family, such as ``pgb-lightning-bert``.
+
+    Args:
+        model_type: The ``model_type`` of the dense models. Transformers may get to know it later.
+    """
+    if model_type in _CLASSES:
+        return
+    _CLASSES[model_type] = None
+    placeholder = _OnFirstUse(f"{PREFIX}Config", (), {"dense_type": model_type, "__module__": __name__})
+    AutoConfig.register(EXPORTED + model_type, placeholder)
+
+
+def pruned_config(model_type: str) -> type[Any]:
+    """Return the configuration class of a type's pruned models. It is made and registered when first asked for.
+
+    Args:
+        model_type: The ``model_type`` of the dense models.
+
+    Raises:
+        ValueError: If transformers does not know the type.
+
+    Example:
+        >>> pruned_config("bert").__name__, pruned_config("bert").model_type
+        ('PGBBertConfig', 'pgb-lightning-bert')
+    """
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"model_type={model_type!r} is unknown to transformers {transformers.__version__}, so its models cannot be "
+            f"saved pruned, or loaded. Call AutoConfig.register({model_type!r}, ...) with its configuration class."
+        )
+    dense = CONFIG_MAPPING[model_type]
+    made = _CLASSES.get(model_type)
+    if made is None or made.dense_class is not dense:
+        name = pruned_name(dense, model_type)
+        doc = f"Configuration of a pruned {dense.__name__.removesuffix('Config')} model."
+        names: dict[str, Any] = {"__module__": __name__, "__doc__": doc, "model_type": EXPORTED + model_type}
+        names |= {"pgb": None, "dense_class": dense}
+        made = _CLASSES[model_type] = globals()[name] = type(name, (PrunedConfig, dense), names)
+        AutoConfig.register(EXPORTED + model_type, made)
+    for use in ON_USE:
+        use(made)
+    return made
+
+
+def pruned_name(dense: type, model_type: str) -> str:
+    """Return the name of the class for pruned models that is derived from a configuration's or a model's class.
+
+    Classes that do not come with transformers, but are called as one that does, also have their type in the name.
+    """
+    if dense.__module__.startswith("transformers.") or not hasattr(transformers, dense.__name__):
+        return PREFIX + dense.__name__
+    return "_".join([PREFIX, re.sub(r"\W", "_", model_type), dense.__name__])
+
+
+def known_types() -> list[str]:
+    """Return the types of dense models that were announced and that transformers knows."""
+    return [model_type for model_type in _CLASSES if model_type in CONFIG_MAPPING]
+
+
+def __getattr__(name: str) -> Any:
+    """Return the class of a given name, which is made if it was not used before, as by ``pickle``."""
+    for model_type in known_types() if name.startswith(PREFIX) else []:
+        if pruned_name(CONFIG_MAPPING[model_type], model_type) == name:
+            return pruned_config(model_type)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def convert_config(
@@ -56,20 +160,3 @@ def convert_config(
     if pgb is not None:
         other.pgb = pgb
     return other
-
-
-def _make_classes() -> dict[str, type[PretrainedConfig]]:
-    """Create and register the class of every family, as attributes of this module so that they can be pickled."""
-    made: dict[str, type[PretrainedConfig]] = {}
-    for model_type in FAMILIES:
-        dense = CONFIG_MAPPING[model_type]
-        name = f"{PREFIX}{dense.__name__}"
-        doc = f"Configuration of a pruned {dense.__name__.removesuffix('Config')} model."
-        names = {"__module__": __name__, "__doc__": doc, "model_type": EXPORTED + model_type, "pgb": None}
-        made[model_type] = globals()[name] = type(name, (PrunedConfig, dense), names)
-        AutoConfig.register(EXPORTED + model_type, made[model_type])
-    return made
-
-
-#: The class for each ``model_type`` of a dense model.
-PRUNED_CONFIGS = _make_classes()

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedModel
 
 from pgb_lightning.cost import encoder_cost
+from pgb_lightning.encoders.base import EXPORTED
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.export.registered_models import HEADS
+from pgb_lightning.export.registered_models import ExportedModel, head_of
 from pgb_lightning.surgery.checks import is_pruned
 from pgb_lightning.surgery.record import dense_encoder
 
@@ -80,7 +81,7 @@ def make_card(
         f"# {title}",
         _size_section(model, plan),
         *_measurements(facts),
-        f"## Usage\n\n{_usage(kind, pipeline, name)}",
+        f"## Usage\n\n{_usage(model, kind, pipeline)}",
     ]
     return ModelCard("\n\n".join([f"---\n{data.to_yaml()}\n---", *parts]) + "\n")
 
@@ -89,11 +90,12 @@ def _size_section(model: PreTrainedModel, plan: PruningPlan | None) -> str:
     """Describe how much of the encoder was kept."""
     encoder = find_encoder(model)
     total = encoder_cost(dense_encoder(encoder)).parameters
+    kinds = ", ".join(encoder.matrices)
     if not is_pruned(encoder):
-        return f"A dense encoder with {total:,} weights (Q, K, V, O, W1, W2 of {len(encoder.layers)} layers)."
+        return f"A dense encoder with {total:,} weights ({kinds} of {len(encoder.layers)} layers)."
     kept = encoder_cost(encoder).parameters
     rows = {
-        "encoder weights (Q, K, V, O, W1, W2)": f"{kept:,} of {total:,}",
+        f"encoder weights ({kinds})": f"{kept:,} of {total:,}",
         "removed": f"{100 * (1 - kept / total):.1f} %",
         "parameters of the whole model": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
     }
@@ -122,7 +124,7 @@ def _table(title: str, rows: Mapping[str, str]) -> str:
     return "\n".join([f"| {title} | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
-def _usage(kind: str, pipeline: str, name: str) -> str:
+def _usage(model: PreTrainedModel, kind: str, pipeline: str) -> str:
     """Return the code that loads the model from its folder."""
     if kind.endswith(".onnx"):
         lines = ["from onnxruntime import InferenceSession", f'session = InferenceSession("{kind}")']
@@ -135,7 +137,11 @@ def _usage(kind: str, pipeline: str, name: str) -> str:
         intro = "The inputs are those of the tokenizer in this folder. In Python:"
         return "\n\n".join([intro, _code(lines), "With transformers.js:", _code(script, "js")])
     lines = ["import pgb_lightning  # pip install pgb-lightning: registers the model type"] if kind != "dense" else []
-    head = next((suffix for suffix in HEADS.values() if name.endswith(suffix)), "Model").removesuffix("Model")
+    cls = model.dense_class if isinstance(model, ExportedModel) else type(model)
+    package = cls.__module__.partition(".")[0]
+    if package != "transformers":
+        lines.append(f"import {package}  # which knows {model.config.model_type.removeprefix(EXPORTED)}")
+    head = head_of(cls)
     if head == "ForSequenceClassification":
         lines += ["from transformers import pipeline", f'model = pipeline("{pipeline}", "THIS FOLDER")']
     else:

@@ -13,26 +13,26 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from pgb_lightning._compat import leave_uninitialized
+from pgb_lightning._compat import registered_models as known_models
+from pgb_lightning.encoders.base import EXPORTED
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.encoders.pruned_config import PREFIX, PRUNED_CONFIGS
-from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
+from pgb_lightning.encoders.pruned_config import ON_USE, PREFIX, known_types, pruned_config, pruned_name
+from pgb_lightning.export.loaded import check_loaded
+from pgb_lightning.layers.linear import ConstantLinear
 from pgb_lightning.surgery.finish import finish
-from pgb_lightning.surgery.from_state_dict import StructureError
 from pgb_lightning.surgery.record import absent_modules, build_record, dense_config, remove_modules
 from pgb_lightning.surgery.saving import PRUNED_CLASSES
 from pgb_lightning.surgery.structure import Structure
 
-#: The model classes registered for each type: the transformers ``Auto`` class and the suffix of the class name.
-HEADS = {
-    "AutoModel": "Model",
-    "AutoModelForSequenceClassification": "ForSequenceClassification",
-    "AutoModelForQuestionAnswering": "ForQuestionAnswering",
-    "AutoModelForTokenClassification": "ForTokenClassification",
-    "AutoModelForMaskedLM": "ForMaskedLM",
-    "AutoModelForMultipleChoice": "ForMultipleChoice",
-    "AutoModelForNextSentencePrediction": "ForNextSentencePrediction",
-    "AutoModelForPreTraining": "ForPreTraining",
+#: The ``Auto`` classes of transformers for models, by what their names end with after ``AutoModel``: the head.
+AUTO_CLASSES: dict[str, Any] = {
+    name.removeprefix("AutoModel"): getattr(modeling_auto, name)
+    for name in modeling_auto.__all__
+    if name.startswith("AutoModel") and hasattr(transformers, name)
 }
 
 
@@ -49,6 +49,7 @@ class ExportedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             is_given = encoder.model is not self or bool(args or kwargs)
             build_record(encoder, config.pgb, remove_absent=not is_given)
             finish(encoder)
+            leave_uninitialized(encoder.stack)  # all of its weights are in the folder
             self._accept_folders_of_0_1_0()
 
     @classmethod
@@ -63,7 +64,7 @@ class ExportedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model, info = loaded
-        _check_loaded(model, info, pretrained_model_name_or_path, lenient)
+        check_loaded(model, info, pretrained_model_name_or_path, lenient)
         return (model, info) if wants_info else model
 
     def _accept_folders_of_0_1_0(self) -> None:
@@ -142,15 +143,20 @@ def exported_class(dense_class: type[PreTrainedModel]) -> type[ExportedModel]:
         >>> exported_class(transformers.BertForSequenceClassification).__name__
         'PGBBertForSequenceClassification'
     """
-    if dense_class not in _EXPORTED:
-        related = {each for each in _EXPORTED if issubclass(dense_class, each.__mro__[1])} or _EXPORTED
-        known = ", ".join(sorted(each.__name__ for each in related))
+    config = dense_class.config_class
+    if config is not None:
+        pruned_config(str(config.model_type))
+    if dense_class not in PRUNED_CLASSES:
+        own = [each for each in PRUNED_CLASSES if each.config_class is config]
+        related = [each for each in own if issubclass(dense_class, each)] or own
+        known = ", ".join(sorted(each.__name__ for each in related)) or "the classes that transformers knows"
         raise ValueError(
             f"{dense_class.__name__} cannot be exported: it is not one of {known}. Use "
             "dense_twin(model).save_pretrained(folder) for a dense folder that its class loads, or export the "
-            "transformers model that it holds, such as its encoder."
+            "transformers model that it holds, such as its encoder. The class of a type of your own must be registered "
+            "with transformers: AutoModel.register, or that of another Auto class."
         )
-    return _EXPORTED[dense_class]
+    return cast(type[ExportedModel], PRUNED_CLASSES[dense_class])
 
 
 def auto_class(model: PreTrainedModel) -> Any:
@@ -161,66 +167,65 @@ def auto_class(model: PreTrainedModel) -> Any:
         >>> auto_class(transformers.BertForSequenceClassification(tiny)).__name__
         'AutoModelForSequenceClassification'
     """
-    name = next((auto for auto, head in HEADS.items() if type(model).__name__.endswith(head)), "AutoModel")
-    return getattr(transformers, name)
+    return getattr(transformers, f"AutoModel{head_of(type(model))}")
 
 
-def _check_loaded(model: PreTrainedModel, info: dict[str, Any], name: Any, lenient: bool) -> None:
-    """Raise if any tensor of the embeddings or layers is missing, unexpected or of the wrong shape."""
-    encoder = find_encoder(model)
-    parts = ("embeddings.", f"{encoder.family.layers}.")
+def head_of(cls: type[PreTrainedModel]) -> str:
+    """Return what ``AutoModel`` is followed by in the name of the ``Auto`` class for a model class.
 
-    def of_encoder(key: str) -> bool:
-        return key.removeprefix(f"{model.base_model_prefix}.").startswith(parts)
+    Several of them may know the class. If its own name has the head, that is the one.
 
-    where = f"{str(name)!r}: config.json and the weights disagree"
-    remedy = "Export the model again, or undo the edits to this folder."
-    for key, stored, wanted in sorted(info["mismatched_keys"]):
-        if of_encoder(key):
-            raise StructureError(
-                f"{where}: {key} has shape {tuple(stored)}, but config.json records {tuple(wanted)}. {remedy}"
-            )
-        if not lenient:
-            raise RuntimeError(
-                f"{str(name)!r}: {key} has shape {tuple(stored)}, but the model expects {tuple(wanted)}. Pass "
-                "ignore_mismatched_sizes=True to initialize it randomly."
-            )
-    for keys, problem in ((info["missing_keys"], "is missing"), (info["unexpected_keys"], "is not in config.json")):
-        found = sorted(filter(of_encoder, keys))
-        if found:
-            count = f"{len(found)} such tensor{'s' if len(found) > 1 else ''}"
-            raise StructureError(f"{where}: {found[0]} {problem} ({count}). {remedy}")
-    for key, module in model.named_modules():
-        if isinstance(module, GroupedLinear):
-            sizes = ((module.input_index, module.in_features), (module.output_index, module.out_features))
-            for index, size in sizes:
-                positions = index.flatten().to("cpu", torch.long)
-                if index.is_meta:
-                    continue
-                if not 0 <= int(positions.min()) <= int(positions.max()) < size:
-                    raise StructureError(f"{where}: an index of {key} is out of range. {remedy}")
-                if int(positions.bincount().max()) > 1:
-                    raise StructureError(f"{where}: an index of {key} has a position twice. {remedy}")
+    Example:
+        >>> head_of(transformers.DistilBertForMaskedLM), head_of(transformers.BertLMHeadModel)
+        ('ForMaskedLM', 'ForCausalLM')
+    """
+    known = [head for head, auto in AUTO_CLASSES.items() if cls in known_models(auto, cls.config_class)]
+    named = [head for head in known or AUTO_CLASSES if head and cls.__name__.endswith(head)]
+    return [*named, *known, ""][0]
 
 
-def _register() -> dict[type[PreTrainedModel], type[ExportedModel]]:
-    """Create and register the classes of every type, as attributes of this module so that they can be pickled."""
-    made: dict[type[PreTrainedModel], type[ExportedModel]] = {}
-    for config in PRUNED_CONFIGS.values():
-        family = config.__name__.removeprefix(PREFIX).removesuffix("Config")
-        globals()[config.__name__] = config
-        for auto, head in HEADS.items():
-            dense = getattr(transformers, f"{family}{head}", None)
-            if dense is None:  # not every family has every head
-                continue
-            names: dict[str, Any] = {"__module__": __name__, "__doc__": f"A pruned {dense.__name__}."}
-            names |= {"config_class": config, "dense_class": dense}
-            model = type(f"{PREFIX}{dense.__name__}", (ExportedModel, dense), names)
-            getattr(transformers, auto).register(config, model)
-            globals()[model.__name__] = model
-            made[dense] = cast(type[ExportedModel], model)
+def register_models(config: type[Any]) -> None:
+    """Register the pruned model classes of every head that transformers knows for a configuration, unless they are.
+
+    The classes are attributes of this module, so that they can be pickled.
+
+    Args:
+        config: The class of a pruned model's configuration.
+    """
+    for auto in AUTO_CLASSES.values():
+        dense_classes = known_models(auto, config.dense_class)
+        made = [_make_class(dense, config) for dense in dense_classes]
+        if made and [*known_models(auto, config)] != made:
+            auto.register(config, made[0] if len(made) == 1 else tuple(made), exist_ok=True)
+
+
+def _make_class(dense: type[PreTrainedModel], config: type[Any]) -> type[PreTrainedModel]:
+    """Return the class for pruned models of ``dense``, which is made the first time."""
+    made = PRUNED_CLASSES.get(dense)
+    if made is None or made.config_class is not config:
+        name = pruned_name(dense, config.model_type.removeprefix(EXPORTED))
+        names: dict[str, Any] = {"__module__": __name__, "__doc__": f"A pruned {dense.__name__}."}
+        names |= {"config_class": config, "dense_class": dense}
+        made = PRUNED_CLASSES[dense] = globals()[name] = type(name, (ExportedModel, dense), names)
     return made
 
 
-_EXPORTED = _register()
-PRUNED_CLASSES.update(_EXPORTED)
+def __getattr__(name: str) -> Any:
+    """Return the class of a given name, which is made if it was not used before, as by ``pickle``."""
+    types = known_types() if name.startswith(PREFIX) else []
+
+    def is_other_family(model_type: str) -> bool:
+        return not name.startswith(pruned_name(CONFIG_MAPPING[model_type], model_type).removesuffix("Config"))
+
+    for model_type in sorted(types, key=is_other_family):  # those first whose name it has
+        config = pruned_config(model_type)
+        found = config if config.__name__ == name else globals().get(name)
+        if found is not None:
+            return found
+    raise AttributeError(
+        f"module {__name__!r} has no attribute {name!r}. A model of your own type is known once the package that "
+        "registers its family is imported."
+    )
+
+
+ON_USE.append(register_models)

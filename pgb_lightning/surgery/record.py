@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from pgb_lightning.encoders.base import Encoder, model_type_of
 from pgb_lightning.encoders.pruned_config import PrunedConfig, convert_config
@@ -52,6 +53,15 @@ def build_record(encoder: Encoder, record: Mapping[str, Any], remove_absent: boo
         remove_modules(encoder, record.get(ABSENT, []))
 
 
+def recorded_absent(config: PretrainedConfig) -> list[str]:
+    """Return the paths of the modules that a recorded encoder does not have, or may not have.
+
+    0.1.0 did not record that there is no pooler.
+    """
+    record = getattr(config, "pgb", None) or {}
+    return list(record.get(ABSENT, [])) if record.get("version", 1) > 1 else ["pooler"]
+
+
 def absent_modules(encoder: Encoder) -> list[str]:
     """Return the paths of the modules that the encoder's class has and the encoder does not, such as the pooler."""
     found: list[str] = []
@@ -92,7 +102,9 @@ def dense_config(model: PreTrainedModel) -> Any:
 
 
 def transformers_class(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """Return the class of transformers that a model class is derived from, or the class itself.
+    """Return the class known to transformers that a model class is derived from, or the class itself.
+
+    For the class of a pruned model it is that of the dense model.
 
     Example:
         >>> from transformers import BertModel
@@ -101,4 +113,14 @@ def transformers_class(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
         >>> transformers_class(MyBert).__name__
         'BertModel'
     """
-    return next((each for each in cls.__mro__ if each.__module__.startswith("transformers.models.")), cls)
+    dense: type[PreTrainedModel] = getattr(cls, "dense_class", cls)
+    return next((each for each in dense.__mro__ if _is_known(each)), dense)
+
+
+def _is_known(cls: type) -> bool:
+    """Return whether a class comes with transformers, or was registered with it as the model of a configuration."""
+    config = getattr(cls, "config_class", None)
+    registered = MODEL_MAPPING.get(config, None) if config is not None else None
+    return cls.__module__.startswith("transformers.models.") or cls in (
+        registered if isinstance(registered, tuple) else [registered]
+    )

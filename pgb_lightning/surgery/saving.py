@@ -13,13 +13,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoders
-from pgb_lightning.encoders.pruned_config import PRUNED_CONFIGS, PrunedConfig
+from pgb_lightning.encoders.pruned_config import PrunedConfig, pruned_config
 from pgb_lightning.encoders.wrappers import join_path
 from pgb_lightning.surgery.record import make_record
 from pgb_lightning.surgery.structure import Structure
 
-#: For each transformers class the class of its pruned models, which ``from_pretrained`` of the Auto classes creates;
-#: filled by :mod:`pgb_lightning.export.registered_models`.
+#: For each model class the class of its pruned models, which ``from_pretrained`` of the Auto classes creates;
+#: filled by :mod:`pgb_lightning.export.registered_models` when the class of a pruned configuration is used.
 PRUNED_CLASSES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {}
 
 METHOD = "save_pretrained"
@@ -125,10 +125,10 @@ def _recorded(model: PreTrainedModel, structures: Mapping[str, Structure]) -> It
         for encoder in pruned_encoders:
             record = make_record(encoder, structures[encoder.name])
             for config in (owner.config for owner in _models_around(encoder)):
-                pruned = PRUNED_CONFIGS.get(encoder.model_type)
                 if isinstance(config, PrunedConfig):
                     config.pgb = record  # as it remains
-                elif pruned is not None and getattr(config, "model_type", None) == encoder.model_type:
+                elif getattr(config, "model_type", None) == encoder.model_type:
+                    pruned = pruned_config(encoder.model_type)
                     own: dict[str, Any] = {}
                     for name in {"pgb", "model_type"} & vars(config).keys():
                         own[name] = vars(config).pop(name)

@@ -15,11 +15,12 @@ import torch
 from helpers.tiny import classifier, logits, pruned
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModel, AutoModelForSequenceClassification, BertModel
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pgb_lightning.encoders.families import FAMILIES
-from pgb_lightning.export import export_huggingface, registered_models, to_exported
-from pgb_lightning.export.registered_models import auto_class, exported_class
+from pgb_lightning.export import export_huggingface, to_exported
+from pgb_lightning.export.registered_models import AUTO_CLASSES, auto_class, exported_class
 from pgb_lightning.surgery.from_state_dict import StructureError
 
 KEY = "bert.encoder.layer.0.intermediate.dense"
@@ -49,15 +50,31 @@ def edit_weights(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> N
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_every_family_has_registered_types() -> None:
-    for model_type in FAMILIES:
-        [config] = [
-            value
-            for value in vars(registered_models).values()
-            if getattr(value, "model_type", "") == f"pgb-lightning-{model_type}"
-        ]
-        assert config().pgb is None
-        assert AutoModel._model_mapping[config].config_class is config
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_head_that_transformers_knows_is_registered(model_type: str) -> None:
+    dense, made = CONFIG_MAPPING[model_type], AutoConfig.for_model(f"pgb-lightning-{model_type}")
+    assert made.pgb is None
+    assert isinstance(made, dense)
+    assert CONFIG_MAPPING[made.model_type] is type(made)
+    heads = [auto for auto in AUTO_CLASSES.values() if dense in auto._model_mapping]
+    assert AutoModel in heads
+    for auto in heads:
+        exported = auto._model_mapping[type(made)]
+        assert exported.config_class is type(made)
+        assert exported.dense_class is auto._model_mapping[dense]
+        assert pickle.loads(pickle.dumps(exported)) is exported
+    assert pickle.loads(pickle.dumps(type(made))) is type(made)
+
+
+def test_importing_the_package_imports_no_model() -> None:
+    program = (
+        "import sys, pgb_lightning; from transformers import AutoConfig, AutoModel;"
+        "print([name for name in sys.modules if 'models.' in name and '.auto' not in name and 'transformers' in name]);"
+        "AutoModel.from_config(AutoConfig.for_model('pgb-lightning-electra', hidden_size=8, num_attention_heads=2));"
+        "print([name for name in sys.modules if '.modeling_' in name and 'models.' in name and '.auto' not in name])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "['transformers.models.electra.modeling_electra']"]
 
 
 def test_the_exported_class_is_found_by_its_dense_class() -> None:

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 from helpers.tiny import MODEL_TYPES, VOCABULARY, classifier
 from pgb_lightning import MatrixPlan, PruningPlan, apply_plan
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.export.registered_models import HEADS
 
 FAMILIES = dict(zip(MODEL_TYPES, ("Bert", "Roberta", "DistilBert", "MPNet"), strict=True))
 ATTENTION, FFN = ("Q", "K", "V", "O"), ("W1", "W2")
@@ -23,11 +22,22 @@ DROPS = {1: ATTENTION, 2: FFN}
 ALL_ATTENTION = dict.fromkeys(range(3), ATTENTION)
 EVERYTHING = dict.fromkeys(range(3), ATTENTION + FFN)
 
-#: Every class that can be exported, as (model type, suffix of the class name).
+HEADS = (
+    "Model",
+    "ForSequenceClassification",
+    "ForQuestionAnswering",
+    "ForTokenClassification",
+    "ForMaskedLM",
+    "ForMultipleChoice",
+    "ForNextSentencePrediction",
+    "ForPreTraining",
+)
+
+#: Classes that can be exported, as (model type, suffix of the class name).
 CLASSES = [
     (model_type, head)
     for model_type, family in FAMILIES.items()
-    for head in HEADS.values()
+    for head in HEADS
     if hasattr(transformers, family + head)
 ]
 
