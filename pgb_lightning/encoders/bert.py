@@ -1,4 +1,4 @@
-"""BERT and the models with its layers: RoBERTa, XLM-RoBERTa, CamemBERT and ELECTRA."""
+"""BERT and the models with its layers: RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA, ERNIE and others."""
 
 from __future__ import annotations
 
@@ -6,17 +6,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from pgb_lightning.encoders.family import Family
 
 
 def _attend(_: PreTrainedModel, layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> Tensor:
-    return layer.attention(hidden, **arguments)[0]  # type: ignore[no-any-return, operator]
+    output = layer.attention(hidden, **arguments)  # type: ignore[operator]
+    return output[0] if isinstance(output, tuple) else output  # some models do not return the attention weights
 
 
 def _feed(layer: nn.Module, hidden: Tensor) -> Tensor:
     return layer.feed_forward_chunk(hidden)  # type: ignore[no-any-return, operator]
+
+
+def _why_decoder(config: PretrainedConfig) -> str | None:
+    # The layers of decoders also read a cache, and some the states of an encoder, neither of which they have alone.
+    for name in ("is_decoder", "add_cross_attention"):
+        if getattr(config, name, False):
+            return f"{name}=True in its configuration makes it a decoder. Use is_decoder=False, or prune the encoder."
+    return None
 
 
 BERT = Family(
@@ -33,4 +42,7 @@ BERT = Family(
     attend=_attend,
     feed=_feed,
     tokenwise=("", "feed_forward_chunk"),
+    head_counts=("attention.self.num_attention_heads",),
+    head_widths=("attention.self.all_head_size",),
+    unsupported=_why_decoder,
 )

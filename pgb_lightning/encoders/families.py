@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pgb_lightning.encoders.bert import BERT
+from pgb_lightning.encoders.bert_variants import ESM, MEGATRON_BERT, ROBERTA_PRELAYERNORM, ROFORMER, XLM_ROBERTA_XL
 from pgb_lightning.encoders.deberta_v2 import DEBERTA_V2
 from pgb_lightning.encoders.distilbert import DISTILBERT
 from pgb_lightning.encoders.eurobert import EUROBERT
@@ -19,6 +20,18 @@ FAMILIES: dict[str, Family] = {
     "xlm-roberta": BERT,
     "camembert": BERT,
     "electra": BERT,
+    "ernie": BERT,
+    "data2vec-text": BERT,
+    "rembert": BERT,
+    "roc_bert": BERT,
+    "layoutlm": BERT,
+    "markuplm": BERT,
+    "tapas": BERT,
+    "megatron-bert": MEGATRON_BERT,
+    "roberta-prelayernorm": ROBERTA_PRELAYERNORM,
+    "xlm-roberta-xl": XLM_ROBERTA_XL,
+    "esm": ESM,
+    "roformer": ROFORMER,
     "deberta-v2": DEBERTA_V2,
     "distilbert": DISTILBERT,
     "eurobert": EUROBERT,

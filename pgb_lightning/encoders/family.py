@@ -85,6 +85,7 @@ class Family:
         followers: Paths of parameters and linear layers of attention whose outputs are features of its heads, besides
             the matrices. They lose the features of the heads that are removed.
         head_counts: Paths of attributes with the number of heads, which must agree with the heads that are left.
+        head_widths: Paths of attributes with the features of all heads, likewise.
         order: Returns the index of the layer that runs at each step, for models that run some layers several times.
         runs_first_layers: Whether the model runs only as many of its layers as the configuration's
             ``num_hidden_layers``, which may be changed later.
@@ -109,6 +110,7 @@ class Family:
     interleaved: bool = False
     followers: tuple[str, ...] = ()
     head_counts: tuple[str, ...] = ()
+    head_widths: tuple[str, ...] = ()
     order: Callable[[PretrainedConfig], Sequence[int]] | None = None
     runs_first_layers: bool = False
     needs_all_heads: bool = False

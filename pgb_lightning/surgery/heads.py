@@ -35,6 +35,8 @@ def follow_heads(encoder: Encoder, layer: int, features: Sequence[int] | None) -
             setattr(owner, name, nn.Parameter(old.detach()[index.to(old.device)], requires_grad=old.requires_grad))
     for owner, name in _places(encoder, layer, encoder.family.head_counts):
         setattr(owner, name, size // encoder.head_size)
+    for owner, name in _places(encoder, layer, encoder.family.head_widths):
+        setattr(owner, name, size)
 
 
 def save_heads(encoder: Encoder) -> Callable[[], None]:
@@ -42,7 +44,8 @@ def save_heads(encoder: Encoder) -> Callable[[], None]:
 
     Modules are not restored.
     """
-    paths = (*encoder.family.followers, *encoder.family.head_counts)
+    family = encoder.family
+    paths = (*family.followers, *family.head_counts, *family.head_widths)
     saved = [
         (owner, name, getattr(owner, name))
         for layer in range(len(encoder.layers))

@@ -36,6 +36,7 @@ SHIFTED: dict[str, Any] = {
 TINY: dict[str, dict[str, Any]] = {
     "bert": SIZES,
     "camembert": SHIFTED,
+    "data2vec-text": SHIFTED,
     "deberta-v2": {
         **SIZES,
         "relative_attention": True,
@@ -55,9 +56,14 @@ TINY: dict[str, dict[str, Any]] = {
     "deberta-v2 with absolute positions": SIZES,
     "distilbert": {"dim": 48, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "max_position_embeddings": 64},
     "electra": {**SIZES, "embedding_size": 24},
+    "ernie": SIZES,
+    "esm": {**SHIFTED, "position_embedding_type": "rotary", "token_dropout": True, "mask_token_id": 4},
     "eurobert": {**SIZES, "num_key_value_heads": 2, "head_dim": 24, "bos_token_id": 2, "eos_token_id": 3},
     "gte": {**SIZES, "type_vocab_size": 1},
     "jina_embeddings_v3": {**SIZES, "type_vocab_size": 1, "bos_token_id": 2, "eos_token_id": 3},
+    "layoutlm": SIZES,
+    "markuplm": SIZES,
+    "megatron-bert": SIZES,
     "modernbert": {
         **SIZES,
         "local_attention": 8,
@@ -69,8 +75,14 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "mpnet": {**SIZES, "max_position_embeddings": 66},
     "nomic_bert": SIZES,
+    "rembert": {**SIZES, "input_embedding_size": 24},
     "roberta": SHIFTED,
+    "roberta-prelayernorm": SHIFTED,
+    "roc_bert": {**SIZES, "pronunciation_vocab_size": 60, "shape_vocab_size": 60},
+    "roformer": {**SIZES, "embedding_size": 24},
+    "tapas": SIZES,
     "xlm-roberta": SHIFTED,
+    "xlm-roberta-xl": SHIFTED,
 }
 
 #: One model type of each :class:`Family`, for checks that take long.
