@@ -32,7 +32,7 @@ def random_plan(encoder: Encoder, rng: random.Random, forms: Sequence[str] = FOR
         for sublayer, kinds in encoder.sublayers.items():
             form = rng.choice(forms)
             sizes = {kind: encoder.matrix_size(kind, encoder.inner_size(sublayer)) for kind in kinds}
-            count = encoder.inner_size(sublayer) // encoder.unit(sublayer)
+            count = encoder.inner_size(sublayer) // unit_of(encoder, sublayer)
             units = rng.sample(range(count), rng.randint(1, count)) if "narrow" in form else None
             for kind in kinds:
                 kept = None if units is None else features_of(encoder, sublayer, kind, units)
@@ -43,9 +43,14 @@ def random_plan(encoder: Encoder, rng: random.Random, forms: Sequence[str] = FOR
     return PruningPlan(encoder.model_type, tuple(matrices))
 
 
+def unit_of(encoder: Encoder, sublayer: Sublayer) -> int:
+    """Return the size of what a plan removes together: a group of heads or a neuron, in models that need all too."""
+    return encoder.head_group if sublayer == "attention" else 1
+
+
 def features_of(encoder: Encoder, sublayer: Sublayer, kind: str, units: Collection[int]) -> list[int]:
     """Return the inner features of a matrix that belong to some neurons, or groups of heads, of a dense sublayer."""
-    unit = encoder.unit(sublayer) // (encoder.queries_per_key if kind in KEY_VALUE else 1)
+    unit = unit_of(encoder, sublayer) // (encoder.queries_per_key if kind in KEY_VALUE else 1)
     return [number * unit + feature for number in sorted(units) for feature in range(unit)]
 
 
