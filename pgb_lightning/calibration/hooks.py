@@ -169,7 +169,7 @@ def calibration_hooks(
     calls = EncoderCalls(squares)
     encoder_mask: list[Tensor | None] = [None]
     layers, order = encoder.layers, list(encoder.order)
-    parameters = inspect.signature(layers[0].forward).parameters
+    parameters = list(inspect.signature(layers[0].forward).parameters)  # hidden states first
 
     def record_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
@@ -183,7 +183,7 @@ def calibration_hooks(
             return args, kwargs
         calls.run = (calls.run + 1) % len(order) if encoder.num_runs(layer) > 1 else order.index(layer)
         arguments = {**dict(zip(parameters, args, strict=False)), **kwargs}
-        hidden = arguments["hidden_states"]
+        hidden = arguments[parameters[0]]
         if calls.run == 0:
             if not hidden.requires_grad:  # Else it stays connected: a step may ask for the gradient of the embeddings.
                 hidden = hidden.detach().requires_grad_()
@@ -193,7 +193,7 @@ def calibration_hooks(
             calls[-1].arguments.append({name: calls[-1].detached(arguments[name]) for name in needed})
         if args:
             return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": hidden}
+        return args, {**kwargs, parameters[0]: hidden}
 
     def accumulate(
         matrices: dict[tuple[int, str], Columns | None],
