@@ -108,9 +108,7 @@ def test_sublayers_get_the_arguments_of_their_layers(model_type: str, monkeypatc
     times = measures.sublayer_times({"dense": model}, batch, 1, 0.0001)
     assert times["attention"]["dense"][0] > 0
     needed = sorted(encoder.family.arguments) if encoder.family.needs_arguments else []
-    assert set(map(str, seen)) == {
-        str((layer, sublayer, needed)) for layer in encoder.order for sublayer in SUBLAYERS
-    }
+    assert set(map(str, seen)) == {str((layer, sublayer, needed)) for layer in encoder.order for sublayer in SUBLAYERS}
 
 
 @pytest.mark.slow
