@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pgb_lightning.encoders.albert import ALBERT
 from pgb_lightning.encoders.bert import BERT
 from pgb_lightning.encoders.bert_variants import ESM, MEGATRON_BERT, ROBERTA_PRELAYERNORM, ROFORMER, XLM_ROBERTA_XL
 from pgb_lightning.encoders.deberta_v2 import DEBERTA_V2
@@ -32,6 +33,7 @@ FAMILIES: dict[str, Family] = {
     "xlm-roberta-xl": XLM_ROBERTA_XL,
     "esm": ESM,
     "roformer": ROFORMER,
+    "albert": ALBERT,
     "deberta-v2": DEBERTA_V2,
     "distilbert": DISTILBERT,
     "eurobert": EUROBERT,

@@ -86,7 +86,8 @@ def remove_modules(encoder: Encoder, paths: list[str]) -> None:
 def dense_encoder(encoder: Encoder) -> Encoder:
     """Return a dense encoder of the same transformers class, configuration and depth, on the meta device."""
     config = dense_config(encoder.model)
-    config.num_hidden_layers = len(encoder.layers)  # The user may have removed layers without changing it.
+    if encoder.family.order is None:  # else it is the number of runs
+        config.num_hidden_layers = len(encoder.layers)  # The user may have removed layers without changing it.
     with torch.device("meta"):
         model = transformers_class(type(encoder.model))(config)
     return Encoder("", model, encoder.family)

@@ -34,6 +34,7 @@ SHIFTED: dict[str, Any] = {
 #: special about a family is there: several kinds of layers, groups of keys and values, more positions than one window.
 #: A name that goes on after a space is another configuration of a family.
 TINY: dict[str, dict[str, Any]] = {
+    "albert": {**SIZES, "num_hidden_layers": 3, "num_hidden_groups": 2, "embedding_size": 24},
     "bert": SIZES,
     "camembert": SHIFTED,
     "data2vec-text": SHIFTED,
