@@ -31,6 +31,7 @@ class QuadraticModel:
         covariance: H, the damped covariance of the inputs, (M, M); not centered if the matrix has no bias.
         gradient: A, the second moment of the gradients with respect to the outputs, (N, N), or its diagonal, (N,).
         config: The pruning settings.
+        has_bias: Whether the matrix has a bias.
     """
 
     layer: int
@@ -40,6 +41,7 @@ class QuadraticModel:
     covariance: Tensor
     gradient: Tensor
     config: PruningConfig
+    has_bias: bool = True
 
     @classmethod
     def from_calibration(
@@ -64,12 +66,13 @@ class QuadraticModel:
         assert isinstance(linear.weight, Tensor)
         moments, read = statistics.moments, (layer, input_of(kind))
         covariance = moments.inputs[read]
-        if as_matrix(linear).bias is None:  # means count, since no bias can absorb them
+        has_bias = as_matrix(linear).bias is not None
+        if not has_bias:  # means count, since no bias can absorb them
             covariance = covariance + torch.outer(moments.means[read], moments.means[read])
         weight = linear.weight.detach().T.double()
         gradient, fisher = statistics.moments.gradients[layer, kind], statistics.fisher[layer, kind]
         damped = add_damping(covariance, ridge_or_default(config.ridge))
-        return cls(layer, kind, weight, fisher, damped, gradient, config)
+        return cls(layer, kind, weight, fisher, damped, gradient, config, has_bias)
 
     def output_curvature(self) -> Tensor:
         """Return the diagonal of A, (N,): twice the loss increase per squared error of each output."""

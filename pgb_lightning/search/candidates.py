@@ -242,14 +242,20 @@ def _attention(matrices: dict[str, _Matrix], layer: int, unit: int) -> Iterator[
 
 
 def _grouped_attention(matrices: dict[str, _Matrix], layer: int) -> Iterator[Candidate]:
-    """Yield the candidates with groups, or without Q, K or both, which makes attention less selective."""
+    """Yield the candidates with groups, or without Q, K or both, which makes attention less selective.
+
+    Without biases, all scores are zero as soon as one of Q and K is removed, so the other is of no use. Both of their
+    losses are then estimates of the same change, of which the mean is taken.
+    """
     options: dict[str, dict[int, MatrixPlan]] = {}
     for kind, matrix in matrices.items():
         options[kind] = {1: matrix.keep(), **dict(matrix.grouped())}
         if kind in EXPENDABLE:
-            options[kind][0] = matrix.remove(float(matrix.variance_losses().sum()))
+            options[kind][0] = matrix.remove(float(matrix.variance_losses().sum()) / (1 if matrix.has_bias else 2))
     for numbers in product(*options.values()):
         # Q and K have the same group number, or one of them is removed and the other is dense.
-        if numbers != (1, 1, 1, 1) and (numbers[0] == numbers[1] or sorted(numbers[:2]) == [0, 1]):
+        scores = numbers[: len(EXPENDABLE)]
+        one_removed = sorted(scores) == [0, 1] and matrices[EXPENDABLE[scores.index(0)]].has_bias
+        if numbers != (1, 1, 1, 1) and (numbers[0] == numbers[1] or one_removed):
             chosen = tuple(options[kind][number] for kind, number in zip(options, numbers, strict=True))
             yield Candidate(layer, "attention", Groups(numbers), chosen)

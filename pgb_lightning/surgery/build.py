@@ -5,9 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pgb_lightning._compat import has_forward_hooks
 from pgb_lightning.encoders.base import Encoder
@@ -63,7 +64,7 @@ def blank_layer(
         ValueError: If the blocks do not fit the matrix.
     """
     rows, columns = size
-    first = next(old.parameters())
+    first = like_tensor(old)
     device, dtype, bias = first.device, first.dtype, as_matrix(old).bias is not None
     blank: nn.Linear | GroupedLinear | ConstantLinear
     if shape is None:
@@ -86,6 +87,14 @@ def blank_layer(
         parameter.requires_grad_(name not in frozen)
     blank.train(old.training)
     return blank
+
+
+def like_tensor(module: nn.Module) -> Tensor:
+    """Return a tensor of a module that tells its device and data type.
+
+    Without biases, all that is left of a pruned module may be the empty weights of removed matrices, which are buffers.
+    """
+    return next(t for t in chain(module.parameters(), module.buffers()) if t.is_floating_point())
 
 
 def drop_sublayer(encoder: Encoder, layer: int, sublayer: Sublayer) -> None:

@@ -13,6 +13,7 @@ from pgb_lightning._compat import forget_output_hooks
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder, find_encoders
 from pgb_lightning.layers.matrix import as_matrix
+from pgb_lightning.surgery.build import like_tensor
 from pgb_lightning.surgery.checks import is_pruned
 from pgb_lightning.surgery.finish import undo_finish
 from pgb_lightning.surgery.record import dense_encoder
@@ -53,7 +54,7 @@ def _make_dense(encoder: Encoder) -> None:
     """Replace the layers of an encoder by dense ones, in place."""
     dense, old = dense_encoder(encoder), encoder.layers
     for number, (layer, new) in enumerate(zip(old, dense.layers, strict=True)):
-        like = next(layer.parameters(), next(encoder.model.parameters()))  # nothing may be left of the layer
+        like = like_tensor(layer)
         old_state = layer.state_dict()
         state = {name: _padded(old_state.get(name), value, like) for name, value in new.state_dict().items()}
         new.load_state_dict(state, assign=True)
