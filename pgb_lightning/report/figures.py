@@ -50,7 +50,7 @@ def draw_figures(plan: PruningPlan, facts: Facts) -> dict[str, Figure]:
 
 def draw_group_numbers(plan: PruningPlan) -> Figure:
     """Draw a heat map of group numbers: one row per layer, one column per matrix, darker where more is kept."""
-    figure = _figure(5.2, 0.9 + 0.34 * plan.num_layers)
+    figure = _figure(1.3 + 0.65 * len(plan.kinds), 0.9 + 0.34 * plan.num_layers)
     axes = figure.subplots()
     rows = [[plan.matrix(layer, kind) for kind in plan.kinds] for layer in range(plan.num_layers)]
     kept = [[plan.kept_share(matrix) for matrix in row] for row in rows]
@@ -93,7 +93,7 @@ def draw_kept_weights(plan: PruningPlan) -> Figure:
 
 def draw_matrices(plan: PruningPlan, facts: Facts) -> Figure:
     """Draw every matrix in block order: importance in gray, kept blocks in color."""
-    figure = _figure(8.4, 0.5 + 1.45 * plan.num_layers)
+    figure = _figure(1.4 * len(plan.kinds), 0.5 + 1.45 * plan.num_layers)
     grid = figure.subplots(plan.num_layers, len(plan.kinds), squeeze=False)
     for layer, row in enumerate(grid):
         for kind, axes in zip(plan.kinds, row, strict=True):

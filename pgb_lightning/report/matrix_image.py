@@ -32,7 +32,7 @@ def color_cells(matrix: MatrixPlan, shades: ImportanceMap) -> list[bytes]:
     """Return the index in :func:`color_table` of each cell of a map.
 
     Args:
-        matrix: The plan of the matrix. With more than six blocks, hues repeat.
+        matrix: The plan of the matrix. With more blocks than hues, hues repeat.
         shades: The result of :func:`pgb_lightning.report.maps.importance_map`.
     """
     blocks = blocks_of(matrix)

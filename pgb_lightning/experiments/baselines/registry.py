@@ -97,7 +97,7 @@ class Calibrated:
         Args:
             name: Name of a baseline in :data:`BASELINES`.
             model: The fine-tuned model itself, or a copy of it.
-            ratio: Fraction of the encoder's Q, K, V, O, W1 and W2 weights to remove.
+            ratio: Fraction of the weights of the encoder's matrices to remove.
 
         Returns:
             The fraction that was removed. It may differ from ``ratio``, since layers, for example, are removed whole.
