@@ -30,7 +30,7 @@ class PruningConfig:
     """Settings of one pruning run, named as in the paper's Table A1 where it has them.
 
     Args:
-        pruning_ratio: Fraction of the dense encoder's Q, K, V, O, W1 and W2 weights to remove, in (0, 1), including
+        pruning_ratio: Fraction of the dense encoder's Q, K, V, O, W1, W2 and W3 weights to remove, in (0, 1), including
             what an earlier pruning has removed. The paper's compression rate is γ = 1 - ``pruning_ratio``.
         importance_threshold: τ, the importance above which a weight counts as important: a float, or ``"auto"`` to
             search for the τ that meets ``pruning_ratio``. A given τ is used as is; ``pruning_ratio`` then limits how

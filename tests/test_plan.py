@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgb_lightning import MatrixPlan, PruningPlan
+from pgb_lightning.encoders import family
 from pgb_lightning.plan import SCHEMA_VERSION
 
 
@@ -132,7 +133,9 @@ def test_the_schema_in_the_docs_has_the_fields_that_are_written() -> None:
     assert schema["properties"].keys() == {*plain, "dense_sizes"}  # which only plans for pruned encoders have
     assert matrix["properties"].keys() == plain["matrices"][0].keys()
     assert schema["properties"]["schema_version"]["const"] == SCHEMA_VERSION
-    assert matrix["properties"]["kind"]["enum"] == list(MATRICES)
+    assert matrix["properties"]["kind"]["enum"] == list(family.MATRICES)
+    sizes = schema["properties"]["dense_sizes"]
+    assert [*sizes["properties"]] == [*sizes["required"], *family.KEY_VALUE] == [*family.SUBLAYERS, "K", "V"]
     for record, required in {PruningPlan: schema["required"], MatrixPlan: matrix["required"]}.items():
         needed = {field.name for field in fields(record) if field.default is field.default_factory is MISSING}
         assert set(required) - {"schema_version"} == needed

@@ -41,7 +41,9 @@ def test_a_report_has_all_matrices(model_type: str, preset: str) -> None:
 
     numbers = summarize(plan, facts)
     kinds = encoder.matrices
-    assert [(each["layer"], each["kind"]) for each in numbers["matrices"]] == [(n, kind) for n in layers for kind in kinds]
+    assert [(each["layer"], each["kind"]) for each in numbers["matrices"]] == [
+        (n, kind) for n in layers for kind in kinds
+    ]
     assert sum(each["kept_parameters"] for each in numbers["matrices"]) == encoder_cost(encoder).parameters
     assert sum(part["total"] for part in numbers["split"].values()) == dense_cost(encoder).parameters
     assert all(each["measured_error"] is not None for each in numbers["sublayers"])
