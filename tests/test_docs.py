@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import importlib.util
 import inspect
@@ -21,7 +22,7 @@ from jsonargparse import auto_cli
 
 from pgb_lightning.cli.main import PGBCLI
 from pgb_lightning.datamodules import GLUEDataModule
-from pgb_lightning.encoders import FAMILIES
+from pgb_lightning.encoders import FAMILIES, Family
 from pgb_lightning.experiments import results
 from pgb_lightning.experiments.baselines import BASELINES
 from pgb_lightning.modules import TextClassification
@@ -222,6 +223,28 @@ def test_versions_are_those_of_the_constraints() -> None:
         floor = re.search(rf'"{name}(?:\[\w+\])?>=([\d.]+)', project)
         assert floor is not None
         assert versions.split()[0].startswith(floor[1])
+
+
+# ---- families -------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_models_lists_every_family() -> None:
+    row = r"^\| `([\w-]+)` \| .* \| (after|before) \| (plain|gated) \| .*\|$"
+    rows = re.findall(row, read("models.md"), re.MULTILINE)
+    assert dict.fromkeys(model_type for model_type, _, _ in rows).keys() == FAMILIES.keys()
+    for model_type, norm, network in rows:
+        family = FAMILIES[model_type]
+        assert norm == ("before" if family.norms else "after"), model_type
+        assert network == ("gated" if "W3" in family.paths else "plain"), model_type
+
+
+def test_the_table_of_fields_is_complete() -> None:
+    fields = re.findall(r"^\| `(\w+)` \| [A-Z].*\.? \|$", read("extending.md"), re.MULTILINE)
+    assert fields == [field.name for field in dataclasses.fields(Family)]
+
+
+def read(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
 
 
 def test_the_citation_is_of_a_released_version() -> None:

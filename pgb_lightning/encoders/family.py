@@ -79,6 +79,7 @@ class Family:
         num_neurons: Name of the configuration's setting for the neurons of a feed-forward network.
         norms: For each sublayer with a LayerNorm before its matrices (pre-norm), the path of that LayerNorm.
         core_norms: For each core that adds the residual itself, the path of the LayerNorm in the core.
+        returns_tuple: Whether the core of attention returns a tuple of its output and the attention weights.
         arguments: Names of the arguments of a layer's ``forward`` that ``attend`` needs.
         needs_arguments: Whether a layer cannot be run on hidden states alone.
         interleaved: Whether the parts of a fused linear layer alternate head by head, as in DeBERTa.
@@ -105,6 +106,7 @@ class Family:
     num_neurons: str = "intermediate_size"
     norms: Mapping[Sublayer, str] = field(default_factory=dict)
     core_norms: Mapping[Sublayer, str] = field(default_factory=dict)
+    returns_tuple: bool = True
     arguments: tuple[str, ...] = ("attention_mask",)
     needs_arguments: bool = False
     interleaved: bool = False

@@ -22,6 +22,8 @@ class ChannelLinear(nn.Module):
         input_order: The :attr:`output_order` of the previous layer if its output is features first; ``None`` if the
             input is tokens first, in the model's feature order.
         features_first_out: Whether to leave the output features first, in :attr:`output_order`, for the next layer.
+        output_order: The order of the output if it is features first and must be that of another layer, with whose
+            output it is multiplied.
         weights_right: Whether the weights are the right factor of each product. onnxruntime has fast integer kernels
             for that; as the left factor they save a transposition.
 
@@ -38,6 +40,7 @@ class ChannelLinear(nn.Module):
         input_order: Tensor | None = None,
         features_first_out: bool = False,
         weights_right: bool = False,
+        output_order: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.features_first_in = input_order is not None
@@ -51,11 +54,14 @@ class ChannelLinear(nn.Module):
             self.register_buffer(f"inputs_{group}", rows.contiguous())
         covered = grouped.output_index.long().flatten()
         rest = torch.ones(grouped.out_features, dtype=torch.bool).index_fill(0, covered, False).nonzero().flatten()
-        self.output_order = torch.cat([covered, rest])
+        order = torch.cat([covered, rest])
         self.num_constant = len(rest)
         bias = torch.zeros(grouped.out_features) if grouped.bias is None else grouped.bias.detach()
-        self.register_buffer("bias", bias[self.output_order])
-        self.register_buffer("inverse_order", torch.argsort(self.output_order))
+        self.register_buffer("bias", bias[order])
+        self.is_own_order = output_order is None
+        self.output_order = order if output_order is None else output_order
+        inverse = torch.argsort(order)
+        self.register_buffer("inverse_order", inverse if output_order is None else inverse[output_order])
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output of the grouped layer."""
@@ -74,32 +80,38 @@ class ChannelLinear(nn.Module):
         if self.num_constant:
             output = torch.cat([output, bias[num_products:].expand(-1, batch * length)], dim=0)
         if self.features_first_out:
-            return output.reshape(-1, batch, length)
+            ordered = output if self.is_own_order else output.index_select(0, self.inverse_order)
+            return ordered.reshape(-1, batch, length)
         return output.index_select(0, self.inverse_order).t().reshape(batch, length, -1)
 
 
 def use_channel_layers(encoder: Encoder, weights_right: bool = False) -> None:
     """Replace the grouped layers of an encoder with :class:`ChannelLinear`, in place.
 
-    Where W1 and W2 are both grouped, the activations between them stay features first, in W1's order. This is exact,
-    because activation and dropout are elementwise.
+    Where W2 and all matrices before it are grouped, the activations between them stay features first, in W1's order.
+    This is exact, because activation, gate and dropout are elementwise. The parts of a fused layer are split along the
+    last dimension, so that their features stay there.
 
     Args:
         encoder: A pruned encoder. It is for inference only afterwards.
         weights_right: See :class:`ChannelLinear`.
     """
+    *opening, closing = encoder.sublayers["ffn"]
+    is_fused = any(len(encoder.family.parts(kind)) > 1 for kind in opening)
     for number in range(len(encoder.layers)):
-        layers = {kind: encoder.find_matrix(number, kind) for kind in encoder.family.paths}
-        joined = isinstance(layers["W1"], GroupedLinear) and isinstance(layers["W2"], GroupedLinear)
+        layers = {kind: encoder.find_matrix(number, kind) for kind in encoder.matrices}
+        joined = not is_fused and all(isinstance(layers[kind], GroupedLinear) for kind in (*opening, closing))
         order: Tensor | None = None
         for kind, layer in layers.items():
             if isinstance(layer, GroupedLinear):
+                is_opening = joined and kind in opening
                 new = ChannelLinear(
                     layer,
-                    input_order=order if kind == "W2" else None,
-                    features_first_out=joined and kind == "W1",
+                    input_order=order if kind == closing else None,
+                    features_first_out=is_opening,
                     weights_right=weights_right,
+                    output_order=order if is_opening else None,
                 )
                 encoder.set_matrix(number, kind, new.eval())
-                if new.features_first_out:
+                if is_opening:
                     order = new.output_order

@@ -125,7 +125,7 @@ def drop_sublayer(encoder: Encoder, layer: int, sublayer: Sublayer) -> None:
     new = DroppedCore(
         closing_path=inside,
         closing=constant,
-        returns_tuple=sublayer == "attention",
+        returns_tuple=sublayer == "attention" and family.returns_tuple,
         norm_path=core_norm,
         norm=last_norm,
     )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.families import randomize, tiny_batches, tiny_logits
+from helpers.heads import DROPS, EVERYTHING, removing
 from helpers.own_encoder import OWN, OwnEncoderConfig, OwnEncoderForSequenceClassification, OwnEncoderModel
 from helpers.processes import run
 from transformers import (
@@ -24,7 +25,7 @@ from transformers import (
     BertModel,
 )
 
-from pgb_lightning import PruningConfig, dense_twin, prune
+from pgb_lightning import PruningConfig, apply_plan, dense_twin, prune
 from pgb_lightning.encoders import FAMILIES, register
 from pgb_lightning.encoders.bert import BERT
 from pgb_lightning.export import export_dense, export_huggingface, to_exported
@@ -67,6 +68,20 @@ def test_a_pruned_model_of_an_own_encoder_is_saved_and_exported(model: Any, tmp_
     assert type(dense) is OwnEncoderForSequenceClassification
     torch.testing.assert_close(tiny_logits(dense), tiny_logits(model))
     assert type(AutoModel.from_pretrained(tmp_path / "exported")).dense_class is OwnEncoderModel
+
+
+@pytest.mark.parametrize("removed", [DROPS, EVERYTHING], ids=["some", "all"])
+def test_dropped_sublayers_of_an_own_encoder(removed: Any, tmp_path: Path) -> None:
+    made = OwnEncoderForSequenceClassification(OwnEncoderConfig(num_hidden_layers=3))
+    randomize(made)
+    apply_plan(
+        made, removing(made, {layer: {*kinds, *(["W3"] if "W1" in kinds else [])} for layer, kinds in removed.items()})
+    )
+    torch.testing.assert_close(tiny_logits(dense_twin(made)), tiny_logits(made))
+    made.save_pretrained(tmp_path)
+    torch.testing.assert_close(
+        tiny_logits(AutoModelForSequenceClassification.from_pretrained(tmp_path)), tiny_logits(made)
+    )
 
 
 @pytest.mark.slow

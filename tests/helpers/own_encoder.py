@@ -127,6 +127,7 @@ OWN = Family(
     tokenwise=("gated", "forward"),
     num_neurons="neurons",
     norms={"attention": "first", "ffn": "second"},
+    returns_tuple=False,
     arguments=("mask",),
 )
 
