@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pgb_lightning.calibration.collect import LayerInput
-from pgb_lightning.calibration.moments import AllReduce, Covariance, Moments
+from pgb_lightning.calibration.moments import AllReduce, Moments
+from pgb_lightning.compensation.also_read import add_further_inputs
 from pgb_lightning.compensation.errors import FitErrors, relative_error
 from pgb_lightning.compensation.least_squares import LeastSquares
 from pgb_lightning.compensation.ridge import SplitMoments, choose_ridge
@@ -175,31 +176,33 @@ class SublayerFit:
         """Refit Q, K and V, or W1: they read the sublayer's input, so no layer needs to run.
 
         They share the moments of the dense inputs X and the pruned inputs X̂. The targets are X W, so X̂ᵀY is X̂ᵀX W.
+        What some of them read besides is added to the moments of those.
         """
         width = self.dense(kinds[0]).in_features
         everything = torch.arange(width, device=self.encoder.model.device).view(1, -1)
-        moments = SplitMoments(everything, everything, width, width, self.ridge == "auto")
-        dense_inputs = None if self.errors is None else Covariance(width, everything.device)
+        of_states = SplitMoments(everything, everything, width, width, self.ridge == "auto")
+        of_dense = Moments(everything, everything[:, :0], width, 0)
         for stream in streams:
             inputs, targets = (self.encoder.read(self.original, self.name, states) for states in stream.inputs())
-            moments.add(inputs, targets, stream.held)
-            if dense_inputs is not None:
-                dense_inputs.add(targets)
-        moments.finish(self.all_reduce)
-        covariance = None if dense_inputs is None else dense_inputs.finish(self.all_reduce)
+            of_states.add(inputs, targets, stream.held)
+            if self.errors is not None:
+                of_dense.add(targets, targets[:, :0])
+        of_states.finish(self.all_reduce)
+        of_dense.finish(self.all_reduce)
         for kind in kinds:
+            moments, spread = of_states, of_dense
+            if kind in self.encoder.family.also_read:
+                read = partial(self.encoder.family.also_read[kind], self.encoder.model)
+                moments, spread = add_further_inputs(moments, spread, read, streams, self.all_reduce)
             dense = select_features(self.dense(kind), self.features[kind], of_inputs=False)
             current = self.encoder.matrix(self.layer, kind)
             weight, pruned = dense.weight.T.double(), as_matrix(current)
             mean_y = moments.all.mean_y @ weight + (0 if dense.bias is None else dense.bias)
             explained = self._refit(pruned, moments, partial(_of_states, weight, pruned.index()), mean_y)
             self.encoder.store(self.layer, kind, current)
-            if self.errors is not None and covariance is not None and dense_inputs is not None:
-                spread = covariance
-                if pruned.bias is None:
-                    spread = covariance + torch.outer(dense_inputs.mean, dense_inputs.mean)
-                total = float(moments.all.count * (weight * (spread @ weight)).sum())
-                self.errors.add_matrix((self.layer, kind), total, explained)
+            if self.errors is not None:
+                gram = (spread if pruned.bias is not None else spread.uncentered()).gram[0]
+                self.errors.add_matrix((self.layer, kind), float((weight * (gram @ weight)).sum()), explained)
 
     def _refit_closing(self, kind: str, streams: list[Stream]) -> None:
         """Refit O or W2, whose input depends on the matrices that were just refitted."""

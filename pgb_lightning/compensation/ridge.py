@@ -82,8 +82,8 @@ def choose_ridge(
     return max(RIDGES, key=lambda choice: held.explained(fitted.solve(start, choice)))
 
 
-def held_out_mask(tokens: Tensor) -> Tensor:
-    """Return a mask of the real tokens that belong to held-out samples.
+def held_out_samples(tokens: Tensor) -> Tensor:
+    """Return which samples of a batch are held out, (B,).
 
     Every fifth sample of a batch is held out, or the last one of a smaller batch; none of a batch of one sample. This
     depends only on the position in the batch, so the result does not depend on the number of processes.
@@ -91,13 +91,23 @@ def held_out_mask(tokens: Tensor) -> Tensor:
     Args:
         tokens: True at real tokens, False at padding, (B, S).
 
-    Returns:
-        For each real token in order, whether its sample is held out, (T,).
+    Example:
+        >>> held_out_samples(torch.ones(3, 2, dtype=torch.bool)).tolist()
+        [False, False, True]
+    """
+    step = min(HELD_OUT, len(tokens))
+    samples = torch.arange(1, len(tokens) + 1, device=tokens.device)
+    return (samples % max(step, 1) == 0) & (step > 1)
+
+
+def held_out_mask(tokens: Tensor) -> Tensor:
+    """Return for each real token of a batch, in order, whether its sample is held out, (T,).
+
+    Args:
+        tokens: True at real tokens, False at padding, (B, S).
 
     Example:
         >>> held_out_mask(torch.ones(3, 2, dtype=torch.bool)).tolist()
         [False, False, False, False, True, True]
     """
-    step = min(HELD_OUT, len(tokens))
-    samples = torch.arange(1, len(tokens) + 1, device=tokens.device)
-    return ((samples % max(step, 1) == 0) & (step > 1)).repeat_interleave(tokens.sum(1))
+    return held_out_samples(tokens).repeat_interleave(tokens.sum(1))

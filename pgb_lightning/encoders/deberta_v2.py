@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from pgb_lightning.encoders.family import Family
+from pgb_lightning.encoders.family import AlsoRead, Family
+
+#: The kind of positional scores that a matrix is part of, if it is shared with positions: ``share_att_key``.
+POSITIONAL = {"Q": "p2c", "K": "c2p"}
 
 
 def attend(model: PreTrainedModel, layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> Tensor:
@@ -26,6 +29,27 @@ def attend(model: PreTrainedModel, layer: nn.Module, hidden: Tensor, arguments: 
 def feed(layer: nn.Module, hidden: Tensor) -> Tensor:
     """Run the feed-forward sublayer."""
     return layer.output(layer.intermediate(hidden), hidden)  # type: ignore[no-any-return, operator]
+
+
+def _positions_of(kind: str) -> AlsoRead:
+    """Return what Q or K reads of the relative positions."""
+
+    def read(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, Tensor] | None:
+        encoder, config = cast(Any, model.encoder), model.config
+        if not (encoder.relative_attention and getattr(config, "share_att_key", False)):
+            return None
+        if POSITIONAL[kind] not in (config.pos_att_type or ()):
+            return None
+        rows = encoder.get_rel_embedding()
+        # A token's query and key count in as many scores as the sentence has tokens, and a position's in as many as
+        # there are pairs of tokens at that position.
+        real = tokens.double()
+        pairs = (real / real.sum(1, keepdim=True).clamp_min(1)).T @ real
+        positions = encoder.get_rel_pos(tokens.unsqueeze(2))[0] + len(rows) // 2
+        index = positions.clamp(0, len(rows) - 1).flatten()
+        return rows, torch.bincount(index, weights=pairs.flatten(), minlength=len(rows))
+
+    return read
 
 
 def _unsupported(config: PretrainedConfig) -> str | None:
@@ -49,6 +73,7 @@ DEBERTA_V2 = Family(
     attend=attend,
     feed=feed,
     followers=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
+    also_read={kind: _positions_of(kind) for kind in POSITIONAL},
     head_counts=("attention.self.num_attention_heads",),
     position_modules=("encoder.rel_embeddings", "encoder.LayerNorm"),
     unsupported=_unsupported,

@@ -62,6 +62,10 @@ def sublayers_of(kinds: Iterable[str]) -> dict[Sublayer, tuple[str, ...]]:
     return {name: tuple(kind for kind in ordered if kind in known) for name, ordered in SUBLAYERS.items()}
 
 
+#: Returns the further inputs of a matrix, and how many tokens each stands for (:attr:`Family.also_read`).
+AlsoRead = Callable[[PreTrainedModel, Tensor], tuple[Tensor, Tensor] | None]
+
+
 @dataclass(frozen=True)
 class Family:
     """How the encoders of one family are built.
@@ -85,6 +89,9 @@ class Family:
         interleaved: Whether the parts of a fused linear layer alternate head by head, as in DeBERTa.
         followers: Paths of parameters and linear layers of attention whose outputs are features of its heads, besides
             the matrices. They lose the features of the heads that are removed.
+        also_read: For matrices that layers also apply to something besides hidden states, such as DeBERTa's embeddings
+            of relative positions: (model, mask of real tokens (B, S)) -> the further inputs (R, d), and for each how
+            many tokens it stands for, (R,); ``None`` if the configuration does without.
         head_counts: Paths of attributes with the number of heads, which must agree with the heads that are left.
         head_widths: Paths of attributes with the features of all heads, likewise.
         order: Returns the index of the layer that runs at each step, for models that run some layers several times.
@@ -111,6 +118,7 @@ class Family:
     needs_arguments: bool = False
     interleaved: bool = False
     followers: tuple[str, ...] = ()
+    also_read: Mapping[str, AlsoRead] = field(default_factory=dict)
     head_counts: tuple[str, ...] = ()
     head_widths: tuple[str, ...] = ()
     order: Callable[[PretrainedConfig], Sequence[int]] | None = None
