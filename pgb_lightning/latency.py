@@ -106,12 +106,14 @@ def layers_runner(encoder: Encoder, batch_size: int, length: int) -> Callable[[]
     """
     hidden = random_hidden_states(encoder, batch_size, length)
     arguments = layer_arguments(encoder, batch_size, length)
+    tokens = torch.ones(batch_size, length, dtype=torch.bool, device=hidden.device)
 
     def run() -> Tensor:
         states, layers = hidden, encoder.layers
-        for number, given in zip(encoder.order, arguments, strict=True):
+        for step, (number, given) in enumerate(zip(encoder.order, arguments, strict=True)):
             for sublayer in SUBLAYERS:
                 states = encoder.run(layers[number], sublayer, states, given)
+            states = encoder.pass_on(step, hidden, states, tokens)
         return states
 
     return run

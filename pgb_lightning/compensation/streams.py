@@ -28,12 +28,27 @@ class Stream:
     """
 
     def __init__(self, given: LayerInput, device: torch.device, hold_out: bool = False) -> None:
-        self.dense = self.pruned = given.hidden
+        self.first = self.dense = self.pruned = given.hidden
         self.arguments = given.arguments
         self.step = 0
         self.tokens = given.tokens
         self.device = device
         self.held = held_out_mask(given.tokens).to(device) if hold_out else None
+
+    def go_to(self, encoder: Encoder, step: int) -> None:
+        """Move both streams from the output of one run of a layer to the input of a later one."""
+        for passed in range(self.step, step):
+            self.dense, self.pruned = self._pass_on(encoder, passed, self.dense, self.pruned)
+        self.step = step
+
+    def _pass_on(self, encoder: Encoder, step: int, dense: Tensor, pruned: Tensor) -> tuple[Tensor, Tensor]:
+        if encoder.family.between is None:
+            return dense, pruned
+        first, tokens = self.first.to(self.device), self.tokens.to(self.device)
+        passed = encoder.pass_on(step, first, dense.to(self.device), tokens).cpu()
+        if pruned is dense:
+            return passed, passed
+        return passed, encoder.pass_on(step, first, pruned.to(self.device), tokens).cpu()
 
     def inputs(self) -> tuple[Tensor, Tensor]:
         """Return the states of the real tokens in the pruned and in the dense model, (T, d) each."""
@@ -64,12 +79,13 @@ def runs_of(encoder: Encoder, layer: int, original: nn.Module, streams: list[Str
     steps = [step for step, number in enumerate(encoder.order) if number == layer]
     if len(steps) == 1:
         for stream in streams:
-            stream.step = steps[0]
+            stream.go_to(encoder, steps[0])
         return streams
     runs = []
     for stream in streams:
         for step in steps:
-            stream.step, stream.pruned = step, stream.dense
+            stream.go_to(encoder, step)
+            stream.pruned = stream.dense
             runs.append(copy.copy(stream))
             for name in SUBLAYERS:
                 stream.dense = stream.run(encoder, original, name, stream.dense)

@@ -67,6 +67,18 @@ class Encoder(Sizes):
             return self.family.attend(self.model, layer, hidden, arguments or {})
         return self.family.feed(layer, hidden)
 
+    def pass_on(self, step: int, first: Tensor, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Return what the next layer is given of the output of a layer.
+
+        Args:
+            step: Index of the run of a layer that was just made.
+            first: The first layer's input, (B, S, d).
+            hidden: The layer's output, (B, S, d).
+            tokens: True at real tokens, False at padding, (B, S).
+        """
+        between = self.family.between
+        return hidden if between is None else between(self.model, step, first, hidden, tokens)
+
     def read(self, layer: nn.Module, sublayer: Sublayer, hidden: Tensor) -> Tensor:
         """Return what the opening matrices of a sublayer read, (..., d): hidden states after its pre-norm, if any.
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pgb_lightning.encoders.family import AlsoRead, Family
 
@@ -52,11 +52,10 @@ def _positions_of(kind: str) -> AlsoRead:
     return read
 
 
-def _unsupported(config: PretrainedConfig) -> str | None:
-    size = getattr(config, "conv_kernel_size", 0)
-    if size > 0:
-        return f"conv_kernel_size={size} puts a convolution between its layers. Only conv_kernel_size=0 is supported."
-    return None
+def _between(model: PreTrainedModel, step: int, first: Tensor, hidden: Tensor, tokens: Tensor) -> Tensor:
+    # conv_kernel_size: a convolution of the embeddings is added after the first layer.
+    convolution = cast(Any, model.encoder).conv
+    return hidden if step > 0 or convolution is None else convolution(first, hidden, tokens.long())
 
 
 DEBERTA_V2 = Family(
@@ -76,5 +75,5 @@ DEBERTA_V2 = Family(
     also_read={kind: _positions_of(kind) for kind in POSITIONAL},
     head_counts=("attention.self.num_attention_heads",),
     position_modules=("encoder.rel_embeddings", "encoder.LayerNorm"),
-    unsupported=_unsupported,
+    between=_between,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pgb_lightning.encoders.albert import ALBERT
 from pgb_lightning.encoders.bert import BERT
 from pgb_lightning.encoders.bert_variants import ESM, MEGATRON_BERT, ROBERTA_PRELAYERNORM, ROFORMER, XLM_ROBERTA_XL
+from pgb_lightning.encoders.deberta import DEBERTA
 from pgb_lightning.encoders.deberta_v2 import DEBERTA_V2
 from pgb_lightning.encoders.distilbert import DISTILBERT
 from pgb_lightning.encoders.eurobert import EUROBERT
@@ -34,6 +35,7 @@ FAMILIES: dict[str, Family] = {
     "esm": ESM,
     "roformer": ROFORMER,
     "albert": ALBERT,
+    "deberta": DEBERTA,
     "deberta-v2": DEBERTA_V2,
     "distilbert": DISTILBERT,
     "eurobert": EUROBERT,

@@ -94,12 +94,14 @@ class Family:
             many tokens it stands for, (R,); ``None`` if the configuration does without.
         head_counts: Paths of attributes with the number of heads, which must agree with the heads that are left.
         head_widths: Paths of attributes with the features of all heads, likewise.
+        between: Runs what the model has between its layers: (model, index of the run of a layer just made, the first
+            layer's input (B, S, d), hidden states (B, S, d), mask of real tokens (B, S)) -> (B, S, d).
         order: Returns the index of the layer that runs at each step, for models that run some layers several times.
         runs_first_layers: Whether the model runs only as many of its layers as the configuration's
             ``num_hidden_layers``, which may be changed later.
         needs_all_heads: Whether attention is computed for all heads, including those without weights.
         attention_table: Path from the encoder to an embedding table that only attention reads, if there is one.
-        position_modules: Paths from the encoder to what only Q, K and the followers read besides hidden states, such as
+        position_modules: Paths from the encoder to what only the matrices of ``also_read`` and the followers read, such as
             DeBERTa's relative embeddings. They are frozen if nothing reads them any more.
         unsupported: Returns why an encoder with this configuration cannot be pruned, or ``None`` if it can.
     """
@@ -121,6 +123,7 @@ class Family:
     also_read: Mapping[str, AlsoRead] = field(default_factory=dict)
     head_counts: tuple[str, ...] = ()
     head_widths: tuple[str, ...] = ()
+    between: Callable[[PreTrainedModel, int, Tensor, Tensor, Tensor], Tensor] | None = None
     order: Callable[[PretrainedConfig], Sequence[int]] | None = None
     runs_first_layers: bool = False
     needs_all_heads: bool = False

@@ -116,6 +116,8 @@ def _evaluate(
     places = [(layer, sublayer) for layer in range(len(encoder.layers)) for sublayer in SUBLAYERS]
     for (layer, sublayer), options in zip(places, drawn, strict=True):
         original = copy.deepcopy(encoder.layers[layer])
+        for stream in streams:
+            stream.go_to(encoder, layer)
         for candidate in options:
             module: TextClassification = copy.deepcopy(reference.module)
             pruned = find_encoder(module)
@@ -124,7 +126,6 @@ def _evaluate(
             fit.compensate([copy.copy(stream) for stream in streams])
             yield candidate, reference.evaluate(module)
         for stream in streams:
-            stream.step = layer
             stream.dense = stream.pruned = stream.run(encoder, original, sublayer, stream.dense)
 
 

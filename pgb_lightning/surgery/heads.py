@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pgb_lightning.encoders.base import Encoder
-from pgb_lightning.encoders.family import EXPENDABLE, SUBLAYERS
+from pgb_lightning.encoders.family import SUBLAYERS
 from pgb_lightning.encoders.wrappers import replace_module
 from pgb_lightning.layers.linear import ConstantLinear
 from pgb_lightning.layers.matrix import as_matrix
@@ -62,10 +62,12 @@ def save_heads(encoder: Encoder) -> Callable[[], None]:
 
 def reads_positions(encoder: Encoder) -> bool:
     """Return whether a layer still reads what the family calls ``position_modules``."""
+    nothing = torch.zeros(0, 1, dtype=torch.bool, device=encoder.model.device)
+    readers = [kind for kind, read in encoder.family.also_read.items() if read(encoder.model, nothing) is not None]
     for layer in range(len(encoder.layers)):
         if encoder.is_dropped(layer, "attention"):
             continue
-        if not all(isinstance(encoder.matrix(layer, kind), ConstantLinear) for kind in EXPENDABLE):
+        if not all(isinstance(encoder.matrix(layer, kind), ConstantLinear) for kind in readers):
             return True
         followers = (getattr(owner, name) for owner, name in _places(encoder, layer, encoder.family.followers))
         if any(isinstance(follower, nn.Linear) for follower in followers):

@@ -38,6 +38,14 @@ TINY: dict[str, dict[str, Any]] = {
     "bert": SIZES,
     "camembert": SHIFTED,
     "data2vec-text": SHIFTED,
+    "deberta": {
+        **SIZES,
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "max_relative_positions": 16,
+        "position_biased_input": False,
+    },
+    "deberta with absolute positions": SIZES,
     "deberta-v2": {
         **SIZES,
         "relative_attention": True,
@@ -46,6 +54,14 @@ TINY: dict[str, dict[str, Any]] = {
         "position_buckets": 8,
         "norm_rel_ebd": "layer_norm",
         "position_biased_input": False,
+    },
+    "deberta-v2 with a convolution": {
+        **SIZES,
+        "relative_attention": True,
+        "pos_att_type": ["c2p"],
+        "share_att_key": True,
+        "conv_kernel_size": 3,
+        "conv_act": "gelu",
     },
     "deberta-v2 with position projections": {
         **SIZES,

@@ -68,10 +68,11 @@ def check_sublayers(model: Any, batches: list[dict[str, Tensor]]) -> None:
             assert len(given.arguments) == len(outputs) == len(encoder.order)
             hidden = given.hidden
             real = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
-            for number, arguments, output in zip(encoder.order, given.arguments, outputs, strict=True):
+            for step, (number, output) in enumerate(zip(encoder.order, outputs, strict=True)):
                 for sublayer in SUBLAYERS:
-                    hidden = encoder.run(encoder.layers[number], sublayer, hidden, arguments)
+                    hidden = encoder.run(encoder.layers[number], sublayer, hidden, given.arguments[step])
                 torch.testing.assert_close(hidden[given.tokens], output[real], rtol=1e-5, atol=1e-5)
+                hidden = encoder.pass_on(step, given.hidden, hidden, given.tokens)
 
 
 @torch.no_grad()
