@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PretrainedConfig
 
-from pgb_lightning.encoders.deberta_v2 import attend, feed
+from pgb_lightning.encoders.deberta_v2 import TIMED, attend, feed
 from pgb_lightning.encoders.family import Family
 
 
@@ -27,6 +27,8 @@ DEBERTA = Family(
     cores={"attention": "attention.self", "ffn": "intermediate"},
     attend=attend,
     feed=feed,
+    shared=("relative_pos", "rel_embeddings"),
+    timed_settings=TIMED,
     interleaved=True,
     followers=(
         "attention.self.q_bias",

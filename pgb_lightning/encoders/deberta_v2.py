@@ -11,6 +11,9 @@ from transformers import PreTrainedModel
 
 from pgb_lightning.encoders.family import AlsoRead, Family
 
+#: Settings on which the latency of attention depends.
+TIMED = ("relative_attention", "pos_att_type", "max_relative_positions")
+
 #: The kind of positional scores that a matrix is part of, if it is shared with positions: ``share_att_key``.
 POSITIONAL = {"Q": "p2c", "K": "c2p"}
 
@@ -47,7 +50,7 @@ def _positions_of(kind: str) -> AlsoRead:
         pairs = (real / real.sum(1, keepdim=True).clamp_min(1)).T @ real
         positions = encoder.get_rel_pos(tokens.unsqueeze(2))[0] + len(rows) // 2
         index = positions.clamp(0, len(rows) - 1).flatten()
-        return rows, torch.bincount(index, weights=pairs.flatten(), minlength=len(rows))
+        return rows, pairs.new_zeros(len(rows)).index_add_(0, index, pairs.flatten())
 
     return read
 
@@ -71,6 +74,8 @@ DEBERTA_V2 = Family(
     cores={"attention": "attention.self", "ffn": "intermediate"},
     attend=attend,
     feed=feed,
+    shared=("relative_pos", "rel_embeddings"),
+    timed_settings=(*TIMED, "share_att_key", "position_buckets"),
     followers=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
     also_read={kind: _positions_of(kind) for kind in POSITIONAL},
     head_counts=("attention.self.num_attention_heads",),

@@ -85,6 +85,9 @@ class Family:
         core_norms: For each core that adds the residual itself, the path of the LayerNorm in the core.
         returns_tuple: Whether the core of attention returns a tuple of its output and the attention weights.
         arguments: Names of the arguments of a layer's ``forward`` that ``attend`` needs.
+        shared: Names of further arguments, which ``attend`` computes if they are not given, and the model computes once
+            for all layers.
+        timed_settings: Names of settings of the configuration on which a layer's latency depends, besides its sizes.
         needs_arguments: Whether a layer cannot be run on hidden states alone.
         interleaved: Whether the parts of a fused linear layer alternate head by head, as in DeBERTa.
         followers: Paths of parameters and linear layers of attention whose outputs are features of its heads, besides
@@ -101,8 +104,8 @@ class Family:
             ``num_hidden_layers``, which may be changed later.
         needs_all_heads: Whether attention is computed for all heads, including those without weights.
         attention_table: Path from the encoder to an embedding table that only attention reads, if there is one.
-        position_modules: Paths from the encoder to what only the matrices of ``also_read`` and the followers read, such as
-            DeBERTa's relative embeddings. They are frozen if nothing reads them any more.
+        position_modules: Paths from the encoder to what only the matrices of ``also_read`` and the followers read, such
+            as DeBERTa's relative embeddings. They are frozen if nothing reads them any more.
         unsupported: Returns why an encoder with this configuration cannot be pruned, or ``None`` if it can.
     """
 
@@ -117,6 +120,8 @@ class Family:
     core_norms: Mapping[Sublayer, str] = field(default_factory=dict)
     returns_tuple: bool = True
     arguments: tuple[str, ...] = ("attention_mask",)
+    shared: tuple[str, ...] = ()
+    timed_settings: tuple[str, ...] = ()
     needs_arguments: bool = False
     interleaved: bool = False
     followers: tuple[str, ...] = ()

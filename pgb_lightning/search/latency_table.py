@@ -123,7 +123,7 @@ def table_setting(encoder: Encoder, batch_size: int, length: int) -> dict[str, A
     """
     config, device = encoder.model.config, encoder.model.device
     on_gpu = device.type == "cuda"
-    return {
+    return {name: getattr(config, name, None) for name in encoder.family.timed_settings} | {
         "model_type": encoder.model_type,
         "hidden_size": config.hidden_size,
         "head_size": encoder.head_size,
