@@ -197,7 +197,7 @@ def test_heads(name: str, head: str, tmp_path: Path) -> None:
 
 def test_multiple_choice() -> None:
     model = transformers.DebertaV2ForMultipleChoice(tiny_config(SHARED)).eval()
-    batch = {name: value[:, None].expand(-1, 2, *value.shape[1:]) for name, value in tiny_batches(1)[0].items()}
+    batch = {name: torch.stack([value, value.flip(0)], 1) for name, value in tiny_batches(1)[0].items()}
     batch["labels"] = batch["labels"][:, 0]
     plan = prune(model, [batch], PruningConfig(pruning_ratio=0.5))
     assert plan.pruning_ratio == pytest.approx(0.5, abs=0.03)
