@@ -275,11 +275,6 @@ def _is_norm(module: nn.Module) -> bool:
     return weight is not None and weight.dim() == 1
 
 
-def _is_norm(module: nn.Module) -> bool:
-    """Return whether a module is a LayerNorm or one of the norms of transformers, which have classes of their own."""
-    return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("Norm")
-
-
 def _differs(state_dict: Mapping[str, Any], encoder: Encoder, prefix: str, own: Mapping[str, Any]) -> bool:
     """Return whether an entry of a layer that the module has is unknown to the module, or of another shape."""
     stack = _stack_prefix(encoder, prefix)
