@@ -6,11 +6,14 @@ import copy
 
 import pytest
 import torch
+from helpers.families import TINY, tiny_batches, tiny_model
 from helpers.tiny import MODEL_TYPES, batches, classifier, pruned
 from torch import nn
 from transformers import BertConfig, BertForQuestionAnswering, BertForTokenClassification
 
+from pgb_lightning import PruningConfig, prune
 from pgb_lightning.distillation import Call, Teacher, hidden_loss, logits_loss, record_calls
+from pgb_lightning.encoders.find import find_encoder
 
 
 def call(**output: torch.Tensor) -> Call:
@@ -91,3 +94,35 @@ def test_padding_is_ignored() -> None:
     assert float(logits_loss(noise, calls[0], 1.0)) == pytest.approx(0, abs=1e-7)
     zero = Call(hidden=[torch.zeros_like(h) for h in calls[0].hidden])
     assert float(hidden_loss(zero, calls[0])) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("model_type", TINY)
+def test_hidden_states_of_every_family_are_compared_run_by_run(model_type: str) -> None:
+    """Also those of pre-norm layers, whose outputs are the residual stream, and of layers that run several times."""
+    dense = tiny_model(model_type)
+    encoder, teacher = find_encoder(dense), Teacher(copy.deepcopy(dense))
+    [batch] = tiny_batches(1)
+    with record_calls(dense) as calls:
+        dense(**batch)
+    answer = teacher.run(calls[0])
+    assert len(answer.hidden) == len(encoder.order)
+    assert {tuple(states.shape) for states in answer.hidden} == {(*batch["input_ids"].shape, 48)}
+    assert torch.equal(answer.token_mask(answer.hidden[0]).bool(), batch["attention_mask"].bool())
+    assert float(hidden_loss(calls[0], answer).detach()) == pytest.approx(0, abs=1e-9)
+
+    model = copy.deepcopy(teacher.model).requires_grad_()
+    prune(model, tiny_batches(4), PruningConfig(pruning_ratio=0.5))
+    trained = [parameter for layer in find_encoder(model).layers for parameter in layer.parameters()]
+
+    def compute() -> torch.Tensor:
+        with record_calls(model) as calls:
+            model(**batch)
+        return hidden_loss(calls[0], answer) + logits_loss(calls[0], answer, 2.0)
+
+    loss = compute()
+    gradients = torch.autograd.grad(loss, [parameter for parameter in trained if parameter.requires_grad])
+    norm = sum(float(gradient.square().sum()) for gradient in gradients)
+    with torch.no_grad():  # a step along the gradient, by which the loss should fall by a hundredth
+        for parameter, gradient in zip((p for p in trained if p.requires_grad), gradients, strict=True):
+            parameter -= 0.01 * float(loss) / norm * gradient
+    assert 0.985 * float(loss) < float(compute()) < 0.995 * float(loss)

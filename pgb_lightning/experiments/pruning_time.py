@@ -19,8 +19,9 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
+from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
+from pgb_lightning.benchmark.configurations import full_size_config
 from pgb_lightning.calibration.collect import calibrate
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.peak_memory import peak_memory
@@ -49,8 +50,8 @@ def run(
     num_samples: int = 256,
     length: int = 128,
     batch_size: int = 32,
-    model_type: str = "bert",
-    num_layers: int = 12,
+    architecture: str = "bert",
+    num_layers: int | None = None,
     pruning_ratio: float = 0.5,
     preset: str = "default",
 ) -> PruningTime:
@@ -60,8 +61,9 @@ def run(
         num_samples: Calibration samples; the paper uses 2,048.
         length: Tokens per sample, without padding.
         batch_size: Samples per batch.
-        model_type: ``bert`` or ``roberta``, in the base size.
-        num_layers: Number of layers.
+        architecture: The transformers ``model_type`` of a supported family, for its base size, or the name of a
+            published encoder such as "ModernBERT-base".
+        num_layers: Number of layers; by default that of the configuration.
         pruning_ratio: The target.
         preset: "default", "paper" or "balanced".
 
@@ -69,8 +71,7 @@ def run(
         Seconds of each step, and peak memory.
     """
     config = PruningConfig.from_preset(preset, pruning_ratio=pruning_ratio)
-    architecture = AutoConfig.for_model(model_type, num_hidden_layers=num_layers)
-    measured = measure(architecture, config, num_samples, length, batch_size)
+    measured = measure(full_size_config(architecture, num_layers), config, num_samples, length, batch_size)
     Console(width=100).print(_table(measured))
     return measured
 

@@ -13,17 +13,17 @@ from pgb_lightning.experiments.pruning_time import PASS, PRUNING_STEPS
 def tiny_bert(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the base size by a tiny one."""
 
-    def for_model(model_type: str, num_hidden_layers: int) -> BertConfig:
-        assert model_type == "bert"
+    def full_size_config(architecture: str, num_layers: int) -> BertConfig:
+        assert architecture == "bert"
         return BertConfig(
             vocab_size=60,
             hidden_size=24,
             num_attention_heads=2,
             intermediate_size=48,
-            num_hidden_layers=num_hidden_layers,
+            num_hidden_layers=num_layers,
         )
 
-    monkeypatch.setattr(pruning_time.AutoConfig, "for_model", for_model)
+    monkeypatch.setattr(pruning_time, "full_size_config", full_size_config)
 
 
 @pytest.mark.usefixtures("tiny_bert")
