@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pgb_lightning.calibration.attention import check_attention
 from pgb_lightning.calibration.hooks import EncoderCall, EncoderCalls, MomentSums, calibration_hooks
 from pgb_lightning.calibration.moments import AllReduce
 from pgb_lightning.calibration.signal import Counts, check_usable
@@ -109,10 +110,11 @@ def calibrate(
         add the squares of its widths.
 
     Raises:
-        ValueError: If there are no batches, the loss of all batches is ``None``, no sample has a gradient, a loss,
-            gradient or statistic is not finite, or the device runs out of memory. Where one batch is the cause, the
-            message names it.
+        ValueError: If the attention implementation cannot be used, there are no batches, the loss of all batches is
+            ``None``, no sample has a gradient, a loss, gradient or statistic is not finite, or the device runs out of
+            memory. Where one batch is the cause, the message names it.
     """
+    check_attention(encoder)
     squares = {
         # A sum in half precision would stop growing after a few hundred samples.
         key: torch.zeros_like(linear.weight.T, dtype=torch.promote_types(linear.weight.dtype, torch.float32))

@@ -38,4 +38,5 @@ EUROBERT = Family(
     arguments=("attention_mask", "position_embeddings"),
     needs_arguments=True,
     runs_first_layers=True,
+    bias_settings={"attention": "attention_bias", "ffn": "mlp_bias"},
 )

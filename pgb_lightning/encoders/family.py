@@ -106,6 +106,9 @@ class Family:
         attention_table: Path from the encoder to an embedding table that only attention reads, if there is one.
         position_modules: Paths from the encoder to what only the matrices of ``also_read`` and the followers read, such
             as DeBERTa's relative embeddings. They are frozen if nothing reads them any more.
+        bias_settings: For each sublayer whose matrices may have no biases, the name of the configuration's setting that
+            gives them biases, if there is one. When such a sublayer is dropped, a bias is made for the constant that is
+            left: the mean output of its closing matrix. Without the setting, no transformers model could hold it.
         unsupported: Returns why an encoder with this configuration cannot be pruned, or ``None`` if it can.
     """
 
@@ -134,6 +137,7 @@ class Family:
     needs_all_heads: bool = False
     attention_table: str | None = None
     position_modules: tuple[str, ...] = ()
+    bias_settings: Mapping[Sublayer, str] = field(default_factory=dict)
     unsupported: Callable[[PretrainedConfig], str | None] | None = None
 
     @property
@@ -153,6 +157,11 @@ class Family:
         for kind in self.matrices:
             found[self.paths[kind]] = (*found.get(self.paths[kind], ()), kind)
         return found
+
+    def makes_bias(self, kind: str) -> bool:
+        """Return whether a matrix gets a bias when it is removed: one that closes a sublayer with a setting for it."""
+        sublayer = sublayer_of(kind)
+        return kind == SUBLAYERS[sublayer][-1] and sublayer in self.bias_settings
 
     def parts(self, kind: str) -> tuple[str, ...]:
         """Return the kinds of the matrices that one linear layer holds, ``kind`` among them."""

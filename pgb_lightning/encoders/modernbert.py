@@ -38,4 +38,6 @@ MODERNBERT = Family(
     norms={"attention": "attn_norm", "ffn": "mlp_norm"},
     arguments=("attention_mask", "position_embeddings"),
     needs_arguments=True,
+    timed_settings=("local_attention",),
+    bias_settings={"attention": "attention_bias", "ffn": "mlp_bias"},
 )

@@ -89,6 +89,11 @@ class Sizes:
             return inner_size, self.hidden_size
         return self.hidden_size, inner_size // self.queries_per_key if kind in KEY_VALUE else inner_size
 
+    def attention_type(self, layer: int) -> str:
+        """Return the type of a layer's attention, such as ``"sliding_attention"``; empty if all have the same."""
+        types = getattr(self.model.config, "layer_types", None) or []
+        return str(types[layer]) if len(set(types)) > 1 else ""
+
     @property
     def order(self) -> Sequence[int]:
         """The index of the layer that runs at each step; some models run a layer several times."""

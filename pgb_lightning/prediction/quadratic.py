@@ -32,6 +32,8 @@ class QuadraticModel:
         gradient: A, the second moment of the gradients with respect to the outputs, (N, N), or its diagonal, (N,).
         config: The pruning settings.
         has_bias: Whether the matrix has a bias.
+        constant_loss: Predicted increase of the loss if the outputs are replaced by their mean, for a matrix without a
+            bias that is given one then; ``None`` for other matrices.
     """
 
     layer: int
@@ -42,6 +44,7 @@ class QuadraticModel:
     gradient: Tensor
     config: PruningConfig
     has_bias: bool = True
+    constant_loss: float | None = None
 
     @classmethod
     def from_calibration(
@@ -65,14 +68,18 @@ class QuadraticModel:
         linear = encoder.matrix(layer, kind)
         assert isinstance(linear.weight, Tensor)
         moments, read = statistics.moments, (layer, input_of(kind))
-        covariance = moments.inputs[read]
-        has_bias = as_matrix(linear).bias is not None
-        if not has_bias:  # means count, since no bias can absorb them
-            covariance = covariance + torch.outer(moments.means[read], moments.means[read])
+        covariance, ridge = moments.inputs[read], ridge_or_default(config.ridge)
         weight = linear.weight.detach().T.double()
-        gradient, fisher = statistics.moments.gradients[layer, kind], statistics.fisher[layer, kind]
-        damped = add_damping(covariance, ridge_or_default(config.ridge))
-        return cls(layer, kind, weight, fisher, damped, gradient, config, has_bias)
+        gradient, fisher = moments.gradients[layer, kind], statistics.fisher[layer, kind]
+        has_bias, constant_loss = as_matrix(linear).bias is not None, None
+        if not has_bias:
+            if encoder.family.makes_bias(kind):
+                spread = weight.T @ add_damping(covariance, ridge) @ weight
+                constant_loss = float((gradient * spread).sum() / 2)
+            # Means count, since no bias can absorb them.
+            covariance = covariance + torch.outer(moments.means[read], moments.means[read])
+        damped = add_damping(covariance, ridge)
+        return cls(layer, kind, weight, fisher, damped, gradient, config, has_bias, constant_loss)
 
     def output_curvature(self) -> Tensor:
         """Return the diagonal of A, (N,): twice the loss increase per squared error of each output."""

@@ -116,6 +116,10 @@ class _Matrix(QuadraticModel):
         height, width = self.weight.shape
         return MatrixPlan(self.layer, self.kind, height, width, (), (), predicted_error=loss)
 
+    def drop(self, loss: float) -> MatrixPlan:
+        """Remove a closing matrix with its sublayer, of which a made bias may be left."""
+        return self.remove(loss if self.constant_loss is None else self.constant_loss)
+
     def narrow(self, rows: Tensor | None, columns: Tensor | None, loss: float) -> MatrixPlan:
         """Keep one block of some rows and columns; ``None`` keeps all."""
         rows, columns = self._or_all(rows, columns)
@@ -195,7 +199,7 @@ def _feed_forward(matrices: dict[str, _Matrix], layer: int) -> Iterator[Candidat
         if count % step and left:
             continue
         if not left:
-            dropped = (*(matrix.remove(0.0) for matrix in opening), closing.remove(loss))
+            dropped = (*(matrix.remove(0.0) for matrix in opening), closing.drop(loss))
             yield Candidate(layer, "ffn", Dropped(), dropped)
             continue
         ones = (*(matrix.keep() for matrix in opening), closing.keep())
@@ -236,7 +240,7 @@ def _attention(matrices: dict[str, _Matrix], layer: int, unit: int) -> Iterator[
         narrowed = (m.narrow(None, unit_indices(units, m.weight.shape[1] // heads), 0.0) for m in opening)
         last = o.narrow(unit_indices(units, unit), None, loss)
         yield Candidate(layer, "attention", Heads(heads - count), (*narrowed, last))
-    dropped = (*(matrix.remove(0.0) for matrix in opening), o.remove(found.losses[-1]))
+    dropped = (*(matrix.remove(0.0) for matrix in opening), o.drop(found.losses[-1]))
     yield Candidate(layer, "attention", Dropped(), dropped)
     yield from _grouped_attention(matrices, layer)
 

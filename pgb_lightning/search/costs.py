@@ -62,9 +62,8 @@ def dense_total(encoder: Encoder, config: PruningConfig) -> float:
     if config.budget != "latency":
         cost = dense_cost(encoder, config.latency_length)
         return cost.flops if config.budget == "flops" else cost.parameters
-    dense = [_dense_candidate(encoder, 0, sublayer) for sublayer in SUBLAYERS]
-    seconds = candidate_cost(dense_reference(encoder), [dense], config)
-    return len(encoder.layers) * sum(map(seconds, dense))  # each layer runs as often as the first
+    dense = [_dense_candidate(encoder, layer, name) for layer in range(len(encoder.layers)) for name in SUBLAYERS]
+    return sum(map(candidate_cost(dense_reference(encoder), [dense], config), dense))
 
 
 def _dense_candidate(encoder: Encoder, layer: int, sublayer: Sublayer) -> Candidate:

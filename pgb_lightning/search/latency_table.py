@@ -41,15 +41,15 @@ class LatencyTable:
 
     Args:
         seconds: Seconds per batch of each shape, by :func:`shape_key`.
-        attention_unit: Number of attention features that are removed together.
+        encoder: The encoder that the candidates belong to.
     """
 
     seconds: dict[str, float]
-    attention_unit: int
+    encoder: Encoder
 
     def __call__(self, candidate: Candidate) -> float:
         """Return the seconds per batch of a candidate."""
-        return self.seconds[shape_key(candidate, self.attention_unit)]
+        return self.seconds[shape_key(candidate, self.encoder)]
 
 
 def measure_table(
@@ -79,9 +79,9 @@ def measure_table(
     missing: dict[str, Candidate] = {}
     for options in candidates:
         for candidate in options:
-            shape = shape_key(candidate, encoder.attention_unit)
+            shape = shape_key(candidate, encoder)
             if shape not in seconds:
-                missing.setdefault(shape, candidate)
+                missing[shape] = candidate  # of the last such layer, as the first may lack a pre-norm
     if missing:
         hidden = random_hidden_states(encoder, batch_size, length)
         arguments = layer_arguments(encoder, batch_size, length)
@@ -91,21 +91,24 @@ def measure_table(
                 seconds[shape] = _time_candidate(encoder, candidate, hidden, given)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(seconds, indent=1) + "\n")
-    return LatencyTable(seconds, encoder.attention_unit)
+    return LatencyTable(seconds, encoder)
 
 
-def shape_key(candidate: Candidate, attention_unit: int) -> str:
+def shape_key(candidate: Candidate, encoder: Encoder) -> str:
     """Describe what the latency of a candidate depends on: the blocks of each matrix, and gathers and scatters.
 
     A matrix of G blocks of m x n is written ``Gxmxn``, with ``<`` before it if its inputs are gathered and ``>`` after
-    it if its outputs are scattered; a removed matrix is ``-``.
+    it if its outputs are scattered; a removed matrix is ``-``. If some layers have local attention, the type of the
+    layer's attention is in brackets.
 
     Args:
         candidate: The candidate.
-        attention_unit: Number of attention features that are removed together.
+        encoder: The encoder that it belongs to.
     """
-    folded = fold(candidate.matrices, candidate.sublayer, attention_unit)
-    return f"{candidate.sublayer}: {', '.join(_describe(matrix) for matrix in folded.matrices.values())}"
+    folded = fold(candidate.matrices, candidate.sublayer, encoder.attention_unit)
+    of_layer = encoder.attention_type(candidate.layer) if candidate.sublayer == "attention" else ""
+    name = f"{candidate.sublayer} ({of_layer})" if of_layer else candidate.sublayer
+    return f"{name}: {', '.join(_describe(matrix) for matrix in folded.matrices.values())}"
 
 
 def cache_folder() -> Path:

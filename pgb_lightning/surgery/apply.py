@@ -86,7 +86,8 @@ def prune_sublayer(
     for kind, matrix in folded.matrices.items():
         linear = encoder.matrix(layer, kind)
         assert isinstance(linear, nn.Linear), f"layer {layer} {kind} is {type(linear).__name__}"
-        modules[kind] = prune_linear(select_features(linear, folded.features(kind), of_inputs=kind == closing), matrix)
+        selected = select_features(linear, folded.features(kind), of_inputs=kind == closing)
+        modules[kind] = prune_linear(selected, matrix, encoder.family.makes_bias(kind))
     is_dropped = SublayerStructure.of_folded(encoder, sublayer, folded).is_dropped
     install(encoder, layer, sublayer, modules, is_dropped, folded.hidden)
     return {kind: folded.features(kind) for kind in folded.matrices}
@@ -114,12 +115,13 @@ def select_features(linear: nn.Linear, features: Hidden, of_inputs: bool) -> nn.
 
 
 @torch.no_grad()
-def prune_linear(linear: nn.Linear, matrix: MatrixPlan) -> nn.Module:
+def prune_linear(linear: nn.Linear, matrix: MatrixPlan, make_bias: bool = False) -> nn.Module:
     """Cut the blocks of a plan out of a dense layer.
 
     Args:
         linear: The dense layer; its ``weight`` is Wᵀ, (N, M).
         matrix: The plan.
+        make_bias: Whether a layer that is removed gets a bias of zeros if it has none.
 
     Returns:
         The layer itself if the plan keeps it dense, else a :class:`GroupedLinear` or
@@ -127,7 +129,7 @@ def prune_linear(linear: nn.Linear, matrix: MatrixPlan) -> nn.Module:
     """
     if matrix.block_shape is None:
         return linear
-    pruned = blank_layer(linear, (linear.in_features, linear.out_features), matrix.block_shape)
+    pruned = blank_layer(linear, (linear.in_features, linear.out_features), matrix.block_shape, make_bias)
     if isinstance(pruned, GroupedLinear):
         rows = torch.tensor(matrix.input_index, device=linear.weight.device)
         columns = torch.tensor(matrix.output_index, device=linear.weight.device)

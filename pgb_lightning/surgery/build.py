@@ -50,7 +50,7 @@ def install(
 
 @torch.inference_mode(False)  # A model that is loaded in inference mode can be trained, with or without pruning.
 def blank_layer(
-    old: nn.Module, size: tuple[int, int], shape: BlockShape | None
+    old: nn.Module, size: tuple[int, int], shape: BlockShape | None, make_bias: bool = False
 ) -> nn.Linear | GroupedLinear | ConstantLinear:
     """Return a layer of a given structure, whose weights are still to be set, to replace another one.
 
@@ -59,13 +59,15 @@ def blank_layer(
             require gradients.
         size: M and N.
         shape: The block shape; ``REMOVED`` if the matrix is removed, ``None`` if it is dense.
+        make_bias: Whether a removed matrix gets a bias if the old layer has none.
 
     Raises:
         ValueError: If the blocks do not fit the matrix.
     """
     rows, columns = size
     first = like_tensor(old)
-    device, dtype, bias = first.device, first.dtype, as_matrix(old).bias is not None
+    device, dtype = first.device, first.dtype
+    bias = as_matrix(old).bias is not None or (make_bias and shape == REMOVED)
     blank: nn.Linear | GroupedLinear | ConstantLinear
     if shape is None:
         blank = nn.Linear(rows, columns, bias=bias, device=device, dtype=dtype)
@@ -82,9 +84,9 @@ def blank_layer(
             device=device,
             dtype=dtype,
         )
-    frozen = {name for name, parameter in old.named_parameters() if not parameter.requires_grad}
+    trained = {name: parameter.requires_grad for name, parameter in old.named_parameters()}
     for name, parameter in blank.named_parameters():
-        parameter.requires_grad_(name not in frozen)
+        parameter.requires_grad_(trained.get(name, any(trained.values()) or not trained))
     blank.train(old.training)
     return blank
 

@@ -16,6 +16,7 @@ from pgb_lightning.layers.matrix import as_matrix
 from pgb_lightning.surgery.build import like_tensor
 from pgb_lightning.surgery.checks import is_pruned
 from pgb_lightning.surgery.finish import undo_finish
+from pgb_lightning.surgery.made_biases import switch_on_biases
 from pgb_lightning.surgery.record import dense_encoder
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -27,8 +28,9 @@ def dense_twin(model: Model) -> Model:
 
     It is a copy of the model with new, dense layers in its encoder; everything outside them is as it is. Every block
     goes back into a full matrix with zeros elsewhere (Ŵ*). A dropped sublayer has zero weights, and its constant in the
-    closing bias. Inside a sublayer, neurons and heads keep their folded order. The twin is as slow as the original
-    dense model, but does not need this package. Hooks registered inside the layers are not copied.
+    closing bias. If the model has no biases there, the configuration of the twin switches them on, and all others are
+    zero. Inside a sublayer, neurons and heads keep their folded order. The twin is as slow as the original dense model,
+    but does not need this package. Hooks registered inside the layers are not copied.
 
     Args:
         model: A transformers model that is, or wraps, a pruned encoder.
@@ -52,6 +54,7 @@ def dense_twin(model: Model) -> Model:
 
 def _make_dense(encoder: Encoder) -> None:
     """Replace the layers of an encoder by dense ones, in place."""
+    switch_on_biases(encoder)
     dense, old = dense_encoder(encoder), encoder.layers
     for number, (layer, new) in enumerate(zip(old, dense.layers, strict=True)):
         like = like_tensor(layer)
@@ -63,9 +66,12 @@ def _make_dense(encoder: Encoder) -> None:
             assert isinstance(target, nn.Linear)
             _fill(target, encoder.find_matrix(number, kind))
             dense.store(number, kind, target)
-        frozen = {name for name, parameter in layer.named_parameters() if not parameter.requires_grad}
+        trained = {name: parameter.requires_grad for name, parameter in layer.named_parameters()}
         for name, parameter in new.named_parameters():
-            parameter.requires_grad_(name not in frozen)
+            parameter.requires_grad_(trained.get(name, any(trained.values()) or not trained))
+        for module in new.modules():
+            if getattr(module, "config", None) is dense.model.config:
+                module.config = encoder.model.config  # whose settings, such as the attention, may be changed later
         new.train(layer.training)
     for layer, new in zip(old, dense.layers, strict=True):
         # The object stays the same, under all its names and for compiled wrappers, which keep calling it.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
@@ -84,13 +85,33 @@ def remove_modules(encoder: Encoder, paths: list[str]) -> None:
 
 
 def dense_encoder(encoder: Encoder) -> Encoder:
-    """Return a dense encoder of the same transformers class, configuration and depth, on the meta device."""
+    """Return a dense encoder of the same transformers class, configuration and depth, on the meta device.
+
+    Raises:
+        ValueError: If layers were removed or moved so that their attention is not what the configuration says.
+    """
     config = dense_config(encoder.model)
     if encoder.family.order is None:  # else it is the number of runs
         config.num_hidden_layers = len(encoder.layers)  # The user may have removed layers without changing it.
     with torch.device("meta"):
         model = transformers_class(type(encoder.model))(config)
-    return Encoder("", model, encoder.family)
+    dense = Encoder("", model, encoder.family)
+    for number, (own, new) in enumerate(zip(encoder.layers, dense.layers, strict=False)):
+        found, expected = (getattr(layer, "attention_type", None) for layer in (own, new))
+        if found != expected or _lacks_norm(encoder, dense, number):
+            raise ValueError(
+                f"Layer {number} of the encoder at {encoder.where} is not layer {number} of its configuration: "
+                f"layer_types={expected!r} there, {found!r} in the layer. Remove layers from the end only, so that the "
+                "others keep their attention and their LayerNorm."
+            )
+    return dense
+
+
+def _lacks_norm(encoder: Encoder, dense: Encoder, layer: int) -> bool:
+    """Return whether a layer of the configuration lacks a pre-norm that the encoder's layer has."""
+    new, own = dense.layers[layer], encoder.layers[layer]
+    absent = [norm for norm in encoder.family.norms.values() if isinstance(new.get_submodule(norm), nn.Identity)]
+    return not all(isinstance(own.get_submodule(norm), nn.Identity) for norm in absent)
 
 
 def dense_config(model: PreTrainedModel) -> Any:

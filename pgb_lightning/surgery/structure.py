@@ -254,7 +254,7 @@ class Structure:
                     old = encoder.find_matrix(layer, kind)
                     size = encoder.matrix_size(kind, structure.inner_size)
                     if old is not None and not _has(old, size, shape):
-                        new[kind] = blank_layer(old, size, shape)
+                        new[kind] = blank_layer(old, size, shape, encoder.family.makes_bias(kind))
                 install(encoder, layer, name, new, structure.is_dropped)
 
 

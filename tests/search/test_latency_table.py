@@ -65,7 +65,7 @@ def test_every_shape_is_measured_once_and_the_encoder_is_unchanged(
     before = {name: value.clone() for name, value in model.state_dict().items()}
     table = measure_table(encoder, found, 1, 8, tmp_path)
     assert all(table(candidate) > 0 for options in found for candidate in options)
-    assert len(table.seconds) == len({shape_key(candidate, 12) for options in found for candidate in options})
+    assert len(table.seconds) == len({shape_key(candidate, encoder) for options in found for candidate in options})
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     [path] = tmp_path.iterdir()
@@ -167,9 +167,9 @@ def test_without_a_matmul_precision_the_newer_setting_is_used(
     assert table_setting(encoder, 1, 8)["matmul_precision"] == str(torch.backends.cuda.matmul.fp32_precision)
 
 
-def test_shape_keys_describe_blocks_gathers_and_scatters(candidates: list[list[Candidate]]) -> None:
+def test_shape_keys_describe_blocks_gathers_and_scatters(encoder: Encoder, candidates: list[list[Candidate]]) -> None:
     attention, ffn = candidates
-    shapes = {str(candidate.shape): shape_key(candidate, 12) for candidate in (*attention, *ffn)}
+    shapes = {str(candidate.shape): shape_key(candidate, encoder) for candidate in (*attention, *ffn)}
     assert shapes["2 heads"] == "attention: 24x24, 24x24, 24x24, 24x24"
     assert shapes["1 heads"] == "attention: 24x12, 24x12, 24x12, 12x24"
     assert shapes["48 neurons"] == "ffn: 24x48, 48x24"

@@ -1,0 +1,32 @@
+"""Attention implementations that calibration and compensation cannot use."""
+
+from __future__ import annotations
+
+import torch
+
+from pgb_lightning._compat import attention_implementation
+from pgb_lightning.encoders.base import Encoder
+
+#: The precisions that flash attention computes in.
+HALF = (torch.float16, torch.bfloat16)
+
+
+def check_attention(encoder: Encoder) -> None:
+    """Require an attention implementation that has gradients on the encoder's device, in its precision.
+
+    Raises:
+        ValueError: If flash attention is to be computed in single precision, also where training uses autocast, or flex
+            attention on a CPU.
+    """
+    name = attention_implementation(encoder.model.config) or ""
+    device, dtype = encoder.model.device.type, encoder.model.dtype
+    if "flash" in name and dtype not in HALF:
+        reason = f"computes in half precision only, but the encoder at {encoder.where} has {dtype} weights"
+    elif name == "flex_attention" and device == "cpu":
+        reason = f"has no gradients on a CPU, where the encoder at {encoder.where} is"
+    else:
+        return
+    raise ValueError(
+        f'attn_implementation="{name}" {reason}. Call set_attn_implementation("sdpa") of the transformers model before '
+        "the pruning; it can be set back afterwards."
+    )

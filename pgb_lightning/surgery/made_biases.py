@@ -1,0 +1,58 @@
+"""Biases that are made for dropped sublayers, in the configuration of a dense twin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from pgb_lightning.encoders.base import Encoder, model_type_of
+from pgb_lightning.surgery.record import transformers_class
+
+
+def switch_on_biases(encoder: Encoder) -> None:
+    """Switch on the biases of a configuration's matrices where dropped sublayers hold made ones, in place.
+
+    Layers outside the encoder's, such as a language-modeling head, may have a bias under the same setting. It is zero.
+
+    Args:
+        encoder: The pruned encoder of a model that will be dense.
+    """
+    settings = [
+        setting
+        for sublayer, setting in encoder.family.bias_settings.items()
+        if not getattr(encoder.model.config, setting) and _has_made_bias(encoder, encoder.sublayers[sublayer][-1])
+    ]
+    if not settings:
+        return
+    models = list(_models_of(encoder))
+    for model in models:
+        for setting in settings:
+            setattr(model.config, setting, True)
+    inside = set(encoder.stack.modules())
+    for model in models:
+        with torch.device("meta"):
+            like = transformers_class(type(model))(model.config)
+        for name, module in like.named_modules():
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                own = dict(model.named_modules()).get(name)
+                if isinstance(own, nn.Linear) and own.bias is None and own not in inside:
+                    zeros = own.weight.new_zeros(own.out_features)
+                    own.bias = nn.Parameter(zeros, requires_grad=own.weight.requires_grad)
+
+
+def _has_made_bias(encoder: Encoder, closing: str) -> bool:
+    """Return whether any layer has a bias in a closing matrix."""
+    modules = (encoder.find_matrix(layer, closing) for layer in range(len(encoder.layers)))
+    return any(getattr(module, "bias", None) is not None for module in modules)
+
+
+def _models_of(encoder: Encoder) -> Iterator[PreTrainedModel]:
+    """Yield the transformers models of the encoder's type that hold it, and the encoder's own."""
+    for root in encoder.roots:
+        for model in root.modules():
+            is_same_type = isinstance(model, PreTrainedModel) and model_type_of(model) == encoder.model_type
+            if is_same_type and any(child is encoder.model for child in model.modules()):
+                yield model
