@@ -166,20 +166,22 @@ def _layer_input(call: EncoderCall) -> LayerInput:
     used = tokens.any(0).nonzero().flatten().tolist()
     span = slice(used[0], used[-1] + 1) if used else slice(0, length)
     masks = [arguments.get("attention_mask") for arguments in call.arguments]
-    if len(used) in (0, length) or not all(isinstance(mask, Tensor) and mask.shape[-1] == length for mask in masks):
-        return LayerInput(hidden.cpu(), tokens.cpu(), call.arguments)
-    trimmed: dict[int, Tensor] = {}  # a tensor that several layers are given is stored once
+    is_trimmed = len(used) not in (0, length) and all(isinstance(m, Tensor) and m.shape[-1] == length for m in masks)
+    stored: dict[int, Tensor] = {}  # a tensor that several layers are given is stored once
 
-    def trim(name: str, value: Any) -> Any:
+    def store(name: str, value: Any) -> Any:
         if isinstance(value, tuple):
-            return tuple(trim(name, part) for part in value)
+            return tuple(store(name, part) for part in value)
         if not isinstance(value, Tensor):
             return value
-        if id(value) not in trimmed:
-            trimmed[id(value)] = _trim(name, value, span, length)
-        return trimmed[id(value)]
+        if id(value) not in stored:
+            part = _trim(name, value, span, length) if is_trimmed else value
+            stored[id(value)] = _share_rows(part) if name == "attention_mask" else part
+        return stored[id(value)]
 
-    arguments = [{name: trim(name, value) for name, value in given.items()} for given in call.arguments]
+    arguments = [{name: store(name, value) for name, value in given.items()} for given in call.arguments]
+    if not is_trimmed:
+        return LayerInput(hidden.cpu(), tokens.cpu(), arguments)
     # Clone, since a slice would keep the memory of the full tensor.
     return LayerInput(hidden[:, span].clone().cpu(), tokens[:, span].clone().cpu(), arguments)
 
@@ -193,6 +195,17 @@ def _trim(name: str, value: Tensor, span: slice, length: int) -> Tensor:
         mask = mask[..., span, :]
     # A mask may be one row expanded to all.
     return mask.clone() if mask.untyped_storage().nbytes() > mask.nbytes else mask
+
+
+def _share_rows(mask: Tensor) -> Tensor:
+    """Return a mask of (..., S, S) whose rows share memory if they are equal, as for padding.
+
+    For long sentences it would take more memory than their hidden states.
+    """
+    if mask.dim() < 4:
+        return mask
+    row = mask[..., :1, :]
+    return row.clone().expand_as(mask) if torch.equal(mask, row.expand_as(mask)) else mask
 
 
 def _add_batch(number: int, value: Any, calls: EncoderCalls, sums: MomentSums | None, counts: Counts) -> str | None:
