@@ -68,6 +68,10 @@ def join_parts(old: nn.Module, parts: Mapping[str, nn.Module], block: int | None
     """
     linears = [part for part in parts.values() if isinstance(part, nn.Linear)]
     if len(linears) < len(parts):
+        for parameter in (p for part in linears for p in part.parameters()):
+            if parameter.untyped_storage().nbytes() > parameter.nbytes:
+                # A view would keep all parts of the old layer in memory and in checkpoints.
+                parameter.data = parameter.data.clone()
         fused = FusedLinear(parts, block)
         return fused.train(old.training)
     first, size = linears[0], sum(part.out_features for part in linears)

@@ -12,7 +12,7 @@ from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.layers.linear import GroupedLinear
 from pgb_lightning.surgery.from_state_dict import StructureError
-from pgb_lightning.surgery.record import recorded_absent
+from pgb_lightning.surgery.record import dense_encoder, recorded_absent
 
 REMEDY = "Export the model again, or undo the edits to this folder."
 
@@ -64,9 +64,14 @@ def _path_in(encoder: Encoder, key: str) -> str | None:
 
 
 def _may_be_missing(encoder: Encoder, key: str) -> bool:
-    """Return whether a tensor may be new: that of a head, or of a module that the stored encoder did not have."""
+    """Return whether a tensor may be new: that of a head, or of a module that the stored encoder did not have.
+
+    That is recorded if the encoder's class usually has the module. If it does not, the head has added it (GTE's pooler).
+    """
     path = _path_in(encoder, key)
-    return path is None or any(f"{path}.".startswith(f"{absent}.") for absent in recorded_absent(encoder.model.config))
+    if path is None or any(f"{path}.".startswith(f"{absent}.") for absent in recorded_absent(encoder.model.config)):
+        return True
+    return not hasattr(dense_encoder(encoder).model, path.partition(".")[0])
 
 
 def _may_be_left_over(encoder: Encoder, key: str) -> bool:
