@@ -66,12 +66,13 @@ def _path_in(encoder: Encoder, key: str) -> str | None:
 def _may_be_missing(encoder: Encoder, key: str) -> bool:
     """Return whether a tensor may be new: that of a head, or of a module that the stored encoder did not have.
 
-    That is recorded if the encoder's class usually has the module. If it does not, the head has added it (GTE's pooler).
+    That is recorded if the encoder's class usually has the module. If it does not, the head has added it, such as GTE's
+    pooler.
     """
     path = _path_in(encoder, key)
     if path is None or any(f"{path}.".startswith(f"{absent}.") for absent in recorded_absent(encoder.model.config)):
         return True
-    return not hasattr(dense_encoder(encoder).model, path.partition(".")[0])
+    return getattr(dense_encoder(encoder).model, path.partition(".")[0], None) is None
 
 
 def _may_be_left_over(encoder: Encoder, key: str) -> bool:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +30,9 @@ MODEL_FILE, QUANTIZED_FILE = "onnx/model.onnx", "onnx/model_quantized.onnx"
 
 #: Earlier versions of ``torch.export`` fail on these models or fix the length of their inputs.
 OLDEST_TORCH = (2, 13)
+
+#: What some encoders read besides text: boxes on a page, paths in HTML, shapes and sounds of characters.
+OTHER_INPUTS = ("bbox", "xpath_tags_seq", "xpath_subs_seq", "input_shape_ids", "input_pronunciation_ids")
 
 #: The names of the outputs for each suffix of a model class's name; ``logits`` for all others.
 OUTPUTS = {
@@ -64,7 +68,7 @@ def export_onnx(
     Raises:
         ModuleNotFoundError: If the packages of the extra ``onnx`` are not installed.
         TypeError: If ``model`` is not a transformers model.
-        ValueError: If the folder is not empty, or the class of the model is not supported.
+        ValueError: If the folder is not empty, the class of the model is not supported, or it reads more than text.
 
     Example:
         >>> export_onnx(module.model, "out/", tokenizer=tokenizer)  # doctest: +SKIP
@@ -72,6 +76,7 @@ def export_onnx(
     require_onnx()
     if quantize not in (None, "int8"):
         raise ValueError(f"quantize={quantize!r} is unknown. Use 'int8', or None for single precision.")
+    _check_inputs(model)
     traced = _TensorModel(model, weights_right=quantize is not None)
     target = make_folder(folder)
     (target / MODEL_FILE).parent.mkdir()
@@ -136,6 +141,23 @@ def output_names(model: PreTrainedModel) -> tuple[str, ...]:
     """
     name = type(model).__name__
     return next((names for suffix, names in OUTPUTS.items() if name.endswith(suffix)), ("logits",))
+
+
+def _check_inputs(model: PreTrainedModel) -> None:
+    """Require a model that reads nothing but text.
+
+    Raises:
+        ValueError: If it reads something else, which the graph would leave out.
+    """
+    parameters = signature(find_encoder(model).model.forward).parameters
+    others = [name for name in OTHER_INPUTS if name in parameters]
+    if hasattr(model.config, "type_vocab_sizes"):
+        others.append("several token_type_ids for each token")
+    if others:
+        raise ValueError(
+            f"{type(model).__name__} reads {', '.join(others)}, but an ONNX file of export_onnx only takes input_ids, "
+            "attention_mask and token_type_ids. Use export_huggingface."
+        )
 
 
 class _TensorModel(nn.Module):

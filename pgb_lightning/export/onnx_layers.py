@@ -43,6 +43,7 @@ class ChannelLinear(nn.Module):
         output_order: Tensor | None = None,
     ) -> None:
         super().__init__()
+        self.in_features, self.out_features = grouped.in_features, grouped.out_features
         self.features_first_in = input_order is not None
         self.features_first_out = features_first_out
         self.weights_right = weights_right
