@@ -15,8 +15,9 @@ from pgb_lightning.calibration.moments import AllReduce, Moments
 from pgb_lightning.compensation.also_read import add_further_inputs
 from pgb_lightning.compensation.errors import FitErrors, relative_error
 from pgb_lightning.compensation.least_squares import LeastSquares
+from pgb_lightning.compensation.repeated import fit_runs
 from pgb_lightning.compensation.ridge import SplitMoments, choose_ridge
-from pgb_lightning.compensation.streams import Stream, captured, runs_of
+from pgb_lightning.compensation.streams import Stream, captured
 from pgb_lightning.config import Ridge
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.family import SUBLAYERS, Sublayer
@@ -71,9 +72,8 @@ def compensate(
             for layer in track(range(plan.num_layers)):
                 originals.append(copy.deepcopy(encoder.layers[layer]))
                 features = prune_layer(encoder, plan, layer)
-                runs = runs_of(encoder, layer, originals[layer], streams)
-                for name in SUBLAYERS:
-                    sublayer = SublayerFit(
+                fits = {
+                    name: SublayerFit(
                         encoder=encoder,
                         original=originals[layer],
                         layer=layer,
@@ -83,17 +83,34 @@ def compensate(
                         all_reduce=all_reduce,
                         errors=errors,
                     )
-                    exact = exact and not any(
-                        map(_changes, (plan.matrix(layer, kind) for kind in plan.sublayers[name]))
-                    )
-                    if exact:
-                        sublayer.skip(runs)
-                    else:
-                        sublayer.compensate(runs)
+                    for name in SUBLAYERS
+                }
+                changed = [
+                    name for name in fits if any(_changes(plan.matrix(layer, kind)) for kind in plan.sublayers[name])
+                ]
+                if encoder.num_runs(layer) > 1:
+                    exact = exact and not changed  # what changes in one run reaches the others
+                    fit = partial(_fit_all, list(fits.values()), exact)
+                    fit_runs(encoder, layer, originals[layer], streams, fit, all_reduce, errors)
+                    continue
+                for stream in streams:
+                    stream.step = list(encoder.order).index(layer)
+                for name, sublayer in fits.items():
+                    exact = exact and name not in changed
+                    _fit_all([sublayer], exact, streams)
         except BaseException:
             _restore_weights(dense, originals)
             raise
     finish(encoder)
+
+
+def _fit_all(sublayers: Iterable[SublayerFit], exact: bool, streams: list[Stream]) -> None:
+    """Refit sublayers one after another, or move the streams past them if neither they nor any before were pruned."""
+    for sublayer in sublayers:
+        if exact:
+            sublayer.skip(streams)
+        else:
+            sublayer.compensate(streams)
 
 
 def _restore_weights(layers: list[dict[str, Tensor]], originals: list[nn.Module]) -> None:

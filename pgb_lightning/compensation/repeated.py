@@ -1,0 +1,95 @@
+"""The fit of a layer that runs several times, whose inputs depend on the weights that are fitted."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from pgb_lightning.calibration.moments import AllReduce
+from pgb_lightning.compensation.errors import FitErrors, relative_error
+from pgb_lightning.compensation.streams import Stream
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.family import SUBLAYERS
+
+#: Most fits of a layer that runs several times. A third one changed next to nothing.
+MAX_FITS = 2
+
+
+def fit_runs(
+    encoder: Encoder,
+    layer: int,
+    original: nn.Module,
+    streams: list[Stream],
+    fit: Callable[[list[Stream]], None],
+    all_reduce: AllReduce,
+    errors: FitErrors | None,
+) -> None:
+    """Fit a layer to all of its runs, and move the streams past them.
+
+    The first fit is to the inputs that the dense model has in each run. The next one is to those that the pruned model
+    has with the weights of the fit before, and so on as long as the states after all runs come nearer to the dense
+    model's. The best fit is kept.
+
+    Args:
+        encoder: The encoder, in which the layer is pruned already.
+        layer: Layer index.
+        original: A copy of the layer before pruning.
+        streams: The streams, before the first run.
+        fit: Refits the layer to streams, one for each run.
+        all_reduce: Sums a tensor over the processes that share the calibration.
+        errors: What ``fit`` records, if anything.
+    """
+    steps = steps_of(encoder, layer)
+    targets = [_states(encoder, original, stream, stream.dense, steps) for stream in streams]
+    # The first run's input is known.
+    inputs = [[stream.pruned, *dense[1:]] for stream, dense in zip(streams, targets, strict=True)]
+    best, kept, ends = math.inf, _copy_of(encoder.layers[layer]), [states[-1] for states in inputs]
+    for _ in range(MAX_FITS):
+        recorded = copy.deepcopy(errors)
+        fit([run for parts in zip(streams, targets, inputs, strict=True) for run in _runs(*parts, steps)])
+        inputs = [_states(encoder, encoder.layers[layer], stream, stream.pruned, steps) for stream in streams]
+        pairs = (
+            (own[stream.tokens], dense[stream.tokens])
+            for stream, *states in zip(streams, inputs, targets, strict=True)
+            for own, dense in zip(*(each[1:] for each in states), strict=True)
+        )
+        error = relative_error(pairs, encoder.hidden_size, encoder.model.device, all_reduce)
+        if error >= best:
+            for name, value in encoder.layers[layer].state_dict().items():
+                value.copy_(kept[name])
+            if errors is not None and recorded is not None:
+                errors.matrices, errors.sublayers = recorded.matrices, recorded.sublayers
+            break
+        best, kept, ends = error, _copy_of(encoder.layers[layer]), [states[-1] for states in inputs]
+    for stream, dense, end in zip(streams, targets, ends, strict=True):
+        stream.dense, stream.pruned = dense[-1], end
+
+
+def steps_of(encoder: Encoder, layer: int) -> list[int]:
+    """Return the steps at which a layer runs."""
+    return [step for step, number in enumerate(encoder.order) if number == layer]
+
+
+def _runs(stream: Stream, dense: list[Tensor], own: list[Tensor], steps: list[int]) -> list[Stream]:
+    """Return a stream for each run, given the states before each run, and after the last."""
+    runs = [copy.copy(stream) for _ in steps]
+    for run, step, run.dense, run.pruned in zip(runs, steps, dense, own, strict=False):
+        run.step = step
+    return runs
+
+
+def _states(encoder: Encoder, layer: nn.Module, stream: Stream, hidden: Tensor, steps: list[int]) -> list[Tensor]:
+    """Return the states of a stream before each run of a layer, and after the last."""
+    states = [hidden]
+    for stream.step in steps:
+        for name in SUBLAYERS:
+            hidden = stream.run(encoder, layer, name, hidden)
+        states.append(hidden)
+    return states
+
+
+def _copy_of(layer: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in layer.state_dict().items()}
