@@ -94,7 +94,7 @@ def compensate(
                     fit_runs(encoder, layer, originals[layer], streams, fit, all_reduce, errors)
                     continue
                 for stream in streams:
-                    stream.step = list(encoder.order).index(layer)
+                    stream.go_to(encoder, list(encoder.order).index(layer))
                 for name, sublayer in fits.items():
                     exact = exact and name not in changed
                     _fit_all([sublayer], exact, streams)

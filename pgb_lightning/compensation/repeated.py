@@ -42,7 +42,9 @@ def fit_runs(
         all_reduce: Sums a tensor over the processes that share the calibration.
         errors: What ``fit`` records, if anything.
     """
-    steps = steps_of(encoder, layer)
+    steps = [step for step, number in enumerate(encoder.order) if number == layer]
+    for stream in streams:
+        stream.go_to(encoder, steps[0])
     targets = [_states(encoder, original, stream, stream.dense, steps) for stream in streams]
     # The first run's input is known.
     inputs = [[stream.pruned, *dense[1:]] for stream, dense in zip(streams, targets, strict=True)]
@@ -68,11 +70,6 @@ def fit_runs(
         stream.dense, stream.pruned = dense[-1], end
 
 
-def steps_of(encoder: Encoder, layer: int) -> list[int]:
-    """Return the steps at which a layer runs."""
-    return [step for step, number in enumerate(encoder.order) if number == layer]
-
-
 def _runs(stream: Stream, dense: list[Tensor], own: list[Tensor], steps: list[int]) -> list[Stream]:
     """Return a stream for each run, given the states before each run, and after the last."""
     runs = [copy.copy(stream) for _ in steps]
@@ -83,12 +80,14 @@ def _runs(stream: Stream, dense: list[Tensor], own: list[Tensor], steps: list[in
 
 def _states(encoder: Encoder, layer: nn.Module, stream: Stream, hidden: Tensor, steps: list[int]) -> list[Tensor]:
     """Return the states of a stream before each run of a layer, and after the last."""
-    states = [hidden]
+    states = []
     for stream.step in steps:
+        if stream.step > steps[0]:
+            hidden, _ = stream.pass_on(encoder, stream.step - 1, hidden, hidden)
+        states.append(hidden)
         for name in SUBLAYERS:
             hidden = stream.run(encoder, layer, name, hidden)
-        states.append(hidden)
-    return states
+    return [*states, hidden]
 
 
 def _copy_of(layer: nn.Module) -> dict[str, Tensor]:

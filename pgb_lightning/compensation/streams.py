@@ -38,10 +38,11 @@ class Stream:
     def go_to(self, encoder: Encoder, step: int) -> None:
         """Move both streams from the output of one run of a layer to the input of a later one."""
         for passed in range(self.step, step):
-            self.dense, self.pruned = self._pass_on(encoder, passed, self.dense, self.pruned)
+            self.dense, self.pruned = self.pass_on(encoder, passed, self.dense, self.pruned)
         self.step = step
 
-    def _pass_on(self, encoder: Encoder, step: int, dense: Tensor, pruned: Tensor) -> tuple[Tensor, Tensor]:
+    def pass_on(self, encoder: Encoder, step: int, dense: Tensor, pruned: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the states that the next run of a layer reads, given those after a run."""
         if encoder.family.between is None:
             return dense, pruned
         first, tokens = self.first.to(self.device), self.tokens.to(self.device)

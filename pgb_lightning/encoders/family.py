@@ -99,7 +99,8 @@ class Family:
         head_widths: Paths of attributes with the features of all heads, likewise.
         between: Runs what the model has between its layers: (model, index of the run of a layer just made, the first
             layer's input (B, S, d), hidden states (B, S, d), mask of real tokens (B, S)) -> (B, S, d).
-        order: Returns the index of the layer that runs at each step, for models that run some layers several times.
+        order: Returns the index of the layer that runs at each step, for models that run some layers several times in
+            a row.
         runs_first_layers: Whether the model runs only as many of its layers as the configuration's
             ``num_hidden_layers``, which may be changed later.
         needs_all_heads: Whether attention is computed for all heads, including those without weights.

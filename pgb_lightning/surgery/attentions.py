@@ -1,4 +1,4 @@
-"""Attention weights of a pruned encoder: one entry for each layer, as in the dense model."""
+"""Attention weights of a pruned encoder: one entry for each run of a layer, as in the dense model."""
 
 from __future__ import annotations
 
@@ -62,8 +62,10 @@ def _is_weights(part: Any) -> bool:
 
 
 def _complete(model: Any, attentions: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return attention weights with an entry for each layer, if there is one for each layer with attention."""
-    dropped = attention_is_dropped(Encoder("", model, FAMILIES[model_type_of(model)]))
+    """Return attention weights with an entry for each run, if there is one for each run of a layer with attention."""
+    encoder = Encoder("", model, FAMILIES[model_type_of(model)])
+    by_layer = attention_is_dropped(encoder)
+    dropped = [by_layer[layer] for layer in encoder.order]
     if len(attentions) != dropped.count(False):  # complete, or not computed, as with attn_implementation="sdpa"
         return attentions
     entries = iter(attentions)

@@ -65,7 +65,7 @@ def _check_all_run(encoder: Encoder) -> None:
     """Require that the model runs all layers that it has.
 
     Raises:
-        ValueError: If the configuration was changed to fewer layers.
+        ValueError: If the configuration was changed to fewer layers, or other layers run between the runs of a layer.
     """
     count, run = len(encoder.layers), int(encoder.model.config.num_hidden_layers)
     if encoder.family.runs_first_layers and run < count:
@@ -73,6 +73,12 @@ def _check_all_run(encoder: Encoder) -> None:
             f"The encoder at {encoder.where} has {count} layers, but its configuration has num_hidden_layers={run}, so "
             f"it runs only these. Remove the others first, with model.{encoder.family.layers} = "
             f"model.{encoder.family.layers}[:{run}], or set num_hidden_layers={count}."
+        )
+    order = list(encoder.order)
+    if order != sorted(order):
+        raise ValueError(
+            f"The encoder at {encoder.where} runs its layers in the order {order}. Only encoders whose layers make all "
+            "of their runs one after another can be pruned, such as [0, 0, 1, 1]."
         )
 
 

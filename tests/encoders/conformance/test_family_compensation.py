@@ -1,4 +1,7 @@
-"""Compensation never raises Eq. 4's error of a matrix on the calibration tokens."""
+"""Compensation never raises Eq. 4's error of a matrix on the calibration tokens.
+
+The inputs of layers that run several times depend on the weights that are fitted, so there it holds for the sum only.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ def test_it_never_raises_the_error_of_a_matrix(model_type: str, ridge: Ridge, ca
     before, after, power = errors_of(dense, plain, refitted, plan, case.statistics)
     compared = [key for key, error in before.items() if error > 1e-6 * power[key]]
     assert compared
-    for key in before:
+    for key in (key for key in before if dense.num_runs(key[0]) == 1):
         assert after[key] <= before[key] * (1 + 1e-4) + 1e-6 * power[key], key
     assert sum(after[key] for key in compared) < 0.95 * sum(before[key] for key in compared)
 
@@ -71,16 +74,11 @@ def is_there(encoder: Encoder, key: Key) -> bool:
 def pairs(
     dense: Encoder, refitted: Encoder, plan: PruningPlan, statistics: Calibration
 ) -> Iterator[tuple[Key, Tensor, Tensor]]:
-    """Yield the outputs of each matrix in the dense model, and its inputs in the refitted one, at real tokens.
-
-    A layer that runs several times is fitted to the inputs that the dense model has in all of its runs.
-    """
+    """Yield the outputs of each matrix in the dense model, and its inputs in the refitted one, at real tokens."""
     folded = {(layer, sublayer): part for layer, sublayer, part in fold_plan(plan, dense.attention_unit)}
     for given in statistics.inputs:
         wanted = own = given.hidden
         for number, arguments in zip(dense.order, given.arguments, strict=True):
-            if dense.num_runs(number) > 1:
-                own = wanted
             for sublayer, kinds in dense.sublayers.items():
                 reads = read(dense, number, sublayer, wanted), read(refitted, number, sublayer, own)
                 wanted, outputs = run(dense, number, sublayer, wanted, arguments)
