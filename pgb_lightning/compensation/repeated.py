@@ -14,8 +14,8 @@ from pgb_lightning.compensation.streams import Stream
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.family import SUBLAYERS
 
-#: Most fits of a layer that runs several times. A third one changed next to nothing.
-MAX_FITS = 2
+#: Most fits of a layer that runs several times. More changed next to nothing.
+MAX_FITS = 3
 
 
 def fit_runs(

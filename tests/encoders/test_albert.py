@@ -29,8 +29,10 @@ from pgb_lightning.distillation import Teacher, hidden_loss, record_calls
 from pgb_lightning.encoders.family import SUBLAYERS
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.latency import layers_runner
+from pgb_lightning.pruning import make_plan
 from pgb_lightning.search import candidates as search
 from pgb_lightning.search import costs
+from pgb_lightning.shapes import Heads, Neurons
 
 #: Settings: one group that runs three times, and two groups of which the first runs twice.
 ONE: dict[str, int] = {"num_hidden_groups": 1}
@@ -216,10 +218,16 @@ def test_a_search_for_groups_that_cannot_reach_the_ratio_says_so() -> None:
 
 
 def test_further_pruning(model: Any) -> None:
-    apply_plan(model, random_plan(find_encoder(model), random.Random(1), ("narrow",)))
-    before = encoder_cost(find_encoder(model)).parameters / dense_cost(find_encoder(model)).parameters
-    plan = prune(model, tiny_batches(4), PruningConfig(pruning_ratio=1 - before / 2))
-    assert plan.pruning_ratio == pytest.approx(1 - before / 2, abs=0.05)
+    encoder, batches = find_encoder(model), tiny_batches(4)
+    statistics = calibrate(encoder, batches, model_loss(model), moments=True)
+    config = PruningConfig(pruning_ratio=0.3)
+    options = search.list_candidates(encoder, statistics, config)
+    narrow = [[one for one in part if isinstance(one.shape, (Heads, Neurons))] for part in options]
+    apply_plan(encoder, make_plan(encoder, statistics, config, narrow))
+    plan = prune(model, batches, PruningConfig(pruning_ratio=0.6))
+    assert plan.dense_sizes == {"attention": 48, "ffn": 96}
+    found = find_encoder(model)
+    assert encoder_cost(found).parameters / dense_cost(found).parameters == pytest.approx(0.4, abs=0.03)
     torch.testing.assert_close(tiny_logits(dense_twin(model)), tiny_logits(model), rtol=0, atol=1e-4)
 
 
