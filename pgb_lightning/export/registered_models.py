@@ -7,6 +7,7 @@ structure recorded in its configuration. Without this package, transformers repo
 from __future__ import annotations
 
 import re
+from inspect import signature
 from typing import Any, ClassVar, cast
 
 import torch
@@ -24,7 +25,7 @@ from pgb_lightning.encoders.pruned_config import ON_USE, PREFIX, known_types, pr
 from pgb_lightning.export.loaded import check_loaded
 from pgb_lightning.layers.linear import ConstantLinear
 from pgb_lightning.surgery.finish import finish
-from pgb_lightning.surgery.record import absent_modules, build_record, dense_config, remove_modules
+from pgb_lightning.surgery.record import absent_modules, build_record, dense_config, remove_modules, transformers_class
 from pgb_lightning.surgery.saving import PRUNED_CLASSES
 from pgb_lightning.surgery.structure import Structure
 
@@ -94,7 +95,7 @@ def rebuild(model: PreTrainedModel, cls: type[PreTrainedModel], config: Pretrain
     """
     find_encoder(model).check_wrappers()
     with torch.device(model.device):
-        other: PreTrainedModel = cls(config)
+        other: PreTrainedModel = cls(config, **_extra_modules(model, cls))
     new, own = find_encoder(other), find_encoder(model)
     remove_modules(new, absent_modules(own))
     structure = Structure.of(own)
@@ -118,6 +119,13 @@ def rebuild(model: PreTrainedModel, cls: type[PreTrainedModel], config: Pretrain
         )
     other.train(model.training)
     return other
+
+
+def _extra_modules(model: PreTrainedModel, cls: type[PreTrainedModel]) -> dict[str, bool]:
+    """Return the arguments of a constructor for modules that an encoder has because its head asked for them."""
+    parameter = signature(transformers_class(cls)).parameters.get("add_pooling_layer")
+    is_asked_for = parameter is not None and parameter.default is False
+    return {"add_pooling_layer": True} if is_asked_for and getattr(model, "pooler", None) is not None else {}
 
 
 def _differs(left: Tensor, right: Tensor) -> bool:
