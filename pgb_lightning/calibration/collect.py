@@ -228,7 +228,7 @@ def _add_batch(number: int, value: Any, calls: EncoderCalls, sums: MomentSums | 
         return None
     if sums is not None:
         sums.add_inputs(calls)
-    if problem := _run_backward(number, value, calls):
+    if problem := _run_backward(number, value, calls, sums):
         return problem
     calls.finish_batch()
     # A pass whose output is detached does not count, unless the loss depends on no pass at all.
@@ -239,13 +239,14 @@ def _add_batch(number: int, value: Any, calls: EncoderCalls, sums: MomentSums | 
     return None
 
 
-def _run_backward(number: int, value: Any, calls: EncoderCalls) -> str | None:
+def _run_backward(number: int, value: Any, calls: EncoderCalls, sums: MomentSums | None) -> str | None:
     """Run the backward pass of a batch's loss, which triggers the hooks on the matrices' outputs.
 
     Args:
         number: Index of the batch.
         value: What the loss function returned.
         calls: The encoder's calls in the forward pass.
+        sums: Sums of second moments, if they were requested.
 
     Returns:
         An error message if the loss or a gradient is unusable, else ``None``.
@@ -259,14 +260,16 @@ def _run_backward(number: int, value: Any, calls: EncoderCalls) -> str | None:
     if not calls or not value.requires_grad:
         return None
     # Requesting only the gradient of the first layer's input makes autograd visit every matrix's output, where the
-    # hooks are, without computing any weight gradient.
+    # hooks are, without computing any weight gradient. Outputs for other inputs are not on the way there.
+    hidden, further = [call.hidden for call in calls], [output for call in calls for *_, output in call.further]
     calls.in_backward = True
     try:
-        gradients = torch.autograd.grad(value.reshape(()), [call.hidden for call in calls], allow_unused=True)
+        gradients = torch.autograd.grad(value.reshape(()), [*hidden, *further], allow_unused=True)
     finally:
         calls.in_backward = False
-    del calls[len(gradients) :]  # a checkpointed layer runs again in the backward pass
-    for call, gradient in zip(calls, gradients, strict=True):
+    del calls[len(hidden) :]  # a checkpointed layer runs again in the backward pass
+    calls.add_further(gradients[len(hidden) :], sums)
+    for call, gradient in zip(calls, gradients[: len(hidden)], strict=True):
         call.is_used = gradient is not None
         if gradient is not None and not torch.isfinite(gradient).all():
             return (

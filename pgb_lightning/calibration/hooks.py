@@ -33,6 +33,8 @@ class EncoderCall:
         inputs: The inputs of the matrices, (B, S, M), that are not yet part of the moments.
         seen: The matrices that have been read, with the run of their layer.
         shared: Arguments that layers have been given, with their copies, by identity.
+        further: Matrices that were applied to something besides hidden states (``Family.also_read``), with that input,
+            (1, R, M), and the output, (1, R, N).
         repeated: For matrices of layers that run several times, the inputs and output gradients of each run.
         is_used: Whether the loss depends on the call; set by the backward pass.
         has_gradient: Whether each sample has a gradient whose square is not zero, (B,); set by the backward pass.
@@ -43,6 +45,7 @@ class EncoderCall:
     arguments: list[dict[str, Any]] = field(default_factory=list)
     inputs: list[tuple[tuple[int, str], Tensor]] = field(default_factory=list)
     seen: set[tuple[int, tuple[int, str]]] = field(default_factory=set)
+    further: list[tuple[tuple[int, str], Tensor, Tensor]] = field(default_factory=list)
     repeated: dict[tuple[int, str], list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     shared: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     is_used: bool = False
@@ -84,6 +87,26 @@ class EncoderCalls(list[EncoderCall]):
         self.squares = squares
         self.in_backward = False
         self.run = -1
+
+    def add_further(self, gradients: Iterable[Tensor | None], sums: MomentSums | None) -> None:
+        """Add the gradients with respect to outputs for further inputs, which all samples of a batch share.
+
+        Only the gradient of the mean loss is known. Its square stands for the mean square over samples, as if the
+        gradients of samples were independent with mean zero.
+
+        Args:
+            gradients: Gradients with respect to the outputs in ``further`` of all calls, in order.
+            sums: Sums of second moments to add to, or ``None``.
+        """
+        found = [(call, key, inputs) for call in self for key, inputs, _ in call.further]
+        for (call, key, inputs), gradient in zip(found, gradients, strict=True):
+            if gradient is not None:  # a matrix may be applied without an effect
+                gradient = gradient * len(call.hidden)
+                add_squares(self.squares[key], inputs, gradient)
+                if sums is not None:
+                    sums.add_gradients(key, gradient, torch.ones(gradient.shape[:2], dtype=torch.bool))
+        for call in self:
+            call.further.clear()
 
     def finish_batch(self) -> None:
         """Add the squared gradients of matrices that were used several times, which are sums over all uses."""
@@ -201,10 +224,14 @@ def calibration_hooks(
         first = next(iter(matrices))
 
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if not output.requires_grad or (calls.run, first) in calls[-1].seen:
+            if not output.requires_grad:
                 return
             inputs, call = args[0].detach(), calls[-1]
-            call.seen.add((calls.run, first))  # DeBERTa applies Q and K to its relative embeddings, too
+            if (calls.run, first) in call.seen:
+                if first[1] in encoder.family.also_read and not calls.in_backward:
+                    call.further.append((first, inputs, output))
+                return
+            call.seen.add((calls.run, first))
             if sums is not None:
                 call.inputs.extend((key, inputs) for key in matrices)
 

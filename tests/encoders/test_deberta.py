@@ -53,7 +53,7 @@ def without_mask(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("size", [1, 4])
 @pytest.mark.parametrize("length", [11, 16])  # there are 16 relative embeddings
-def test_calibration_reads_hidden_states_and_not_relative_positions(size: int, length: int) -> None:
+def test_the_inputs_are_hidden_states_and_not_relative_positions(size: int, length: int) -> None:
     model = tiny_model(SHARED)
     batch = tiny_batches(1, size=size, length=length)[0]
     encoder, seen = find_encoder(model), list[Tensor]()
@@ -64,6 +64,26 @@ def test_calibration_reads_hidden_states_and_not_relative_positions(size: int, l
     torch.testing.assert_close(found.moments.means[0, "Q"], real.mean(0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.moments.inputs[0, "Q"], real.T.cov(correction=0), rtol=1e-4, atol=1e-5)
     assert len(found.inputs[0].arguments) == 2
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("length", [13, 16])
+@pytest.mark.parametrize("kind", ["Q", "K", "V"])
+def test_gradients_of_relative_positions_count(kind: str, length: int, size: int) -> None:
+    model = tiny_model(SHARED)
+    batch = tiny_batches(1, size=size, length=length)[0]
+    linear, calls = find_encoder(model).matrix(1, kind), list[tuple[Tensor, Tensor]]()
+    handle = linear.register_forward_hook(lambda _, args, output: calls.append((args[0].detach(), output)))
+    gradients = torch.autograd.grad(model(**batch).loss * size, [output for _, output in calls])
+    handle.remove()
+    tokens = batch["attention_mask"].unsqueeze(2)
+    squares = [torch.einsum("bsm,bsn->bmn", x, g).square().sum(0) for (x, _), g in zip(calls, gradients, strict=True)]
+    powers = [(gradients[0] * tokens).square().sum((0, 1)), *(g.square().sum((0, 1)) for g in gradients[1:])]
+    assert len(squares) == (1 if kind == "V" else 2)
+    found = calibrate(find_encoder(model), [batch], model_loss(model), moments=True)
+    assert found.moments is not None
+    torch.testing.assert_close(found.fisher[1, kind], sum(squares) / size, rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(found.moments.gradients[1, kind].float(), sum(powers) / size, rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", [SHARED, PROJECTED, "deberta"])
