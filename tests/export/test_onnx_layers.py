@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
+from helpers.families import REPRESENTATIVES, tiny_logits, tiny_model
+from helpers.plans import random_plan
 from helpers.tiny import MODEL_TYPES, RATIOS, logits, pruned
 from torch import Tensor
 
+from pgb_lightning import apply_plan
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.onnx_layers import ChannelLinear, use_channel_layers
 from pgb_lightning.layers.linear import GroupedLinear
@@ -56,3 +61,31 @@ def test_in_a_model(model_type: str, ratio: float) -> None:
     assert not any(isinstance(module, GroupedLinear) for module in model.modules())
     assert any(isinstance(module, ChannelLinear) for module in model.modules())
     torch.testing.assert_close(logits(model), before, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("weights_right", [False, True])
+@pytest.mark.parametrize("model_type", REPRESENTATIVES)
+def test_in_models_of_every_family(model_type: str, weights_right: bool) -> None:
+    model = tiny_model(model_type, attn_implementation="eager").double()
+    encoder = find_encoder(model)
+    apply_plan(model, random_plan(encoder, random.Random(model_type), ["groups", "partial", "narrow groups"]))
+    before = tiny_logits(model)
+    use_channel_layers(encoder, weights_right)
+    assert not any(isinstance(module, GroupedLinear) for module in model.modules())
+    torch.testing.assert_close(tiny_logits(model), before, rtol=0, atol=1e-6)  # DeBERTa's LayerNorm is in float32
+
+
+def test_both_opening_matrices_of_a_gated_network_have_one_order() -> None:
+    model = tiny_model("nomic_bert").double()
+    encoder = find_encoder(model)
+    apply_plan(model, random_plan(encoder, random.Random(0), ["partial"]))
+    before = tiny_logits(model)
+    use_channel_layers(encoder)
+    gate, up, down = (encoder.matrix(0, kind) for kind in ("W1", "W3", "W2"))
+    for layer in (gate, up):
+        assert isinstance(layer, ChannelLinear)
+        assert layer.features_first_out
+    assert isinstance(down, ChannelLinear)
+    assert down.features_first_in
+    assert torch.equal(gate.output_order, up.output_order)
+    torch.testing.assert_close(tiny_logits(model), before, rtol=0, atol=1e-10)
