@@ -105,10 +105,15 @@ class Sizes:
 
     @property
     def max_length(self) -> int:
-        """Maximum number of tokens in a sequence; position embeddings up to the padding's index are not used."""
+        """Maximum number of tokens in a sequence; position embeddings up to the padding's index are not used.
+
+        Dynamically scaled rotary positions, as in nomic-embed, go beyond ``max_position_embeddings`` by their factor.
+        """
         try:
             positions = self.model.get_submodule("embeddings.position_embeddings")
         except AttributeError:  # relative or rotary positions
             positions = None
         padding = getattr(positions, "padding_idx", None)
-        return int(self.model.config.max_position_embeddings) - (0 if padding is None else int(padding) + 1)
+        rotary = getattr(self.model.config, "rope_parameters", None) or {}
+        factor = rotary.get("factor", 1) if rotary.get("rope_type") == "dynamic" else 1
+        return int(factor * self.model.config.max_position_embeddings) - (0 if padding is None else int(padding) + 1)

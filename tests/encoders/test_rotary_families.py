@@ -106,7 +106,9 @@ def test_positions_that_are_given_prune_and_compensate(model_type: str) -> None:
 def test_a_scaled_rotary_embedding(model_type: str) -> None:
     """With ``rope_type="dynamic"`` the frequencies depend on the longest input so far."""
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1000.0}
-    model = tiny_model(model_type, rope_parameters=rope, max_position_embeddings=16)
+    assert find_encoder(tiny_model(model_type)).max_length == 64
+    model = tiny_model(model_type, rope_parameters=rope, max_position_embeddings=20)
+    assert find_encoder(model).max_length == 40
     short, long = tiny_batches(1, size=4, length=9), tiny_batches(1, size=4, length=40)
     batches = [*short, *long, *short]
     check_stream(model, calibrated(model, batches), batches)
