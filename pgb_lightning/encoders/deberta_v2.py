@@ -44,13 +44,14 @@ def _positions_of(kind: str) -> AlsoRead:
         if POSITIONAL[kind] not in (config.pos_att_type or ()):
             return None
         rows = encoder.get_rel_embedding()
-        # A token's query and key count in as many scores as the sentence has tokens, and a position's in as many as
-        # there are pairs of tokens at that position.
+        # The query of a token is part of a score with each key of its sentence, and of another one with each key's
+        # position if there are both kinds. That of a position is part of one score for each pair of tokens there.
         real = tokens.double()
         pairs = (real / real.sum(1, keepdim=True).clamp_min(1)).T @ real
         positions = encoder.get_rel_pos(tokens.unsqueeze(2))[0] + len(rows) // 2
         index = positions.clamp(0, len(rows) - 1).flatten()
-        return rows, pairs.new_zeros(len(rows)).index_add_(0, index, pairs.flatten())
+        counts = pairs.new_zeros(len(rows)).index_add_(0, index, pairs.flatten())
+        return rows, counts / len({*config.pos_att_type}.intersection(POSITIONAL.values()))
 
     return read
 

@@ -100,9 +100,14 @@ def test_what_belongs_to_heads_leaves_with_them(name: str) -> None:
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
-@pytest.mark.parametrize("kind", ["Q", "K"])
-def test_a_relative_position_counts_as_often_as_tokens_have_it(kind: str, padding: str) -> None:
-    model = tiny_model(SHARED)
+@pytest.mark.parametrize(
+    ("kind", "types", "share"),
+    [("Q", ["c2p", "p2c"], 0.5), ("K", ["p2c", "c2p"], 0.5), ("Q", ["p2c"], 1), ("K", ["c2p"], 1)],
+)
+def test_a_relative_position_counts_as_often_as_tokens_have_it(
+    kind: str, types: list[str], share: float, padding: str
+) -> None:
+    model = tiny_model(SHARED, pos_att_type=types)
     tokens = tiny_batches(1, size=3, padding=padding)[0]["attention_mask"].bool()
     found = DEBERTA_V2.also_read[kind](find_encoder(model).model, tokens)
     assert found is not None
@@ -114,9 +119,9 @@ def test_a_relative_position_counts_as_often_as_tokens_have_it(kind: str, paddin
         real = sentence.nonzero().flatten().tolist()
         for i in real:
             for j in real:
-                expected[int(positions[i, j]) + 8] += 1 / len(real)
+                expected[int(positions[i, j]) + 8] += share / len(real)
     torch.testing.assert_close(counts.double(), expected)
-    assert float(counts.sum()) == pytest.approx(int(tokens.sum()))
+    assert float(counts.sum()) == pytest.approx(share * int(tokens.sum()))
 
 
 @pytest.mark.parametrize(
