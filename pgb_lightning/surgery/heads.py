@@ -28,7 +28,8 @@ def follow_heads(encoder: Encoder, layer: int, features: Sequence[int] | None) -
         width = old.out_features if isinstance(old, nn.Linear) else len(old)
         if width == size:
             continue
-        index = torch.tensor(range(size) if features is None else features)
+        # A state dict may have more heads than the model.
+        index = torch.tensor([n % width for n in range(size)] if features is None else features)
         if isinstance(old, nn.Linear):
             replace_module(old, _narrow(old, index.to(old.weight.device)), encoder.roots)
         else:

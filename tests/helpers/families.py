@@ -112,6 +112,9 @@ TINY: dict[str, dict[str, Any]] = {
 #: One model type of each :class:`Family`, for checks that take long.
 REPRESENTATIVES = list({id(family): model_type for model_type, family in reversed(FAMILIES.items())}.values())[::-1]
 
+#: The names in :data:`TINY` that differ in what runs, not only in embeddings and the names of classes.
+DIFFERENT = [name for name in TINY if name in REPRESENTATIVES or " " in name]
+
 
 def registered(name: str) -> str:
     """Return the ``model_type`` of a key of :data:`TINY`."""

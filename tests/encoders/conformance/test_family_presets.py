@@ -5,16 +5,24 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from helpers.families import TINY, tiny_batches, tiny_logits, tiny_model
 
-from pgb_lightning import PruningConfig, PruningPlan, dense_twin, prune
+from pgb_lightning import PruningConfig, PruningPlan, dense_twin
+from pgb_lightning.calibration import calibrate
+from pgb_lightning.calibration.model_loss import model_loss
 from pgb_lightning.config import PRESETS
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.encoders.fingerprint import fingerprint
+from pgb_lightning.pruning import carry_out, make_plan, prepare
+from pgb_lightning.search.candidates import list_candidates
+from pgb_lightning.shapes import Groups
 from pgb_lightning.surgery.checks import matches
 
 
@@ -22,7 +30,7 @@ def distance(left: torch.Tensor, right: torch.Tensor) -> float:
     return float((left - right).abs().max())
 
 
-@pytest.mark.parametrize(("preset", "ratio"), [("default", 0.5), ("default", 0.85), ("balanced", 0.5), ("paper", 0.7)])
+@pytest.mark.parametrize(("preset", "ratio"), [("default", 0.5), ("balanced", 0.5), ("paper", 0.7)])
 @pytest.mark.parametrize("model_type", TINY)
 def test_a_preset_reaches_its_ratio(model_type: str, preset: str, ratio: float, calibrated: Any) -> None:
     model, plan = calibrated(model_type).pruned(preset, ratio)
@@ -39,18 +47,26 @@ def test_there_are_no_other_presets() -> None:
 
 
 @pytest.mark.parametrize("model_type", TINY)
-def test_pruning_further(model_type: str) -> None:
+def test_pruning_further(model_type: str, calibrated: Any) -> None:
     """What is split into blocks cannot be pruned further, so there are none, except where attention needs all heads."""
-    model, plans = tiny_model(model_type), []
+    case, plans = calibrated(model_type), []
+    model = copy.deepcopy(case.model)
+    encoder, statistics = find_encoder(model), case.statistics
     for ratio in (0.3, 0.6):
         config = PruningConfig(pruning_ratio=ratio, max_groups=1)
-        if plans and find_encoder(model).family.needs_all_heads:
-            with pytest.raises(ValueError, match="split into blocks"):
-                prune(model, tiny_batches(4), config)
-            return
-        plans.append(prune(model, tiny_batches(4), config))
+        if plans:
+            if encoder.family.needs_all_heads:
+                with pytest.raises(ValueError, match="split into blocks"):
+                    prepare(model, config)
+                return
+            statistics = calibrate(encoder, tiny_batches(4), model_loss(model), moments=True)
+        # Without Q and K, nothing can be removed either.
+        found = list_candidates(encoder, statistics, config)
+        narrow = [[one for one in options if not isinstance(one.shape, Groups)] for options in found]
+        plans.append(make_plan(prepare(model, config), statistics, config, narrow))
+        carry_out(encoder, plans[-1], statistics, config)
         assert plans[-1].pruning_ratio == pytest.approx(ratio, abs=0.02)
-        assert matches(find_encoder(model), plans[-1])
+        assert matches(encoder, plans[-1])
         torch.testing.assert_close(tiny_logits(dense_twin(model)), tiny_logits(model), rtol=0, atol=1e-4)
     assert plans[-1].dense_sizes is not None
     assert PruningPlan.from_json(plans[-1].to_json()) == plans[-1]
@@ -74,12 +90,27 @@ def test_copies_and_other_precisions(model_type: str, calibrated: Any) -> None:
     expected = tiny_logits(model)
     for copied in copies(model).values():
         assert torch.equal(tiny_logits(copied), expected)
+    dense = calibrated(model_type).model
     for dtype, tolerance in ((torch.float16, 0.01), (torch.bfloat16, 0.08), (torch.float64, 1e-5)):
-        other = copy.deepcopy(model).to(dtype)
-        assert {value.dtype for value in other.parameters()} == {dtype}
-        found = tiny_logits(other)
-        assert found.dtype == dtype
-        assert distance(found.float(), expected) < tolerance * max(1.0, float(expected.abs().max()))
-    with torch.autocast("cpu", torch.bfloat16):
+        converted = [copy.deepcopy(one).to(dtype) for one in (dense, model)]
+        with accepted(converted[0]) as is_accepted:
+            found = tiny_logits(converted[1])
+        if is_accepted:
+            assert found.dtype == dtype
+            assert distance(found.float(), expected) < tolerance * max(1.0, float(expected.abs().max()))
+    with torch.autocast("cpu", torch.bfloat16), accepted(dense) as is_accepted:
         found = tiny_logits(model)
-    assert distance(found.float(), expected) < 0.08 * max(1.0, float(expected.abs().max()))
+    if is_accepted:
+        assert distance(found.float(), expected) < 0.08 * max(1.0, float(expected.abs().max()))
+
+
+@contextmanager
+def accepted(dense: Any) -> Iterator[bool]:
+    """Say whether a dense model runs; if not, as DeBERTa in half precision, the pruned one has the same error."""
+    try:
+        tiny_logits(dense)
+    except RuntimeError as error:
+        with pytest.raises(RuntimeError, match=re.escape(str(error))):
+            yield False
+    else:
+        yield True
