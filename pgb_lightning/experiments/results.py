@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DIGITS = {"score": 1, "divergence": 4, "loss": 3}
-"""Measured values, and the digits with which they are shown."""
+"""Measured values, and the digits with which they are shown; more for divergences, if some are small."""
+
+MIN_DIVERGENCE = 1e-6
+"""Divergences up to this one are rounding errors."""
 
 IDENTITY = ("task", "weights", "seed", "method", "ratio")
 """Keys that identify a result."""
@@ -118,16 +122,23 @@ def tabulate(results: Sequence[Result], markdown: bool = False) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     tasks = dict.fromkeys(result["task"] for result in results)
     cells = dict.fromkeys((result["task"], result["ratio"], result["method"]) for result in results)
+    digits = {**DIGITS, "divergence": _digits([one["divergence"] for one in results if one["method"] != "dense"])}
     for task, ratio, method in sorted(cells, key=lambda cell: (list(tasks).index(cell[0]), cell[1])):
         rows = _select(results, task, method, ratio)
         after = [row["refinetuned"] for row in rows if "refinetuned" in row]
         numbers = [format_mean_std([100 * row["removed"] for row in rows])]
         for stage in (rows, after)[: 1 + refinetuned]:
-            numbers += [format_mean_std([row[name] for row in stage], digits) for name, digits in DIGITS.items()]
+            numbers += [format_mean_std([row[name] for row in stage], digits[name]) for name in DIGITS]
         label = f"{task} {get_task(task).metrics[0]}"
         seeds = f"{len(rows)} ({len(after)})" if 0 < len(after) < len(rows) else str(len(rows))
         table.add_row(label, str(ratio), method, rows[0]["kind"], *numbers, seeds)
     return table
+
+
+def _digits(divergences: Sequence[float]) -> int:
+    """Return the digits with which divergences are shown: enough for two significant ones of the smallest."""
+    smallest = min((value for value in divergences if MIN_DIVERGENCE < value < 1), default=1.0)
+    return max(DIGITS["divergence"], 1 - math.floor(math.log10(smallest)))
 
 
 def draw(results: Sequence[Result]) -> Figure:

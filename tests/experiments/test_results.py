@@ -61,6 +61,26 @@ def test_seeds_are_averaged_and_tasks_keep_their_order(tmp_path: Path, capsys: p
     assert rows[2][8:] == ["82.0 ± 1.0", "0.0625 ± 0.0000", "0.500 ± 0.000", "3"]
 
 
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ((4.6e-5, 2e-3), ["0.000046", "0.002000"]),
+        ((0.0, 2e-3), ["0.0000", "0.0020"]),
+        ((math.nan, math.inf), ["nan", "inf"]),
+    ],
+)
+def test_small_divergences_have_two_significant_digits(
+    values: tuple[float, float], shown: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    methods = zip(("default", "fisher"), values, strict=True)
+    found = [
+        result(name, refinetuned={"score": 80.0, "loss": 0.5, "divergence": 0.5}, divergence=d) for name, d in methods
+    ]
+    results.run(write(tmp_path / "out.jsonl", *found), markdown=True)
+    _, *rows = rows_of(capsys.readouterr().out)
+    assert [row[6] for row in rows] == shown
+
+
 def test_methods_are_selected_and_ordered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "out.jsonl", *(result(name) for name in ("default", "paper", "kwon", "dense")))
     shown = results.run((path,), methods=("kwon", "default"))
