@@ -22,7 +22,7 @@ from torch import Tensor
 from torchmetrics.functional.regression import spearman_corrcoef
 
 from pgb_lightning.compensation.fit import SublayerFit
-from pgb_lightning.compensation.streams import Stream
+from pgb_lightning.compensation.streams import Stream, runs_of
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.family import SUBLAYERS
 from pgb_lightning.encoders.find import find_encoder
@@ -113,20 +113,20 @@ def _evaluate(
         if num_tokens < tokens:
             streams.append(Stream(layer_input, encoder.model.device))
             num_tokens += int(layer_input.tokens.sum())
-    places = [(layer, sublayer) for layer in range(len(encoder.layers)) for sublayer in SUBLAYERS]
-    for (layer, sublayer), options in zip(places, drawn, strict=True):
+    remaining = iter(drawn)
+    for layer in range(len(encoder.layers)):
         original = copy.deepcopy(encoder.layers[layer])
-        for stream in streams:
-            stream.go_to(encoder, layer)
-        for candidate in options:
-            module: TextClassification = copy.deepcopy(reference.module)
-            pruned = find_encoder(module)
-            features = prune_sublayer(pruned, layer, sublayer, candidate.matrices)
-            fit = SublayerFit(pruned, original, layer, sublayer, features, config.ridge, lambda tensor: tensor)
-            fit.compensate([copy.copy(stream) for stream in streams])
-            yield candidate, reference.evaluate(module)
-        for stream in streams:
-            stream.dense = stream.pruned = stream.run(encoder, original, sublayer, stream.dense)
+        runs = runs_of(encoder, layer, original, streams)
+        for sublayer in SUBLAYERS:
+            for candidate in next(remaining):
+                module: TextClassification = copy.deepcopy(reference.module)
+                pruned = find_encoder(module)
+                features = prune_sublayer(pruned, layer, sublayer, candidate.matrices)
+                fit = SublayerFit(pruned, original, layer, sublayer, features, config.ridge, lambda tensor: tensor)
+                fit.compensate([copy.copy(run) for run in runs])
+                yield candidate, reference.evaluate(module)
+            for run in runs:
+                run.dense = run.pruned = run.run(encoder, original, sublayer, run.dense)
 
 
 def _report(results: list[tuple[Candidate, Evaluation]]) -> dict[str, float]:

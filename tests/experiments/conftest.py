@@ -20,13 +20,13 @@ def dense_inputs(
     tmp_path_factory: pytest.TempPathFactory,
     tiny_model_folder: Callable[..., Path],
     glue_folder: Callable[..., Path],
-) -> Callable[[str], Inputs]:
+) -> Callable[..., Inputs]:
     """Save a dense checkpoint of a task, and return the arguments of the commands that prune it."""
     # Large weights, so that pruning has an effect, and positions for the default of 128 tokens.
     settings = {"max_position_embeddings": 128, "initializer_range": 0.2}
 
-    def make(task: str) -> Inputs:
-        model, data = tiny_model_folder("bert", **settings), glue_folder(task, train=64, validation=40)
+    def make(task: str, model_type: str = "bert") -> Inputs:
+        model, data = tiny_model_folder(model_type, **settings), glue_folder(task, train=64, validation=40)
         trainer, path = quiet_trainer(), tmp_path_factory.mktemp("dense") / f"{task}.ckpt"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
