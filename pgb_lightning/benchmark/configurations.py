@@ -89,4 +89,4 @@ def full_size_config(name: str, num_layers: int | None = None, **settings: Any) 
     if num_layers is not None:
         names: dict[str, str] = CONFIG_MAPPING[known.model_type].attribute_map
         changes[names.get("num_hidden_layers", "num_hidden_layers")] = num_layers
-    return AutoConfig.for_model(known.model_type, **known.settings | changes)  # type: ignore[no-any-return]
+    return AutoConfig.for_model(known.model_type, **known.settings | changes)

@@ -26,6 +26,7 @@ from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.family import SUBLAYERS
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.baselines.masks import kept_weights
+from pgb_lightning.surgery.heads import follow_heads
 
 #: Steps of the bisection for the fraction of channels.
 STEPS = 9
@@ -62,8 +63,10 @@ def collect_gradients(model: PreTrainedModel, batches: Sequence[dict[str, Tensor
     sums = [torch.zeros_like(parameter) for parameter in parameters]
     for batch in batches:
         with torch.enable_grad():
-            gradients = torch.autograd.grad(model(**batch).loss, parameters, allow_unused=True)
-        for total, gradient in zip(sums, gradients, strict=True):
+            trained = [parameter for parameter in parameters if parameter.requires_grad]
+            gradients = iter(torch.autograd.grad(model(**batch).loss, trained, allow_unused=True))
+        for parameter, total in zip(parameters, sums, strict=True):
+            gradient = next(gradients) if parameter.requires_grad else None
             total += 0 if gradient is None else gradient
     example = {name: value[:1] for name, value in batches[0].items() if name in ("input_ids", "attention_mask")}
     return Gradients(sums, example)
@@ -77,6 +80,9 @@ def prune_with_torch_pruning(model: PreTrainedModel, found: Gradients, ratio: fl
         found: Gradients of the model on the calibration samples.
         ratio: Fraction of the encoder's weights to remove.
         narrow: Whether to narrow the hidden states between the layers as well.
+
+    Raises:
+        ValueError: If the package leaves a model that cannot run.
     """
     target = (1 - ratio) * kept_weights(find_encoder(model))
     low, high = 0.0, 1.0
@@ -95,14 +101,14 @@ def check_supported(encoder: Encoder) -> None:
     """Require separate Q, K and V with as many heads each: the package takes the number of heads from these layers.
 
     Raises:
-        ValueError: If a linear layer holds several matrices, query heads share keys and values, other weights and
-            attributes of a layer follow its heads, or a layer runs several times.
+        ValueError: If a linear layer holds several matrices, query heads share keys and values, other weights of a
+            layer follow its heads, or a layer runs several times.
     """
     family = encoder.family
     reasons = {
         "one linear layer holds several matrices": len(family.linears) < len(family.paths),
         "query heads share keys and values": encoder.queries_per_key > 1,
-        "other weights and attributes follow the heads": bool(family.followers or family.head_counts),
+        "other weights follow the heads": bool(family.followers),
         "a layer runs several times": len(encoder.order) > len(encoder.layers),
     }
     for reason, holds in reasons.items():
@@ -135,7 +141,17 @@ def _prune(model: PreTrainedModel, found: Gradients, fraction: float, narrow: bo
         output_transform=lambda output: output.logits.sum(),
     )
     pruner.step()
+    for layer in range(len(encoder.layers)):
+        follow_heads(encoder, layer, None)  # the package does not know where a layer stores its number of heads
     model.zero_grad()
+    try:
+        with torch.no_grad():
+            model(**found.example)
+    except RuntimeError as error:
+        raise ValueError(
+            f"model_type={encoder.model_type!r} is not supported by the baseline torch-pruning, whose result cannot run: "
+            f"{error}. Use torch-pruning-inside, which leaves the hidden states as they are, or another baseline."
+        ) from error
 
 
 def _ignored(model: PreTrainedModel, encoder: Encoder, narrow: bool) -> list[nn.Module]:

@@ -152,12 +152,17 @@ def test_torch_pruning_prunes_a_family_or_refuses_it(model_type: str, narrow: bo
     model = tiny_model(model_type)
     encoder = find_encoder(model)
     if not is_supported(encoder):
-        with pytest.raises(ValueError, match=rf"model_type='{model_type}' is not supported"):
+        with pytest.raises(ValueError, match=rf"model_type='{encoder.model_type}' is not supported"):
             collect_gradients(model, [])  # before any batch is read
         return
     pytest.importorskip("torch_pruning", reason="the baseline is optional: pip install torch-pruning")
     total = kept_weights(encoder)
-    prune_with_torch_pruning(model, collect_gradients(model, tiny_batches()), 0.5, narrow)
+    found = collect_gradients(model, tiny_batches())
+    if narrow and model_type == "roc_bert":  # joins three embeddings, of which the package loses track
+        with pytest.raises(ValueError, match=r"model_type='roc_bert' .*Use torch-pruning-inside"):
+            prune_with_torch_pruning(model, found, 0.5, narrow)
+        return
+    prune_with_torch_pruning(model, found, 0.5, narrow)
     assert kept_weights(encoder) / total == pytest.approx(0.5, abs=0.05)
     assert narrow or encoder.matrix(0, "W2").out_features == encoder.hidden_size
     assert tiny_logits(model).isfinite().all()
