@@ -149,8 +149,8 @@ def _prune(model: PreTrainedModel, found: Gradients, fraction: float, narrow: bo
             model(**found.example)
     except RuntimeError as error:
         raise ValueError(
-            f"model_type={encoder.model_type!r} is not supported by the baseline torch-pruning, whose result cannot run: "
-            f"{error}. Use torch-pruning-inside, which leaves the hidden states as they are, or another baseline."
+            f"model_type={encoder.model_type!r} is not supported by the baseline torch-pruning: the result cannot run "
+            f"({error}). Use torch-pruning-inside, which leaves the hidden states as they are, or another baseline."
         ) from error
 
 
