@@ -72,9 +72,10 @@ def fit_runs(
 
 def _runs(stream: Stream, dense: list[Tensor], own: list[Tensor], steps: list[int]) -> list[Stream]:
     """Return a stream for each run, given the states before each run, and after the last."""
-    runs = [copy.copy(stream) for _ in steps]
-    for run, step, run.dense, run.pruned in zip(runs, steps, dense, own, strict=False):
-        run.step = step
+    runs = []
+    for number, step in enumerate(steps):
+        runs.append(copy.copy(stream))
+        runs[-1].step, runs[-1].dense, runs[-1].pruned = step, dense[number], own[number]
     return runs
 
 

@@ -12,7 +12,7 @@ from pgb_lightning.encoders.family import Family
 
 
 def _attend(_: PreTrainedModel, layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> Tensor:
-    output = layer.attention(hidden, **arguments)  # type: ignore[operator]
+    output: Tensor | tuple[Tensor, ...] = layer.attention(hidden, **arguments)  # type: ignore[operator]
     return output[0] if isinstance(output, tuple) else output  # some models do not return the attention weights
 
 
