@@ -38,7 +38,11 @@ def switch_on_biases(encoder: Encoder) -> None:
         for name, module in like.named_modules():
             if isinstance(module, nn.Linear) and module.bias is not None:
                 own = dict(model.named_modules()).get(name)
-                if isinstance(own, nn.Linear) and own.bias is None and own not in inside:
+                if (
+                    isinstance(own, nn.Linear)
+                    and own not in inside
+                    and dict(own.named_parameters()).get("bias") is None
+                ):
                     zeros = own.weight.new_zeros(own.out_features)
                     own.bias = nn.Parameter(zeros, requires_grad=own.weight.requires_grad)
 
@@ -53,6 +57,6 @@ def _models_of(encoder: Encoder) -> Iterator[PreTrainedModel]:
     """Yield the transformers models of the encoder's type that hold it, and the encoder's own."""
     for root in encoder.roots:
         for model in root.modules():
-            is_same_type = isinstance(model, PreTrainedModel) and model_type_of(model) == encoder.model_type
-            if is_same_type and any(child is encoder.model for child in model.modules()):
+            holds = isinstance(model, PreTrainedModel) and any(child is encoder.model for child in model.modules())
+            if isinstance(model, PreTrainedModel) and holds and model_type_of(model) == encoder.model_type:
                 yield model
