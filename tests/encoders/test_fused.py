@@ -1,129 +1,65 @@
-"""Matrices that are parts of one linear layer: taken out, put back, hooked and joined, consecutive or interleaved."""
+"""Fused linear layers: their parts are matrices of their own, and what is left of them takes no more memory."""
 
 from __future__ import annotations
 
+import copy
+import io
+
 import pytest
 import torch
-from helpers.families import tiny_model
-from torch import nn
-from torch.nn.utils import parametrize
+from torch import Tensor, nn
 
-from pgb_lightning.encoders.base import Encoder
-from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.encoders.fused import is_plain, join_parts, part_columns, part_of
+from pgb_lightning.encoders.fused import join_parts, part_columns, part_of
 from pgb_lightning.layers.fused import FusedLinear
-from pgb_lightning.layers.linear import GroupedLinear
+from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
 
-CPU = torch.device("cpu")
-
-#: Consecutive parts, and parts that alternate head by head.
-FUSED = ("modernbert", "deberta")
+KINDS = ("Q", "K", "V")
 
 
-@pytest.fixture(params=FUSED)
-def encoder(request: pytest.FixtureRequest) -> Encoder:
-    return find_encoder(tiny_model(request.param))
+def parts_of(fused: nn.Linear, block: int | None) -> dict[str, nn.Linear]:
+    columns = [part_columns(fused.out_features, n, len(KINDS), block, fused.weight.device) for n in range(len(KINDS))]
+    return dict(zip(KINDS, (part_of(fused, each) for each in columns), strict=True))
 
 
-def fused_of(encoder: Encoder) -> nn.Linear:
-    fused = encoder.layers[0].get_submodule(encoder.family.paths["Q"])
-    assert isinstance(fused, nn.Linear)
-    return fused
+def split(output: Tensor, block: int | None) -> dict[str, Tensor]:
+    """Return the outputs of the parts of a fused layer, as models take them apart."""
+    if block is None:
+        return dict(zip(KINDS, output.chunk(3, dim=-1), strict=True))
+    by_head = output.unflatten(-1, (-1, 3 * block)).chunk(3, dim=-1)
+    return dict(zip(KINDS, (part.flatten(-2) for part in by_head), strict=True))
 
 
-@pytest.mark.parametrize("block", [None, 2, 4])
-@pytest.mark.parametrize("count", [2, 3])
-def test_parts_are_disjoint_equal_and_complete(count: int, block: int | None) -> None:
-    size, outputs = 8 * count, torch.arange(8 * count)
-    parts = [outputs[part_columns(size, number, count, block, CPU)] for number in range(count)]
-    assert [len(part) for part in parts] == [8] * count
-    assert sorted(torch.cat(parts).tolist()) == outputs.tolist()
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("block", [None, 4])
+def test_parts_are_those_that_models_take_apart(block: int | None, bias: bool) -> None:
+    fused = nn.Linear(8, 24, bias=bias)
+    x = torch.randn(2, 5, 8)
+    parts = parts_of(fused, block)
+    for kind, expected in split(fused(x), block).items():
+        torch.testing.assert_close(parts[kind](x), expected)
+    joined = join_parts(nn.Linear(8, 24, bias=bias), copy.deepcopy(parts), block)
+    torch.testing.assert_close(joined(x), fused(x))
 
 
-def test_parts_compute_what_their_share_of_the_layer_computes(encoder: Encoder) -> None:
-    fused, hidden = fused_of(encoder), torch.randn(5, encoder.hidden_size)
-    heads = fused(hidden).view(5, -1, encoder.head_size)
-    for number, kind in enumerate("QKV"):
-        expected = heads[:, number::3] if encoder.family.interleaved else heads.chunk(3, dim=1)[number]
-        torch.testing.assert_close(encoder.matrix(0, kind)(hidden), expected.flatten(1))
-    points = {
-        kind: columns
-        for _, matrices in encoder.hook_points()
-        for (layer, kind), columns in matrices.items()
-        if not layer
-    }
-    for kind in "QKV":
-        torch.testing.assert_close(fused(hidden)[:, points[kind]], encoder.matrix(0, kind)(hidden))
+@pytest.mark.parametrize("block", [None, 4])
+def test_a_layer_with_pruned_parts_joins_their_outputs(block: int | None) -> None:
+    fused = nn.Linear(8, 24)
+    x = torch.randn(2, 5, 8)
+    parts = parts_of(fused, block)
+    pruned = {"Q": parts["Q"], "K": ConstantLinear(8, 8), "V": GroupedLinear(8, 8, num_groups=2)}
+    found = split(join_parts(fused, pruned, block)(x), block)
+    for kind, part in pruned.items():
+        torch.testing.assert_close(found[kind], part(x))
 
 
-def test_a_stored_part_changes_only_its_share(encoder: Encoder) -> None:
-    before = {kind: encoder.matrix(0, kind).get_parameter("weight").clone() for kind in "QKV"}
-    part = encoder.matrix(0, "K")
-    assert isinstance(part, nn.Linear)
-    part.weight = nn.Parameter(2 * part.weight.detach())
-    encoder.store(0, "K", part)
-    for kind, weight in before.items():
-        factor = 2 if kind == "K" else 1
-        assert torch.equal(encoder.matrix(0, kind).get_parameter("weight"), factor * weight)
-
-
-def test_dense_parts_remain_one_layer_and_its_weights_are_set_in_place(encoder: Encoder) -> None:
-    fused = fused_of(encoder)
-    parts = {kind: part_of(fused, encoder._columns(fused, kind)) for kind in "QKV"}
-    zeros = nn.Linear(encoder.hidden_size, encoder.hidden_size, bias=fused.bias is not None)
-    nn.init.zeros_(zeros.weight)
-    encoder.set_matrix(0, "V", zeros)
-    assert fused_of(encoder) is fused
-    assert not encoder.matrix(0, "V").get_parameter("weight").any()
-    torch.testing.assert_close(encoder.matrix(0, "K").weight, parts["K"].weight)
-
-
-def test_narrow_parts_are_one_layer_that_keeps_mode_and_frozen_weights(encoder: Encoder) -> None:
-    fused, width = fused_of(encoder).train(), encoder.head_size
-    fused.requires_grad_(False)
-    narrow = {}
-    for kind in "QKV":
-        old = encoder.matrix(0, kind)
-        assert isinstance(old, nn.Linear)
-        narrow[kind] = part_of(old, slice(width, 3 * width))
-    encoder.set_matrices(0, narrow)
-    joined, hidden = fused_of(encoder), torch.randn(4, encoder.hidden_size)
-    assert type(joined) is nn.Linear
-    assert (joined.training, joined.weight.requires_grad) == (True, False)
-    assert joined.out_features == 6 * width
-    for kind, part in narrow.items():
-        torch.testing.assert_close(joined(hidden)[:, encoder._columns(joined, kind)], part(hidden))
-
-
-def test_a_part_of_blocks_splits_the_layer_and_dense_parts_join_it_again(encoder: Encoder) -> None:
-    fused, size, hidden = fused_of(encoder), encoder.hidden_size, torch.randn(4, encoder.hidden_size)
-    dense = {kind: part_of(fused, encoder._columns(fused, kind)) for kind in "QKV"}
-    expected, bias = fused(hidden), fused.bias is not None
-    grouped = GroupedLinear(size, size, 2, bias=bias)
-    encoder.set_matrix(0, "K", grouped)
-    split = encoder.layers[0].get_submodule(encoder.family.paths["Q"])
-    assert isinstance(split, FusedLinear)
-    assert encoder.matrix(0, "K") is grouped
-    torch.testing.assert_close(encoder.matrix(0, "V")(hidden), dense["V"](hidden))
-    encoder.set_matrix(0, "K", dense["K"])
-    assert type(fused_of(encoder)) is nn.Linear
-    torch.testing.assert_close(fused_of(encoder)(hidden), expected)
-
-
-def test_layers_of_other_libraries_are_not_plain() -> None:
-    linear = nn.Linear(4, 4)
-    assert is_plain(linear)
-    parametrize.register_parametrization(linear, "weight", nn.Identity())
-    assert not is_plain(linear)
-    assert not is_plain(type("Other", (nn.Linear,), {})(4, 4))
-
-
-@pytest.mark.parametrize("block", [None, 2])
-def test_joined_parts_that_are_split_again_are_equal(block: int | None) -> None:
-    parts = {kind: nn.Linear(6, 4, bias=True) for kind in ("W1", "W3")}
-    joined = join_parts(nn.Identity(), parts, block)
-    assert isinstance(joined, nn.Linear)
-    for number, part in enumerate(parts.values()):
-        again = part_of(joined, part_columns(8, number, 2, block, CPU))
-        assert torch.equal(again.weight, part.weight)
-        assert torch.equal(again.bias, part.bias)
+def test_a_dense_part_does_not_keep_the_memory_of_the_others() -> None:
+    fused = nn.Linear(64, 192, bias=False)
+    fused.weight.requires_grad_(False)
+    parts = parts_of(fused, None)
+    left = join_parts(fused, {**parts, "V": ConstantLinear(64, 64, bias=False)}, None)
+    assert isinstance(left, FusedLinear)
+    file = io.BytesIO()
+    torch.save(left.state_dict(), file)
+    assert len(file.getvalue()) < 1.2 * 2 * 64 * 64 * 4
+    assert torch.equal(left.get_parameter("Q.weight"), fused.weight[:64])
+    assert not left.get_parameter("Q.weight").requires_grad
