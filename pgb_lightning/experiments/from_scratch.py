@@ -71,7 +71,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 #: PGB, the same heads and neurons or groups without compensation, and masks and heads by Fisher information and
 #: magnitude.
-METHODS = ("default", "paper", "default, no compensation", "fisher", "magnitude", "kwon", "kwon-untuned")
+METHODS = ("default", "paper", "default, no compensation", "fisher", "magnitude", "kwon")
 
 
 def run(
