@@ -136,9 +136,10 @@ def tabulate(results: Sequence[Result], markdown: bool = False) -> Table:
 
 
 def _digits(divergences: Sequence[float]) -> int:
-    """Return the digits with which divergences are shown: enough for two significant ones of the smallest."""
+    """Return the digits with which divergences are shown: more if the smallest would have no significant one."""
     smallest = min((value for value in divergences if MIN_DIVERGENCE < value < 1), default=1.0)
-    return max(DIGITS["divergence"], 1 - math.floor(math.log10(smallest)))
+    lowest = DIGITS["divergence"]
+    return lowest if smallest >= 10**-lowest else 1 - math.floor(math.log10(smallest))
 
 
 def draw(results: Sequence[Result]) -> Figure:

@@ -66,10 +66,11 @@ def test_seeds_are_averaged_and_tasks_keep_their_order(tmp_path: Path, capsys: p
     [
         ((4.6e-5, 2e-3), ["0.000046", "0.002000"]),
         ((0.0, 2e-3), ["0.0000", "0.0020"]),
+        ((1e-4, 2e-3), ["0.0001", "0.0020"]),
         ((math.nan, math.inf), ["nan", "inf"]),
     ],
 )
-def test_small_divergences_have_two_significant_digits(
+def test_divergences_that_would_be_zero_have_two_significant_digits(
     values: tuple[float, float], shown: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     methods = zip(("default", "fisher"), values, strict=True)
