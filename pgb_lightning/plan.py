@@ -19,6 +19,7 @@ from pgb_lightning.encoders.family import (
     sublayer_of,
     sublayers_of,
 )
+from pgb_lightning.layers.block_positions import as_tuples, check_blocks
 from pgb_lightning.layers.matrix import REMOVED, BlockShape
 
 #: Increased whenever the meaning of a stored plan changes.
@@ -74,8 +75,8 @@ class MatrixPlan:
             return
         if len(self.input_index) != len(self.output_index):
             raise ValueError(f"{self}: {len(self.input_index)} blocks of rows but {len(self.output_index)} of columns.")
-        _check_blocks(f"{self}: input_index", self.input_index, self.rows)
-        _check_blocks(f"{self}: output_index", self.output_index, self.columns)
+        check_blocks(f"{self}: input_index", self.input_index, self.rows)
+        check_blocks(f"{self}: output_index", self.output_index, self.columns)
 
     def __str__(self) -> str:
         return f"layer {self.layer} {self.kind}"
@@ -151,11 +152,9 @@ class PruningPlan:
         if not isinstance(self.config, Mapping):
             raise TypeError(f"config={self.config!r} must be a mapping.")
         found = [(matrix.layer, matrix.kind) for matrix in self.matrices]
-        kinds = self.kinds or tuple(kind for kind in MATRICES if kind not in GATES)
+        kinds = tuple(kind for kind in MATRICES if kind not in GATES or kind in self.kinds)
         expected = [(layer, kind) for layer in range(self.num_layers) for kind in kinds]
-        is_complete = {*MATRICES} - {*GATES} <= {*kinds} and kinds == tuple(k for k in MATRICES if k in kinds)
-        if not found or not is_complete or found != expected:
-            kinds = tuple(kind for kind in MATRICES if kind not in GATES or kind in kinds)
+        if not found or found != expected:
             raise ValueError(
                 f"matrices must list {', '.join(kinds)} for each of one or more layers, in order; the plan has "
                 f"{len(found)} matrices."
@@ -322,7 +321,7 @@ def _known_fields(record: type, entry: Mapping[str, Any], what: str, derived: tu
 def _matrix_from_dict(entry: Mapping[str, Any]) -> MatrixPlan:
     name = f"layer {entry.get('layer', '?')} {entry.get('kind', '?')}"
     values = _known_fields(MatrixPlan, entry, name, derived=("num_groups", "kept_share"))
-    index = {key: _as_tuples(f"{name}: {key}", entry[key]) for key in ("input_index", "output_index")}
+    index = {key: as_tuples(f"{name}: {key}", entry[key]) for key in ("input_index", "output_index")}
     matrix = MatrixPlan(**values | index)
     if entry.get("num_groups", matrix.num_groups) != matrix.num_groups:
         raise ValueError(
@@ -330,23 +329,3 @@ def _matrix_from_dict(entry: Mapping[str, Any]) -> MatrixPlan:
             "blocks. Edit the index lists ([] removes the matrix, null keeps it dense) and leave num_groups out."
         )
     return matrix
-
-
-def _as_tuples(name: str, index: list[list[int]] | None) -> Index:
-    frozen = None if index is None else tuple(tuple(block) for block in index)
-    if any(type(position) is not int for block in frozen or () for position in block):
-        raise TypeError(
-            f"{name} must be lists of integers, one per block. Use [] to remove the matrix, or null to keep it dense."
-        )
-    return frozen
-
-
-def _check_blocks(name: str, index: tuple[tuple[int, ...], ...], size: int) -> None:
-    """Require equal, disjoint blocks of positions in range(size)."""
-    flat = [position for block in index for position in block]
-    if len({len(block) for block in index}) > 1 or any(not block for block in index):
-        raise ValueError(f"{name} must have blocks of one size, at least 1. Make all index lists equally long.")
-    if len(set(flat)) != len(flat):
-        raise ValueError(f"{name} lists a position twice, but blocks must be disjoint. Remove the duplicate.")
-    if flat and not 0 <= min(flat) <= max(flat) < size:
-        raise ValueError(f"{name} has a position outside 0..{size - 1}. Use positions of the dense matrix.")

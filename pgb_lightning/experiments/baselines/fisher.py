@@ -43,6 +43,6 @@ def prune_by_fisher(model: PreTrainedModel, found: Fisher, ratio: float) -> None
     everything = torch.cat([importance.flatten() for importance in importances.values()])
     kept = torch.zeros(len(everything), dtype=torch.bool)
     kept[everything.topk(round((1 - ratio) * len(everything))).indices] = True
-    parts = kept.split_with_sizes([importance.numel() for importance in importances.values()])
+    parts = torch.split_with_sizes(kept, [importance.numel() for importance in importances.values()])
     fractions = {key: float(part.double().mean()) for key, part in zip(importances, parts, strict=True)}
     mask_matrices(encoder, importances, fractions)
