@@ -32,6 +32,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pgb_lightning._compat import attention_implementation
 from pgb_lightning.atomic_write import write_atomically
 from pgb_lightning.benchmark.configurations import full_size_config
 from pgb_lightning.benchmark.measures import forward_times
@@ -183,7 +184,7 @@ def _sizes(name: str, dense: PreTrainedModel, models: dict[str, Any], plans: dic
     return {
         "name": name,
         "model_type": config.model_type,
-        "attention": config._attn_implementation,
+        "attention": attention_implementation(config),
         "parameters": parameters,
         "encoder_weights": total,
         "pruned": pruned,
