@@ -152,8 +152,8 @@ def layer_arguments(encoder: Encoder, batch_size: int, length: int) -> list[dict
     Returns:
         For each run of a layer, the arguments that the family's sublayers need besides hidden states.
     """
-    needed, found = (*encoder.family.arguments, *encoder.family.shared), list[dict[str, Any]]()
-    if not (encoder.family.needs_arguments or encoder.family.shared):
+    needed, found = (*encoder.family.arguments, *encoder.family.shared_arguments), list[dict[str, Any]]()
+    if not (encoder.family.needs_arguments or encoder.family.shared_arguments):
         return [{} for _ in encoder.order]
 
     def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -32,10 +32,10 @@ class EncoderCall:
         arguments: For each run of a layer, the other arguments that the family's sublayers need.
         inputs: The inputs of the matrices, (B, S, M), that are not yet part of the moments.
         seen: The matrices that have been read, with the run of their layer.
-        shared: Arguments that layers have been given, with their copies, by identity.
         further: Matrices that were applied to something besides hidden states (``Family.also_read``), with that input,
             (1, R, M), and the output, (1, R, N).
         repeated: For matrices of layers that run several times, the inputs and output gradients of each run.
+        shared: The arguments that layers have been given and their detached copies, by identity.
         is_used: Whether the loss depends on the call; set by the backward pass.
         has_gradient: Whether each sample has a gradient whose square is not zero, (B,); set by the backward pass.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from pgb_lightning.calibration.collect import LayerInput
 from pgb_lightning.compensation.ridge import held_out_mask
 from pgb_lightning.encoders.base import Encoder
-from pgb_lightning.encoders.family import SUBLAYERS, Sublayer
+from pgb_lightning.encoders.family import Sublayer
 
 
 class Stream:
@@ -62,36 +61,6 @@ class Stream:
     def run(self, encoder: Encoder, layer: nn.Module, sublayer: Sublayer, hidden: Tensor) -> Tensor:
         """Run one sublayer on (B, S, d) hidden states."""
         return encoder.run(layer, sublayer, hidden.to(self.device), self.arguments[self.step]).cpu()
-
-
-def runs_of(encoder: Encoder, layer: int, original: nn.Module, streams: list[Stream]) -> list[Stream]:
-    """Return the streams on which a layer is fitted.
-
-    A layer that runs once is fitted to the streams themselves. If a layer runs several times, the inputs of later runs
-    depend on the weights that are to be fitted. It is fitted to the inputs that the dense model has in all of its runs;
-    the streams then go on from the dense model's output.
-
-    Args:
-        encoder: The encoder.
-        layer: Layer index.
-        original: A copy of the layer before pruning.
-        streams: The streams. Those of a layer that runs several times are moved past all of its runs.
-    """
-    steps = [step for step, number in enumerate(encoder.order) if number == layer]
-    if len(steps) == 1:
-        for stream in streams:
-            stream.go_to(encoder, steps[0])
-        return streams
-    runs = []
-    for stream in streams:
-        for step in steps:
-            stream.go_to(encoder, step)
-            stream.pruned = stream.dense
-            runs.append(copy.copy(stream))
-            for name in SUBLAYERS:
-                stream.dense = stream.run(encoder, original, name, stream.dense)
-        stream.pruned = stream.dense
-    return runs
 
 
 @contextmanager

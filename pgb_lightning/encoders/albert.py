@@ -29,7 +29,7 @@ def _order(config: PretrainedConfig) -> Sequence[int]:
     return [int(run / runs_of_group) for run in range(config.num_hidden_layers)]
 
 
-def _why_not(config: PretrainedConfig) -> str | None:
+def _unsupported(config: PretrainedConfig) -> str | None:
     if config.inner_group_num != 1:
         return (
             f"inner_group_num={config.inner_group_num} in its configuration gives each group several layers of their "
@@ -54,12 +54,12 @@ ALBERT = Family(
         "W2": f"{LAYER}.ffn_output",
     },
     cores={"attention": f"{LAYER}.attention", "ffn": f"{LAYER}.ffn"},
-    core_norms={"attention": "LayerNorm"},
     attend=_attend,
     feed=_feed,
+    core_norms={"attention": "LayerNorm"},
     tokenwise=(LAYER, "ff_chunk"),
     head_counts=(f"{LAYER}.attention.num_attention_heads",),
     head_widths=(f"{LAYER}.attention.all_head_size",),
     order=_order,
-    unsupported=_why_not,
+    unsupported=_unsupported,
 )

@@ -20,7 +20,7 @@ def _feed(layer: nn.Module, hidden: Tensor) -> Tensor:
     return layer.feed_forward_chunk(hidden)  # type: ignore[no-any-return, operator]
 
 
-def _why_decoder(config: PretrainedConfig) -> str | None:
+def _unsupported(config: PretrainedConfig) -> str | None:
     # The layers of decoders also read a cache, and some the states of an encoder, neither of which they have alone.
     for name in ("is_decoder", "add_cross_attention"):
         if getattr(config, name, False):
@@ -44,5 +44,5 @@ BERT = Family(
     tokenwise=("", "feed_forward_chunk"),
     head_counts=("attention.self.num_attention_heads",),
     head_widths=("attention.self.all_head_size",),
-    unsupported=_why_decoder,
+    unsupported=_unsupported,
 )

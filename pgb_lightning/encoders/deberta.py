@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PretrainedConfig
 
-from pgb_lightning.encoders.deberta_v2 import TIMED, attend, feed
+from pgb_lightning.encoders.disentangled import TIMED, attend, feed
 from pgb_lightning.encoders.family import Family
 
 
@@ -27,9 +27,9 @@ DEBERTA = Family(
     cores={"attention": "attention.self", "ffn": "intermediate"},
     attend=attend,
     feed=feed,
-    shared=("relative_pos", "rel_embeddings"),
-    timed_settings=TIMED,
     interleaved=True,
+    shared_arguments=("relative_pos", "rel_embeddings"),
+    timed_settings=TIMED,
     followers=(
         "attention.self.q_bias",
         "attention.self.v_bias",

@@ -33,6 +33,6 @@ DISTILBERT = Family(
     cores={"attention": "attention", "ffn": "ffn"},
     attend=_attend,
     feed=_feed,
-    tokenwise=("ffn", "ff_chunk"),
     num_neurons="hidden_dim",
+    tokenwise=("ffn", "ff_chunk"),
 )

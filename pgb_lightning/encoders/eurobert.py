@@ -33,10 +33,10 @@ EUROBERT = Family(
     cores={"attention": "self_attn", "ffn": "mlp"},
     attend=_attend,
     feed=_feed,
-    tokenwise=("mlp", "forward"),
     norms={"attention": "input_layernorm", "ffn": "post_attention_layernorm"},
+    bias_settings={"attention": "attention_bias", "ffn": "mlp_bias"},
+    tokenwise=("mlp", "forward"),
     arguments=("attention_mask", "position_embeddings"),
     needs_arguments=True,
     runs_first_layers=True,
-    bias_settings={"attention": "attention_bias", "ffn": "mlp_bias"},
 )

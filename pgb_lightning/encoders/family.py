@@ -70,6 +70,8 @@ AlsoRead = Callable[[PreTrainedModel, Tensor], tuple[Tensor, Tensor] | None]
 class Family:
     """How the encoders of one family are built.
 
+    The first five fields are required. The others say what differs from BERT, and can be left out where nothing does.
+
     Args:
         layers: Path from the encoder to its list of layers.
         paths: For each matrix kind, the path of its linear layer inside a layer. Kinds with the same path are the parts
@@ -78,38 +80,38 @@ class Family:
         attend: Runs the attention sublayer of a layer, residual and LayerNorm included: (model, layer, hidden states
             (B, S, d), arguments of the layer) -> (B, S, d). The model provides what its layers share.
         feed: Runs the feed-forward sublayer, likewise: (layer, hidden states (B, S, d)) -> (B, S, d).
-        tokenwise: Path of a module in a layer, and the name of its method that runs the feed-forward sublayer (or the
-            part of it inside the module) independently for each token; ``None`` if there is no such method.
-        num_neurons: Name of the configuration's setting for the neurons of a feed-forward network.
+        interleaved: Whether the parts of a fused linear layer alternate head by head, as in DeBERTa.
         norms: For each sublayer with a LayerNorm before its matrices (pre-norm), the path of that LayerNorm.
         core_norms: For each core that adds the residual itself, the path of the LayerNorm in the core.
-        returns_tuple: Whether the core of attention returns a tuple of its output and the attention weights.
-        arguments: Names of the arguments of a layer's ``forward`` that ``attend`` needs.
-        shared: Names of further arguments, which ``attend`` computes if they are not given, and the model computes once
-            for all layers.
-        timed_settings: Names of settings of the configuration on which a layer's latency depends, besides its sizes.
-        needs_arguments: Whether a layer cannot be run on hidden states alone.
-        interleaved: Whether the parts of a fused linear layer alternate head by head, as in DeBERTa.
-        followers: Paths of parameters and linear layers of attention whose outputs are features of its heads, besides
-            the matrices. They lose the features of the heads that are removed.
-        also_read: For matrices that layers also apply to something besides hidden states, such as DeBERTa's embeddings
-            of relative positions: (model, mask of real tokens (B, S)) -> the further inputs (R, d), and for each how
-            many tokens it stands for, (R,); ``None`` if the configuration does without.
-        head_counts: Paths of attributes with the number of heads, which must agree with the heads that are left.
-        head_widths: Paths of attributes with the features of all heads, likewise.
-        between: Runs what the model has between its layers: (model, index of the run of a layer just made, the first
-            layer's input (B, S, d), hidden states (B, S, d), mask of real tokens (B, S)) -> (B, S, d).
-        order: Returns the index of the layer that runs at each step, for models that run some layers several times in
-            a row.
-        runs_first_layers: Whether the model runs only as many of its layers as the configuration's
-            ``num_hidden_layers``, which may be changed later.
-        needs_all_heads: Whether attention is computed for all heads, including those without weights.
-        attention_table: Path from the encoder to an embedding table that only attention reads, if there is one.
-        position_modules: Paths from the encoder to what only the matrices of ``also_read`` and the followers read, such
-            as DeBERTa's relative embeddings. They are frozen if nothing reads them any more.
+        num_neurons: Name of the configuration's setting for the neurons of a feed-forward network.
         bias_settings: For each sublayer whose matrices may have no biases, the name of the configuration's setting that
             gives them biases, if there is one. When such a sublayer is dropped, a bias is made for the constant that is
             left: the mean output of its closing matrix. Without the setting, no transformers model could hold it.
+        tokenwise: Path of a module in a layer, and the name of its method that runs the feed-forward sublayer (or the
+            part of it inside the module) independently for each token; ``None`` if there is no such method.
+        returns_tuple: Whether the core of attention returns a tuple of its output and the attention weights.
+        arguments: Names of the arguments of a layer's ``forward`` that ``attend`` needs.
+        needs_arguments: Whether a layer cannot be run on hidden states alone.
+        shared_arguments: Names of further arguments, which the model computes once for all layers. ``attend`` computes
+            them itself if they are not given.
+        timed_settings: Names of settings of the configuration on which a layer's latency depends, besides its sizes.
+        followers: Paths of parameters and linear layers of attention whose outputs are features of its heads, besides
+            the matrices. They lose the features of the heads that are removed.
+        head_counts: Paths of attributes with the number of heads, which must agree with the heads that are left.
+        head_widths: Paths of attributes with the features of all heads, likewise.
+        needs_all_heads: Whether attention is computed for all heads, including those without weights.
+        also_read: For matrices that layers also apply to something besides hidden states, such as DeBERTa's embeddings
+            of relative positions: (model, mask of real tokens (B, S)) -> the further inputs (R, d), and for each how
+            many tokens it stands for, (R,); ``None`` if the configuration does without.
+        position_modules: Paths from the encoder to what only the matrices of ``also_read`` and the followers read, such
+            as DeBERTa's relative embeddings. They are frozen if nothing reads them any more.
+        attention_table: Path from the encoder to an embedding table that only attention reads, if there is one.
+        order: Returns the index of the layer that runs at each step, for models that run some layers several times in
+            a row.
+        between: Runs what the model has between its layers: (model, index of the run of a layer just made, the first
+            layer's input (B, S, d), hidden states (B, S, d), mask of real tokens (B, S)) -> (B, S, d).
+        runs_first_layers: Whether the model runs only as many of its layers as the configuration's
+            ``num_hidden_layers``, which may be changed later.
         unsupported: Returns why an encoder with this configuration cannot be pruned, or ``None`` if it can.
     """
 
@@ -118,27 +120,38 @@ class Family:
     cores: dict[Sublayer, str]
     attend: Callable[[PreTrainedModel, nn.Module, Tensor, Mapping[str, Any]], Tensor]
     feed: Callable[[nn.Module, Tensor], Tensor]
-    tokenwise: tuple[str, str] | None = None
-    num_neurons: str = "intermediate_size"
+
+    # The matrices, and the modules around them.
+    interleaved: bool = False
     norms: Mapping[Sublayer, str] = field(default_factory=dict)
     core_norms: Mapping[Sublayer, str] = field(default_factory=dict)
+    num_neurons: str = "intermediate_size"
+    bias_settings: Mapping[Sublayer, str] = field(default_factory=dict)
+
+    # How a layer is run and measured.
+    tokenwise: tuple[str, str] | None = None
     returns_tuple: bool = True
     arguments: tuple[str, ...] = ("attention_mask",)
-    shared: tuple[str, ...] = ()
-    timed_settings: tuple[str, ...] = ()
     needs_arguments: bool = False
-    interleaved: bool = False
+    shared_arguments: tuple[str, ...] = ()
+    timed_settings: tuple[str, ...] = ()
+
+    # What depends on the heads.
     followers: tuple[str, ...] = ()
-    also_read: Mapping[str, AlsoRead] = field(default_factory=dict)
     head_counts: tuple[str, ...] = ()
     head_widths: tuple[str, ...] = ()
-    between: Callable[[PreTrainedModel, int, Tensor, Tensor, Tensor], Tensor] | None = None
-    order: Callable[[PretrainedConfig], Sequence[int]] | None = None
-    runs_first_layers: bool = False
     needs_all_heads: bool = False
-    attention_table: str | None = None
+
+    # Positions that attention reads besides hidden states.
+    also_read: Mapping[str, AlsoRead] = field(default_factory=dict)
     position_modules: tuple[str, ...] = ()
-    bias_settings: Mapping[Sublayer, str] = field(default_factory=dict)
+    attention_table: str | None = None
+
+    # Which layers run, and what runs between them.
+    order: Callable[[PretrainedConfig], Sequence[int]] | None = None
+    between: Callable[[PreTrainedModel, int, Tensor, Tensor, Tensor], Tensor] | None = None
+    runs_first_layers: bool = False
+
     unsupported: Callable[[PretrainedConfig], str | None] | None = None
 
     @property

@@ -34,10 +34,10 @@ MODERNBERT = Family(
     cores={"attention": "attn", "ffn": "mlp"},
     attend=_attend,
     feed=_feed,
-    tokenwise=("mlp", "forward"),
     norms={"attention": "attn_norm", "ffn": "mlp_norm"},
+    bias_settings={"attention": "attention_bias", "ffn": "mlp_bias"},
+    tokenwise=("mlp", "forward"),
     arguments=("attention_mask", "position_embeddings"),
     needs_arguments=True,
     timed_settings=("local_attention",),
-    bias_settings={"attention": "attention_bias", "ffn": "mlp_bias"},
 )

@@ -22,11 +22,12 @@ from torch import Tensor
 from torchmetrics.functional.regression import spearman_corrcoef
 
 from pgb_lightning.compensation.fit import SublayerFit
-from pgb_lightning.compensation.streams import Stream, runs_of
+from pgb_lightning.compensation.streams import Stream
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.family import SUBLAYERS
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.dense_reference import DenseReference, Evaluation
+from pgb_lightning.experiments.layer_runs import runs_of
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.search.candidates import Candidate, list_candidates
 from pgb_lightning.shapes import Groups

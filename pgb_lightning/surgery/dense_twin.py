@@ -71,9 +71,8 @@ def _make_dense(encoder: Encoder) -> None:
             parameter.requires_grad_(trained.get(name, any(trained.values()) or not trained))
         for module in new.modules():
             if getattr(module, "config", None) is dense.model.config:
-                vars(module)["config"] = (
-                    encoder.model.config
-                )  # whose settings, such as the attention, may be changed later
+                # set_attn_implementation changes the model's own configuration.
+                vars(module)["config"] = encoder.model.config
         new.train(layer.training)
     for layer, new in zip(old, dense.layers, strict=True):
         # The object stays the same, under all its names and for compiled wrappers, which keep calling it.

@@ -31,20 +31,22 @@ def switch_on_biases(encoder: Encoder) -> None:
     for model in models:
         for setting in settings:
             setattr(model.config, setting, True)
-    inside = set(encoder.stack.modules())
     for model in models:
-        with torch.device("meta"):
-            like = transformers_class(type(model))(model.config)
-        for name, module in like.named_modules():
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                own = dict(model.named_modules()).get(name)
-                if (
-                    isinstance(own, nn.Linear)
-                    and own not in inside
-                    and dict(own.named_parameters()).get("bias") is None
-                ):
-                    zeros = own.weight.new_zeros(own.out_features)
-                    own.bias = nn.Parameter(zeros, requires_grad=own.weight.requires_grad)
+        _add_zero_biases(model, outside=encoder.stack)
+
+
+def _add_zero_biases(model: PreTrainedModel, outside: nn.Module) -> None:
+    """Add biases of zeros to the linear layers that have one according to the configuration, outside of a module."""
+    with torch.device("meta"):
+        like = transformers_class(type(model))(model.config)
+    inside, modules = set(outside.modules()), dict(model.named_modules())
+    for name, module in like.named_modules():
+        own = modules.get(name)
+        if not isinstance(module, nn.Linear) or not isinstance(own, nn.Linear) or own in inside:
+            continue
+        if module.bias is not None and dict(own.named_parameters()).get("bias") is None:
+            zeros = own.weight.new_zeros(own.out_features)
+            own.bias = nn.Parameter(zeros, requires_grad=own.weight.requires_grad)
 
 
 def _has_made_bias(encoder: Encoder, closing: str) -> bool:

@@ -124,9 +124,9 @@ OWN = Family(
     cores={"attention": "attention", "ffn": "gated"},
     attend=attend,
     feed=feed,
-    tokenwise=("gated", "forward"),
-    num_neurons="neurons",
     norms={"attention": "first", "ffn": "second"},
+    num_neurons="neurons",
+    tokenwise=("gated", "forward"),
     returns_tuple=False,
     arguments=("mask",),
 )

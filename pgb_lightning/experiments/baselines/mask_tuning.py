@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from pgb_lightning.calibration.collect import LayerInput
-from pgb_lightning.compensation.streams import Stream, captured, runs_of
+from pgb_lightning.compensation.streams import Stream, captured
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.family import Sublayer
+from pgb_lightning.experiments.layer_runs import runs_of
 from pgb_lightning.layers.matrix import as_matrix
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery.apply import prune_sublayer
