@@ -1,4 +1,4 @@
-"""Inputs that a matrix reads besides hidden states: DeBERTa applies Q and K to its relative positions, too.
+"""Inputs that a matrix reads besides hidden states, such as DeBERTa's embeddings of relative positions.
 
 They are the same in the dense and in the pruned model. Without them, a refitted matrix would be right for the tokens
 and wrong for the positions.
@@ -28,7 +28,7 @@ def add_further_inputs(
 
     Args:
         moments: Moments of the hidden states in the pruned and in the dense model, finished.
-        inputs: Moments of those in the dense model alone, finished.
+        inputs: Moments of the hidden states in the dense model alone, finished.
         read: Returns the further inputs, given the mask of real tokens of a batch, and how often each counts.
         streams: The calibration samples.
         all_reduce: Sums a tensor over the processes that share the calibration.
@@ -58,7 +58,7 @@ def _of_rows(like: Moments, rows: Tensor, counts: Tensor) -> Moments:
     """Return the moments of inputs that are their own targets, finished.
 
     Args:
-        like: Moments whose blocks they are to have.
+        like: Moments with the blocks that the result has.
         rows: The inputs, (R, M).
         counts: How many times each input counts, (R,).
     """

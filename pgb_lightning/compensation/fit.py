@@ -190,10 +190,10 @@ class SublayerFit:
         return self.encoder.matrix_in(self.original, kind)
 
     def _refit_opening(self, kinds: list[str], streams: list[Stream]) -> None:
-        """Refit Q, K and V, or W1: they read the sublayer's input, so no layer needs to run.
+        """Refit Q, K and V, or W1 and W3: they read the sublayer's input, so no layer needs to run.
 
         They share the moments of the dense inputs X and the pruned inputs X̂. The targets are X W, so X̂ᵀY is X̂ᵀX W.
-        What some of them read besides is added to the moments of those.
+        If a matrix also reads other inputs (``Family.also_read``), these are added to its moments.
         """
         width = self.dense(kinds[0]).in_features
         everything = torch.arange(width, device=self.encoder.model.device).view(1, -1)

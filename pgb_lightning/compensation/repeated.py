@@ -14,7 +14,7 @@ from pgb_lightning.compensation.streams import Stream
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.family import SUBLAYERS
 
-#: Most fits of a layer that runs several times. More changed next to nothing.
+#: Most fits of a layer that runs several times. A fourth one changed next to nothing.
 MAX_FITS = 3
 
 
@@ -55,8 +55,8 @@ def fit_runs(
         inputs = [_states(encoder, encoder.layers[layer], stream, stream.pruned, steps) for stream in streams]
         pairs = (
             (own[stream.tokens], dense[stream.tokens])
-            for stream, *states in zip(streams, inputs, targets, strict=True)
-            for own, dense in zip(*(each[1:] for each in states), strict=True)
+            for stream, after, wanted in zip(streams, inputs, targets, strict=True)
+            for own, dense in zip(after[1:], wanted[1:], strict=True)  # the first states are before all runs
         )
         error = relative_error(pairs, encoder.hidden_size, encoder.model.device, all_reduce)
         if error >= best:
@@ -82,9 +82,10 @@ def _runs(stream: Stream, dense: list[Tensor], own: list[Tensor], steps: list[in
 def _states(encoder: Encoder, layer: nn.Module, stream: Stream, hidden: Tensor, steps: list[int]) -> list[Tensor]:
     """Return the states of a stream before each run of a layer, and after the last."""
     states = []
-    for stream.step in steps:
-        if stream.step > steps[0]:
-            hidden, _ = stream.pass_on(encoder, stream.step - 1, hidden, hidden)
+    for step in steps:
+        stream.step = step
+        if step > steps[0]:
+            hidden, _ = stream.pass_on(encoder, step - 1, hidden, hidden)
         states.append(hidden)
         for name in SUBLAYERS:
             hidden = stream.run(encoder, layer, name, hidden)

@@ -157,8 +157,12 @@ class Encoder(Sizes):
     def _columns(self, fused: nn.Linear, kind: str) -> Columns:
         """Return the outputs of a dense fused linear layer that belong to a part."""
         parts = self.family.parts(kind)
-        block = self.head_size if self.family.interleaved else None
-        return part_columns(fused.out_features, parts.index(kind), len(parts), block, fused.weight.device)
+        return part_columns(fused.out_features, parts.index(kind), len(parts), self._part_block, fused.weight.device)
+
+    @property
+    def _part_block(self) -> int | None:
+        """Consecutive outputs of a part of a fused linear layer, if its parts are interleaved."""
+        return self.head_size if self.family.interleaved else None
 
     def find_matrix(self, layer: int, kind: str) -> nn.Module | None:
         """Return the layer that holds a matrix, or ``None`` if it was removed with its sublayer."""
@@ -192,7 +196,7 @@ class Encoder(Sizes):
                 new = modules[kinds[0]]
             else:
                 parts = {kind: modules[kind] if kind in modules else self.matrix(layer, kind) for kind in kinds}
-                new = join_parts(old, parts, self.head_size if self.family.interleaved else None)
+                new = join_parts(old, parts, self._part_block)
             replace_module(old, new, self.roots)
 
     def store(self, layer: int, kind: str, part: nn.Module) -> None:

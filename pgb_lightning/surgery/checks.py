@@ -20,7 +20,8 @@ def check_prunable(encoder: Encoder) -> None:
     """Require plain linear layers everywhere: an encoder that is dense, or pruned to fewer heads, neurons or sublayers.
 
     Raises:
-        ValueError: If it has been pruned in another way, or another library has replaced its layers.
+        ValueError: If its configuration is not supported, the model does not run all of its layers, it has been pruned
+            in another way, or another library has replaced its layers.
     """
     reason = None if encoder.family.unsupported is None else encoder.family.unsupported(encoder.model.config)
     if reason is not None:
