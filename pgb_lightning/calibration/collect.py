@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from pgb_lightning.calibration.attention import check_attention
 from pgb_lightning.calibration.hooks import EncoderCall, EncoderCalls, MomentSums, calibration_hooks
 from pgb_lightning.calibration.moments import AllReduce
+from pgb_lightning.calibration.same_layers import layer_outputs, why_not_same
 from pgb_lightning.calibration.signal import Counts, check_usable
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.modes import eval_mode, uncompiled
@@ -110,9 +112,10 @@ def calibrate(
         add the squares of its widths.
 
     Raises:
-        ValueError: If the attention implementation cannot be used, there are no batches, the loss of all batches is
-            ``None``, no sample has a gradient, a loss, gradient or statistic is not finite, or the device runs out of
-            memory. Where one batch is the cause, the message names it.
+        ValueError: If the attention implementation cannot be used, the family runs the layers differently from the
+            model, there are no batches, the loss of all batches is ``None``, no sample has a gradient, a loss, gradient
+            or statistic is not finite, or the device runs out of memory. Where one batch is the cause, the message
+            names it.
     """
     check_attention(encoder)
     squares = {
@@ -127,10 +130,13 @@ def calibrate(
     with (
         eval_mode(encoder.model),
         calibration_hooks(encoder, squares, sums) as calls,
+        ExitStack() as first_batch,
         uncompiled(),
         torch.enable_grad(),
     ):
+        outputs = first_batch.enter_context(layer_outputs(encoder, calls))
         for number, batch in enumerate(batches):
+            outputs.states.clear()
             calls.clear()  # the hooks add the calls of this batch while the loss is computed
             try:
                 problem = _add_batch(number, loss(batch), calls, sums, counts)
@@ -142,8 +148,15 @@ def calibrate(
                 break
             for call in calls:
                 if tokens < max_tokens:
-                    inputs.append(_layer_input(call))
-                    tokens += int(inputs[-1].tokens.sum())
+                    inputs.append(given := _layer_input(call))
+                    tokens += int(given.tokens.sum())
+                    if len(inputs) == 1:
+                        first_batch.close()
+                        mask = call.token_mask()
+                        problem = why_not_same(encoder, given.hidden, given.tokens, given.arguments, outputs, mask)
+                        outputs.states.clear()
+            if problem:
+                break
     device = encoder.model.device
     _raise_on_all_processes(problem, all_reduce, device)
     counts = counts.reduced(all_reduce, device)

@@ -1,0 +1,105 @@
+"""Check on the first calibration batch that a family runs layers as the model does: compensation relies on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pgb_lightning.calibration.hooks import EncoderCalls
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.family import SUBLAYERS
+
+#: Largest relative difference of the outputs of a layer, in single precision and in a lower one. Rounding makes at most
+#: a tenth of it.
+TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3}
+LOW_PRECISION = 0.1
+
+_REMEDY = (
+    "Correct attend, feed, arguments or between of the Family (docs/extending.md), or remove hooks and other changes "
+    "of the layer that the Family does not know."
+)
+
+
+@dataclass
+class Outputs:
+    """What the layers of a model return in the first call of the encoder in a batch.
+
+    Args:
+        states: The hidden states after each run of a layer, (B, S, d).
+        uses_autocast: Whether the model ran under autocast.
+    """
+
+    states: list[Tensor] = field(default_factory=list)
+    uses_autocast: bool = False
+
+
+@contextmanager
+def layer_outputs(encoder: Encoder, calls: EncoderCalls) -> Iterator[Outputs]:
+    """Record what the layers return in the first of the encoder's calls.
+
+    Args:
+        encoder: The dense encoder.
+        calls: The calls, which the hooks of calibration add to before a layer runs.
+    """
+    found = Outputs()
+
+    def record(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        if torch.is_grad_enabled() and len(calls) == 1 and not calls.in_backward:
+            states = output[0] if isinstance(output, tuple) else output
+            found.states.append(states.detach())
+            found.uses_autocast |= torch.is_autocast_enabled(states.device.type)
+
+    handles = [layer.register_forward_hook(record) for layer in encoder.layers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def why_not_same(
+    encoder: Encoder, hidden: Tensor, tokens: Tensor, arguments: Sequence[dict[str, Any]], found: Outputs, mask: Tensor
+) -> str | None:
+    """Return why the family does not compute what the layers of the model return, or ``None`` if it does.
+
+    Args:
+        encoder: The dense encoder.
+        hidden: The first layer's input, (B, S, d), as it is stored for compensation: padding may be cut off.
+        tokens: True at its real tokens, (B, S).
+        arguments: The stored arguments of each run of a layer.
+        found: What the layers returned.
+        mask: True at the real tokens of these outputs.
+    """
+    device = encoder.model.device
+    first = states = hidden.to(device)
+    tokens = tokens.to(device)
+    tolerance = LOW_PRECISION if found.uses_autocast else TOLERANCES.get(states.dtype, LOW_PRECISION)
+    if len(found.states) != len(encoder.order):
+        return (
+            f"The layers of the encoder at {encoder.where} do not run in the order {list(encoder.order)} that the "
+            f"Family of {encoder.model_type!r} says. Correct order of the Family (docs/extending.md)."
+        )
+    for step, (number, given, output) in enumerate(zip(encoder.order, arguments, found.states, strict=True)):
+        where = f"Layer {number} of the encoder at {encoder.where}"
+        try:
+            for sublayer in SUBLAYERS:
+                states = encoder.run(encoder.layers[number], sublayer, states, given)
+            run, own = states[tokens].double(), output[mask.to(device)].double()
+            difference = float((run - own).norm() / own.norm().clamp_min(1e-12))
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return f"{where} cannot be run as the Family of {encoder.model_type!r} says: {error}. {_REMEDY}"
+        if not difference <= tolerance:
+            return (
+                f"{where} returns other hidden states than the Family of {encoder.model_type!r} computes for it: they "
+                f"differ by {difference:.2%}. {_REMEDY}"
+            )
+        states = encoder.pass_on(step, first, states, tokens)
+    return None
