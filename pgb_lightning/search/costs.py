@@ -8,7 +8,7 @@ from pgb_lightning.config import PruningConfig
 from pgb_lightning.cost import dense_cost, encoder_cost
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.family import SUBLAYERS, Sublayer
-from pgb_lightning.latency import latency_ratio
+from pgb_lightning.latency import latency_ratio, layer_arguments
 from pgb_lightning.plan import MatrixPlan
 from pgb_lightning.search.candidates import Candidate, CandidateCost
 from pgb_lightning.search.latency_table import measure_table
@@ -75,13 +75,16 @@ def _dense_candidate(encoder: Encoder, layer: int, sublayer: Sublayer) -> Candid
 
 
 def check_target(encoder: Encoder, config: PruningConfig) -> None:
-    """Require that more is to be removed from a pruned encoder than has been removed before.
+    """Require that latency can be measured, and more is removed from a pruned encoder than has been removed before.
 
     The target always refers to the dense encoder.
 
     Raises:
-        ValueError: If it is not; the message has both numbers.
+        ValueError: If the model does not take texts of ``latency_length``, or no more is to be removed; the message has
+            both numbers.
     """
+    if config.budget == "latency":
+        _check_length(encoder, config.latency_length)
     if not is_pruned(encoder):
         return
     removed, slack = 1 - _kept_fraction(encoder, config), config.tolerance
@@ -101,6 +104,22 @@ def check_target(encoder: Encoder, config: PruningConfig) -> None:
         "re-finetune it as it is, leave out PGBCallback (or the call of prune), or resume with ckpt_path. To prune it "
         "differently, start from the dense fine-tuned model."
     )
+
+
+def _check_length(encoder: Encoder, length: int) -> None:
+    """Require that the model takes texts of a length, if it must run for its layers to be measured.
+
+    Raises:
+        ValueError: If it does not; the message has the longest length.
+    """
+    if length > encoder.max_length:
+        try:
+            layer_arguments(encoder, 1, length)
+        except (IndexError, RuntimeError) as error:  # others have relative or rotary positions
+            raise ValueError(
+                f"latency_length={length}: the encoder at {encoder.where} takes at most {encoder.max_length} tokens. "
+                f"Use latency_length={encoder.max_length} or less. ({error})"
+            ) from error
 
 
 def _kept_fraction(encoder: Encoder, config: PruningConfig) -> float:
