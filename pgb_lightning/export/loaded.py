@@ -78,14 +78,16 @@ def _may_be_missing(encoder: Encoder, key: str) -> bool:
 def _may_be_left_over(encoder: Encoder, key: str) -> bool:
     """Return whether a tensor may be stored in vain: that of a head, or of a module that the model does not have."""
     path = _path_in(encoder, key)
+    if path is None:
+        return True
     owner: Any = encoder.model
-    for name in [] if path is None else path.split(".")[:-1]:
-        owner = getattr(owner, name, encoder)
-        if owner is None:  # such as the pooler
-            return True
-        if not isinstance(owner, nn.Module):
+    for name in path.split(".")[:-1]:
+        if not hasattr(owner, name):
             return False
-    return path is None
+        owner = getattr(owner, name)
+        if not isinstance(owner, nn.Module):
+            return owner is None  # such as the pooler
+    return False
 
 
 def _check_indices(layer: GroupedLinear, what: str, where: str) -> None:
