@@ -14,6 +14,7 @@ from pgb_lightning.calibration.collect import LayerInput
 from pgb_lightning.calibration.moments import AllReduce, Moments
 from pgb_lightning.compensation.also_read import add_further_inputs
 from pgb_lightning.compensation.errors import FitErrors, relative_error
+from pgb_lightning.compensation.head_check import check_heads
 from pgb_lightning.compensation.least_squares import LeastSquares
 from pgb_lightning.compensation.repeated import fit_runs
 from pgb_lightning.compensation.ridge import SplitMoments, choose_ridge
@@ -60,13 +61,14 @@ def compensate(
         errors: Records the remaining errors, if given.
 
     Raises:
-        ValueError: If the plan does not fit the encoder.
+        ValueError: If the plan does not fit the encoder, or the family does not say all that depends on the heads.
     """
     check_plan(encoder, plan)
     streams = [Stream(given, encoder.model.device, hold_out=ridge == "auto") for given in inputs]
     originals: list[nn.Module] = []
     dense = [layer.state_dict() for layer in encoder.layers]  # the tensors themselves, without a copy
     exact = True  # nothing is pruned so far, so both streams are equal and need no refit
+    heads_checked = False
     with eval_mode(encoder.model), torch.no_grad(), undone_on_error(encoder):
         try:
             for layer in track(range(plan.num_layers)):
@@ -95,6 +97,9 @@ def compensate(
                     continue
                 for stream in streams:
                     stream.go_to(encoder, list(encoder.order).index(layer))
+                if streams and not heads_checked:
+                    left = features[encoder.sublayers["attention"][-1]]
+                    heads_checked = check_heads(encoder, layer, originals[layer], left, streams[0])
                 for name, sublayer in fits.items():
                     exact = exact and name not in changed
                     _fit_all([sublayer], exact, streams)
