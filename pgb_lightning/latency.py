@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -156,8 +155,8 @@ def layer_arguments(encoder: Encoder, batch_size: int, length: int) -> list[dict
     if not (encoder.family.needs_arguments or encoder.family.shared_arguments):
         return [{} for _ in encoder.order]
 
-    def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = {**dict(zip(inspect.signature(layer.forward).parameters, args, strict=False)), **kwargs}
+    def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = encoder.arguments_of(args, kwargs)
         found.append({name: given[name] for name in needed if name in given})
 
     padding = getattr(encoder.model.config, "pad_token_id", None)

@@ -192,7 +192,7 @@ def calibration_hooks(
     calls = EncoderCalls(squares)
     encoder_mask: list[Tensor | None] = [None]
     layers, order = encoder.layers, list(encoder.order)
-    parameters = list(inspect.signature(layers[0].forward).parameters)  # hidden states first
+    repeated = {layer for layer in order if order.count(layer) > 1}
 
     def record_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
@@ -204,19 +204,19 @@ def calibration_hooks(
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if not torch.is_grad_enabled():  # a pass that the loss does not depend on, such as that of a teacher
             return args, kwargs
-        calls.run = (calls.run + 1) % len(order) if encoder.num_runs(layer) > 1 else order.index(layer)
-        arguments = {**dict(zip(parameters, args, strict=False)), **kwargs}
-        hidden = arguments[parameters[0]]
+        calls.run = (calls.run + 1) % len(order) if layer in repeated else order.index(layer)
+        arguments = encoder.arguments_of(args, kwargs)
+        name, hidden = next(iter(arguments.items()))
         if calls.run == 0:
             if not hidden.requires_grad:  # Else it stays connected: a step may ask for the gradient of the embeddings.
                 hidden = hidden.detach().requires_grad_()
             calls.append(EncoderCall(hidden, encoder_mask[0]))
         if not calls.in_backward:  # where a checkpointed layer runs again
-            needed = [name for name in encoder.family.arguments if name in arguments]
-            calls[-1].arguments.append({name: calls[-1].detached(arguments[name]) for name in needed})
+            needed = [each for each in encoder.family.arguments if each in arguments]
+            calls[-1].arguments.append({each: calls[-1].detached(arguments[each]) for each in needed})
         if args:
             return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, parameters[0]: hidden}
+        return args, {**kwargs, name: hidden}
 
     def accumulate(
         matrices: dict[tuple[int, str], Columns | None],
@@ -240,7 +240,7 @@ def calibration_hooks(
                     return
                 for key, columns in matrices.items():
                     part = gradient if columns is None else gradient[..., columns]
-                    if encoder.num_runs(key[0]) > 1:
+                    if key[0] in repeated:
                         call.repeated.setdefault(key, []).append((inputs, part))
                     else:
                         add_squares(squares[key], inputs, part)

@@ -16,13 +16,24 @@ from pgb_lightning.encoders.family import SUBLAYERS
 
 #: Largest relative difference of the outputs of a layer, in single precision and in a lower one. Rounding makes at most
 #: a tenth of it.
-TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3}
-LOW_PRECISION = 0.1
+_TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3}
+_LOW_PRECISION = 0.1
 
 _REMEDY = (
     "Correct attend, feed, arguments or between of the Family (docs/extending.md), or remove hooks and other changes "
     "of the layer that the Family does not know."
 )
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """Return the norm of the difference of two tensors, divided by the norm of the expected one."""
+    expected = expected.double()
+    return float((found.double() - expected).norm() / expected.norm().clamp_min(1e-12))
+
+
+def rounding_tolerance(dtype: torch.dtype, uses_autocast: bool = False) -> float:
+    """Return the largest relative difference that rounding may explain."""
+    return _LOW_PRECISION if uses_autocast else _TOLERANCES.get(dtype, _LOW_PRECISION)
 
 
 @dataclass
@@ -79,7 +90,7 @@ def why_not_same(
     device = encoder.model.device
     first = states = hidden.to(device)
     tokens = tokens.to(device)
-    tolerance = LOW_PRECISION if found.uses_autocast else TOLERANCES.get(states.dtype, LOW_PRECISION)
+    tolerance = rounding_tolerance(states.dtype, found.uses_autocast)
     if len(found.states) != len(encoder.order):
         return (
             f"The layers of the encoder at {encoder.where} do not run in the order {list(encoder.order)} that the "
@@ -90,8 +101,7 @@ def why_not_same(
         try:
             for sublayer in SUBLAYERS:
                 states = encoder.run(encoder.layers[number], sublayer, states, given)
-            run, own = states[tokens].double(), output[mask.to(device)].double()
-            difference = float((run - own).norm() / own.norm().clamp_min(1e-12))
+            difference = relative_difference(states[tokens], output[mask.to(device)])
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise

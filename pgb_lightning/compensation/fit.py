@@ -26,11 +26,12 @@ from pgb_lightning.layers.linear import ConstantLinear
 from pgb_lightning.layers.matrix import BlockIndex, MatrixLayer, as_matrix
 from pgb_lightning.modes import eval_mode
 from pgb_lightning.plan import MatrixPlan, PruningPlan
-from pgb_lightning.surgery.apply import prune_layer, select_features
+from pgb_lightning.surgery.apply import prune_layer
 from pgb_lightning.surgery.build import undone_on_error
 from pgb_lightning.surgery.checks import check_plan
 from pgb_lightning.surgery.finish import finish
 from pgb_lightning.surgery.folding import Hidden
+from pgb_lightning.surgery.new_layers import select_features
 
 
 def compensate(

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from pgb_lightning.calibration.same_layers import LOW_PRECISION, TOLERANCES
+from pgb_lightning.calibration.same_layers import relative_difference, rounding_tolerance
 from pgb_lightning.compensation.streams import Stream
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.surgery.folding import Hidden
@@ -49,9 +49,8 @@ def check_heads(encoder: Encoder, layer: int, original: nn.Module, features: Hid
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise ValueError(_message(encoder, layer, f"does not run without some of its heads: {error}")) from error
-    wanted = stream.real(expected).double()
-    difference = float((stream.real(found).double() - wanted).norm() / wanted.norm().clamp_min(1e-12))
-    if not difference <= TOLERANCES.get(expected.dtype, LOW_PRECISION):
+    difference = relative_difference(stream.real(found), stream.real(expected))
+    if not difference <= rounding_tolerance(expected.dtype):
         raise ValueError(
             _message(encoder, layer, f"mixes its heads if some are removed: outputs differ by {difference:.2%}")
         )

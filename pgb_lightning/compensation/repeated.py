@@ -45,14 +45,14 @@ def fit_runs(
     steps = [step for step, number in enumerate(encoder.order) if number == layer]
     for stream in streams:
         stream.go_to(encoder, steps[0])
-    targets = [_states(encoder, original, stream, stream.dense, steps) for stream in streams]
+    targets = [states_of_runs(encoder, original, stream, stream.dense, steps) for stream in streams]
     # The first run's input is known.
     inputs = [[stream.pruned, *dense[1:]] for stream, dense in zip(streams, targets, strict=True)]
     best, kept, ends = math.inf, _copy_of(encoder.layers[layer]), [states[-1] for states in inputs]
     for _ in range(MAX_FITS):
         recorded = copy.deepcopy(errors)
-        fit([run for parts in zip(streams, targets, inputs, strict=True) for run in _runs(*parts, steps)])
-        inputs = [_states(encoder, encoder.layers[layer], stream, stream.pruned, steps) for stream in streams]
+        fit([run for parts in zip(streams, targets, inputs, strict=True) for run in runs_between(*parts, steps)])
+        inputs = [states_of_runs(encoder, encoder.layers[layer], stream, stream.pruned, steps) for stream in streams]
         pairs = (
             (own[stream.tokens], dense[stream.tokens])
             for stream, after, wanted in zip(streams, inputs, targets, strict=True)
@@ -70,7 +70,7 @@ def fit_runs(
         stream.dense, stream.pruned = dense[-1], end
 
 
-def _runs(stream: Stream, dense: list[Tensor], own: list[Tensor], steps: list[int]) -> list[Stream]:
+def runs_between(stream: Stream, dense: list[Tensor], own: list[Tensor], steps: list[int]) -> list[Stream]:
     """Return a stream for each run, given the states before each run, and after the last."""
     runs = []
     for number, step in enumerate(steps):
@@ -79,7 +79,9 @@ def _runs(stream: Stream, dense: list[Tensor], own: list[Tensor], steps: list[in
     return runs
 
 
-def _states(encoder: Encoder, layer: nn.Module, stream: Stream, hidden: Tensor, steps: list[int]) -> list[Tensor]:
+def states_of_runs(
+    encoder: Encoder, layer: nn.Module, stream: Stream, hidden: Tensor, steps: list[int]
+) -> list[Tensor]:
     """Return the states of a stream before each run of a layer, and after the last."""
     states = []
     for step in steps:

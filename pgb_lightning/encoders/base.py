@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -66,6 +67,12 @@ class Encoder(Sizes):
         if sublayer == "attention":
             return self.family.attend(self.model, layer, hidden, arguments or {})
         return self.family.feed(layer, hidden)
+
+    def arguments_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call of a layer by name, the hidden states first."""
+        parameters = signature(self.layers[0].forward).parameters
+        given = {**dict(zip(parameters, args, strict=False)), **kwargs}
+        return {name: given[name] for name in parameters if name in given} | given
 
     def pass_on(self, step: int, first: Tensor, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Return what the next layer is given of the output of a layer.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pgb_lightning.encoders.family import Family
+from pgb_lightning.encoders.nomic_bert import NOMIC_BERT
 
 
 def _attend(_: PreTrainedModel, layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> Tensor:
@@ -19,24 +20,10 @@ def _feed(layer: nn.Module, hidden: Tensor) -> Tensor:
     return hidden + layer.mlp(layer.post_attention_layernorm(hidden))  # type: ignore[no-any-return, operator]
 
 
-EUROBERT = Family(
-    layers="layers",
-    paths={
-        "Q": "self_attn.q_proj",
-        "K": "self_attn.k_proj",
-        "V": "self_attn.v_proj",
-        "O": "self_attn.o_proj",
-        "W1": "mlp.gate_proj",
-        "W3": "mlp.up_proj",
-        "W2": "mlp.down_proj",
-    },
-    cores={"attention": "self_attn", "ffn": "mlp"},
+EUROBERT = replace(
+    NOMIC_BERT,  # the same matrices
     attend=_attend,
     feed=_feed,
     norms={"attention": "input_layernorm", "ffn": "post_attention_layernorm"},
     bias_settings={"attention": "attention_bias", "ffn": "mlp_bias"},
-    tokenwise=("mlp", "forward"),
-    arguments=("attention_mask", "position_embeddings"),
-    needs_arguments=True,
-    runs_first_layers=True,
 )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import nn
 
+from pgb_lightning.compensation.repeated import runs_between, states_of_runs
 from pgb_lightning.compensation.streams import Stream
 from pgb_lightning.encoders.base import Encoder
-from pgb_lightning.encoders.family import SUBLAYERS
 
 
 def runs_of(encoder: Encoder, layer: int, original: nn.Module, streams: list[Stream]) -> list[Stream]:
@@ -30,11 +28,8 @@ def runs_of(encoder: Encoder, layer: int, original: nn.Module, streams: list[Str
         return streams
     runs = []
     for stream in streams:
-        for step in steps:
-            stream.go_to(encoder, step)
-            stream.pruned = stream.dense
-            runs.append(copy.copy(stream))
-            for name in SUBLAYERS:
-                stream.dense = stream.run(encoder, original, name, stream.dense)
-        stream.pruned = stream.dense
+        stream.go_to(encoder, steps[0])
+        states = states_of_runs(encoder, original, stream, stream.dense, steps)
+        runs += runs_between(stream, states, states, steps)
+        stream.dense = stream.pruned = states[-1]
     return runs

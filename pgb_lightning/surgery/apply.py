@@ -13,10 +13,11 @@ from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.layers.linear import GroupedLinear
 from pgb_lightning.layers.matrix import as_matrix
 from pgb_lightning.plan import MatrixPlan, PruningPlan
-from pgb_lightning.surgery.build import blank_layer, install
+from pgb_lightning.surgery.build import install
 from pgb_lightning.surgery.checks import check_plan
 from pgb_lightning.surgery.finish import finish
 from pgb_lightning.surgery.folding import Hidden, fold
+from pgb_lightning.surgery.new_layers import blank_layer, select_features
 from pgb_lightning.surgery.structure import SublayerStructure
 
 
@@ -91,27 +92,6 @@ def prune_sublayer(
     is_dropped = SublayerStructure.of_folded(encoder, sublayer, folded).is_dropped
     install(encoder, layer, sublayer, modules, is_dropped, folded.hidden)
     return {kind: folded.features(kind) for kind in folded.matrices}
-
-
-@torch.no_grad()
-def select_features(linear: nn.Linear, features: Hidden, of_inputs: bool) -> nn.Linear:
-    """Return a layer with some inputs or outputs of another, in the given order.
-
-    Args:
-        linear: The layer.
-        features: The inputs or outputs; ``None`` returns the layer itself.
-        of_inputs: Whether inputs are selected, or outputs.
-    """
-    if features is None:
-        return linear
-    index = torch.tensor(features, device=linear.weight.device)
-    weight = linear.weight.index_select(int(of_inputs), index)
-    selected = blank_layer(linear, (weight.shape[1], weight.shape[0]), None)
-    assert isinstance(selected, nn.Linear)
-    selected.weight.copy_(weight)
-    if linear.bias is not None:
-        selected.bias.copy_(linear.bias if of_inputs else linear.bias[index])
-    return selected
 
 
 @torch.no_grad()

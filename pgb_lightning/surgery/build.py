@@ -5,18 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pgb_lightning._compat import has_forward_hooks
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.family import Sublayer
 from pgb_lightning.encoders.wrappers import replace_module
 from pgb_lightning.layers.dropped import DroppedCore
-from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
-from pgb_lightning.layers.matrix import REMOVED, BlockShape, as_matrix
 from pgb_lightning.layers.token_chunks import TokenChunks
 from pgb_lightning.surgery.heads import follow_heads, save_heads
 
@@ -46,57 +42,6 @@ def install(
         follow_heads(encoder, layer, features)
     if sublayer == "ffn":
         use_token_chunks(encoder, layer)
-
-
-@torch.inference_mode(False)  # A model that is loaded in inference mode can be trained, with or without pruning.
-def blank_layer(
-    old: nn.Module, size: tuple[int, int], shape: BlockShape | None, make_bias: bool = False
-) -> nn.Linear | GroupedLinear | ConstantLinear:
-    """Return a layer of a given structure, whose weights are still to be set, to replace another one.
-
-    Args:
-        old: The layer to replace; it determines the bias, the device, the data type, the mode, and which parameters
-            require gradients.
-        size: M and N.
-        shape: The block shape; ``REMOVED`` if the matrix is removed, ``None`` if it is dense.
-        make_bias: Whether a removed matrix gets a bias if the old layer has none.
-
-    Raises:
-        ValueError: If the blocks do not fit the matrix.
-    """
-    rows, columns = size
-    first = like_tensor(old)
-    device, dtype = first.device, first.dtype
-    bias = as_matrix(old).bias is not None or (make_bias and shape == REMOVED)
-    blank: nn.Linear | GroupedLinear | ConstantLinear
-    if shape is None:
-        blank = nn.Linear(rows, columns, bias=bias, device=device, dtype=dtype)
-    elif shape == REMOVED:
-        blank = ConstantLinear(rows, columns, bias=bias, device=device, dtype=dtype)
-    else:
-        blank = GroupedLinear(
-            rows,
-            columns,
-            num_groups=shape.groups,
-            block_in=shape.inputs,
-            block_out=shape.outputs,
-            bias=bias,
-            device=device,
-            dtype=dtype,
-        )
-    trained = {name: parameter.requires_grad for name, parameter in old.named_parameters()}
-    for name, parameter in blank.named_parameters():
-        parameter.requires_grad_(trained.get(name, any(trained.values()) or not trained))
-    blank.train(old.training)
-    return blank
-
-
-def like_tensor(module: nn.Module) -> Tensor:
-    """Return a tensor of a module that tells its device and data type.
-
-    Without biases, all that is left of a pruned module may be the empty weights of removed matrices, which are buffers.
-    """
-    return next(t for t in chain(module.parameters(), module.buffers()) if t.is_floating_point())
 
 
 def drop_sublayer(encoder: Encoder, layer: int, sublayer: Sublayer) -> None:

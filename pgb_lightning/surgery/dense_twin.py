@@ -13,10 +13,10 @@ from pgb_lightning._compat import forget_output_hooks
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder, find_encoders
 from pgb_lightning.layers.matrix import as_matrix
-from pgb_lightning.surgery.build import like_tensor
 from pgb_lightning.surgery.checks import is_pruned
 from pgb_lightning.surgery.finish import undo_finish
 from pgb_lightning.surgery.made_biases import switch_on_biases
+from pgb_lightning.surgery.new_layers import keep_training_state, like_tensor
 from pgb_lightning.surgery.record import dense_encoder
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -66,14 +66,11 @@ def _make_dense(encoder: Encoder) -> None:
             assert isinstance(target, nn.Linear)
             _fill(target, encoder.find_matrix(number, kind))
             dense.store(number, kind, target)
-        trained = {name: parameter.requires_grad for name, parameter in layer.named_parameters()}
-        for name, parameter in new.named_parameters():
-            parameter.requires_grad_(trained.get(name, any(trained.values()) or not trained))
+        keep_training_state(layer, new)
         for module in new.modules():
             if getattr(module, "config", None) is dense.model.config:
                 # set_attn_implementation changes the model's own configuration.
                 vars(module)["config"] = encoder.model.config
-        new.train(layer.training)
     for layer, new in zip(old, dense.layers, strict=True):
         # The object stays the same, under all its names and for compiled wrappers, which keep calling it.
         layer.__class__, layer.__dict__ = new.__class__, vars(new)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.family import SUBLAYERS
 from pgb_lightning.encoders.wrappers import replace_module
 from pgb_lightning.layers.linear import ConstantLinear
 from pgb_lightning.layers.matrix import as_matrix
+from pgb_lightning.surgery.new_layers import select_features
 
 
 def follow_heads(encoder: Encoder, layer: int, features: Sequence[int] | None) -> None:
@@ -29,11 +30,11 @@ def follow_heads(encoder: Encoder, layer: int, features: Sequence[int] | None) -
         if width == size:
             continue
         # A state dict may have more heads than the model.
-        index = torch.tensor([n % width for n in range(size)] if features is None else features)
+        left = [n % width for n in range(size)] if features is None else list(features)
         if isinstance(old, nn.Linear):
-            replace_module(old, _narrow(old, index.to(old.weight.device)), encoder.roots)
+            replace_module(old, select_features(old, left, of_inputs=False), encoder.roots)
         else:
-            setattr(owner, name, nn.Parameter(old.detach()[index.to(old.device)], requires_grad=old.requires_grad))
+            setattr(owner, name, nn.Parameter(old.detach()[left], requires_grad=old.requires_grad))
     for owner, name in _places(encoder, layer, encoder.family.head_counts):
         setattr(owner, name, size // encoder.head_size)
     for owner, name in _places(encoder, layer, encoder.family.head_widths):
@@ -86,16 +87,3 @@ def _places(encoder: Encoder, layer: int, paths: Sequence[str]) -> Iterator[tupl
             continue
         if getattr(owner, name, None) is not None:  # depends on the configuration
             yield owner, name
-
-
-@torch.no_grad()
-def _narrow(linear: nn.Linear, index: Tensor) -> nn.Linear:
-    """Return a linear layer with some outputs of another one."""
-    weight = linear.weight[index]
-    with torch.inference_mode(False):
-        bias = linear.bias is not None
-        narrow = nn.Linear(linear.in_features, len(index), bias=bias, device=weight.device, dtype=weight.dtype)
-    for name, parameter in narrow.named_parameters():
-        parameter.copy_(linear.get_parameter(name)[index])
-        parameter.requires_grad_(linear.get_parameter(name).requires_grad)
-    return narrow.train(linear.training)

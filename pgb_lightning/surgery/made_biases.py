@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from pgb_lightning.encoders.base import Encoder, model_type_of
 from pgb_lightning.surgery.record import transformers_class
+from pgb_lightning.surgery.saving import models_around
 
 
 def switch_on_biases(encoder: Encoder) -> None:
@@ -27,7 +26,7 @@ def switch_on_biases(encoder: Encoder) -> None:
     ]
     if not settings:
         return
-    models = list(_models_of(encoder))
+    models = [model for model in models_around(encoder) if model_type_of(model) == encoder.model_type]
     for model in models:
         for setting in settings:
             setattr(model.config, setting, True)
@@ -53,12 +52,3 @@ def _has_made_bias(encoder: Encoder, closing: str) -> bool:
     """Return whether any layer has a bias in a closing matrix."""
     modules = (encoder.find_matrix(layer, closing) for layer in range(len(encoder.layers)))
     return any(getattr(module, "bias", None) is not None for module in modules)
-
-
-def _models_of(encoder: Encoder) -> Iterator[PreTrainedModel]:
-    """Yield the transformers models of the encoder's type that hold it, and the encoder's own."""
-    for root in encoder.roots:
-        for model in root.modules():
-            holds = isinstance(model, PreTrainedModel) and any(child is encoder.model for child in model.modules())
-            if isinstance(model, PreTrainedModel) and holds and model_type_of(model) == encoder.model_type:
-                yield model

@@ -63,14 +63,14 @@ class PrunedSave:
 
 def record_when_saved(encoder: Encoder) -> None:
     """Make the models that hold an encoder write its structure when they are saved. Calling it again has no effect."""
-    for model in _models_around(encoder):
+    for model in models_around(encoder):
         if not isinstance(vars(model).get(METHOD), PrunedSave):
             vars(model)[METHOD] = PrunedSave(model)
 
 
 def save_as_usual(encoder: Encoder) -> None:
     """Undo :func:`record_when_saved`."""
-    for model in _models_around(encoder):
+    for model in models_around(encoder):
         saver = vars(model).get(METHOD)
         if isinstance(saver, PrunedSave):
             del vars(model)[METHOD]
@@ -78,7 +78,7 @@ def save_as_usual(encoder: Encoder) -> None:
                 vars(model)[METHOD] = saver.inner
 
 
-def _models_around(encoder: Encoder) -> list[PreTrainedModel]:
+def models_around(encoder: Encoder) -> list[PreTrainedModel]:
     """Return the encoder's model and the transformers models that hold it, as far as they are known."""
     owners = encoder.owners
     around = [
@@ -124,7 +124,7 @@ def _recorded(model: PreTrainedModel, structures: Mapping[str, Structure]) -> It
         pruned_encoders = [e for e in find_encoders(model) if not structures[e.name].is_dense(e)]
         for encoder in pruned_encoders:
             record = make_record(encoder, structures[encoder.name])
-            for config in (owner.config for owner in _models_around(encoder)):
+            for config in (owner.config for owner in models_around(encoder)):
                 if isinstance(config, PrunedConfig):
                     config.pgb = record  # as it remains
                 elif getattr(config, "model_type", None) == encoder.model_type:

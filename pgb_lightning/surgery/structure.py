@@ -17,8 +17,9 @@ from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.family import EXPENDABLE, SUBLAYERS, Sublayer
 from pgb_lightning.layers.matrix import REMOVED, BlockShape, as_matrix, find_matrix_layer
 from pgb_lightning.plan import PruningPlan
-from pgb_lightning.surgery.build import blank_layer, install
+from pgb_lightning.surgery.build import install
 from pgb_lightning.surgery.folding import Folded, fold_plan
+from pgb_lightning.surgery.new_layers import blank_layer
 from pgb_lightning.surgery.stored import is_removed, split_fused, stored_path, stored_size
 
 #: Increased whenever the meaning of a record changes.

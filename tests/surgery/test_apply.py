@@ -14,9 +14,10 @@ from pgb_lightning import MatrixPlan, PruningConfig, PruningPlan, apply_plan, de
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.layers.dropped import DroppedCore
 from pgb_lightning.layers.linear import GroupedLinear
-from pgb_lightning.surgery.apply import prune_linear, select_features
+from pgb_lightning.surgery.apply import prune_linear
 from pgb_lightning.surgery.checks import is_pruned, matches
 from pgb_lightning.surgery.folding import fold
+from pgb_lightning.surgery.new_layers import select_features
 
 #: All families at one ratio, and BERT at all of them.
 CASES = [(model_type, ratio) for model_type in MODEL_TYPES for ratio in RATIOS if model_type == "bert" or ratio == 0.5]

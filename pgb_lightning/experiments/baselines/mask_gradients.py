@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,11 +51,10 @@ def collect_mask_gradients(model: PreTrainedModel, batches: Sequence[dict[str, T
     activations: dict[tuple[int, Sublayer], list[Tensor]] = {key: [] for key in keys}
     parts: dict[tuple[int, Sublayer], list[Tensor]] = {key: [] for key in keys}
     inputs: list[LayerInput] = []
-    parameters = inspect.signature(encoder.layers[0].forward).parameters
     given: list[dict[str, Any]] = []
 
     def record_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given.append({**dict(zip(parameters, args, strict=False)), **kwargs})
+        given.append(encoder.arguments_of(args, kwargs))
 
     def record_activation(key: tuple[int, Sublayer]) -> Any:
         return lambda module, args: activations[key].append(args[0])
@@ -80,7 +78,7 @@ def collect_mask_gradients(model: PreTrainedModel, batches: Sequence[dict[str, T
                 unit = encoder.head_group if key[1] == "attention" else 1
                 parts[key].append(sum(runs).view(len(runs[0]), -1, unit).sum(2).double().cpu())  # type: ignore[union-attr]
             if room > 0:
-                hidden = given[0]["hidden_states"].detach().cpu()
+                hidden = next(iter(given[0].values())).detach().cpu()
                 tokens = batch.get("attention_mask", torch.ones(hidden.shape[:2])).bool().cpu()
                 needed, call = encoder.family.arguments, EncoderCall(hidden, None)
                 arguments = [{name: call.detached(run[name]) for name in needed if name in run} for run in given]
