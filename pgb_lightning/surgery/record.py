@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
+from pgb_lightning._compat import registered_models
 from pgb_lightning.encoders.base import Encoder, model_type_of
 from pgb_lightning.encoders.pruned_config import PrunedConfig, convert_config
 from pgb_lightning.surgery.structure import Structure
@@ -141,8 +141,5 @@ def transformers_class(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
 def _is_known(cls: type) -> bool:
     """Return whether a class comes with transformers, or was registered with it as the model of a configuration."""
-    config = getattr(cls, "config_class", None)
-    registered = MODEL_MAPPING.get(config, None) if config is not None else None
-    return cls.__module__.startswith("transformers.models.") or cls in (
-        registered if isinstance(registered, tuple) else [registered]
-    )
+    registered = registered_models(AutoModel, getattr(cls, "config_class", None))
+    return cls.__module__.startswith("transformers.models.") or cls in registered
