@@ -144,6 +144,16 @@ UNKNOWN_SETTING = re.compile(
 # ---- torch, transformers ----------------------------------------------------------------------------------
 
 
+def allow_clipping(optimizer: torch.optim.Optimizer) -> None:
+    """Let Lightning clip the gradients of a fused optimizer in mixed precision.
+
+    Wraps ``Optimizer._step_supports_amp_scaling``, by which a gradient scaler recognizes fused optimizers. Lightning's
+    ``MixedPrecision`` refuses to clip their gradients, also where there is no scaler (bfloat16).
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+
+
 def has_forward_hooks(module: nn.Module) -> bool:
     """Return whether forward hooks or forward pre-hooks are registered on a module itself (not on its children).
 

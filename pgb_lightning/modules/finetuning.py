@@ -27,6 +27,7 @@ from transformers import (
 from pgb_lightning._compat import provides_data
 from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.encoders.find import find_encoders
+from pgb_lightning.modules.optimizer import make_adamw
 from pgb_lightning.packaged import explain_model_errors, resolve_model
 from pgb_lightning.surgery.from_state_dict import StructureError, follow_state_dict
 
@@ -189,7 +190,7 @@ class FineTuning(L.LightningModule):
                 "The learning rate decays to zero at the end of training, but the number of steps is unlimited. Set "
                 "the trainer's max_epochs or max_steps."
             )
-        optimizer = torch.optim.AdamW(self._parameter_groups(), lr=self.learning_rate)
+        optimizer = make_adamw(self._parameter_groups(), self.learning_rate, self.trainer)
         schedule = get_linear_schedule_with_warmup(  # type: ignore[no-untyped-call]
             optimizer,
             num_warmup_steps=int(self.warmup_ratio * steps),
