@@ -16,15 +16,16 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pgb_lightning.callbacks.label_kind import LossWatcher, resolve_exclusive
 from pgb_lightning.callbacks.random_state import isolated_random_state
 from pgb_lightning.callbacks.teacher_weights import select_weights
 from pgb_lightning.callbacks.trainer_queries import shards_before_restore
 from pgb_lightning.callbacks.wrapped_step import wrap_training_step
 from pgb_lightning.checkpoints import load_checkpoint
-from pgb_lightning.distillation import Call, Teacher, hidden_loss, logits_loss, record_calls
+from pgb_lightning.distillation import Teacher, hidden_loss, logits_loss
 from pgb_lightning.encoders.find import find_encoder, find_encoders
 from pgb_lightning.encoders.wrappers import join_path, names_of
+from pgb_lightning.label_kind import LossWatcher, resolve_exclusive
+from pgb_lightning.model_calls import Call, outermost_models, record_calls
 from pgb_lightning.surgery.checks import is_pruned
 from pgb_lightning.surgery.dense_twin import dense_twin
 
@@ -216,12 +217,8 @@ class Distillation(pl.Callback):
                 f"Distillation: {error}"
                 + ("" if has_encoders else " The module must build its model in __init__, so that it can be copied.")
             ) from error
-        paths: dict[PreTrainedModel, str] = {}
-        for model in pl_module.modules():
-            if isinstance(model, PreTrainedModel):
-                for path in (path for owner in encoder.owners for path in names_of(owner, model)):
-                    paths.setdefault(model, path)
-        outermost = [model for model in paths if not any(names_of(model, m) for m in paths if m is not model)]
+        paths = outermost_models(pl_module, encoder)
+        outermost = list(paths)
         if len(outermost) > 1 and self.encoder is not None:
             parts = self.encoder.split(".")
             on_path = [pl_module.get_submodule(".".join(parts[:count])) for count in range(1, len(parts) + 1)]

@@ -12,8 +12,9 @@ from torch import nn
 from transformers import BertConfig, BertForQuestionAnswering, BertForTokenClassification
 
 from pgb_lightning import PruningConfig, prune
-from pgb_lightning.distillation import Call, Teacher, hidden_loss, logits_loss, record_calls
+from pgb_lightning.distillation import Teacher, hidden_loss, logits_loss
 from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.model_calls import Call, record_calls
 
 
 def call(**output: torch.Tensor) -> Call:

@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from pgb_lightning.callbacks import Distillation, PGBCallback
-from pgb_lightning.callbacks.label_kind import LossWatcher
-from pgb_lightning.distillation import Call
 from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.label_kind import LossWatcher
+from pgb_lightning.model_calls import Call
 from pgb_lightning.surgery.checks import is_pruned
 
 MakeTrainer = Callable[..., L.Trainer]

@@ -25,10 +25,11 @@ from pgb_lightning.compensation.errors import FitErrors
 from pgb_lightning.compensation.fit import compensate
 from pgb_lightning.config import Budget
 from pgb_lightning.cost import dense_cost, encoder_cost
-from pgb_lightning.distillation import Teacher, hidden_loss, record_calls
+from pgb_lightning.distillation import Teacher, hidden_loss
 from pgb_lightning.encoders.family import SUBLAYERS
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.latency import layers_runner
+from pgb_lightning.model_calls import record_calls
 from pgb_lightning.pruning import make_plan
 from pgb_lightning.search import candidates as search
 from pgb_lightning.search import costs
