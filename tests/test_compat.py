@@ -17,6 +17,7 @@ from helpers.fakes import quiet_trainer
 from helpers.own import OwnModule, make_loader
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
@@ -231,6 +232,19 @@ def test_loaders_that_read_something_other_than_their_sampler_says_are_found() -
     assert _compat.follows_its_sampler(DataLoader(rows))
     assert _compat.follows_its_sampler(Same(rows))
     assert not _compat.follows_its_sampler(Other(rows))
+
+
+def test_the_gradients_of_a_fused_optimizer_can_be_clipped_in_mixed_precision() -> None:
+    plugin = MixedPrecision("bf16-mixed", "cpu")
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(2))], fused=True)
+    with pytest.raises(RuntimeError, match="AdamW"):
+        plugin.clip_gradients(optimizer, 1.0)
+    _compat.allow_clipping(optimizer)
+    plugin.clip_gradients(optimizer, 1.0)
+    plain = torch.optim.AdamW([nn.Parameter(torch.ones(2))])
+    before = dict(vars(plain))
+    _compat.allow_clipping(plain)
+    assert vars(plain) == before
 
 
 def test_the_attention_implementation_is_read() -> None:

@@ -14,7 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -27,7 +27,7 @@ from transformers import (
 from pgb_lightning._compat import provides_data
 from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.encoders.find import find_encoders
-from pgb_lightning.modules.optimizer import make_adamw
+from pgb_lightning.modules.optimizer import find_embeddings, make_adamw, parameter_groups
 from pgb_lightning.packaged import explain_model_errors, resolve_model
 from pgb_lightning.surgery.from_state_dict import StructureError, follow_state_dict
 
@@ -49,6 +49,7 @@ class FineTuning(L.LightningModule):
         learning_rate: float,
         weight_decay: float,
         warmup_ratio: float,
+        embedding_learning_rate: float | None,
         fine_tuned_ckpt: str | None,
         hf_config: dict[str, Any] | None,
     ) -> None:
@@ -65,7 +66,13 @@ class FineTuning(L.LightningModule):
                 f"learning_rate={learning_rate} or weight_decay={weight_decay} is out of range. Use a "
                 "learning rate above 0 and a weight decay of 0 or more."
             )
+        if embedding_learning_rate is not None and embedding_learning_rate < 0:
+            raise MisconfigurationException(
+                f"embedding_learning_rate={embedding_learning_rate} is out of range. Use 0 to freeze the embeddings, a "
+                "number above 0, or None for the learning rate of all other parameters."
+            )
         self.learning_rate = learning_rate
+        self.embedding_learning_rate = embedding_learning_rate
         self.weight_decay = weight_decay
         self.warmup_ratio = warmup_ratio
         if fine_tuned_ckpt is not None and not Path(fine_tuned_ckpt).is_file():
@@ -75,6 +82,8 @@ class FineTuning(L.LightningModule):
             )
         read_weights = fine_tuned_ckpt is None and hf_config is None
         self.model = self._build_model(str(model_name_or_path), hf_config, read_weights)
+        if embedding_learning_rate == 0:
+            find_embeddings(self.model).requires_grad_(False)
         follow_state_dict(self)
         self.hparams["model_name_or_path"] = str(model_name_or_path)
         self._store_config()
@@ -190,26 +199,16 @@ class FineTuning(L.LightningModule):
                 "The learning rate decays to zero at the end of training, but the number of steps is unlimited. Set "
                 "the trainer's max_epochs or max_steps."
             )
-        optimizer = make_adamw(self._parameter_groups(), self.learning_rate, self.trainer)
+        rate = self.embedding_learning_rate
+        embeddings = find_embeddings(self.model) if rate else None
+        groups = parameter_groups(self, self.weight_decay, embeddings, rate)
+        optimizer = make_adamw(groups, self.learning_rate, self.trainer)
         schedule = get_linear_schedule_with_warmup(  # type: ignore[no-untyped-call]
             optimizer,
             num_warmup_steps=int(self.warmup_ratio * steps),
             num_training_steps=int(steps),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        # By shape and not by name only, because the names of LayerNorms differ between models. The weight of a pruned
-        # layer has three dimensions.
-        decayed: list[nn.Parameter] = []
-        not_decayed: list[nn.Parameter] = []
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                (not_decayed if parameter.ndim < 2 or name.endswith("bias") else decayed).append(parameter)
-        return [
-            {"params": decayed, "weight_decay": self.weight_decay},
-            {"params": not_decayed, "weight_decay": 0.0},
-        ]
 
 
 def _read_local_vocabulary(name: str) -> dict[str, int] | None:

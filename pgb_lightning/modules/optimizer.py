@@ -1,4 +1,4 @@
-"""AdamW in its fused implementation."""
+"""AdamW: its fused implementation, and the parameters that have their own weight decay or learning rate."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import nn
+from transformers import PreTrainedModel
 
 from pgb_lightning._compat import allow_clipping
 
@@ -31,3 +33,38 @@ def make_adamw(groups: list[dict[str, Any]], learning_rate: float, trainer: pl.T
     if not scales:
         allow_clipping(optimizer)
     return optimizer
+
+
+def find_embeddings(model: PreTrainedModel) -> nn.Module:
+    """Return the part of a transformers model that computes the input of the first layer from token ids.
+
+    It is the module with all tables (tokens, positions, token types) and the normalization of their sum, or the table
+    of tokens where the model has no such module.
+    """
+    tokens = model.base_model.get_input_embeddings()
+    holders = [child for child in model.base_model.children() if any(module is tokens for module in child.modules())]
+    return holders[0] if holders else tokens
+
+
+def parameter_groups(
+    root: nn.Module, weight_decay: float, embeddings: nn.Module | None = None, learning_rate: float | None = None
+) -> list[dict[str, Any]]:
+    """Return the parameter groups of a module for AdamW. Matrices are decayed; biases and LayerNorms are not.
+
+    Args:
+        root: The module. Parameters without ``requires_grad`` are left out.
+        weight_decay: Weight decay of matrices.
+        embeddings: A part of it with a learning rate of its own, in two further groups.
+        learning_rate: That learning rate.
+    """
+    apart = {id(parameter) for parameter in embeddings.parameters()} if embeddings is not None else set()
+    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}]
+    if embeddings is not None:
+        groups += [{**group, "params": [], "lr": learning_rate} for group in groups]
+    for name, parameter in root.named_parameters():
+        if parameter.requires_grad:
+            # By shape and not by name only, because the names of LayerNorms differ between models. The weight of a
+            # pruned layer has three dimensions.
+            is_decayed = parameter.ndim >= 2 and not name.endswith("bias")
+            groups[(0 if is_decayed else 1) + (2 if id(parameter) in apart else 0)]["params"].append(parameter)
+    return groups

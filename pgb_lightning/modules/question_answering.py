@@ -36,6 +36,8 @@ class QuestionAnswering(FineTuning):
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Weight decay of matrices. Biases and LayerNorms are not decayed.
         warmup_ratio: Fraction of the steps in which the learning rate rises, before it decays linearly to zero.
+        embedding_learning_rate: Peak learning rate of the embeddings, which pruning does not touch; by default that of
+            all other parameters. 0 freezes them, and no gradient is computed for them.
         fine_tuned_ckpt: Lightning checkpoint of this module with the initial weights. It is needed only once:
             checkpoints of this module do not refer to it.
         hf_config: Configuration to create the model from without pretrained weights. Checkpoints set it.
@@ -60,6 +62,7 @@ class QuestionAnswering(FineTuning):
         learning_rate: float = 3e-5,
         weight_decay: float = 0.01,
         warmup_ratio: float = 0.1,
+        embedding_learning_rate: float | None = None,
         fine_tuned_ckpt: str | None = None,
         hf_config: dict[str, Any] | None = None,
     ) -> None:
@@ -74,7 +77,15 @@ class QuestionAnswering(FineTuning):
         self.max_answer_length = max_answer_length
         self.register_buffer("null_threshold", torch.zeros((), dtype=torch.float32))
         self._metric: SquadMetric | None = None
-        self._set_up(model_name_or_path, learning_rate, weight_decay, warmup_ratio, fine_tuned_ckpt, hf_config)
+        self._set_up(
+            model_name_or_path,
+            learning_rate,
+            weight_decay,
+            warmup_ratio,
+            embedding_learning_rate,
+            fine_tuned_ckpt,
+            hf_config,
+        )
 
     def _adapt_config(self, config: PretrainedConfig, name: str, read_weights: bool) -> None:
         # For encoders without a head, the default of transformers is two labels, here the start and the end of a span.

@@ -36,6 +36,8 @@ class TextClassification(FineTuning):
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Weight decay of matrices. Biases and LayerNorms are not decayed.
         warmup_ratio: Fraction of the steps in which the learning rate rises, before it decays linearly to zero.
+        embedding_learning_rate: Peak learning rate of the embeddings, which pruning does not touch; by default that of
+            all other parameters. 0 freezes them, and no gradient is computed for them.
         fine_tuned_ckpt: Lightning checkpoint of this module with the initial weights, for example the fine-tuned model
             to prune. It is needed only once: checkpoints of this module do not refer to it.
         hf_config: Configuration to create the model from without pretrained weights. Checkpoints set it.
@@ -58,6 +60,7 @@ class TextClassification(FineTuning):
         learning_rate: float = 2e-5,
         weight_decay: float = 0.01,
         warmup_ratio: float = 0.1,
+        embedding_learning_rate: float | None = None,
         fine_tuned_ckpt: str | None = None,
         hf_config: dict[str, Any] | None = None,
     ) -> None:
@@ -66,7 +69,15 @@ class TextClassification(FineTuning):
         self.task = _find_task(task)
         self.num_labels = _count_labels(self.task, num_labels)
         self._metrics: list[MetricCollection] = []
-        self._set_up(model_name_or_path, learning_rate, weight_decay, warmup_ratio, fine_tuned_ckpt, hf_config)
+        self._set_up(
+            model_name_or_path,
+            learning_rate,
+            weight_decay,
+            warmup_ratio,
+            embedding_learning_rate,
+            fine_tuned_ckpt,
+            hf_config,
+        )
 
     def _adapt_config(self, config: PretrainedConfig, name: str, read_weights: bool) -> None:
         stored = (getattr(config, "architectures", None) or [""])[0]

@@ -21,6 +21,7 @@ from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.glue_tasks import get_task
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.modules.metrics import make_metrics
+from pgb_lightning.modules.optimizer import parameter_groups
 
 Folder = Callable[..., Path]
 
@@ -49,7 +50,7 @@ def test_only_matrices_are_decayed(tiny: str) -> None:
         {"weight": nn.Parameter(torch.ones(2, 3, 4)), "block_bias": nn.Parameter(torch.ones(2, 4))}
     )
     module.model.bert.embeddings.position_embeddings.requires_grad_(False)
-    decayed, not_decayed = module._parameter_groups()
+    decayed, not_decayed = parameter_groups(module, 0.1)
     assert (decayed["weight_decay"], not_decayed["weight_decay"]) == (0.1, 0.0)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     decayed_names = {names[id(parameter)] for parameter in decayed["params"]}
