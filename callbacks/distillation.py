@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -16,33 +15,32 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pgb_lightning.callbacks.distilled_model import Layers, are_indices, compared_layers, find_distilled, make_teacher
+from pgb_lightning.callbacks.label_free import LabelFreeStep
 from pgb_lightning.callbacks.random_state import isolated_random_state
-from pgb_lightning.callbacks.teacher_weights import select_weights
 from pgb_lightning.callbacks.trainer_queries import shards_before_restore
-from pgb_lightning.callbacks.wrapped_step import wrap_training_step
-from pgb_lightning.checkpoints import load_checkpoint
+from pgb_lightning.callbacks.wrapped_step import Step, wrap_training_step
 from pgb_lightning.distillation import Teacher, hidden_loss, logits_loss
-from pgb_lightning.encoders.find import find_encoder, find_encoders
-from pgb_lightning.encoders.wrappers import join_path, names_of
+from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.label_kind import LossWatcher, resolve_exclusive
-from pgb_lightning.model_calls import Call, outermost_models, record_calls
+from pgb_lightning.model_calls import Call, record_calls
 from pgb_lightning.surgery.checks import is_pruned
-from pgb_lightning.surgery.dense_twin import dense_twin
-
-Step = Callable[[], Any]
 
 
 class Distillation(pl.Callback):
-    """Add a distillation loss to the training loss, with the dense model as the teacher.
+    """Re-finetune with the dense model as the teacher. No labels are needed.
 
     The teacher is a frozen copy of the transformers model, made when the fit starts and before ``PGBCallback`` prunes.
-    The module's ``training_step`` needs no change: two terms are added to the loss that it returns. The first is the
-    divergence between the model's outputs (class scores, regression values, or start and end scores of answers) and
-    the teacher's on the same inputs. The second is the distance between the hidden states of each layer. Their weighted
-    sum is logged as ``train_distillation``.
+    The module's ``training_step`` needs no change: the loss that it returns is replaced by the sum of two terms. The
+    first is the divergence between the model's outputs (class scores, regression values, or start and end scores of
+    answers) and the teacher's on the same inputs. The second is the distance between the hidden states of each layer.
+    Their weighted sum is logged as ``train_distillation``. With ``task_weight`` the loss of the step is added to it.
 
     The outputs are those of the outermost transformers model that holds the encoder. Class scores are compared after a
     softmax if the labels exclude each other, otherwise by their squared error, like regression values.
+
+    With ``task_weight=0`` a step that fails for lack of labels, or returns no loss, does not matter: it is enough that
+    it calls the model. If it fails before that, the model is called with the batch.
 
     The teacher is not part of the module or its checkpoints. A resumed fit needs the same teacher: start it, like the
     first fit, with a module that has the dense weights (``fine_tuned_ckpt``), or pass the dense checkpoint as
@@ -50,8 +48,13 @@ class Distillation(pl.Callback):
 
     Args:
         temperature: Temperature that softens the class scores of model and teacher.
-        logits_weight: Weight of the divergence between the outputs; 0 disables it.
+        task_weight: Weight of the loss that ``training_step`` returns; 0 trains on the teacher's answers only. What the
+            step logs, such as ``train_loss``, is logged in any case, without this weight.
+        logits_weight: Weight of the divergence between the outputs; 0 disables it, and no head is trained then if
+            ``task_weight`` is 0.
         hidden_weight: Weight of the distance between the hidden states; 0 disables it.
+        layers: The layers whose hidden states are compared, with equal weight: ``"all"``, ``"last"``, or a list of
+            indices from 0, in the order in which layers run.
         teacher: Lightning checkpoint of the dense module; by default the module as it is when the fit starts.
         encoder: Attribute path of the encoder, such as ``"model.bert"``; required if the module has several, or several
             models with heads share it.
@@ -60,8 +63,8 @@ class Distillation(pl.Callback):
             ``training_step`` applies to the logits; if they do not tell, the first step is refused.
 
     Raises:
-        MisconfigurationException: If a setting is invalid, or there is no dense model to learn from; the message names
-            the remedy.
+        MisconfigurationException: If a setting is invalid, there is no dense model to learn from, or a positive
+            ``task_weight`` finds no labels; the message names the remedy.
 
     Example:
         >>> trainer = pl.Trainer(callbacks=[Distillation(temperature=4.0)], logger=False, enable_progress_bar=False,
@@ -71,8 +74,10 @@ class Distillation(pl.Callback):
     def __init__(
         self,
         temperature: float = 2.0,
+        task_weight: float = 0.0,
         logits_weight: float = 1.0,
         hidden_weight: float = 1.0,
+        layers: Layers = "all",
         teacher: str | Path | None = None,
         encoder: str | None = None,
         exclusive_labels: bool | None = None,
@@ -80,13 +85,19 @@ class Distillation(pl.Callback):
         super().__init__()
         if not 0 < temperature < float("inf"):
             raise MisconfigurationException(f"Distillation: temperature={temperature!r} must be above 0, such as 2.0.")
-        for name, value in {"logits_weight": logits_weight, "hidden_weight": hidden_weight}.items():
+        weights = {"task_weight": task_weight, "logits_weight": logits_weight, "hidden_weight": hidden_weight}
+        for name, value in weights.items():
             if not 0 <= value < float("inf"):
                 raise MisconfigurationException(f"Distillation: {name}={value!r} must be at least 0, such as 1.0.")
         if not logits_weight and not hidden_weight:
             raise MisconfigurationException(
                 "Distillation: logits_weight=0 and hidden_weight=0 disable both losses. Set one of them above 0, or "
                 "remove the callback."
+            )
+        if layers not in ("all", "last") and not are_indices(layers):
+            raise MisconfigurationException(
+                f"Distillation: layers={layers!r} must be 'all', 'last' or a list of different indices from 0, such as "
+                "[2, 5]. Set hidden_weight=0 to compare no hidden states."
             )
         if teacher is not None and not Path(teacher).is_file():
             raise MisconfigurationException(
@@ -98,8 +109,10 @@ class Distillation(pl.Callback):
                 f"Distillation: exclusive_labels={exclusive_labels!r} must be True, False or None."
             )
         self.temperature = temperature
+        self.task_weight = task_weight
         self.logits_weight = logits_weight
         self.hidden_weight = hidden_weight
+        self.layers = layers
         self.teacher_path = teacher
         self.encoder = encoder
         self.exclusive_labels = exclusive_labels
@@ -123,7 +136,7 @@ class Distillation(pl.Callback):
                 f"Distillation: strategy={type(trainer.strategy).__name__} shards the model, so its layers cannot be "
                 "compared with the teacher's. Use one device or strategy='ddp'."
             )
-        model, encoder_path = self._find(pl_module)
+        model, encoder_path = find_distilled(pl_module, self.encoder)
         if self.logits_weight and _has_no_head(model):
             raise MisconfigurationException(
                 f"Distillation: logits_weight={self.logits_weight} needs logits, but {type(model).__name__} has no "
@@ -132,7 +145,7 @@ class Distillation(pl.Callback):
             )
         if not is_pruned(find_encoder(model, encoder_path)) or self.teacher_path is not None:
             with isolated_random_state():
-                self.teacher = self._make_teacher(pl_module, model, encoder_path)
+                self.teacher = make_teacher(pl_module, model, encoder_path, self.teacher_path)
         elif self.teacher is None:
             raise MisconfigurationException(
                 "Distillation: the module is already pruned, so there is no dense model to copy. Pass the dense "
@@ -142,6 +155,7 @@ class Distillation(pl.Callback):
             rank_zero_info("Distillation: the module is already pruned. The teacher is that of the earlier fit.")
         self._unwrap()
         self._exclusive = self.exclusive_labels
+        self._labels = LabelFreeStep(type(pl_module).__name__, self.task_weight)
         self._undo = wrap_training_step(pl_module, partial(self._step, pl_module, model, encoder_path))
 
     def on_load_checkpoint(
@@ -166,8 +180,10 @@ class Distillation(pl.Callback):
                 "Build the module from the dense checkpoint (fine_tuned_ckpt of TextClassification and "
                 "QuestionAnswering), or pass it: Distillation(teacher='fine_tuned.ckpt')."
             )
-        model, encoder_path = self._find(pl_module)
-        self._check_layers(model, encoder_path)
+        model, encoder_path = find_distilled(pl_module, self.encoder)
+        self._compared, self._runs = compared_layers(
+            model, encoder_path, self.teacher, self.layers if self.hidden_weight else []
+        )
         self.teacher.model.to(device=pl_module.device, dtype=model.dtype)  # type: ignore[call-arg]
         self._training = True
 
@@ -187,7 +203,7 @@ class Distillation(pl.Callback):
         """
         assert self.teacher is not None
         target = self.teacher.run(call, encoder_only=not self.logits_weight)
-        loss = call.hidden[-1].new_zeros(())
+        loss: Tensor | float = 0.0
         if self.logits_weight:
             if not call.logits():
                 raise MisconfigurationException(
@@ -198,7 +214,9 @@ class Distillation(pl.Callback):
             exclusive = self._resolve(self.teacher.model, call) if self._exclusive is None else self._exclusive
             loss = loss + self.logits_weight * logits_loss(call, target, self.temperature, exclusive)
         if self.hidden_weight:
-            loss = loss + self.hidden_weight * hidden_loss(call, target)
+            compared = (each.after(self._compared, self._runs) for each in (call, target))
+            loss = loss + self.hidden_weight * hidden_loss(*compared)
+        assert isinstance(loss, Tensor)
         if not loss.isfinite() and not target.is_valid():
             raise MisconfigurationException(
                 f"Distillation: the outputs or hidden states of the teacher, {type(self.teacher.model).__name__}, are "
@@ -206,63 +224,6 @@ class Distillation(pl.Callback):
                 "'16-mixed', or pass another checkpoint as teacher."
             )
         return loss
-
-    def _find(self, pl_module: pl.LightningModule) -> tuple[PreTrainedModel, str]:
-        """Return the outermost transformers model that holds the encoder, and the encoder's path in it."""
-        try:
-            encoder = find_encoder(pl_module, self.encoder)
-        except ValueError as error:
-            has_encoders = bool(find_encoders(pl_module))
-            raise MisconfigurationException(
-                f"Distillation: {error}"
-                + ("" if has_encoders else " The module must build its model in __init__, so that it can be copied.")
-            ) from error
-        paths = outermost_models(pl_module, encoder)
-        outermost = list(paths)
-        if len(outermost) > 1 and self.encoder is not None:
-            parts = self.encoder.split(".")
-            on_path = [pl_module.get_submodule(".".join(parts[:count])) for count in range(1, len(parts) + 1)]
-            outermost = [model for model in outermost if any(model is each for each in on_path)] or outermost
-        if len(outermost) > 1:
-            names = ", ".join(repr(join_path(names_of(model, pl_module)[0], paths[model])) for model in outermost)
-            raise MisconfigurationException(
-                f"Distillation: encoder={self.encoder!r} is shared by {len(outermost)} transformers models, and the "
-                f"outputs of one of them are compared. Set encoder to the path in that model: {names}."
-            )
-        return outermost[0], paths[outermost[0]]
-
-    def _make_teacher(self, pl_module: pl.LightningModule, model: PreTrainedModel, encoder_path: str) -> Teacher:
-        """Return a copy of a model, with the weights of the teacher's checkpoint if there is one."""
-        if self.teacher_path is None:
-            dense = copy.deepcopy(model)
-        else:
-            dense = dense_twin(model)
-            try:
-                saved = load_checkpoint(self.teacher_path)["state_dict"]
-                dense.load_state_dict(select_weights(saved, pl_module, model, dense))
-            except (RuntimeError, ValueError) as error:
-                raise MisconfigurationException(
-                    f"Distillation: teacher={str(self.teacher_path)!r} is not a dense checkpoint of this module: "
-                    f"{error}"
-                ) from error
-        broken = [name for name, value in dense.named_parameters() if not value.isfinite().all()]
-        if broken:
-            raise MisconfigurationException(
-                f"Distillation: teacher={self.teacher_path and str(self.teacher_path)!r} has NaN or infinite weights, "
-                f"such as {broken[0]!r}, so there is nothing to learn from it. Use a checkpoint from before the "
-                "training diverged."
-            )
-        return Teacher(dense, encoder_path)
-
-    def _check_layers(self, model: PreTrainedModel, encoder_path: str) -> None:
-        assert self.teacher is not None
-        found = [find_encoder(model, encoder_path), find_encoder(self.teacher.model, self.teacher.encoder)]
-        counts = [len(each.layers) for each in found]
-        if self.hidden_weight and counts[0] != counts[1]:
-            raise MisconfigurationException(
-                f"Distillation: the model has {counts[0]} layers and the teacher {counts[1]}, so their hidden states "
-                "cannot be compared. Set hidden_weight=0."
-            )
 
     def _step(self, pl_module: pl.LightningModule, model: PreTrainedModel, encoder_path: str, step: Step) -> Any:
         """Run ``training_step`` and return its output with the sum of the losses.
@@ -278,14 +239,16 @@ class Distillation(pl.Callback):
             record_calls(called, encoder_path if self.logits_weight else None) as calls,
             LossWatcher() if watches else nullcontext() as watcher,
         ):
-            output = step()
+            output = self._labels.run(step, called, calls) if self._training else step()
         is_frozen = not any(parameter.requires_grad for parameter in encoder.stack.parameters())
         trained = [call for call in calls if call.hidden and call.has_gradients(logits_only=is_frozen)]
-        if watches and trained and output is not None:
+        if watches and trained and (self._training or output is not None):
             self._exclusive = self._resolve(model, trained[0], watcher)
-        # Lightning skips a batch without an output, and refuses one without a loss.
-        if not self._training or output is None or (isinstance(output, Mapping) and "loss" not in output):
+        if not self._training:
             return output
+        task_loss = output.get("loss") if isinstance(output, Mapping) else output
+        if task_loss is None and not self._labels.goes_without(step, called, was_trained=bool(trained)):
+            return output  # Lightning skips a batch without an output, and refuses one without a loss.
         if not trained:
             raise MisconfigurationException(
                 f"Distillation: {type(pl_module).__name__}.training_step did not call {type(called).__name__} with "
@@ -294,7 +257,9 @@ class Distillation(pl.Callback):
             )
         loss = sum((self.loss(call) for call in trained), start=0.0) / len(trained)
         pl_module.log("train_distillation", loss, batch_size=len(trained[0].hidden[-1]))
-        return {**output, "loss": output["loss"] + loss} if isinstance(output, Mapping) else output + loss
+        if self.task_weight:
+            loss = loss + self.task_weight * task_loss
+        return {**output, "loss": loss} if isinstance(output, Mapping) else loss
 
     def _resolve(self, model: PreTrainedModel, call: Call, watcher: LossWatcher | None = None) -> bool:
         """Return whether the labels exclude each other."""

@@ -8,13 +8,16 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+#: The module's own step with the arguments of one call.
+Step = partial[Any]
 
-def wrap_training_step(pl_module: pl.LightningModule, around: Callable[[Callable[[], Any]], Any]) -> Callable[[], None]:
+
+def wrap_training_step(pl_module: pl.LightningModule, around: Callable[[Step], Any]) -> Callable[[], None]:
     """Replace ``training_step`` of a module.
 
     Args:
         pl_module: The module.
-        around: Called with a function that runs the module's own step; returns the new output.
+        around: Called with the module's own step and its arguments; returns the new output.
 
     Returns:
         A function that restores the module's own step. If something else has wrapped the step since, that wrapper stays

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,17 @@ class Call:
         """Return whether all outputs and hidden states are numbers. Logits may be minus infinity, as if masked."""
         finite = all(bool(each.isfinite().all()) for each in self.hidden)
         return finite and not any(bool((each.isnan() | (each == torch.inf)).any()) for each in self.logits().values())
+
+    def after(self, layers: Collection[int], count: int) -> Call:
+        """Return the call with the hidden states after some layers only.
+
+        Args:
+            layers: Indices of runs of layers, in one call of the encoder.
+            count: Number of runs of layers in one call of the encoder.
+        """
+        kept = [entry for entry in range(len(self.hidden)) if entry % count in layers]
+        masks = [self.masks[entry] for entry in kept] if self.masks else []
+        return replace(self, hidden=[self.hidden[entry] for entry in kept], masks=masks)
 
     def token_mask(self, like: Tensor, layer: int | None = None) -> Tensor:
         """Return a mask of shape (B, S), 1 for tokens and 0 for padding, with the dtype and device of ``like``.

@@ -21,6 +21,7 @@ LAYERS = (
     ("_compat",),
     (
         "atomic_write",
+        "batch_labels",
         "checkpoints",
         "glue_tasks",
         "label_kind",

@@ -98,6 +98,23 @@ class FineTuning(L.LightningModule):
     def _check_head(self, weights: dict[str, Tensor], path: str) -> None:
         """Raise an error if the weights have a head of another size."""
 
+    # ---- training -------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch with labels, and log it as ``train_loss``.
+
+        Raises:
+            ValueError: If the batch has no labels.
+        """
+        loss: Tensor | None = self(**batch).loss
+        if loss is None:
+            raise ValueError(
+                f"The batch has no labels, only {', '.join(batch)}. Use rows with labels, or learn from the dense "
+                "model with the callback Distillation(task_weight=0), which needs none."
+            )
+        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
+        return loss
+
     # ---- checks ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:

@@ -115,12 +115,6 @@ class QuestionAnswering(FineTuning):
         output: QuestionAnsweringModelOutput = self.model(**inputs)
         return output
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch with ``start_positions`` and ``end_positions``."""
-        loss = self(**batch).loss
-        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
-        return loss  # type: ignore[no-any-return]
-
     def on_validation_epoch_start(self) -> None:
         """Start collecting windows."""
         self._metric = self._new_metric()

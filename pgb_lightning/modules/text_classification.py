@@ -149,12 +149,6 @@ class TextClassification(FineTuning):
         output: SequenceClassifierOutput = self.model(**inputs)
         return output
 
-    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        """Return the loss of a batch with ``labels``."""
-        loss = self(**batch).loss
-        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["labels"]))
-        return loss  # type: ignore[no-any-return]
-
     def on_validation_epoch_start(self) -> None:
         """Reset the metrics."""
         self._metrics = []

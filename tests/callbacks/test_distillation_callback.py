@@ -46,7 +46,8 @@ def test_distillation_brings_the_pruned_model_closer_to_the_dense_one(trainer: M
     assert distances[1] < 0.8 * distances[0]
 
 
-def test_the_loss_is_the_modules_own_plus_two_terms(trainer: MakeTrainer) -> None:
+@pytest.mark.parametrize("task_weight", [0.0, 1.0, 0.5])
+def test_the_loss_is_two_terms_and_the_modules_own(task_weight: float, trainer: MakeTrainer) -> None:
     class LossRecorder(OwnModule):
         def __init__(self) -> None:
             super().__init__()
@@ -70,7 +71,7 @@ def test_the_loss_is_the_modules_own_plus_two_terms(trainer: MakeTrainer) -> Non
             self.teacher.model.load_state_dict(other.state_dict())
 
     module, other = LossRecorder(), OwnModule(seed=1).net.eval()
-    fit = trainer(OtherTeacher(temperature=3.0, logits_weight=0.5, hidden_weight=0.25), limit_train_batches=1)
+    fit = trainer(OtherTeacher(3.0, task_weight, 0.5, 0.25), limit_train_batches=1)
     fit.fit(module, make_loader())
     [own], [trained] = module.own, module.trained
     tokens = next(iter(make_loader()))[0]
@@ -80,8 +81,10 @@ def test_the_loss_is_the_modules_own_plus_two_terms(trainer: MakeTrainer) -> Non
     scores = 9 * nn.functional.kl_div(*soft, reduction="batchmean", log_target=True)
     pairs = list(zip(output.hidden_states, target.hidden_states, strict=True))[1:]
     hidden = sum((one - other).square().sum() / other.square().sum() for one, other in pairs) / len(pairs)
-    assert trained - own == pytest.approx(float(0.5 * scores + 0.25 * hidden), rel=1e-4)
-    assert fit.callback_metrics["train_distillation"] == pytest.approx(trained - own, rel=1e-4)
+    distillation = trained - task_weight * own
+    assert distillation == pytest.approx(float(0.5 * scores + 0.25 * hidden), rel=1e-4)
+    assert fit.callback_metrics["train_distillation"] == pytest.approx(distillation, rel=1e-4)
+    assert fit.callback_metrics["train_loss"] == pytest.approx(own)
 
 
 def test_the_teacher_is_not_in_checkpoints_and_must_be_the_same(trainer: MakeTrainer, tmp_path: Path) -> None:
@@ -216,6 +219,12 @@ def test_unsupported_modules_and_strategies_are_refused(
     ("settings", "message"),
     [
         ({"temperature": 0.0}, r"temperature=0\.0"),
+        ({"task_weight": -1.0}, r"task_weight=-1\.0"),
+        ({"layers": "first"}, "layers='first'"),
+        ({"layers": []}, r"layers=\[\]"),
+        ({"layers": [1, 1]}, r"layers=\[1, 1\]"),
+        ({"layers": [-1]}, r"layers=\[-1\]"),
+        ({"layers": [True]}, r"layers=\[True\]"),
         ({"logits_weight": -1.0}, r"logits_weight=-1\.0"),
         ({"hidden_weight": float("nan")}, "hidden_weight=nan"),
         ({"logits_weight": 0.0, "hidden_weight": 0.0}, "logits_weight=0 and hidden_weight=0"),
