@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,6 +152,7 @@ class DenseReference:
             epochs: Number of epochs over the training rows.
             learning_rate: Peak learning rate, at the end of the warm-up.
         """
+        gc.collect()  # a Trainer and its module refer to each other: free the previous model before this one is trained
         module.learning_rate = learning_rate
         L.seed_everything(self.data.seed)
         # on the CPU, like all other measurements

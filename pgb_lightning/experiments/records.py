@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 Result = dict[str, Any]
 
@@ -28,9 +31,10 @@ def read_results(name: str, path: str | Path, needed: Collection[str] = ()) -> l
 
 
 class ResultFile:
-    """Results in a file that several runs may share; without a file, results in memory.
+    """Results in a file that several processes may share; without a file, results in memory.
 
-    An incomplete last line from an interrupted run is removed.
+    Each result is one line, appended under a lock. A result that another process has added is found too. An incomplete
+    last line from an interrupted run is removed.
 
     Args:
         path: The file; it is created with its folder if it does not exist.
@@ -47,22 +51,36 @@ class ResultFile:
         if self.path.is_dir():
             raise ValueError(f"out={path!r} is a folder. Pass a file, such as results.jsonl in it.")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.is_file():
+        with self._locked():
+            if not self.path.is_file():
+                return
             text = self.path.read_text()
-            self._results = _parse("out", self.path, text)
+            _parse("out", self.path, text)  # raises, and leaves the file as it is, if it contains anything else
             if (complete := _complete_lines(text)) != text:
                 self.path.write_text(complete)
 
+    def all(self) -> list[Result]:
+        """Return all results, including those that other processes have added."""
+        if self.path is None or not self.path.is_file():
+            return list(self._results)
+        with self._locked():
+            return read_results("out", self.path)
+
     def find(self, known: Result) -> Result | None:
         """Return the first result that contains all given entries, if any."""
-        return next((result for result in self._results if known.items() <= result.items()), None)
+        return next((result for result in self.all() if known.items() <= result.items()), None)
 
     def add(self, result: Result) -> None:
         """Append a result."""
-        self._results.append(result)
-        if self.path is not None:
-            with self.path.open("a") as file:
-                file.write(json.dumps(result) + "\n")
+        if self.path is None:
+            self._results.append(result)
+            return
+        with self._locked(), self.path.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+
+    def _locked(self) -> AbstractContextManager[object]:
+        """Return a lock that one process holds at a time."""
+        return nullcontext() if self.path is None else FileLock(self.path.with_name(f".{self.path.name}.lock"))
 
 
 def _parse(name: str, path: str | Path, text: str) -> list[Result]:

@@ -1,112 +1,55 @@
-"""Fine-tune, prune and re-finetune over several seeds: the measurements behind ``docs/results.md``.
+r"""Fine-tune, prune and re-finetune over several seeds: the measurements behind ``docs/results.md``.
 
 Example:
-    ::
+    One epoch each, and the paper's method and the default without and with the dense model as teacher::
 
-        python -m pgb_lightning.experiments.seeds sst2 runs/sst2 --data_dir DIR --max_train_samples 20000
+        python -m pgb_lightning.experiments.seeds sst2 runs/sst2 --data_dir DIR --recoveries [finetune,distill]
 
-    Five seeds of another task, trained as long as in the paper::
+    The paper's budget, three epochs each on all rows, in batches of similar lengths and in mixed precision::
 
-        python -m pgb_lightning.experiments.seeds mrpc runs/mrpc --seeds [0,1,2,3,4] --epochs 3 --refinetuning_epochs 3
+        python -m pgb_lightning.experiments.seeds mrpc runs/mrpc --data_dir DIR --epochs 3 --refinetuning_epochs 3 \
+          --presets [paper,default,kwon,torch-pruning] --ratios [0.5,0.7,0.88] --recoveries [finetune,distill] \
+          --precision bf16-mixed --data_options '{"group_by_length": true}'
 
-    Together with baselines, whose names are in :data:`pgb_lightning.experiments.baselines.BASELINES`::
+    SQuAD, as in the paper with 16 rows in a batch::
 
-        python -m pgb_lightning.experiments.seeds cola runs/cola --presets [default,kwon,magnitude,top-layers]
+        python -m pgb_lightning.experiments.seeds squad runs/squad --data_dir DIR --data_options '{"batch_size": 16}'
 
-    SQuAD, with batches of similar lengths::
-
-        python -m pgb_lightning.experiments.seeds squad runs/squad --data_options '{"group_by_length": true}'
+Results are lines of ``results.jsonl`` in the folder: one of each dense model, and one of each seed, method, ratio and
+recovery. A run continues with what is missing. Several processes can share the folder, each with its own seeds, once
+the dense models of shared seeds are there. A ``seed0/dense.ckpt`` that is there is used, not trained again.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
-from pgb_lightning.callbacks import Distillation, PGBCallback
 from pgb_lightning.cli.suggestions import check_options
 from pgb_lightning.config import PRESETS, PruningConfig
-from pgb_lightning.datamodules import GLUEDataModule, SQuADDataModule
-from pgb_lightning.experiments.baselines import BASELINES, BaselineCallback
+from pgb_lightning.experiments.baselines import BASELINES
+from pgb_lightning.experiments.fine_tuned import FineTuned, size
 from pgb_lightning.experiments.mean_std import format_mean_std
-from pgb_lightning.experiments.records import Result
+from pgb_lightning.experiments.records import Result, ResultFile
+from pgb_lightning.experiments.recoveries import RECOVERIES
 from pgb_lightning.experiments.task_setup import TaskSetup
-from pgb_lightning.experiments.training import train
 
-#: Baselines whose models have fewer layers, or narrower hidden states, than the teacher, and cannot be distilled.
-NOT_DISTILLABLE = ("top-layers", "alternate-layers", "torch-pruning")
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """Training settings of one task, and the two kinds of measurement.
-
-    Args:
-        setup: The task's classes and metrics.
-        model_name_or_path: The pretrained encoder.
-        epochs: Epochs of fine-tuning the dense model.
-        refinetuning_epochs: Epochs of re-finetuning the pruned model.
-        learning_rate: Learning rate of fine-tuning.
-        refinetuning_learning_rate: Learning rate of re-finetuning.
-        distillation: Whether the dense model is the teacher in re-finetuning.
-    """
-
-    setup: TaskSetup
-    model_name_or_path: str
-    epochs: int
-    refinetuning_epochs: int
-    learning_rate: float
-    refinetuning_learning_rate: float
-    distillation: bool
-
-    def measure_dense(self, data: GLUEDataModule | SQuADDataModule, seed: int, checkpoint: Path) -> Result:
-        """Fine-tune the dense model, save it, and return its scores."""
-        L.seed_everything(seed)
-        module = self.setup.module(
-            model_name_or_path=self.model_name_or_path, learning_rate=self.learning_rate, **self.setup.options
-        )
-        _, scores = train(module, data, self.epochs, checkpoint)
-        return {"seed": seed, "dense": scores[self.setup.metrics[0]], "scores": {"dense": scores}}
-
-    def measure_pruned(
-        self,
-        data: GLUEDataModule | SQuADDataModule,
-        seed: int,
-        preset: str,
-        ratio: float,
-        dense_checkpoint: Path,
-        checkpoint: Path,
-    ) -> Result:
-        """Prune and re-finetune the dense model, save it, and return its scores before and after re-finetuning."""
-        L.seed_everything(seed)
-        module = self.setup.module(
-            model_name_or_path=self.model_name_or_path,
-            learning_rate=self.refinetuning_learning_rate,
-            fine_tuned_ckpt=str(dense_checkpoint),
-            **self.setup.options,
-        )
-        pruner = BaselineCallback(preset, ratio) if preset in BASELINES else PGBCallback(ratio, preset)
-        callbacks = [Distillation(), pruner] if self.distillation else [pruner]
-        before, after = train(module, data, self.refinetuning_epochs, checkpoint, callbacks)
-        metric = self.setup.metrics[0]
-        return {
-            "seed": seed,
-            "preset": preset,
-            "ratio": ratio,
-            "removed": _removed_fraction(pruner),
-            "before": before[metric],
-            "after": after[metric],
-            "scores": {"before": before, "after": after},
-        }
+#: Settings of the dense model, which all results of a folder share.
+DENSE = (
+    "task",
+    "model_name_or_path",
+    "max_train_samples",
+    "data_options",
+    "epochs",
+    "learning_rate",
+    "precision",
+)
 
 
 def run(
@@ -117,83 +60,80 @@ def run(
     seeds: tuple[int, ...] = (0, 1, 2),
     ratios: tuple[float, ...] = (0.3, 0.5),
     presets: tuple[str, ...] = ("paper", "default"),
+    recoveries: tuple[str, ...] = ("finetune",),
     max_train_samples: int | None = None,
     epochs: int = 1,
     refinetuning_epochs: int = 1,
     learning_rate: float = 5e-5,
-    refinetuning_learning_rate: float = 3e-5,
+    refinetuning_learning_rate: float | None = None,
     max_length: int | None = None,
     data_options: dict[str, Any] | None = None,
-    distillation: bool = False,
+    pruning_options: dict[str, Any] | None = None,
+    precision: str = "32-true",
+    keep_checkpoints: bool = False,
     num_threads: int = 1,
-) -> None:
+) -> list[Result]:
     """Measure the dense, pruned and re-finetuned models over seeds; print mean and standard deviation of each metric.
 
-    A seed determines the training rows, their order, the calibration rows and dropout. Existing results in ``out_dir``
-    are reused, so an interrupted run can be continued, and runs of different seeds can share a folder.
+    A seed determines the training rows, their order, the calibration rows and dropout.
 
     Args:
         task: A GLUE task, "squad" or "squad_v2". MNLI is scored on both of its validation sets.
-        out_dir: Folder for checkpoints and one JSON file per result, all from one model and one set of training
-            settings.
+        out_dir: Folder for the results and the dense checkpoints, all of one model and one set of training settings.
         data_dir: Local folder of parquet files; the Hub if not given.
         model_name_or_path: The pretrained encoder.
         seeds: Seeds to run.
         ratios: Values of ``pruning_ratio``.
         presets: "default", "paper", "balanced", and names of baselines.
+        recoveries: Ways to re-finetune, by their names in :data:`~pgb_lightning.experiments.recoveries.RECOVERIES`.
         max_train_samples: Number of training rows; all if not given.
         epochs: Epochs of fine-tuning the dense model (the paper: 3).
         refinetuning_epochs: Epochs of re-finetuning the pruned model (the paper: 3).
         learning_rate: Learning rate of fine-tuning.
-        refinetuning_learning_rate: Learning rate of re-finetuning (the paper: 2e-5 or 3e-5).
+        refinetuning_learning_rate: Learning rate of re-finetuning (the paper: 2e-5 or 3e-5); that of each recovery if
+            not given.
         max_length: Maximum input length in tokens; 128 for GLUE and 384 for SQuAD if not given.
         data_options: Further settings of the data module, such as ``{"group_by_length": true}``.
-        distillation: Whether the dense model is the teacher in re-finetuning.
+        pruning_options: Settings that override those of the presets.
+        precision: The Trainer's precision in training, such as "bf16-mixed".
+        keep_checkpoints: Whether to keep the re-finetuned models, as ``seed0/default-0.5-finetune.ckpt``.
         num_threads: CPU threads; use one if several runs share a machine.
 
+    Returns:
+        The results of the given seeds, presets, ratios and recoveries.
+
     Raises:
-        ValueError: If the task, a preset or one of ``data_options`` is unknown; a number of epochs, a learning rate or
-            a ratio is out of range; a preset cannot be distilled; or ``out_dir`` contains results of other settings.
+        ValueError: If the task, a preset, a recovery or one of the options is unknown; a number of epochs, a learning
+            rate or a ratio is out of range; or ``out_dir`` contains dense models of other settings.
     """
     for name, value in {"epochs": epochs, "refinetuning_epochs": refinetuning_epochs}.items():
         if value < 1:
             raise ValueError(f"{name}={value} is out of range. Use 1 or more.")
     rates = {"learning_rate": learning_rate, "refinetuning_learning_rate": refinetuning_learning_rate}
     for name, rate in rates.items():
-        if rate <= 0:
+        if rate is not None and rate <= 0:
             raise ValueError(f"{name}={rate} is out of range. Use a value above 0.")
-    for ratio in ratios:
-        PruningConfig(pruning_ratio=ratio)  # raises if out of range
-    _check_presets(presets, distillation)
+    check_methods(presets, ratios, pruning_options)
+    check_recoveries(recoveries)
     setup = TaskSetup.of(task)
     taken = ["model_name_or_path", *setup.options, "data_dir", "max_train_samples", "seed"]
     if max_length:
         taken.append("max_length")
     check_options("data_options", data_options or {}, setup.datamodule, taken)
     data_options = {"max_length": max_length or setup.max_length, **(data_options or {})}
-    settings = {
+    settings: Result = {
         "task": task,
         "model_name_or_path": model_name_or_path,
         "max_train_samples": max_train_samples,
-        "epochs": epochs,
-        "refinetuning_epochs": refinetuning_epochs,
         "data_options": data_options,
+        "epochs": epochs,
         "learning_rate": learning_rate,
-        "refinetuning_learning_rate": refinetuning_learning_rate,
+        "precision": precision,
     }
-    if distillation:  # left out otherwise, so that folders from before this setting can be continued
-        settings["distillation"] = True
-    _claim_folder(Path(out_dir), settings)
+    stored = ResultFile(str(Path(out_dir) / "results.jsonl"))
+    check_same_dense(stored.all(), settings, out_dir)
     torch.set_num_threads(num_threads)
-    experiment = Experiment(
-        setup=setup,
-        model_name_or_path=model_name_or_path,
-        epochs=epochs,
-        refinetuning_epochs=refinetuning_epochs,
-        learning_rate=learning_rate,
-        refinetuning_learning_rate=refinetuning_learning_rate,
-        distillation=distillation,
-    )
+    results: list[Result] = []
     for seed in seeds:
         folder = Path(out_dir) / f"seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -205,97 +145,124 @@ def run(
             **setup.options,
             **data_options,
         )
-        dense = folder / "dense.ckpt"
-        if not (folder / "dense.json").is_file():
-            _write(folder / "dense.json", experiment.measure_dense(data, seed, dense))
+        model = FineTuned(setup=setup, checkpoint=folder / "dense.ckpt", data=data, precision=precision, seed=seed)
+        results.append(measure_dense(model, {**settings, "seed": seed}, stored))
         for ratio in ratios:
-            for preset in presets:
-                stem = folder / f"{preset}-{ratio}"
-                json_file, checkpoint = Path(f"{stem}.json"), Path(f"{stem}.ckpt")
-                if not json_file.is_file():
-                    _write(json_file, experiment.measure_pruned(data, seed, preset, ratio, dense, checkpoint))
-    results = _read_results(Path(out_dir), setup.metrics[0])
+            for method in presets:
+                cell = {**settings, "seed": seed, "method": method, "ratio": ratio}
+                if pruning_options and method in PRESETS:
+                    cell["pruning_options"] = pruning_options
+                ways = {
+                    name: RECOVERIES[name].settings(refinetuning_epochs, refinetuning_learning_rate)
+                    for name in recoveries
+                }
+                results += measure_pruned(model, cell, ways, stored, folder if keep_checkpoints else None)
     for name in setup.metrics:
-        Console(width=100).print(_table(results, name, 1 if setup.percent else 100))
-
-
-def _check_presets(presets: Sequence[str], distillation: bool) -> None:
-    """Check that all presets and baselines are known, installed, and can be distilled if required."""
-    for preset in presets:
-        if distillation and preset in NOT_DISTILLABLE:
-            raise ValueError(
-                f"presets contains {preset!r}, whose hidden states do not match the teacher's. "
-                "Remove it, or set distillation=False."
-            )
-        if preset in BASELINES:
-            BASELINES[preset].check()
-        elif preset not in PRESETS:
-            known = ", ".join(map(repr, (*PRESETS, *BASELINES)))
-            raise ValueError(f"presets contains {preset!r}. Choose from {known}.")
-
-
-def _removed_fraction(pruner: PGBCallback | BaselineCallback) -> float:
-    if isinstance(pruner, BaselineCallback):
-        return pruner.removed
-    assert pruner.plan is not None
-    return pruner.plan.pruning_ratio
-
-
-def _claim_folder(out_dir: Path, settings: dict[str, Any]) -> None:
-    """Record the settings of a folder, or check that they are the recorded ones: other results must not be averaged."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    path = out_dir / "settings.json"
-    recorded = json.loads(path.read_text()) if path.is_file() else settings
-    changed = [
-        f"{name}={settings.get(name)!r}, not {recorded.get(name)!r}"
-        for name in dict.fromkeys((*settings, *recorded))
-        if recorded.get(name) != settings.get(name)
-    ]
-    if changed:
-        raise ValueError(
-            f"out_dir={str(out_dir)!r} contains results of other settings: {'; '.join(changed)}. Use another folder."
-        )
-    _write(path, settings)
-
-
-def _read_results(out_dir: Path, metric: str) -> list[Result]:
-    """Read all results of a folder; old files, which have no ``scores``, contain the paper's metric only."""
-    results: list[Result] = [json.loads(path.read_text()) for path in sorted(out_dir.glob("seed*/*.json"))]
-    for result in results:
-        for stage in result.keys() & {"dense", "before", "after"}:
-            result.setdefault("scores", {}).setdefault(stage, {})[metric] = result[stage]
+        Console(width=110).print(_table(results, name, 1 if setup.percent else 100))
     return results
 
 
-def _table(results: list[Result], metric: str, scale: float) -> Table:
+def check_methods(methods: Sequence[str], ratios: Sequence[float], options: dict[str, Any] | None) -> None:
+    """Check that all presets and baselines are known and installed, and the ratios and options are valid."""
+    for ratio in ratios:
+        PruningConfig(pruning_ratio=ratio)  # raises if out of range
+    for method in methods:
+        if method in BASELINES:
+            BASELINES[method].check()
+        elif method in PRESETS:
+            PruningConfig.from_preset(method, **(options or {}))
+        else:
+            known = ", ".join(map(repr, (*PRESETS, *BASELINES)))
+            raise ValueError(f"presets contains {method!r}. Choose from {known}.")
+
+
+def check_recoveries(names: Sequence[str]) -> None:
+    """Check that all recoveries are known."""
+    if unknown := [name for name in names if name not in RECOVERIES]:
+        raise ValueError(f"recoveries contains {unknown[0]!r}. Choose from {', '.join(map(repr, RECOVERIES))}.")
+
+
+def check_same_dense(results: Sequence[Result], settings: Result, out_dir: str) -> None:
+    """Require that results were measured with the same dense models: others must not be averaged."""
+    for result in results:
+        if changed := [
+            f"{name}={settings[name]!r}, not {result[name]!r}" for name in DENSE if settings[name] != result[name]
+        ]:
+            raise ValueError(
+                f"out_dir={out_dir!r} contains results of other settings: {'; '.join(changed)}. Use another folder."
+            )
+
+
+def measure_dense(model: FineTuned, cell: Result, stored: ResultFile) -> Result:
+    """Return the result of a dense model. It is measured if it is not stored, and trained if it has no checkpoint.
+
+    Args:
+        model: The model.
+        cell: Its settings and seed.
+        stored: The results.
+    """
+    cell = {**cell, "method": "dense", "ratio": 0.0}
+    found = stored.find(cell)
+    if found is not None and model.checkpoint.is_file():
+        return found
+    training = {"model_name_or_path": cell["model_name_or_path"], "epochs": cell["epochs"]}
+    if model.checkpoint.is_file():
+        model.check_trained(**training, learning_rate=cell["learning_rate"])
+        usage = None  # not known
+    else:
+        usage = model.train(**training, learning_rate=cell["learning_rate"])
+    scores = model.score(model.module)
+    result = {**cell, "removed": 0.0, **size(model.module), "after": scores, "finetuning": usage}
+    if found is None:
+        stored.add(result)
+    return result
+
+
+def measure_pruned(
+    model: FineTuned, cell: Result, recoveries: dict[str, Result], stored: ResultFile, folder: Path | None = None
+) -> list[Result]:
+    """Return the results of one pruned model, one of each recovery. Those that are not stored are measured.
+
+    Args:
+        model: The dense model.
+        cell: Its settings and seed, with method and ratio.
+        recoveries: Settings of the recoveries by name.
+        stored: The results.
+        folder: Folder for the checkpoints, if they are to be kept.
+    """
+    pruned, results = None, []
+    for name, settings in recoveries.items():
+        known = {**cell, "recovery": name, "refinetuning_settings": settings}
+        checkpoint = None if folder is None else folder / f"{cell['method']}-{cell['ratio']}-{name}.ckpt"
+        result = stored.find(known)
+        if result is None or (checkpoint is not None and not checkpoint.is_file()):
+            pruned = pruned or model.prune(cell["method"], cell["ratio"], cell.get("pruning_options"))
+            measured = {**known, **model.recover(pruned, settings, checkpoint)}
+            if result is None:
+                stored.add(measured)
+            result = measured
+        results.append(result)
+    return results
+
+
+def _table(results: Sequence[Result], metric: str, scale: float) -> Table:
     """Make a table of mean and standard deviation over seeds, in percent."""
-    dense = _scores(results, "dense", metric, scale)
+    dense = [scale * result["after"][metric] for result in results if result["method"] == "dense"]
     table = Table(title=f"{metric}, mean ± standard deviation over {len(dense)} seeds; dense {format_mean_std(dense)}")
-    for column in ("ratio", "preset", "removed", "pruned", "re-finetuned", "seeds"):
+    for column in ("ratio", "preset", "recovery", "removed", "pruned", "re-finetuned", "seeds"):
         table.add_column(column, justify="right")
-    settings = sorted({(result["ratio"], result["preset"]) for result in results if "ratio" in result})
-    for ratio, preset in settings:
-        rows = [result for result in results if (result.get("ratio"), result.get("preset")) == (ratio, preset)]
-        after = _scores(rows, "after", metric, scale)
+    pruned = [result for result in results if result["method"] != "dense"]
+    for ratio, method, recovery in sorted({(one["ratio"], one["method"], one["recovery"]) for one in pruned}):
+        rows = [one for one in pruned if (one["ratio"], one["method"], one["recovery"]) == (ratio, method, recovery)]
         table.add_row(
             str(ratio),
-            preset,
+            method,
+            recovery,
             format_mean_std([100 * row["removed"] for row in rows]),
-            format_mean_std(_scores(rows, "before", metric, scale)),
-            format_mean_std(after),
-            str(len(after)),
+            *(format_mean_std([scale * row[stage][metric] for row in rows]) for stage in ("before", "after")),
+            str(len(rows)),
         )
     return table
-
-
-def _scores(results: list[Result], stage: str, metric: str, scale: float) -> list[float]:
-    """Return a metric of the results that have it."""
-    values = [result["scores"].get(stage, {}).get(metric) for result in results]
-    return [scale * value for value in values if value is not None]
-
-
-def _write(path: Path, result: dict[str, Any]) -> None:
-    path.write_text(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,6 @@ def make_trainer(epochs: int, accelerator: str | None = None, **settings: Any) -
             therefore cannot prune.
         settings: Further arguments of the Trainer.
     """
-    # A Trainer and its module refer to each other: free the previous model before the next one is trained.
-    gc.collect()
     return L.Trainer(
         max_epochs=epochs,
         accelerator=accelerator or ("cpu" if MPSAccelerator.is_available() else "auto"),
@@ -64,6 +62,7 @@ def train(
     Returns:
         Validation metrics before and after training. Without callbacks, the metrics before training are empty.
     """
+    gc.collect()  # a Trainer and its module refer to each other: free the previous model before this one is trained
     before = ScoreBeforeTraining()
     trainer = make_trainer(
         epochs,

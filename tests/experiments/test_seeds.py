@@ -20,19 +20,19 @@ from pgb_lightning.surgery.checks import is_pruned
 
 pytestmark = pytest.mark.usefixtures("restored_threads")
 
-Run = Callable[..., None]
+Run = Callable[..., list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
 def run_sst2(tiny_model_folder: Callable[..., Path], glue_folder: Callable[..., Path]) -> Run:
     """Run the experiment on a tiny model and SST-2 at one ratio."""
 
-    def run(out_dir: Path, **settings: Any) -> None:
-        seeds.run(
+    def run(out_dir: Path, **settings: Any) -> list[dict[str, Any]]:
+        return seeds.run(
             task="sst2",
             out_dir=str(out_dir),
             data_dir=str(glue_folder("sst2", train=64, validation=40)),
-            model_name_or_path=str(tiny_model_folder("bert")),
+            model_name_or_path=str(tiny_model_folder("bert", initializer_range=0.2)),
             ratios=(0.5,),
             max_length=32,
             **settings,
@@ -46,12 +46,15 @@ def measured(run_sst2: Run, tmp_path_factory: pytest.TempPathFactory, restored_t
     """Return a folder with results of the paper preset for two seeds, and of the default preset for one."""
     folder = tmp_path_factory.mktemp("seeds")
     run_sst2(folder, seeds=(0, 1), presets=("paper",))
-    run_sst2(folder, seeds=(0,), presets=("default",))
+    run_sst2(folder, seeds=(0,), presets=("default",), recoveries=("distill",), keep_checkpoints=True)
     return folder
 
 
-def read(folder: Path, name: str, seed: int = 0) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((folder / f"seed{seed}" / f"{name}.json").read_text())
+def read(folder: Path, method: str, seed: int = 0) -> dict[str, Any]:
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    found = [one for one in map(json.loads, lines) if (one["method"], one["seed"]) == (method, seed)]
+    assert len(found) == 1
+    result: dict[str, Any] = found[0]
     return result
 
 
@@ -59,56 +62,81 @@ def metrics_of_tables(printed: str) -> list[str]:
     return [line.split(",")[0].strip() for line in printed.splitlines() if ", mean ±" in line]
 
 
-def test_scores_and_pruned_checkpoints_are_written(measured: Path) -> None:
-    assert len(list(measured.glob("seed*/*.json"))) == 2 + 3
-    for seed, preset in ((0, "paper"), (1, "paper"), (0, "default")):
-        result = read(measured, f"{preset}-0.5", seed)
-        assert abs(result["removed"] - 0.5) <= 0.01
-        assert all(0 <= result[key] <= 1 for key in ("before", "after"))
-        module = TextClassification.load_from_checkpoint(measured / f"seed{seed}" / f"{preset}-0.5.ckpt")
-        assert is_pruned(find_encoder(module))
+def test_every_cell_is_one_line_with_scores_size_time_and_memory(measured: Path) -> None:
+    assert len((measured / "results.jsonl").read_text().splitlines()) == 2 + 3
+    dense = read(measured, "dense")
+    assert dense["after"]["divergence"] == 0
+    assert dense["finetuning"]["seconds"] > 0
+    for seed, method in ((0, "paper"), (1, "paper"), (0, "default")):
+        result = read(measured, method, seed)
+        assert result["removed"] == pytest.approx(0.5, abs=0.01)
+        assert result["parameters"] == pytest.approx((1 - result["removed"]) * dense["parameters"], rel=1e-3)
+        assert result["flops"] < dense["flops"]
+        for stage in ("before", "after"):
+            assert 0 <= result[stage]["val_accuracy"] <= 1
+            assert result[stage]["divergence"] > 0
+        assert result["before"] != result["after"]
+        assert all(result[step]["seconds"] > 0 for step in ("pruning", "refinetuning"))
+        assert result["refinetuning"]["peak_memory_bytes"] > 1e6
+
+
+def test_only_the_checkpoints_that_are_asked_for_are_kept(measured: Path) -> None:
+    kept = sorted(str(path.relative_to(measured)) for path in measured.glob("seed*/*"))
+    assert kept == ["seed0/default-0.5-distill.ckpt", "seed0/dense.ckpt", "seed1/dense.ckpt"]
+    module = TextClassification.load_from_checkpoint(measured / kept[0])
+    assert is_pruned(find_encoder(module))
 
 
 def test_existing_results_are_reused_and_averaged(
     measured: Path, run_sst2: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(seeds, "train", None)  # calling it would fail
+    monkeypatch.setattr(seeds.FineTuned, "prune", None)  # calling it would fail
+    monkeypatch.setattr(seeds.FineTuned, "train", None)
     run_sst2(measured, seeds=(0, 1), presets=("paper",))
     printed = capsys.readouterr().out
     assert "over 2 seeds" in printed
-    mean = 50 * sum(read(measured, "paper-0.5", seed)["after"] for seed in (0, 1))
+    mean = 50 * sum(read(measured, "paper", seed)["after"]["val_accuracy"] for seed in (0, 1))
     assert f"{mean:.1f} ±" in printed
 
 
-def test_baselines_are_measured_from_the_same_dense_model(
-    measured: Path, run_sst2: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_is_pruned_once_for_all_recoveries(run_sst2: Run, measured: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(measured, tmp_path / "copy"))
-    baselines = ("kwon", "magnitude", "top-layers")
-    run_sst2(folder, seeds=(0,), presets=baselines)
-    printed = capsys.readouterr().out
+    results = run_sst2(folder, seeds=(0,), presets=("kwon",), recoveries=("finetune", "distill"))
+    _, first, second = results
+    assert first["before"] == second["before"]
+    assert first["pruning"] == second["pruning"]
+    assert first["after"] != second["after"]
+    assert (first["recovery"], second["recovery"]) == ("finetune", "distill")
+    assert second["refinetuning_settings"]["logits_weight"] > 0
+
+
+def test_a_dense_checkpoint_that_is_there_is_used(measured: Path, run_sst2: Run, tmp_path: Path) -> None:
+    shutil.copytree(measured / "seed0", tmp_path / "seed0")
+    run_sst2(tmp_path, seeds=(0,), presets=())
+    found, before = read(tmp_path, "dense"), read(measured, "dense")
+    assert found["after"] == before["after"]
+    assert found["finetuning"] is None
+    (tmp_path / "results.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"dense\.ckpt' .*epochs=2, not 1"):
+        run_sst2(tmp_path, seeds=(0,), presets=(), epochs=2)
+
+
+def test_baselines_are_measured_from_the_same_dense_model(measured: Path, run_sst2: Run, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(measured, tmp_path / "copy"))
+    baselines = ("magnitude", "top-layers")
+    run_sst2(folder, seeds=(0,), presets=baselines, recoveries=("distill",), keep_checkpoints=True)
     for name in baselines:
-        assert name in printed
-        result = read(folder, f"{name}-0.5")
+        result = read(folder, name)
         assert result["removed"] == pytest.approx(0.5, abs=0.01)
-        assert {"val_loss", "val_accuracy"} <= result["scores"]["before"].keys()
-    weights = torch.load(folder / "seed0" / "magnitude-0.5.ckpt", weights_only=True)["state_dict"]
+        assert {"val_loss", "val_accuracy"} <= result["before"].keys()
+    assert read(folder, "magnitude")["refinetuning"]["hidden_weight"] == 1
+    assert read(folder, "top-layers")["refinetuning"]["hidden_weight"] == 0
+    assert read(folder, "magnitude")["flops"] == read(folder, "dense")["flops"]
+    assert read(folder, "top-layers")["flops"] == read(folder, "dense")["flops"] / 2
+    weights = torch.load(folder / "seed0" / "magnitude-0.5-distill.ckpt", weights_only=True)["state_dict"]
     matrices = [value for name, value in weights.items() if ".layer." in name and value.ndim == 2]
     zeros = sum(int((matrix == 0).sum()) for matrix in matrices)
     assert zeros / sum(map(torch.numel, matrices)) == pytest.approx(0.5, abs=1e-3)  # after training
-
-
-def test_results_with_and_without_distillation_need_different_folders(
-    measured: Path, run_sst2: Run, tmp_path: Path
-) -> None:
-    shutil.copytree(measured / "seed0", tmp_path / "seed0", ignore=shutil.ignore_patterns("*-0.5.*"))
-    settings: dict[str, Any] = {"seeds": (0,), "presets": ("default", "kwon")}
-    run_sst2(tmp_path, distillation=True, **settings)
-    for name in settings["presets"]:
-        assert read(tmp_path, f"{name}-0.5")["scores"]["after"]["train_distillation"] > 0
-    assert json.loads((tmp_path / "settings.json").read_text())["distillation"] is True
-    with pytest.raises(ValueError, match=r"out_dir=.*distillation=None, not True"):
-        run_sst2(tmp_path, **settings)
 
 
 def test_there_is_a_table_for_every_validation_set(
@@ -127,14 +155,15 @@ def test_there_is_a_table_for_every_validation_set(
         presets=("default",),
         epochs=2,
         max_length=64,
+        pruning_options={"ridge": 0.1},
+        precision="bf16-mixed",
     )
     names = ["val_accuracy", "val_mismatched_accuracy"]
     assert metrics_of_tables(capsys.readouterr().out) == names
-    pruned = read(tmp_path, "default-0.5")
-    assert all(pruned["scores"]["before"][name] >= 0 for name in names)
-    assert pruned["before"] == pruned["scores"]["before"][names[0]]
+    pruned = read(tmp_path, "default")
+    assert all(pruned["before"][name] >= 0 for name in names)
+    assert (pruned["pruning_options"], pruned["precision"]) == ({"ridge": 0.1}, "bf16-mixed")
     assert torch.load(tmp_path / "seed0" / "dense.ckpt", weights_only=True)["epoch"] == 2
-    assert torch.load(tmp_path / "seed0" / "default-0.5.ckpt", weights_only=True)["epoch"] == 1
 
 
 def test_squad_is_measured_in_percent(
@@ -153,9 +182,10 @@ def test_squad_is_measured_in_percent(
     )
     printed = capsys.readouterr().out
     assert metrics_of_tables(printed) == list(TaskSetup.of("squad_v2").metrics)
-    scores = read(tmp_path / "out", "default-0.5")["scores"]["after"]
-    assert f"{scores['val_f1']:.1f} " in printed
-    assert json.loads((tmp_path / "out" / "settings.json").read_text())["data_options"]["group_by_length"]
+    result = read(tmp_path / "out", "default")
+    assert f"{result['after']['val_f1']:.1f} " in printed
+    assert result["data_options"]["group_by_length"]
+    assert result["after"]["divergence"] > 0
 
 
 @pytest.mark.parametrize(
@@ -179,20 +209,6 @@ def test_a_task_determines_options_and_metrics(
     assert (setup.options, setup.metrics, setup.percent) == (options, metrics, percent)
 
 
-def test_old_results_without_all_scores_are_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for seed, score in enumerate((0.8, 0.9)):
-        folder = tmp_path / f"seed{seed}"
-        folder.mkdir()
-        pruned = {"seed": seed, "preset": "paper", "ratio": 0.3, "removed": 0.301, "before": score, "after": score}
-        (folder / "dense.json").write_text(json.dumps({"seed": seed, "dense": score}))
-        (folder / "paper-0.3.json").write_text(json.dumps(pruned))
-    seeds.run("mrpc", str(tmp_path), seeds=(0, 1), ratios=(0.3,), presets=("paper",))
-    first, second = capsys.readouterr().out.split("val_f1")
-    assert "over 2 seeds; dense 85.0 ± 7.1" in " ".join(first.split())
-    assert "85.0 ± 7.1" in first.splitlines()[-3]
-    assert "over 0 seeds; dense -" in " ".join(second.split())
-
-
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
@@ -202,7 +218,8 @@ def test_old_results_without_all_scores_are_averaged(tmp_path: Path, capsys: pyt
         ({"refinetuning_epochs": 0}, "refinetuning_epochs=0 .*1 or more"),
         ({"learning_rate": 0.0}, r"learning_rate=0\.0 .*above 0"),
         ({"refinetuning_learning_rate": -1e-5}, "refinetuning_learning_rate=-1e-05"),
-        ({"presets": ("default", "top-layers"), "distillation": True}, "'top-layers'.*distillation=False"),
+        ({"recoveries": ("finetune", "best")}, r"recoveries .*'best'.*'finetune', 'distill'"),
+        ({"presets": ("default",), "pruning_options": {"ridge": -1.0}}, r"ridge=-1\.0"),
         ({"task": "imdb"}, "cola, sst2.*squad, squad_v2"),
         ({"data_options": {"group_by_lenght": True}}, "data_options .*'group_by_lenght'"),
         ({"data_options": {"seed": 1}}, "data_options .*'seed'"),
@@ -217,7 +234,6 @@ def test_invalid_settings_raise_before_a_folder_is_made(settings: dict[str, Any]
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_has_results_of_one_set_of_settings(tmp_path: Path) -> None:
-    seeds.run("mrpc", str(tmp_path), seeds=())
-    with pytest.raises(ValueError, match=r"out_dir=.*epochs=3, not 1; data_options=.*64}, not {.*128}"):
-        seeds.run("mrpc", str(tmp_path), seeds=(), epochs=3, max_length=64)
+def test_a_folder_has_results_of_one_set_of_settings(measured: Path, run_sst2: Run) -> None:
+    with pytest.raises(ValueError, match=r"out_dir=.*epochs=3, not 1; precision='bf16-mixed', not '32-true'"):
+        run_sst2(measured, seeds=(), epochs=3, precision="bf16-mixed")

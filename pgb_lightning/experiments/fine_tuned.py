@@ -1,0 +1,152 @@
+"""A fine-tuned dense model with its data: prune it, re-finetune the result, and measure both."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.fabric.utilities import move_data_to_device
+
+from pgb_lightning.checkpoints import load_checkpoint
+from pgb_lightning.config import PruningConfig
+from pgb_lightning.cost import encoder_cost
+from pgb_lightning.datamodules import GLUEDataModule, SQuADDataModule
+from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.experiments.baselines import BASELINES, Calibrated
+from pgb_lightning.experiments.metering import metered
+from pgb_lightning.experiments.records import Result
+from pgb_lightning.experiments.recoveries import recover
+from pgb_lightning.experiments.task_setup import TaskSetup
+from pgb_lightning.experiments.training import make_trainer
+from pgb_lightning.experiments.validation import Validated, validate
+from pgb_lightning.modules import QuestionAnswering, TextClassification
+from pgb_lightning.pruning import prune
+
+Module = TextClassification | QuestionAnswering
+
+
+@dataclass(frozen=True)
+class PrunedModel:
+    """A pruned module with what is known before it is re-finetuned.
+
+    Args:
+        module: The module.
+        measured: Fraction removed, size, scores, and time and memory of pruning.
+    """
+
+    module: Module
+    measured: Result
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A fine-tuned dense model, loaded and validated only when first needed.
+
+    Args:
+        setup: The task.
+        checkpoint: Lightning checkpoint of the module; :meth:`train` writes it.
+        data: The data module.
+        precision: The Trainer's precision in training. Calibration and validation are in single precision.
+        seed: Seed of dropout and of the order of the rows.
+    """
+
+    setup: TaskSetup
+    checkpoint: Path
+    data: GLUEDataModule | SQuADDataModule
+    precision: Any = "32-true"
+    seed: int = 0
+
+    @cached_property
+    def module(self) -> Module:
+        """The dense module."""
+        return self.setup.module.load_from_checkpoint(self.checkpoint, map_location="cpu").eval()
+
+    @cached_property
+    def validated(self) -> Validated:
+        """The dense model's predictions on the validation set."""
+        return validate(self.module, self.data)
+
+    def train(self, model_name_or_path: str, epochs: int, learning_rate: float) -> Result:
+        """Fine-tune a pretrained model, write the checkpoint, and return the time and memory of it."""
+        L.seed_everything(self.seed)
+        module = self.setup.module(
+            model_name_or_path=model_name_or_path, learning_rate=learning_rate, **self.setup.options
+        )
+        trainer = make_trainer(epochs, precision=self.precision, enable_progress_bar=False, limit_val_batches=0)
+        with metered() as usage:
+            trainer.fit(module, datamodule=self.data)
+        trainer.save_checkpoint(self.checkpoint, weights_only=True)
+        return asdict(usage)
+
+    def check_trained(self, model_name_or_path: str, epochs: int, learning_rate: float) -> None:
+        """Require that the checkpoint is of this training, as far as it tells.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        saved = load_checkpoint(self.checkpoint)
+        parameters = saved["hyper_parameters"]
+        names = ("model_name_or_path", "learning_rate")
+        found = {"epochs": saved["epoch"], **{name: parameters[name] for name in names}}
+        wanted = {"epochs": epochs, "model_name_or_path": model_name_or_path, "learning_rate": learning_rate}
+        if changed := [
+            f"{name}={wanted[name]!r}, not {found[name]!r}" for name in wanted if wanted[name] != found[name]
+        ]:
+            raise ValueError(
+                f"{str(self.checkpoint)!r} was trained with other settings: {'; '.join(changed)}. Use another folder."
+            )
+
+    def score(self, module: Module) -> dict[str, float]:
+        """Return all metrics on the validation set, and the divergence from the dense model's predictions."""
+        exclusive = getattr(self.data, "num_labels", 2) > 1
+        found = self.validated if module is self.module else validate(module, self.data)
+        return {**found.scores, "divergence": found.divergence(self.validated, exclusive)}
+
+    def prune(self, method: str, ratio: float, options: dict[str, Any] | None = None) -> PrunedModel:
+        """Prune a copy of the model in one shot.
+
+        Args:
+            method: A preset or the name of a baseline.
+            ratio: Fraction of the encoder's weights to remove.
+            options: Settings that override those of the preset; baselines have none.
+        """
+        module = copy.deepcopy(self.module)
+        module.to(make_trainer(1).strategy.root_device)
+        batches = self._calibration_batches(module)
+        with metered() as usage:
+            if method in BASELINES:
+                removed = Calibrated(module.model, batches).prune(method, module.model, ratio)
+            else:
+                config = PruningConfig.from_preset(method, pruning_ratio=ratio, **(options or {}))
+                removed = prune(module.model, batches, config).pruning_ratio
+        module.to("cpu")
+        before = self.score(module)
+        return PrunedModel(module, {"removed": removed, **size(module), "before": before, "pruning": asdict(usage)})
+
+    def recover(self, pruned: PrunedModel, settings: dict[str, Any], checkpoint: Path | None = None) -> Result:
+        """Re-finetune a copy of a pruned model, and return all that was measured.
+
+        Args:
+            pruned: The pruned model, which is not changed.
+            settings: The settings of a recovery.
+            checkpoint: File for the result, if it is to be kept.
+        """
+        module = copy.deepcopy(pruned.module)
+        with metered() as usage:
+            losses = recover(module, self.module.model, self.data, settings, self.precision, self.seed, checkpoint)
+        return {**pruned.measured, "after": self.score(module), "refinetuning": {**asdict(usage), **losses}}
+
+    def _calibration_batches(self, module: Module) -> list[Any]:
+        self.data.prepare_data()
+        self.data.setup("fit")
+        return [move_data_to_device(batch, module.device) for batch in self.data.calibration_dataloader()]
+
+
+def size(module: Module) -> Result:
+    """Return the weights of the encoder's matrices, and the FLOPs of one sequence of 128 tokens through it."""
+    cost = encoder_cost(find_encoder(module))
+    return {"parameters": cost.parameters, "flops": cost.flops}

@@ -1,0 +1,68 @@
+"""Time and peak memory of a step of an experiment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pgb_lightning.peak_memory import peak_memory
+
+#: Writing 5 to it resets the peak memory of this process on Linux.
+LINUX_RESET = Path("/proc/self/clear_refs")
+
+
+@dataclass
+class Usage:
+    """What a step has used; set when the step ends.
+
+    Args:
+        seconds: Its duration.
+        peak_memory_bytes: Peak memory of the device during the step: of the process on a CPU, of tensors on a GPU.
+            ``None`` where the platform does not report it. Where the peak of a process cannot be reset, it is the peak
+            since the process started.
+    """
+
+    seconds: float = 0.0
+    peak_memory_bytes: int | None = None
+
+
+@contextmanager
+def metered() -> Iterator[Usage]:
+    """Measure the enclosed step.
+
+    Yields:
+        The record, which is complete after the step.
+
+    Example:
+        >>> with metered() as usage:
+        ...     numbers = [0.0] * 1000
+        >>> usage.seconds > 0
+        True
+    """
+    usage = Usage()
+    _reset_peak()
+    start = time.perf_counter()
+    try:
+        yield usage
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            usage.peak_memory_bytes = torch.cuda.max_memory_allocated()
+        else:
+            usage.peak_memory_bytes = peak_memory()
+        usage.seconds = time.perf_counter() - start
+
+
+def _reset_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif LINUX_RESET.exists():
+        try:
+            LINUX_RESET.write_text("5")
+        except OSError:  # not allowed in this container
+            return
