@@ -70,7 +70,7 @@ def packaged_configs() -> dict[str, Path]:
 
     Example:
         >>> [name for name in packaged_configs() if name.startswith("demo/")]
-        ['demo/finetune', 'demo/prune']
+        ['demo/finetune', 'demo/prune', 'demo/recover']
     """
     folder = Path(str(files("pgb_lightning.configs")))
     return {_to_key(str(path.relative_to(folder))): path for path in sorted(folder.rglob("*.yaml"))}

@@ -18,7 +18,7 @@ from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.glue_tasks import TASKS, get_task
 from pgb_lightning.surgery.checks import is_pruned
 
-STAGES = ("finetune", "prune")
+STAGES = ("finetune", "prune", "recover")
 DEMO = [f"demo/{stage}" for stage in STAGES]
 SQUAD = [f"squad/{version}/{stage}" for version in ("v1.1", "v2.0") for stage in STAGES]
 GLUE = [f"glue/{task}/{stage}" for task in TASKS for stage in STAGES]
@@ -59,14 +59,16 @@ def test_a_configuration_has_the_values_of_the_paper(name: str, parse: Callable[
     assert (data["batch_size"], data["eval_batch_size"], data["max_length"]) == (
         (16, 32, 384) if name in SQUAD else (32, 128, 128)
     )
-    assert model["learning_rate"] == (3e-5 if name in SQUAD else 2e-5)
+    recovers = name.endswith("/recover")
+    assert model["learning_rate"] == (1e-4 if recovers else 3e-5 if name in SQUAD else 2e-5)
     assert config["seed_everything"] == 42
     assert "ExactResume" in callbacks(config)
     assert model["model_name_or_path"] == data["model_name_or_path"]
-    assert config["trainer"]["max_epochs"] == (1 if name in DEMO else 3)
+    assert config["trainer"]["max_epochs"] == (1 if name in DEMO and not recovers else 3)
     assert data.get("calibration_size") in (None, 2048)
     folder, _, stage = name.rpartition("/")
-    if stage == "prune":
+    assert ("Distillation" in callbacks(config)) is recovers
+    if stage in ("prune", "recover"):
         before = parse(f"{folder}/finetune")
         output = callbacks(before)["BestCheckpoint"]["dirpath"]
         assert model["fine_tuned_ckpt"] == f"{output}/best.ckpt"
@@ -183,9 +185,10 @@ def test_only_names_of_packaged_configurations_are_replaced_in_files(tmp_path: P
 def run_all_commands(config: str, output: str, metric: str, overrides: list[str]) -> None:
     """Fine-tune, prune, validate and predict with packaged configurations, and compare the scores before and after."""
     run(["fit", "--config", f"{config}/finetune", *overrides])
-    pruned = run(["fit", "--config", f"{config}/prune", *overrides])
+    stage = output.rpartition("/")[2]
+    pruned = run(["fit", "--config", f"{config}/{stage}", *overrides])
     assert is_pruned(find_encoder(pruned.model))
-    args = ["--config", f"{config}/prune", *overrides, "--ckpt_path", f"{output}/last.ckpt"]
+    args = ["--config", f"{config}/{stage}", *overrides, "--ckpt_path", f"{output}/last.ckpt"]
     validated = run(["validate", *args])
     before, after = (float(cli.trainer.callback_metrics[metric]) for cli in (pruned, validated))
     assert after == pytest.approx(before, rel=1e-5)
@@ -207,7 +210,10 @@ def test_squad_runs_with_the_packaged_configurations(tiny_model_folder: Callable
 
 
 @pytest.mark.slow
-def test_rte_runs_with_the_packaged_configurations(tiny_model_folder: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["prune", "recover"])
+def test_rte_runs_with_the_packaged_configurations(
+    stage: str, tiny_model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     folder, model = tmp_path / "rows", str(tiny_model_folder("bert"))
     folder.mkdir()
     for number, split in enumerate(("train", "validation", "test")):
@@ -217,8 +223,8 @@ def test_rte_runs_with_the_packaged_configurations(tiny_model_folder: Callable[.
         *("--data.max_length", "64", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"),
         *("--trainer.max_epochs", "1"),
     ]
-    run_all_commands("glue/rte", "runs/rte/prune", "val_loss", overrides)
-    header, *rows = Path("runs/rte/prune/RTE.tsv").read_text().splitlines()
+    run_all_commands("glue/rte", f"runs/rte/{stage}", "val_loss", overrides)
+    header, *rows = Path(f"runs/rte/{stage}/RTE.tsv").read_text().splitlines()
     assert header == "index\tprediction"
     assert [row.split("\t")[0] for row in rows] == [str(number) for number in range(21)]
     assert {row.split("\t")[1] for row in rows} <= {"entailment", "not_entailment"}
