@@ -33,7 +33,7 @@ from pgb_lightning.callbacks.pruning.training_loss import check_training_step
 from pgb_lightning.callbacks.random_state import isolated_random_state
 from pgb_lightning.callbacks.trainer_queries import shards_before_restore
 from pgb_lightning.checkpoints import find_states, state_key
-from pgb_lightning.config import Budget, Permutation, PruningConfig, Ridge, Search
+from pgb_lightning.config import Budget, Fisher, Permutation, PruningConfig, Ridge, Search
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder, find_encoders
@@ -113,6 +113,8 @@ class PGBCallback(pl.Callback):
         compensation: bool | None = None,
         compensation_tokens: int | None = None,
         ridge: Ridge | None = None,
+        fisher: Fisher | None = None,
+        fisher_temperature: float | None = None,
         tolerance: float | None = None,
         plan: str | Path | None = None,
     ) -> None:
@@ -128,6 +130,8 @@ class PGBCallback(pl.Callback):
             "max_groups": max_groups,
             "num_permutations": num_permutations,
             "permutation": permutation,
+            "fisher": fisher,
+            "fisher_temperature": fisher_temperature,
             "tolerance": tolerance,
         }
         unused = [f"{name}={value!r}" for name, value in planning.items() if value is not None]

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 Permutation = Literal["greedy", "balanced", "compensated"]
 Search = Literal["groups", "shapes"]
 Budget = Literal["parameters", "flops", "latency"]
+Fisher = Literal["auto", "labels", "predictions", "outputs"]
 Ridge = float | Literal["auto"]
 
 #: Number of calibration samples: the paper's "2K samples from the training data".
@@ -21,7 +22,7 @@ DEFAULT_RIDGE = 1e-2
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {"search": "shapes", "permutation": "balanced"},
     "balanced": {"search": "groups", "permutation": "balanced", "ridge": 0.01},
-    "paper": {"search": "groups", "permutation": "greedy", "ridge": 0.01},
+    "paper": {"search": "groups", "permutation": "greedy", "ridge": 0.01, "fisher": "labels"},
 }
 
 
@@ -58,6 +59,11 @@ class PruningConfig:
         ridge: λ, the strength of the penalty in Eq. 4 on the distance from the original weights, as a fraction of the
             mean input power; or ``"auto"`` to choose it for each matrix by the error on held-out calibration samples,
             one fifth of all.
+        fisher: The loss whose gradients calibration collects. ``"labels"``: the loss with the data's labels, as in the
+            paper. ``"predictions"``: the negative log-likelihood of labels drawn from the model's own predictions.
+            ``"outputs"``: random directions of its logits or, without a head, of its last hidden states. The last two
+            need no labels. ``"auto"``: labels if there are any, else predictions, else outputs; the plan records which.
+        fisher_temperature: Divides the logits from which ``fisher="predictions"`` draws.
         tolerance: Largest distance from ``pruning_ratio`` that planning accepts, as a fraction of all weights (or of
             the budget's unit). No plan removes more than ``pruning_ratio + tolerance``, except in measured time, which
             varies. It removes less where nothing is closer; a warning is issued for distances above 0.01 (0.03 for
@@ -85,6 +91,8 @@ class PruningConfig:
     compensation: bool = True
     compensation_tokens: int = 32768
     ridge: Ridge = "auto"
+    fisher: Fisher = "auto"
+    fisher_temperature: float = 1.0
     tolerance: float = 0.005
 
     def __post_init__(self) -> None:
@@ -93,7 +101,7 @@ class PruningConfig:
             _check_float("importance_threshold", self.importance_threshold, 0, None, 'a τ such as 1e-5, or "auto"')
         _check_count("max_groups", self.max_groups, "6 as in the paper")
         _check_count("num_permutations", self.num_permutations, "6 as in the paper")
-        for name, names in {"permutation": Permutation, "search": Search, "budget": Budget}.items():
+        for name, names in {"permutation": Permutation, "search": Search, "budget": Budget, "fisher": Fisher}.items():
             if getattr(self, name) not in get_args(names):
                 allowed = ", ".join(map(repr, get_args(names)))
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {allowed}.")
@@ -128,6 +136,12 @@ class PruningConfig:
         _check_count("compensation_tokens", self.compensation_tokens, "many times the hidden size, such as 32768")
         if self.ridge != "auto":
             _check_float("ridge", self.ridge, 0, None, 'a small fraction such as 0.01, or "auto"')
+        _check_float("fisher_temperature", self.fisher_temperature, 0, None, "1.0, or 2.0 for softer predictions")
+        if self.fisher not in ("auto", "predictions") and self.fisher_temperature != 1:
+            raise ValueError(
+                f"fisher_temperature={self.fisher_temperature!r} has no effect with fisher={self.fisher!r}. Use "
+                "fisher='predictions', or leave fisher_temperature out."
+            )
         _check_float("tolerance", self.tolerance, 0, 1, "a small fraction such as 0.005")
 
     @property

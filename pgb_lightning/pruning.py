@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from pgb_lightning.calibration.collect import Calibration, Loss, calibrate
+from pgb_lightning.calibration.fisher import FisherLoss
 from pgb_lightning.calibration.model_loss import model_loss
 from pgb_lightning.calibration.moments import AllReduce
 from pgb_lightning.compensation.errors import FitErrors
@@ -41,12 +44,14 @@ def prune(
     always that of the dense encoder: 0.3 and then 0.6 remove 60 % of its weights.
 
     Args:
-        model: A module that holds one transformers encoder; fine-tuned, since importance is derived from its loss.
-        batches: Labeled calibration batches, about 2,048 samples in total; read once.
+        model: A module that holds one transformers encoder; fine-tuned, since importance is derived from its loss or
+            predictions.
+        batches: Calibration batches, with or without labels, about 2,048 samples in total; read once. A warning says
+            what is used where there are no labels (``fisher`` of :class:`PruningConfig`).
         config: The settings; the default preset if omitted.
         loss: Runs ``model`` on a batch and returns the mean loss of its samples, or ``None`` to leave the batch out. By
-            default a batch is a mapping of the model's arguments, labels included, and the model's output has a
-            ``loss``.
+            default a batch is a mapping of the model's arguments, and the model's output has a ``loss`` if labels are
+            among them.
         encoder: Attribute path of the encoder; required if ``model`` holds several.
 
     Returns:
@@ -55,8 +60,8 @@ def prune(
     Raises:
         TypeError: If a batch is not a mapping, and no ``loss`` is given.
         ValueError: If there is no such encoder, it cannot be pruned (further), the target cannot be reached, a given
-            ``importance_threshold`` would remove more, or calibration found no usable gradients. The model is unchanged
-            then.
+            ``importance_threshold`` would remove more, the model does not have what ``config.fisher`` needs, or
+            calibration found no usable gradients. The model is unchanged then.
 
     Example:
         >>> import torch
@@ -70,15 +75,18 @@ def prune(
     """
     config = config or PruningConfig()
     found = prepare(model, config, encoder)
+    fisher_loss = FisherLoss(model, found, loss or model_loss(model), config.fisher, config.fisher_temperature)
     with eval_mode(model):
         statistics = calibrate(
             found,
             batches,
-            loss or model_loss(model),
+            fisher_loss,
             max_tokens=config.compensation_tokens,
             moments=config.needs_moments,
         )
-    plan = make_plan(found, statistics, config)
+    if fisher_loss.reason:
+        warnings.warn(f"PGB: {fisher_loss.describe()}.", stacklevel=2)
+    plan = record_fisher(make_plan(found, statistics, config), fisher_loss)
     carry_out(found, plan, statistics, config)
     return plan
 
@@ -126,6 +134,11 @@ def make_plan(
     if config.search == "groups":
         return plan_by_groups(encoder, statistics, config)
     return plan_by_shapes(encoder, statistics, config, candidates, cost)
+
+
+def record_fisher(plan: PruningPlan, loss: FisherLoss) -> PruningPlan:
+    """Return a plan that records which gradients it was made from, in place of ``fisher="auto"``."""
+    return replace(plan, config={**plan.config, "fisher": loss.used})
 
 
 def carry_out(

@@ -9,17 +9,20 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from tqdm.auto import tqdm
 
 from pgb_lightning.calibration.collect import Calibration, calibrate
+from pgb_lightning.calibration.fisher import ORDER, FisherLoss
+from pgb_lightning.calibration.moments import AllReduce
 from pgb_lightning.callbacks.pruning.calibration_data import shard_batches
 from pgb_lightning.callbacks.pruning.snapshot import Snapshot
-from pgb_lightning.callbacks.pruning.training_loss import training_loss, without_side_effects
+from pgb_lightning.callbacks.pruning.training_loss import batch_preparation, training_loss, without_side_effects
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.plan import PruningPlan
-from pgb_lightning.pruning import carry_out, make_plan
+from pgb_lightning.pruning import carry_out, make_plan, record_fisher
 from pgb_lightning.report import PruningNotes
 
 
@@ -56,13 +59,29 @@ def prune_distributed(
     """
     all_reduce = partial(trainer.strategy.reduce, reduce_op="sum")
     with without_side_effects(pl_module) as snapshot, closing(batches(snapshot)) as read:
-        loss = training_loss(trainer, pl_module)
-        tracked = _show_progress(trainer, "PGB calibration", _own_shard(trainer, read))
-        moments = plan is None and config.needs_moments
-        statistics = calibrate(
-            encoder, tracked, loss, all_reduce, config.compensation_tokens, moments, warn=rank_zero_warn
+        loss = FisherLoss(
+            pl_module,
+            encoder,
+            training_loss(pl_module),
+            config.fisher,
+            config.fisher_temperature,
+            failures=(MisconfigurationException,),
         )
-    plan = plan or _make_plan_on_rank_zero(trainer, encoder, statistics, config)
+        prepare = batch_preparation(trainer, pl_module)
+        # Draws depend on the number of a batch, which is the same on every process.
+        tracked = _show_progress(trainer, "PGB calibration", _own_shard(trainer, enumerate(read)))
+        statistics = calibrate(
+            encoder,
+            tracked,
+            lambda numbered: loss(prepare(numbered[1]), numbered[0]),
+            all_reduce,
+            config.compensation_tokens,
+            moments=plan is None and config.needs_moments,
+            warn=rank_zero_warn,
+        )
+    _check_same_gradients(loss, all_reduce, trainer.strategy.root_device)
+    rank_zero_info(f"PGB: {loss.describe()}.")
+    plan = plan or record_fisher(_make_plan_on_rank_zero(trainer, encoder, statistics, config), loss)
     errors = None if notes is None else notes.errors
     if notes is not None and trainer.is_global_zero:
         notes.record_importance(encoder, plan, statistics.fisher)
@@ -88,6 +107,17 @@ def _own_shard(trainer: pl.Trainer, batches: Iterable[Any]) -> Iterable[Any]:
     if shortest < 0:
         raise ValueError("the calibration data could not be read on another process. See the error raised there.")
     return shard[:shortest]
+
+
+def _check_same_gradients(loss: FisherLoss, all_reduce: AllReduce, device: torch.device) -> None:
+    """Require that ``fisher="auto"`` decided alike on all processes, of which some may have skipped all batches."""
+    used = [float(loss.used == fisher) for fisher in ORDER]
+    counts = all_reduce(torch.tensor(used, device=device)).tolist()
+    if len(found := [fisher for fisher, count in zip(ORDER, counts, strict=True) if count]) > 1:
+        raise ValueError(
+            f"fisher='auto' found labels on some processes only: their batches need {' and '.join(map(repr, found))}. "
+            f"Set fisher={found[-1]!r} for all batches, or calibrate on data of one kind (calibration=)."
+        )
 
 
 def _make_plan_on_rank_zero(

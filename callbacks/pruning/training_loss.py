@@ -43,28 +43,40 @@ def check_training_step(module: pl.LightningModule) -> None:
         )
 
 
-def training_loss(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[Any], Tensor | None]:
-    """Return a function that computes the loss of a batch with ``calibration_step``, else ``training_step``.
+def batch_preparation(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[Any], Any]:
+    """Return a function that copies a batch and moves it to the device, as Lightning does before ``training_step``.
 
     Args:
         trainer: The Trainer; its strategy moves batches to the device.
-        module: The module. Call the returned function inside :func:`without_side_effects`.
-
-    Returns:
-        A function of a batch on the CPU. It returns ``None`` where the step does, which skips the batch.
+        module: The module, with its batch hooks.
     """
-    step = getattr(module, "calibration_step", module.training_step)
-    takes_index = is_param_in_hook_signature(step, "batch_idx", min_args=2)
-    indices = count()
     # Lightning converts the module to a "true" precision only after the pruning. Do not convert inputs before.
     plugin = trainer.precision_plugin
     converts = plugin.convert_input(torch.zeros(1)).dtype in {parameter.dtype for parameter in module.parameters()}
 
-    def loss(batch: Any) -> Tensor | None:
+    def prepare(batch: Any) -> Any:
         batch = _copy_tensors(batch)
         batch = plugin.convert_input(batch) if converts else batch
         batch = before_batch_transfer(module, batch)
-        batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+    return prepare
+
+
+def training_loss(module: pl.LightningModule) -> Callable[[Any], Tensor | None]:
+    """Return a function that computes the loss of a batch with ``calibration_step``, else ``training_step``.
+
+    Args:
+        module: The module. Call the returned function inside :func:`without_side_effects`.
+
+    Returns:
+        A function of a prepared batch. It returns ``None`` where the step does, which skips the batch.
+    """
+    step = getattr(module, "calibration_step", module.training_step)
+    takes_index = is_param_in_hook_signature(step, "batch_idx", min_args=2)
+    indices = count()
+
+    def loss(batch: Any) -> Tensor | None:
         index = next(indices)
         try:
             output = step(batch, index) if takes_index else step(batch)

@@ -31,8 +31,8 @@ def model_loss(model: nn.Module) -> Loss:
         output = model(**batch)
         if getattr(output, "loss", None) is None:
             raise ValueError(
-                f"{type(model).__name__} returned no loss. Provide batches with labels, or set loss= to a function of "
-                "a batch."
+                f"{type(model).__name__} returned no loss. Provide batches with labels, set fisher='predictions' or "
+                "'outputs' for all batches, or set loss= to a function of a batch."
             )
         return output.loss  # type: ignore[no-any-return]
 

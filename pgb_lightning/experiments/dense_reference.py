@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
@@ -12,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from pgb_lightning.calibration.collect import Calibration, calibrate
+from pgb_lightning.calibration.collect import Calibration, Loss, calibrate
+from pgb_lightning.calibration.fisher import FisherLoss
+from pgb_lightning.calibration.model_loss import model_loss
 from pgb_lightning.checkpoints import load_checkpoint
-from pgb_lightning.config import PruningConfig
+from pgb_lightning.config import Fisher, PruningConfig
 from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
@@ -84,6 +88,7 @@ class DenseReference:
         calibration_size: int | None = None,
         seed: int = 0,
         data_options: dict[str, Any] | None = None,
+        max_validation_samples: int | None = None,
     ) -> DenseReference:
         """Load a checkpoint and calibrate its model.
 
@@ -96,6 +101,7 @@ class DenseReference:
             calibration_size: Number of calibration rows; 2,048 if not given.
             seed: Seed for drawing the rows.
             data_options: Further settings of the data module.
+            max_validation_samples: Number of validation rows, rounded up to whole batches; all if not given.
 
         Raises:
             ValueError: If the model was fine-tuned for another task.
@@ -117,17 +123,12 @@ class DenseReference:
         )
         data.prepare_data()
         data.setup("fit")
-        max_tokens = PruningConfig().compensation_tokens
         calibration = list(data.calibration_dataloader())
-        statistics = calibrate(
-            find_encoder(module),
-            calibration,
-            lambda batch: module.model(**batch).loss,
-            max_tokens=max_tokens,
-            moments=True,
-        )
+        statistics = _calibrate(module, calibration, model_loss(module.model))
         loaders = data.val_dataloader()
         batches = list(loaders[0] if isinstance(loaders, list) else loaders)
+        if max_validation_samples is not None:
+            batches = batches[: math.ceil(max_validation_samples / data.eval_batch_size)]
         with torch.inference_mode():
             logits = [module.model(**batch).logits for batch in batches]
         baselines = Calibrated(module.model, calibration, {collect_fisher: statistics.fisher})
@@ -137,6 +138,24 @@ class DenseReference:
     def encoder(self) -> Encoder:
         """The dense encoder."""
         return find_encoder(self.module)
+
+    def calibrate(self, fisher: Fisher, temperature: float = 1.0, draws: int = 1) -> Calibration:
+        """Return the calibration on the same rows with other gradients.
+
+        Args:
+            fisher: The setting of :class:`~pgb_lightning.PruningConfig`.
+            temperature: The setting ``fisher_temperature``.
+            draws: Number of draws for each row, whose statistics are averaged.
+        """
+        if fisher == "labels":
+            return self.statistics
+        found = []
+        for seed in range(draws):
+            loss = FisherLoss(
+                self.module, self.encoder, model_loss(self.module.model), fisher, temperature=temperature, seed=seed
+            )
+            found.append(_calibrate(self.module, self.baselines.batches, loss))
+        return average(found)
 
     def pruned(self, plan: PruningPlan, config: PruningConfig) -> TextClassification:
         """Return a copy of the dense module, pruned by a plan."""
@@ -175,6 +194,27 @@ class DenseReference:
         rows = sum(map(len, self.logits))
         score = 100 * float(metrics.compute()[task.metrics[0]])
         return Evaluation(score=score, loss=sum(losses) / rows, divergence=sum(divergences) / rows)
+
+
+def _calibrate(module: TextClassification, batches: Sequence[Batch], loss: Loss) -> Calibration:
+    max_tokens = PruningConfig().compensation_tokens
+    return calibrate(find_encoder(module), batches, loss, max_tokens=max_tokens, moments=True)
+
+
+def average(calibrations: Sequence[Calibration]) -> Calibration:
+    """Return the mean of the statistics of gradients over calibrations on the same batches."""
+    first = calibrations[0]
+    assert first.moments is not None
+
+    def mean(values: Sequence[dict[tuple[int, str], Tensor]]) -> dict[tuple[int, str], Tensor]:
+        return {key: torch.stack([each[key] for each in values]).mean(0) for key in values[0]}
+
+    gradients = mean([each.moments.gradients for each in calibrations if each.moments is not None])
+    return replace(
+        first,
+        fisher=mean([each.fisher for each in calibrations]),
+        moments=replace(first.moments, gradients=gradients),
+    )
 
 
 def _divergence(logits: Tensor, dense: Tensor, is_regression: bool) -> Tensor:

@@ -1,0 +1,229 @@
+"""The loss whose gradients calibration collects: with labels, or without (``fisher`` of ``PruningConfig``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pgb_lightning.calibration.call_losses import (
+    LIKELIHOODS,
+    UnavailableError,
+    call_direction,
+    call_likelihood,
+    seen_likelihood,
+)
+from pgb_lightning.calibration.drawn import make_generator
+from pgb_lightning.config import Fisher
+from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.label_kind import LossWatcher
+from pgb_lightning.model_calls import Call, outermost_models, record_calls
+
+#: What ``fisher="auto"`` uses: the first that is available.
+ORDER: tuple[Fisher, ...] = ("labels", "predictions", "outputs")
+
+#: What is used, in words.
+DESCRIPTIONS: dict[Fisher, str] = {
+    "labels": "the loss with the data's labels",
+    "predictions": "labels drawn from the model's predictions",
+    "outputs": "random directions of the model's outputs",
+}
+
+#: Errors of code that misses labels.
+FAILURES = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+
+#: Words in the names of labels.
+LABELS = ("label", "target", "start_positions", "end_positions")
+
+#: Calls, each with the model that was called.
+Recorded = list[tuple[PreTrainedModel, Call]]
+
+
+@dataclass
+class Pass:
+    """One pass of a batch through a model.
+
+    Args:
+        value: The loss with the data's labels, if there is one.
+        failure: The error of the code that calls the model, such as one about missing labels.
+        calls: The differentiable calls of the models that hold the encoder.
+        watcher: The loss functions that were applied.
+    """
+
+    value: Tensor | None
+    failure: Exception | None
+    calls: Recorded
+    watcher: LossWatcher
+
+    @property
+    def has_no_loss(self) -> bool:
+        """Whether a model with a head was called without labels, and has therefore returned no loss."""
+        heads = [call.output for _, call in self.calls if call.logits()]
+        return bool(heads) and all(head.get("loss") is None for head in heads)
+
+
+class FisherLoss:
+    """Runs a model on a batch and returns the mean over samples of a loss, whose gradients calibration squares.
+
+    Without labels, the loss of a sample is a sum over its outputs or tokens, such that its gradients have the Fisher
+    information (``"predictions"``) or JᵀJ (``"outputs"``) as their second moment. What is drawn depends only on the
+    seed and the number of the batch. The global random state is not used.
+
+    Args:
+        root: The module that holds the encoder.
+        encoder: The encoder.
+        run: Runs ``root`` on a batch and returns the loss with the data's labels. Without labels only its calls of
+            transformers models matter: afterwards it may fail because labels are missing.
+        fisher: The setting of :class:`~pgb_lightning.PruningConfig`. ``"auto"`` decides by the first batch.
+        temperature: The setting ``fisher_temperature``.
+        seed: Seed of all draws.
+        failures: Errors of ``run`` that may be about missing labels.
+
+    Attributes:
+        used: What is used; ``None`` until the first batch if that decides.
+        reason: Why ``"auto"`` does not use the labels; empty if it does.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        encoder: Encoder,
+        run: Callable[[Any], Tensor | None],
+        fisher: Fisher = "auto",
+        temperature: float = 1.0,
+        seed: int = 0,
+        failures: tuple[type[Exception], ...] = FAILURES,
+    ) -> None:
+        self.used: Fisher | None = None if fisher == "auto" else fisher
+        self.reason = ""
+        self._outermost = outermost_models(root, encoder)
+        self._encoder = encoder
+        self._run = run
+        self._temperature = temperature
+        self._seed = seed
+        self._failures = failures
+        self._numbers = count()
+
+    def __call__(self, batch: Any, number: int | None = None) -> Tensor | None:
+        """Return the loss of a batch, or ``None`` to leave it out.
+
+        Args:
+            batch: The batch.
+            number: Its number, on which draws depend; by default the number of earlier calls.
+
+        Raises:
+            ValueError: If the model does not have what ``fisher`` needs.
+        """
+        number = next(self._numbers) if number is None else number
+        if self.used == "labels":
+            return self._run(batch)
+        found = self._observe(batch)
+        if found.failure is None and found.value is None and not found.has_no_loss:
+            return None  # left out by the code that calls the model
+        if self.used is None:
+            self.used = self._choose(batch, found, number)
+        return found.value if self.used == "labels" else self._drawn(self.used, found, number)
+
+    def describe(self) -> str:
+        """Return what is used and why, for messages."""
+        if self.used is None:
+            return "no batch has a loss"
+        because = f", because {self.reason}" if self.reason else ""
+        return f"calibration uses the gradients of {DESCRIPTIONS[self.used]} (fisher={self.used!r}){because}"
+
+    def _choose(self, batch: Any, found: Pass, number: int) -> Fisher:
+        """Return the first of :data:`ORDER` that is available."""
+        if found.value is not None:
+            return "labels"
+        if found.failure is not None and not (found.calls and _lacks_labels(batch)):
+            raise found.failure
+        error = found.failure and (found.failure.__cause__ or found.failure)
+        reasons = [
+            f"the loss fails without labels ({type(error).__name__}: {error})" if error else "there are no labels"
+        ]
+        for fisher in ORDER[1:]:
+            try:
+                self._drawn(fisher, found, number)
+            except UnavailableError as unavailable:
+                reasons.append(str(unavailable))
+            else:
+                self.reason = ", and ".join(reasons)
+                return fisher
+        raise ValueError(", and ".join(reasons))
+
+    def _observe(self, batch: Any) -> Pass:
+        """Run the model on a batch and record its calls. A batch without labels may be given to the model directly."""
+        value, failure = None, None
+        with self._recorded() as calls, LossWatcher() as watcher:
+            try:
+                value = self._run(batch)
+            except self._failures as error:
+                failure = error
+        if failure is not None and not calls and _lacks_labels(batch) and len(self._outermost) == 1:
+            (model,) = self._outermost
+            if arguments := _inputs_of(model, batch):
+                with self._recorded() as calls:
+                    model(**arguments)
+        return Pass(value, failure, calls, watcher)
+
+    @contextmanager
+    def _recorded(self) -> Iterator[Recorded]:
+        """Record the calls of the outermost models that hold the encoder, or else those of the encoder itself."""
+        found: Recorded = []
+        paths: dict[PreTrainedModel, str | None] = {**self._outermost}
+        for owner in self._encoder.owners:
+            paths.setdefault(owner, None)
+        with ExitStack() as stack:
+            lists = {model: stack.enter_context(record_calls(model, path)) for model, path in paths.items()}
+            yield found
+        calls = [(model, call) for model in lists for call in lists[model] if call.has_gradients()]
+        found.extend([(model, call) for model, call in calls if model in self._outermost] or calls)
+
+    def _drawn(self, fisher: Fisher, found: Pass, number: int) -> Tensor:
+        """Return the loss without labels, which is summed over the calls of the model."""
+        if not found.calls:
+            if found.failure is not None:
+                raise found.failure
+            return torch.zeros(())  # A batch that does not run the encoder has no gradient.
+        generator = make_generator(self._seed, number)
+        if fisher == "outputs":
+            terms = [call_direction(model, call, generator) for model, call in found.calls]
+        elif any(call.logits() for _, call in found.calls):
+            terms = [
+                call_likelihood(model, call, found.watcher, generator, self._temperature) for model, call in found.calls
+            ]
+        else:
+            terms = self._seen_losses(found, generator)
+        return torch.stack(terms).sum()
+
+    def _seen_losses(self, found: Pass, generator: torch.Generator) -> list[Tensor]:
+        """Return the losses of drawn labels for the outputs of a head outside of the transformers model."""
+        seen = [each for each in found.watcher.seen if each.name in LIKELIHOODS]
+        if not seen:
+            (model, call), *_ = found.calls
+            raise UnavailableError(
+                f"there are no predictions: {type(model).__name__} returned no logits by name, and no known loss "
+                "function was applied to the outputs of another head (fisher='outputs' uses the last hidden states)"
+            )
+        (_, call), *_ = found.calls
+        return [seen_likelihood(each, generator, self._temperature) / len(call.hidden[-1]) for each in seen]
+
+
+def _lacks_labels(batch: Any) -> bool:
+    """Return whether a batch has no labels, as far as it has names."""
+    return not isinstance(batch, Mapping) or not any(word in str(name) for name in batch for word in LABELS)
+
+
+def _inputs_of(model: PreTrainedModel, batch: Any) -> dict[str, Any]:
+    """Return what a model takes of a batch; nothing if its inputs are not there."""
+    if not isinstance(batch, Mapping):
+        return {}
+    taken = {name: batch[name] for name in signature(model.forward).parameters if name in batch}
+    return taken if isinstance(taken.get("input_ids", taken.get("inputs_embeds")), Tensor) else {}
