@@ -79,9 +79,11 @@ def prune_distributed(
             moments=plan is None and config.needs_moments,
             warn=rank_zero_warn,
         )
-    _check_same_gradients(loss, all_reduce, trainer.strategy.root_device)
-    rank_zero_info(f"PGB: {loss.describe()}.")
-    plan = plan or record_fisher(_make_plan_on_rank_zero(trainer, encoder, statistics, config), loss)
+    if plan is None:
+        _check_same_gradients(loss, all_reduce, trainer.strategy.root_device)
+        tell = rank_zero_warn if loss.reason else rank_zero_info
+        tell(f"PGB: {loss.describe()}.")
+        plan = record_fisher(_make_plan_on_rank_zero(trainer, encoder, statistics, config), loss)
     errors = None if notes is None else notes.errors
     if notes is not None and trainer.is_global_zero:
         notes.record_importance(encoder, plan, statistics.fisher)

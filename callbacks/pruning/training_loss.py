@@ -85,7 +85,7 @@ def training_loss(module: pl.LightningModule) -> Callable[[Any], Tensor | None]:
                 f"{type(module).__name__}.{step.__name__} failed on calibration batch {index} with "
                 f"{type(error).__name__}: {error}. Calibration runs outside the training loop, before the optimizer "
                 "exists and before any on_train_... hook. Add a method calibration_step(self, batch) that only returns "
-                "the loss."
+                "the loss or, if labels are missing, set fisher='predictions' or 'outputs'."
             ) from error
         if output is None:
             return None  # as in training

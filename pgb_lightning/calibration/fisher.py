@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from inspect import signature
 from itertools import count
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pgb_lightning.batch_labels import LOOKUP_ERRORS, has_labels, inputs_without_labels
 from pgb_lightning.calibration.call_losses import (
     LIKELIHOODS,
     UnavailableError,
@@ -36,12 +36,6 @@ DESCRIPTIONS: dict[Fisher, str] = {
     "outputs": "random directions of the model's outputs",
 }
 
-#: Errors of code that misses labels.
-FAILURES = (AttributeError, IndexError, KeyError, TypeError, ValueError)
-
-#: Words in the names of labels.
-LABELS = ("label", "target", "start_positions", "end_positions")
-
 #: Calls, each with the model that was called.
 Recorded = list[tuple[PreTrainedModel, Call]]
 
@@ -64,9 +58,10 @@ class Pass:
 
     @property
     def has_no_loss(self) -> bool:
-        """Whether a model with a head was called without labels, and has therefore returned no loss."""
+        """Whether a model with a head was called without labels, and no loss was computed elsewhere."""
         heads = [call.output for _, call in self.calls if call.logits()]
-        return bool(heads) and all(head.get("loss") is None for head in heads)
+        computed = any(each.name in LIKELIHOODS for each in self.watcher.seen)
+        return bool(heads) and not computed and all(head.get("loss") is None for head in heads)
 
 
 class FisherLoss:
@@ -99,7 +94,7 @@ class FisherLoss:
         fisher: Fisher = "auto",
         temperature: float = 1.0,
         seed: int = 0,
-        failures: tuple[type[Exception], ...] = FAILURES,
+        failures: tuple[type[Exception], ...] = LOOKUP_ERRORS,
     ) -> None:
         self.used: Fisher | None = None if fisher == "auto" else fisher
         self.reason = ""
@@ -125,10 +120,13 @@ class FisherLoss:
         if self.used == "labels":
             return self._run(batch)
         found = self._observe(batch)
-        if found.failure is None and found.value is None and not found.has_no_loss:
+        may_lack_labels = not any(has_labels(model, batch) for model in self._outermost)
+        if found.failure is not None and not (found.calls and may_lack_labels):
+            raise found.failure
+        if found.failure is None and found.value is None and not (found.has_no_loss and may_lack_labels):
             return None  # left out by the code that calls the model
         if self.used is None:
-            self.used = self._choose(batch, found, number)
+            self.used = self._choose(found, number)
         return found.value if self.used == "labels" else self._drawn(self.used, found, number)
 
     def describe(self) -> str:
@@ -138,16 +136,14 @@ class FisherLoss:
         because = f", because {self.reason}" if self.reason else ""
         return f"calibration uses the gradients of {DESCRIPTIONS[self.used]} (fisher={self.used!r}){because}"
 
-    def _choose(self, batch: Any, found: Pass, number: int) -> Fisher:
+    def _choose(self, found: Pass, number: int) -> Fisher:
         """Return the first of :data:`ORDER` that is available."""
         if found.value is not None:
             return "labels"
-        if found.failure is not None and not (found.calls and _lacks_labels(batch)):
-            raise found.failure
-        error = found.failure and (found.failure.__cause__ or found.failure)
-        reasons = [
-            f"the loss fails without labels ({type(error).__name__}: {error})" if error else "there are no labels"
-        ]
+        reasons = ["there are no labels"]
+        if found.failure is not None and not found.has_no_loss:
+            error = found.failure.__cause__ or found.failure
+            reasons = [f"the loss fails without labels ({type(error).__name__}: {error})"]
         for fisher in ORDER[1:]:
             try:
                 self._drawn(fisher, found, number)
@@ -166,9 +162,10 @@ class FisherLoss:
                 value = self._run(batch)
             except self._failures as error:
                 failure = error
-        if failure is not None and not calls and _lacks_labels(batch) and len(self._outermost) == 1:
+        if failure is not None and not calls and len(self._outermost) == 1:
             (model,) = self._outermost
-            if arguments := _inputs_of(model, batch):
+            arguments = {} if has_labels(model, batch) else inputs_without_labels(model, batch)
+            if arguments:
                 with self._recorded() as calls:
                     model(**arguments)
         return Pass(value, failure, calls, watcher)
@@ -189,8 +186,6 @@ class FisherLoss:
     def _drawn(self, fisher: Fisher, found: Pass, number: int) -> Tensor:
         """Return the loss without labels, which is summed over the calls of the model."""
         if not found.calls:
-            if found.failure is not None:
-                raise found.failure
             return torch.zeros(())  # A batch that does not run the encoder has no gradient.
         generator = make_generator(self._seed, number)
         if fisher == "outputs":
@@ -214,16 +209,3 @@ class FisherLoss:
             )
         (_, call), *_ = found.calls
         return [seen_likelihood(each, generator, self._temperature) / len(call.hidden[-1]) for each in seen]
-
-
-def _lacks_labels(batch: Any) -> bool:
-    """Return whether a batch has no labels, as far as it has names."""
-    return not isinstance(batch, Mapping) or not any(word in str(name) for name in batch for word in LABELS)
-
-
-def _inputs_of(model: PreTrainedModel, batch: Any) -> dict[str, Any]:
-    """Return what a model takes of a batch; nothing if its inputs are not there."""
-    if not isinstance(batch, Mapping):
-        return {}
-    taken = {name: batch[name] for name in signature(model.forward).parameters if name in batch}
-    return taken if isinstance(taken.get("input_ids", taken.get("inputs_embeds")), Tensor) else {}

@@ -48,9 +48,7 @@ class Counts:
             ValueError: If there are no batches, the loss of all of them was ``None``, or no sample has a gradient.
         """
         if not self.batches:
-            raise ValueError(
-                "The calibration loader is empty: it yielded no batches. Provide at least one labeled batch."
-            )
+            raise ValueError("The calibration loader is empty: it yielded no batches. Provide at least one batch.")
         if self.skipped == self.batches:
             raise ValueError(
                 f"The loss is None for all {self.batches} calibration batches, so all of them were skipped. Provide "

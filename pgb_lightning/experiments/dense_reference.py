@@ -139,21 +139,20 @@ class DenseReference:
         """The dense encoder."""
         return find_encoder(self.module)
 
-    def calibrate(self, fisher: Fisher, temperature: float = 1.0, draws: int = 1) -> Calibration:
+    def calibrate(self, fisher: Fisher, temperature: float = 1.0, draws: int = 1, seed: int = 0) -> Calibration:
         """Return the calibration on the same rows with other gradients.
 
         Args:
             fisher: The setting of :class:`~pgb_lightning.PruningConfig`.
             temperature: The setting ``fisher_temperature``.
             draws: Number of draws for each row, whose statistics are averaged.
+            seed: Seed of the first draw; later draws have the next ones.
         """
         if fisher == "labels":
             return self.statistics
-        found = []
-        for seed in range(draws):
-            loss = FisherLoss(
-                self.module, self.encoder, model_loss(self.module.model), fisher, temperature=temperature, seed=seed
-            )
+        found, run = [], model_loss(self.module.model)
+        for draw in range(draws):
+            loss = FisherLoss(self.module, self.encoder, run, fisher, temperature=temperature, seed=seed + draw)
             found.append(_calibrate(self.module, self.baselines.batches, loss))
         return average(found)
 

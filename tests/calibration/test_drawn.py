@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from pgb_lightning.calibration.drawn import drawn_classes, drawn_labels, drawn_values, make_generator, random_direction
 
 Draw = Callable[[Tensor, Generator], Tensor]
-COUNT = 40_000
+COUNT = 20_000
 LOGITS = torch.tensor([1.0, -0.5, 0.3])
 
 

@@ -12,6 +12,7 @@ from helpers.programs import (
     ddp_distillation,
     ddp_exact_resume,
     ddp_fit,
+    ddp_label_free,
     ddp_lengths,
     ddp_predict,
     ddp_report,
@@ -32,6 +33,7 @@ def main(root: Path, model: str, sst2: str, stsb: str, squad: str) -> None:
     ddp_fit.main(folder("resumed"), ckpt_path=root / "fit" / "end.ckpt")
     ddp_exact_resume.main(folder("exact"))
     ddp_distillation.main(folder("distillation"))
+    ddp_label_free.main(folder("label-free"))
     ddp_report.main(folder("report"))
     ddp_lengths.main(folder("lengths"), model, sst2)
     ddp_predict.main(folder("predictions"), model, stsb)
