@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from tqdm.auto import tqdm
 
@@ -18,7 +17,12 @@ from pgb_lightning.calibration.fisher import ORDER, FisherLoss
 from pgb_lightning.calibration.moments import AllReduce
 from pgb_lightning.callbacks.pruning.calibration_data import shard_batches
 from pgb_lightning.callbacks.pruning.snapshot import Snapshot
-from pgb_lightning.callbacks.pruning.training_loss import batch_preparation, training_loss, without_side_effects
+from pgb_lightning.callbacks.pruning.training_loss import (
+    StepError,
+    batch_preparation,
+    training_loss,
+    without_side_effects,
+)
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.plan import PruningPlan
@@ -65,7 +69,7 @@ def prune_distributed(
             training_loss(pl_module),
             config.fisher,
             config.fisher_temperature,
-            failures=(MisconfigurationException,),
+            failures=(StepError,),
         )
         prepare = batch_preparation(trainer, pl_module)
         # Draws depend on the number of a batch, which is the same on every process.

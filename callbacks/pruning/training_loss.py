@@ -22,6 +22,10 @@ from pgb_lightning.callbacks.pruning.saved_state import save_dict
 from pgb_lightning.callbacks.pruning.snapshot import Snapshot
 
 
+class StepError(MisconfigurationException):
+    """Raised if a module's step fails or returns no loss."""
+
+
 def check_training_step(module: pl.LightningModule) -> None:
     """Require a loss that can be computed outside the training loop.
 
@@ -81,7 +85,7 @@ def training_loss(module: pl.LightningModule) -> Callable[[Any], Tensor | None]:
         try:
             output = step(batch, index) if takes_index else step(batch)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise MisconfigurationException(
+            raise StepError(
                 f"{type(module).__name__}.{step.__name__} failed on calibration batch {index} with "
                 f"{type(error).__name__}: {error}. Calibration runs outside the training loop, before the optimizer "
                 "exists and before any on_train_... hook. Add a method calibration_step(self, batch) that only returns "
@@ -91,7 +95,7 @@ def training_loss(module: pl.LightningModule) -> Callable[[Any], Tensor | None]:
             return None  # as in training
         value = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(value, Tensor):
-            raise MisconfigurationException(
+            raise StepError(
                 f"{type(module).__name__}.{step.__name__} returned {type(output).__name__} for calibration batch "
                 f"{index}, but calibration needs a loss. Return a tensor, a dict with a tensor 'loss', or None to "
                 "skip the batch."

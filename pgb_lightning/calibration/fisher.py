@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -57,11 +57,15 @@ class Pass:
     watcher: LossWatcher
 
     @property
-    def has_no_loss(self) -> bool:
-        """Whether a model with a head was called without labels, and no loss was computed elsewhere."""
-        heads = [call.output for _, call in self.calls if call.logits()]
-        computed = any(each.name in LIKELIHOODS for each in self.watcher.seen)
-        return bool(heads) and not computed and all(head.get("loss") is None for head in heads)
+    def has_head(self) -> bool:
+        """Whether a model with a head was called."""
+        return any(call.logits() for _, call in self.calls)
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether a loss was computed, by the model or elsewhere, so that there are labels."""
+        losses = [call.output.get("loss") for _, call in self.calls if isinstance(call.output, Mapping)]
+        return any(loss is not None for loss in losses) or any(each.name in LIKELIHOODS for each in self.watcher.seen)
 
 
 class FisherLoss:
@@ -120,10 +124,10 @@ class FisherLoss:
         if self.used == "labels":
             return self._run(batch)
         found = self._observe(batch)
-        may_lack_labels = not any(has_labels(model, batch) for model in self._outermost)
-        if found.failure is not None and not (found.calls and may_lack_labels):
+        lacks_labels = not found.has_loss and self._lacks_labels(batch, found.failure)
+        if found.failure is not None and not (found.calls and lacks_labels):
             raise found.failure
-        if found.failure is None and found.value is None and not (found.has_no_loss and may_lack_labels):
+        if found.failure is None and found.value is None and not (found.has_head and lacks_labels):
             return None  # left out by the code that calls the model
         if self.used is None:
             self.used = self._choose(found, number)
@@ -141,9 +145,10 @@ class FisherLoss:
         if found.value is not None:
             return "labels"
         reasons = ["there are no labels"]
-        if found.failure is not None and not found.has_no_loss:
+        if found.failure is not None:
             error = found.failure.__cause__ or found.failure
-            reasons = [f"the loss fails without labels ({type(error).__name__}: {error})"]
+            what, *_ = str(error).split(". ")
+            reasons = [f"the loss fails without labels ({type(error).__name__}: {what})"]
         for fisher in ORDER[1:]:
             try:
                 self._drawn(fisher, found, number)
@@ -169,6 +174,12 @@ class FisherLoss:
                 with self._recorded() as calls:
                     model(**arguments)
         return Pass(value, failure, calls, watcher)
+
+    def _lacks_labels(self, batch: Any, failure: Exception | None) -> bool:
+        """Return whether a batch has no labels. Where this is unknown, an error of a lookup says so."""
+        labeled = [has_labels(model, batch) for model in self._outermost]
+        is_lookup = failure is not None and isinstance(failure.__cause__ or failure, LOOKUP_ERRORS)
+        return not any(labeled) and (is_lookup or None not in labeled)
 
     @contextmanager
     def _recorded(self) -> Iterator[Recorded]:

@@ -118,7 +118,7 @@ def test_a_loss_that_disagrees_with_the_configuration_is_refused() -> None:
 
 def test_batches_that_are_no_mappings_are_refused_as_before() -> None:
     with pytest.raises(TypeError, match="loss="):
-        prune(classifier(), [torch.ones(2, 3, dtype=torch.long)])
+        prune(classifier(), [(torch.ones(2, 3), torch.ones(2))])
 
 
 def test_the_own_loss_may_leave_batches_out() -> None:
