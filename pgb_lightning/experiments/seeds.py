@@ -32,9 +32,15 @@ from rich.console import Console
 from rich.table import Table
 
 from pgb_lightning.cli.suggestions import check_options
-from pgb_lightning.config import PRESETS, PruningConfig
-from pgb_lightning.experiments.baselines import BASELINES
-from pgb_lightning.experiments.fine_tuned import FineTuned, size
+from pgb_lightning.config import PRESETS
+from pgb_lightning.experiments.cells import (
+    check_methods,
+    check_positive,
+    check_recoveries,
+    measure_dense,
+    measure_pruned,
+)
+from pgb_lightning.experiments.fine_tuned import FineTuned
 from pgb_lightning.experiments.mean_std import format_mean_std
 from pgb_lightning.experiments.records import Result, ResultFile
 from pgb_lightning.experiments.recoveries import RECOVERIES
@@ -106,15 +112,14 @@ def run(
         ValueError: If the task, a preset, a recovery or one of the options is unknown; a number of epochs, a learning
             rate or a ratio is out of range; or ``out_dir`` contains dense models of other settings.
     """
-    for name, value in {"epochs": epochs, "refinetuning_epochs": refinetuning_epochs}.items():
-        if value < 1:
-            raise ValueError(f"{name}={value} is out of range. Use 1 or more.")
-    rates = {"learning_rate": learning_rate, "refinetuning_learning_rate": refinetuning_learning_rate}
-    for name, rate in rates.items():
-        if rate is not None and rate <= 0:
-            raise ValueError(f"{name}={rate} is out of range. Use a value above 0.")
-    check_methods(presets, ratios, pruning_options)
-    check_recoveries(recoveries)
+    check_positive(
+        epochs=epochs,
+        refinetuning_epochs=refinetuning_epochs,
+        learning_rate=learning_rate,
+        refinetuning_learning_rate=refinetuning_learning_rate,
+    )
+    check_methods("presets", presets, ratios, pruning_options)
+    check_recoveries("recoveries", recoveries)
     setup = TaskSetup.of(task)
     taken = ["model_name_or_path", *setup.options, "data_dir", "max_train_samples", "seed"]
     if max_length:
@@ -162,26 +167,6 @@ def run(
     return results
 
 
-def check_methods(methods: Sequence[str], ratios: Sequence[float], options: dict[str, Any] | None) -> None:
-    """Check that all presets and baselines are known and installed, and the ratios and options are valid."""
-    for ratio in ratios:
-        PruningConfig(pruning_ratio=ratio)  # raises if out of range
-    for method in methods:
-        if method in BASELINES:
-            BASELINES[method].check()
-        elif method in PRESETS:
-            PruningConfig.from_preset(method, **(options or {}))
-        else:
-            known = ", ".join(map(repr, (*PRESETS, *BASELINES)))
-            raise ValueError(f"presets contains {method!r}. Choose from {known}.")
-
-
-def check_recoveries(names: Sequence[str]) -> None:
-    """Check that all recoveries are known."""
-    if unknown := [name for name in names if name not in RECOVERIES]:
-        raise ValueError(f"recoveries contains {unknown[0]!r}. Choose from {', '.join(map(repr, RECOVERIES))}.")
-
-
 def check_same_dense(results: Sequence[Result], settings: Result, out_dir: str) -> None:
     """Require that results were measured with the same dense models: others must not be averaged."""
     for result in results:
@@ -191,58 +176,6 @@ def check_same_dense(results: Sequence[Result], settings: Result, out_dir: str) 
             raise ValueError(
                 f"out_dir={out_dir!r} contains results of other settings: {'; '.join(changed)}. Use another folder."
             )
-
-
-def measure_dense(model: FineTuned, cell: Result, stored: ResultFile) -> Result:
-    """Return the result of a dense model. It is measured if it is not stored, and trained if it has no checkpoint.
-
-    Args:
-        model: The model.
-        cell: Its settings and seed.
-        stored: The results.
-    """
-    cell = {**cell, "method": "dense", "ratio": 0.0}
-    found = stored.find(cell)
-    if found is not None and model.checkpoint.is_file():
-        return found
-    training = {"model_name_or_path": cell["model_name_or_path"], "epochs": cell["epochs"]}
-    if model.checkpoint.is_file():
-        model.check_trained(**training, learning_rate=cell["learning_rate"])
-        usage = None  # not known
-    else:
-        usage = model.train(**training, learning_rate=cell["learning_rate"])
-    scores = model.score(model.module)
-    result = {**cell, "removed": 0.0, **size(model.module), "after": scores, "finetuning": usage}
-    if found is None:
-        stored.add(result)
-    return result
-
-
-def measure_pruned(
-    model: FineTuned, cell: Result, recoveries: dict[str, Result], stored: ResultFile, folder: Path | None = None
-) -> list[Result]:
-    """Return the results of one pruned model, one of each recovery. Those that are not stored are measured.
-
-    Args:
-        model: The dense model.
-        cell: Its settings and seed, with method and ratio.
-        recoveries: Settings of the recoveries by name.
-        stored: The results.
-        folder: Folder for the checkpoints, if they are to be kept.
-    """
-    pruned, results = None, []
-    for name, settings in recoveries.items():
-        known = {**cell, "recovery": name, "refinetuning_settings": settings}
-        checkpoint = None if folder is None else folder / f"{cell['method']}-{cell['ratio']}-{name}.ckpt"
-        result = stored.find(known)
-        if result is None or (checkpoint is not None and not checkpoint.is_file()):
-            pruned = pruned or model.prune(cell["method"], cell["ratio"], cell.get("pruning_options"))
-            measured = {**known, **model.recover(pruned, settings, checkpoint)}
-            if result is None:
-                stored.add(measured)
-            result = measured
-        results.append(result)
-    return results
 
 
 def _table(results: Sequence[Result], metric: str, scale: float) -> Table:

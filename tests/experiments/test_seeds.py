@@ -214,8 +214,8 @@ def test_a_task_determines_options_and_metrics(
     [
         ({"presets": ("best",)}, r"presets .*'best'.*'default', .*'kwon'"),
         ({"ratios": (0.5, 1.0)}, r"pruning_ratio=1\.0"),
-        ({"epochs": 0}, "epochs=0 .*1 or more"),
-        ({"refinetuning_epochs": 0}, "refinetuning_epochs=0 .*1 or more"),
+        ({"epochs": 0}, "epochs=0 .*above 0"),
+        ({"refinetuning_epochs": 0}, "refinetuning_epochs=0 .*above 0"),
         ({"learning_rate": 0.0}, r"learning_rate=0\.0 .*above 0"),
         ({"refinetuning_learning_rate": -1e-5}, "refinetuning_learning_rate=-1e-05"),
         ({"recoveries": ("finetune", "best")}, r"recoveries .*'best'.*'finetune', 'distill'"),
