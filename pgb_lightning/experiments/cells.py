@@ -12,6 +12,9 @@ from pgb_lightning.experiments.fine_tuned import FineTuned, size
 from pgb_lightning.experiments.records import Result, ResultFile
 from pgb_lightning.experiments.recoveries import RECOVERIES
 
+#: Settings of dense models, which the results that are averaged share.
+DENSE = ("task", "model_name_or_path", "max_train_samples", "data_options", "epochs", "learning_rate", "precision")
+
 
 def check_methods(
     setting: str, methods: Sequence[str], ratios: Sequence[float], options: dict[str, Any] | None = None
@@ -65,6 +68,27 @@ def check_positive(**settings: float | None) -> None:
     for name, value in settings.items():
         if value is not None and value <= 0:
             raise ValueError(f"{name}={value} is out of range. Use a value above 0.")
+
+
+def check_same_dense(out_dir: str, results: Sequence[Result], settings: Result) -> None:
+    """Require that results were measured with the same dense models: others must not be averaged.
+
+    Args:
+        out_dir: Their folder.
+        results: The results.
+        settings: The settings of the dense models.
+
+    Raises:
+        ValueError: If they were not.
+    """
+    for result in results:
+        changed = [
+            f"{name}={settings[name]!r}, not {result[name]!r}" for name in DENSE if settings[name] != result[name]
+        ]
+        if changed:
+            raise ValueError(
+                f"out_dir={out_dir!r} contains results of other settings: {'; '.join(changed)}. Use another folder."
+            )
 
 
 def measure_dense(model: FineTuned, cell: Result, stored: ResultFile) -> Result:

@@ -132,8 +132,9 @@ def tabulate(results: Sequence[Result], metric: str, scale: float, markdown: boo
         scale: Factor of the metric.
         markdown: Whether the table is Markdown, which has no title.
     """
-    before = {one["weights"]: scale * one["before"][metric] for one in results}
-    title = f"{results[0]['method']} at {results[0]['ratio']}: {metric}, {format_mean_std(list(before.values()))} before re-finetuning"
+    before = list({one["weights"]: scale * one["before"][metric] for one in results}.values())
+    first = results[0]
+    title = f"{first['method']} at {first['ratio']}: {metric} {format_mean_std(before)} before re-finetuning"
     table = Table(title=None if markdown else title, box=box.MARKDOWN if markdown else box.HEAVY_HEAD)
     columns = ("variant", "learning rate", "epochs", "task", "logits", "hidden", "score x 100", "divergence", "minutes")
     for column in (*columns, "seeds"):

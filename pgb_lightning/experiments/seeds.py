@@ -37,6 +37,7 @@ from pgb_lightning.experiments.cells import (
     check_methods,
     check_positive,
     check_recoveries,
+    check_same_dense,
     measure_dense,
     measure_pruned,
 )
@@ -45,17 +46,6 @@ from pgb_lightning.experiments.mean_std import format_mean_std
 from pgb_lightning.experiments.records import Result, ResultFile
 from pgb_lightning.experiments.recoveries import RECOVERIES
 from pgb_lightning.experiments.task_setup import TaskSetup
-
-#: Settings of the dense model, which all results of a folder share.
-DENSE = (
-    "task",
-    "model_name_or_path",
-    "max_train_samples",
-    "data_options",
-    "epochs",
-    "learning_rate",
-    "precision",
-)
 
 
 def run(
@@ -136,7 +126,7 @@ def run(
         "precision": precision,
     }
     stored = ResultFile(str(Path(out_dir) / "results.jsonl"))
-    check_same_dense(stored.all(), settings, out_dir)
+    check_same_dense(out_dir, stored.all(), settings)
     torch.set_num_threads(num_threads)
     results: list[Result] = []
     for seed in seeds:
@@ -165,17 +155,6 @@ def run(
     for name in setup.metrics:
         Console(width=110).print(_table(results, name, 1 if setup.percent else 100))
     return results
-
-
-def check_same_dense(results: Sequence[Result], settings: Result, out_dir: str) -> None:
-    """Require that results were measured with the same dense models: others must not be averaged."""
-    for result in results:
-        if changed := [
-            f"{name}={settings[name]!r}, not {result[name]!r}" for name in DENSE if settings[name] != result[name]
-        ]:
-            raise ValueError(
-                f"out_dir={out_dir!r} contains results of other settings: {'; '.join(changed)}. Use another folder."
-            )
 
 
 def _table(results: Sequence[Result], metric: str, scale: float) -> Table:
