@@ -175,7 +175,7 @@ def encoder_parameters(model_name_or_path: str) -> int:
     """
     config = AutoConfig.from_pretrained(resolve_model(model_name_or_path))
     with torch.device("meta"):
-        model = AutoModel.from_config(config)
+        model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
     return dense_cost(find_encoder(model)).parameters
 
 

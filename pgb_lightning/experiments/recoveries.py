@@ -90,10 +90,9 @@ class TaughtBy(Distillation):
 
 def have_same_hidden_states(first: PreTrainedModel, second: PreTrainedModel) -> bool:
     """Return whether two models have as many layers, and hidden states of the same width."""
-    sizes = [
-        (len(find_encoder(model).layers), model.get_input_embeddings().weight.shape[1]) for model in (first, second)
-    ]
-    return sizes[0] == sizes[1]
+    depths = [len(find_encoder(model).layers) for model in (first, second)]
+    widths = [next(find_embeddings(model).parameters()).shape[-1] for model in (first, second)]
+    return depths[0] == depths[1] and widths[0] == widths[1]
 
 
 def recover(

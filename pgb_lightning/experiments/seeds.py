@@ -161,7 +161,7 @@ def _table(results: Sequence[Result], metric: str, scale: float) -> Table:
     """Make a table of mean and standard deviation over seeds, in percent."""
     dense = [scale * result["after"][metric] for result in results if result["method"] == "dense"]
     table = Table(title=f"{metric}, mean ± standard deviation over {len(dense)} seeds; dense {format_mean_std(dense)}")
-    for column in ("ratio", "preset", "recovery", "removed", "pruned", "re-finetuned", "seeds"):
+    for column in ("ratio", "preset", "recovery", "removed", "pruned", "re-finetuned", "divergence", "seeds"):
         table.add_column(column, justify="right")
     pruned = [result for result in results if result["method"] != "dense"]
     for ratio, method, recovery in sorted({(one["ratio"], one["method"], one["recovery"]) for one in pruned}):
@@ -172,6 +172,7 @@ def _table(results: Sequence[Result], metric: str, scale: float) -> Table:
             recovery,
             format_mean_std([100 * row["removed"] for row in rows]),
             *(format_mean_std([scale * row[stage][metric] for row in rows]) for stage in ("before", "after")),
+            format_mean_std([row["after"]["divergence"] for row in rows], digits=4),
             str(len(rows)),
         )
     return table

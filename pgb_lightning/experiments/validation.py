@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from pgb_lightning.datamodules import GLUEDataModule, SQuADDataModule
-from pgb_lightning.distillation import Call, logits_loss
+from pgb_lightning.distillation import logits_loss
 from pgb_lightning.experiments.training import make_trainer
+from pgb_lightning.model_calls import Call
 from pgb_lightning.modules import QuestionAnswering, TextClassification
 
 
