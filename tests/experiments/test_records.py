@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from pgb_lightning.experiments.records import ResultFile
 
@@ -22,6 +24,17 @@ def test_results_are_found_by_known_entries(tmp_path: Path) -> None:
     another = ResultFile(path)
     another.add({"method": "c"})
     assert len(Path(path).read_text().splitlines()) == 3
+
+
+def test_a_result_is_added_while_no_other_process_uses_the_file(tmp_path: Path) -> None:
+    first, second = (ResultFile(str(tmp_path / "out.jsonl")) for _ in range(2))
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(tmp_path / ".out.jsonl.lock"):
+            adding = pool.submit(second.add, {"method": "a"})
+            assert wait([adding], timeout=0.3).not_done
+            assert not (tmp_path / "out.jsonl").exists()
+        adding.result(timeout=30)
+    assert first.find({"method": "a"}) == {"method": "a"}
 
 
 @pytest.mark.parametrize("incomplete", ['{"method": "b", "sco', '{"method": "b"}'])
