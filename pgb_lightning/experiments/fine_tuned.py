@@ -21,7 +21,7 @@ from pgb_lightning.experiments.metering import metered
 from pgb_lightning.experiments.records import Result
 from pgb_lightning.experiments.recoveries import recover
 from pgb_lightning.experiments.task_setup import TaskSetup
-from pgb_lightning.experiments.training import make_trainer
+from pgb_lightning.experiments.training import make_trainer, save_weights
 from pgb_lightning.experiments.validation import Validated, validate
 from pgb_lightning.modules import QuestionAnswering, TextClassification
 from pgb_lightning.pruning import prune
@@ -79,7 +79,7 @@ class FineTuned:
         trainer = make_trainer(epochs, precision=self.precision, enable_progress_bar=False, limit_val_batches=0)
         with metered() as usage:
             trainer.fit(module, datamodule=self.data)
-        trainer.save_checkpoint(self.checkpoint, weights_only=True)
+        save_weights(trainer, self.checkpoint)
         return asdict(usage)
 
     def check_trained(self, model_name_or_path: str, epochs: int, learning_rate: float) -> None:

@@ -16,7 +16,7 @@ from pgb_lightning.datamodules import GLUEDataModule, SQuADDataModule
 from pgb_lightning.distillation import Teacher
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.baselines import make_permanent
-from pgb_lightning.experiments.training import make_trainer
+from pgb_lightning.experiments.training import make_trainer, save_weights
 from pgb_lightning.modules import QuestionAnswering, TextClassification
 from pgb_lightning.modules.optimizer import find_embeddings
 
@@ -144,5 +144,5 @@ def recover(
     trainer.fit(module, datamodule=data)
     make_permanent(module.eval())
     if checkpoint is not None:
-        trainer.save_checkpoint(checkpoint, weights_only=True)
+        save_weights(trainer, checkpoint)
     return losses

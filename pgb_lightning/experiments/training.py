@@ -32,6 +32,18 @@ def make_trainer(epochs: int, accelerator: str | None = None, **settings: Any) -
     )
 
 
+def save_weights(trainer: L.Trainer, path: Path) -> None:
+    """Save the weights of a trained module in one step, so that an interrupted run leaves no part of a checkpoint.
+
+    Args:
+        trainer: The Trainer after the fit.
+        path: The file.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    trainer.save_checkpoint(temporary, weights_only=True)
+    temporary.replace(path)
+
+
 class ScoreBeforeTraining(L.Callback):
     """Store the metrics of the sanity check, which runs over the whole validation set before training."""
 
@@ -71,7 +83,7 @@ def train(
         check_val_every_n_epoch=epochs,  # only the scores of the last epoch are used
     )
     trainer.fit(module, datamodule=datamodule)
-    trainer.save_checkpoint(checkpoint, weights_only=True)
+    save_weights(trainer, checkpoint)
     return before.scores, _metrics(trainer)
 
 

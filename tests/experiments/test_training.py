@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from lightning.pytorch.accelerators import CPUAccelerator, MPSAccelerator
 
-from pgb_lightning.experiments.training import make_trainer
+from pgb_lightning.experiments.training import make_trainer, save_weights
 
 
 def test_it_uses_one_device_and_writes_nothing() -> None:
@@ -23,3 +26,18 @@ def test_an_apple_gpu_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fixed_settings_cannot_be_changed() -> None:
     with pytest.raises(TypeError, match="devices"):
         make_trainer(1, devices=2)
+
+
+def test_an_interrupted_save_leaves_the_checkpoint_as_it_was(tmp_path: Path) -> None:
+    class Interrupted:
+        def save_checkpoint(self, path: Path, weights_only: bool) -> None:
+            assert weights_only
+            path.write_text("a part")
+            raise KeyboardInterrupt
+
+    trainer: Any = Interrupted()
+    path = tmp_path / "dense.ckpt"
+    path.write_text("whole")
+    with pytest.raises(KeyboardInterrupt):
+        save_weights(trainer, path)
+    assert path.read_text() == "whole"
