@@ -161,7 +161,8 @@ class FisherLoss:
 
     def _observe(self, batch: Any) -> Pass:
         """Run the model on a batch and record its calls. A batch without labels may be given to the model directly."""
-        value, failure = None, None
+        value: Tensor | None = None
+        failure: Exception | None = None
         with self._recorded() as calls, LossWatcher() as watcher:
             try:
                 value = self._run(batch)

@@ -150,7 +150,8 @@ class DenseReference:
         """
         if fisher == "labels":
             return self.statistics
-        found, run = [], model_loss(self.module.model)
+        found: list[Calibration] = []
+        run = model_loss(self.module.model)
         for draw in range(draws):
             loss = FisherLoss(self.module, self.encoder, run, fisher, temperature=temperature, seed=seed + draw)
             found.append(_calibrate(self.module, self.baselines.batches, loss))
