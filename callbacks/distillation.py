@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -25,6 +26,7 @@ from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.label_kind import LossWatcher, resolve_exclusive
 from pgb_lightning.model_calls import Call, record_calls
 from pgb_lightning.surgery.checks import is_pruned
+from pgb_lightning.teacher_cache import TeacherCache
 
 
 class Distillation(pl.Callback):
@@ -61,6 +63,11 @@ class Distillation(pl.Callback):
         exclusive_labels: Whether each sample has one label (``True``), or independent labels or values (``False``). By
             default this follows from the ``problem_type`` of the model's configuration and from the loss function that
             ``training_step`` applies to the logits; if they do not tell, the first step is refused.
+        cache: Folder in which the teacher's answers are kept, so that later epochs, and later fits with this teacher,
+            need not compute them. Rows are recognized by their tokens, so random augmentation makes it useless. The
+            folder may be deleted at any time.
+        cache_gb: Maximum size for one teacher, in GB. A token takes two bytes for each hidden unit of each layer
+            that is compared; fewer ``layers``, or ``hidden_weight=0``, take less.
 
     Raises:
         MisconfigurationException: If a setting is invalid, there is no dense model to learn from, or a positive
@@ -81,6 +88,8 @@ class Distillation(pl.Callback):
         teacher: str | Path | None = None,
         encoder: str | None = None,
         exclusive_labels: bool | None = None,
+        cache: str | Path | None = None,
+        cache_gb: float = 10.0,
     ) -> None:
         super().__init__()
         if not 0 < temperature < float("inf"):
@@ -108,6 +117,8 @@ class Distillation(pl.Callback):
             raise MisconfigurationException(
                 f"Distillation: exclusive_labels={exclusive_labels!r} must be True, False or None."
             )
+        if not 0 < cache_gb < float("inf"):
+            raise MisconfigurationException(f"Distillation: cache_gb={cache_gb!r} must be above 0, such as 10.0.")
         self.temperature = temperature
         self.task_weight = task_weight
         self.logits_weight = logits_weight
@@ -116,7 +127,10 @@ class Distillation(pl.Callback):
         self.teacher_path = teacher
         self.encoder = encoder
         self.exclusive_labels = exclusive_labels
+        self.cache = cache
+        self.cache_gb = cache_gb
         self.teacher: Teacher | None = None
+        self._cached: TeacherCache | None = None
         self._exclusive: bool | None = None
         self._training = False
         self._resumed_fingerprint: str | None = None
@@ -185,7 +199,24 @@ class Distillation(pl.Callback):
             model, encoder_path, self.teacher, self.layers if self.hidden_weight else []
         )
         self.teacher.model.to(device=pl_module.device, dtype=model.dtype)  # type: ignore[call-arg]
+        if self.cache is not None:
+            self._cached = self._open_cache(trainer, model)
         self._training = True
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Share the teacher's answers of this epoch with the other processes."""
+        if self._cached is not None:
+            self._cached.store.flush()
+            trainer.strategy.barrier()
+            self._cached.store.refresh()
+            self._cached.end_epoch()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the teacher's answers, which a resumed fit then finds."""
+        if self._cached is not None:
+            self._cached.store.flush()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Restore the module's own ``training_step``."""
@@ -202,7 +233,8 @@ class Distillation(pl.Callback):
             MisconfigurationException: If ``logits_weight`` is not 0 but the model returned no logits.
         """
         assert self.teacher is not None
-        target = self.teacher.run(call, encoder_only=not self.logits_weight)
+        call = call.after(self._compared, self._runs)
+        target = self._answer(call) if self._cached is None else self._cached.answer(call)
         loss: Tensor | float = 0.0
         if self.logits_weight:
             if not call.logits():
@@ -214,8 +246,7 @@ class Distillation(pl.Callback):
             exclusive = self._resolve(self.teacher.model, call) if self._exclusive is None else self._exclusive
             loss = loss + self.logits_weight * logits_loss(call, target, self.temperature, exclusive)
         if self.hidden_weight:
-            compared = (each.after(self._compared, self._runs) for each in (call, target))
-            loss = loss + self.hidden_weight * hidden_loss(*compared)
+            loss = loss + self.hidden_weight * hidden_loss(call, target)
         assert isinstance(loss, Tensor)
         if not loss.isfinite() and not target.is_valid():
             raise MisconfigurationException(
@@ -224,6 +255,19 @@ class Distillation(pl.Callback):
                 "'16-mixed', or pass another checkpoint as teacher."
             )
         return loss
+
+    def _answer(self, call: Call) -> Call:
+        """Run the teacher on the arguments of a call."""
+        assert self.teacher is not None
+        return self.teacher.run(call, encoder_only=not self.logits_weight).after(self._compared, self._runs)
+
+    def _open_cache(self, trainer: pl.Trainer, model: PreTrainedModel) -> TeacherCache:
+        """Return the cache of what the losses need of this teacher."""
+        assert self.teacher is not None
+        kept = (type(model).__name__, bool(self.logits_weight), self._compared, str(trainer.precision))
+        name = f"{self.teacher.fingerprint}-{hashlib.sha256(repr(kept).encode()).hexdigest()[:8]}"
+        called = self.teacher.called(encoder_only=not self.logits_weight)
+        return TeacherCache(Path(str(self.cache)) / name, int(self.cache_gb * 1e9), called, self._answer)
 
     def _step(self, pl_module: pl.LightningModule, model: PreTrainedModel, encoder_path: str, step: Step) -> Any:
         """Run ``training_step`` and return its output with the sum of the losses.
@@ -273,6 +317,9 @@ class Distillation(pl.Callback):
 
     def _unwrap(self) -> None:
         self._training = False
+        if self._cached is not None:
+            self._cached.store.close()
+            self._cached = None
         if self._undo is not None:
             self._undo()
             self._undo = None

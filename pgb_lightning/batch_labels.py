@@ -22,7 +22,7 @@ def has_labels(model: PreTrainedModel, batch: Any) -> bool | None:
     """
     if not isinstance(batch, Mapping):
         return None
-    if any(batch.get(name) is not None for name in _label_names(model)):
+    if any(batch.get(name) is not None for name in label_names(model)):
         return True
     return False if batch.keys() <= signature(model.forward).parameters.keys() else None
 
@@ -38,10 +38,10 @@ def inputs_without_labels(model: PreTrainedModel, batch: Any) -> dict[str, Any]:
         return {model.main_input_name: batch}
     if not isinstance(batch, Mapping) or model.main_input_name not in batch:
         return {}
-    names = signature(model.forward).parameters.keys() - _label_names(model)
+    names = signature(model.forward).parameters.keys() - label_names(model)
     return {name: value for name, value in batch.items() if name in names}
 
 
-def _label_names(model: PreTrainedModel) -> set[str]:
+def label_names(model: PreTrainedModel) -> set[str]:
     """Return the names of the arguments of a model that are labels."""
     return {"labels", "label", "start_positions", "end_positions", *find_labels(type(model))}

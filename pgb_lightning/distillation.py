@@ -44,10 +44,14 @@ class Teacher:
             call: The call of the student.
             encoder_only: Whether it is a call of the encoder, and not of the whole model.
         """
-        called = find_encoder(self.model, self.encoder).model if encoder_only else self.model
+        called = self.called(encoder_only)
         with record_calls(called, None if encoder_only else self.encoder) as calls:
             called(*call.args, **call.kwargs)
         return calls[0]
+
+    def called(self, encoder_only: bool) -> PreTrainedModel:
+        """Return what :meth:`run` calls: the encoder or the whole model."""
+        return find_encoder(self.model, self.encoder).model if encoder_only else self.model
 
 
 def logits_loss(student: Call, teacher: Call, temperature: float, exclusive: bool = True) -> Tensor:
@@ -72,6 +76,8 @@ def logits_loss(student: Call, teacher: Call, temperature: float, exclusive: boo
     losses = []
     for name, target in teacher.logits().items():
         logits = student.logits()[name]
+        if name != "logits" and target.dim() == 2:  # no answer begins or ends at padding
+            target = target.masked_fill(teacher.token_mask(target) == 0, -torch.inf)
         if (exclusive or name != "logits") and target.shape[-1] > 1:
             log_student = (logits.float() / temperature).log_softmax(-1)
             log_teacher = (target.float() / temperature).log_softmax(-1)

@@ -127,3 +127,17 @@ def test_hidden_states_of_every_family_are_compared_run_by_run(model_type: str) 
         for parameter, gradient in zip((p for p in trained if p.requires_grad), gradients, strict=True):
             parameter -= 0.01 * float(loss) / norm * gradient
     assert 0.985 * float(loss) < float(compute()) < 0.995 * float(loss)
+
+
+def test_no_answer_of_the_teacher_begins_at_padding() -> None:
+    scores = torch.tensor([[2.0, 1.0, 9.0]])
+    mask = torch.tensor([[1, 1, 0]])
+    student = Call(output={"start_logits": torch.tensor([[0.5, 1.5, 0.0]])})
+    losses = [
+        logits_loss(student, Call(output={"start_logits": wanted}, mask=mask), 1.0)
+        for wanted in (scores, scores.masked_fill(mask == 0, -torch.inf))
+    ]
+    torch.testing.assert_close(*losses)
+    given = student.output["start_logits"].log_softmax(-1)[:, :2]
+    expected = nn.functional.kl_div(given, scores[:, :2].softmax(-1), reduction="batchmean")
+    torch.testing.assert_close(losses[0], expected)

@@ -240,6 +240,7 @@ def test_invalid_settings_are_refused_at_once(settings: dict[str, Any], message:
 def test_every_process_has_its_own_teacher(two_processes: Path) -> None:
     first, second = (torch.load(two_processes / "distillation" / f"rank{rank}.pt") for rank in range(2))
     assert first["teacher"] == second["teacher"]
+    assert (first["computed"], second["computed"]) == (24, 24)  # the second epoch reads what both have computed
     assert not first["still_wrapped"]
     assert not second["still_wrapped"]
     assert all(torch.equal(first["state"][name], value) for name, value in second["state"].items())
