@@ -21,12 +21,11 @@ from pgb_lightning.callbacks.label_free import LabelFreeStep
 from pgb_lightning.callbacks.random_state import isolated_random_state
 from pgb_lightning.callbacks.trainer_queries import shards_before_restore
 from pgb_lightning.callbacks.wrapped_step import Step, wrap_training_step
-from pgb_lightning.distillation import Teacher, hidden_loss, logits_loss
+from pgb_lightning.distillation import Teacher, TeacherCache, hidden_loss, logits_loss
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.label_kind import LossWatcher, resolve_exclusive
 from pgb_lightning.model_calls import Call, record_calls
 from pgb_lightning.surgery.checks import is_pruned
-from pgb_lightning.teacher_cache import TeacherCache
 
 
 class Distillation(pl.Callback):

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import BertConfig, BertForMultipleChoice, BertForQuestionAnswering, BertForTokenClassification
 
 from pgb_lightning.distillation import Teacher, hidden_loss, logits_loss
+from pgb_lightning.distillation.teacher_cache import MIN_ROWS, TeacherCache
 from pgb_lightning.model_calls import Call, record_calls
-from pgb_lightning.teacher_cache import MIN_ROWS, TeacherCache
 
 TOKENS = torch.randint(5, VOCABULARY, (8, 9), generator=torch.Generator().manual_seed(0))
 LENGTHS = (9, 4, 7, 9, 3, 6, 5, 8)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pgb_lightning import row_store
-from pgb_lightning.row_store import ENTRY, RowStore
+from pgb_lightning.distillation import row_store
+from pgb_lightning.distillation.row_store import ENTRY, RowStore
 
 
 def key(number: int) -> bytes:

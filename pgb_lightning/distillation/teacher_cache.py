@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pgb_lightning.batch_labels import label_names
+from pgb_lightning.distillation.row_store import RowStore
 from pgb_lightning.model_calls import Call
-from pgb_lightning.row_store import RowStore
 
 #: Rows of a later epoch after which it is judged whether the cache is of use.
 MIN_ROWS = 256

@@ -1,0 +1,12 @@
+"""Learn from the dense model: the losses between a pruned model and its teacher, and the teacher's answers on disk."""
+
+from pgb_lightning.distillation.losses import hidden_loss, logits_loss
+from pgb_lightning.distillation.teacher import Teacher
+from pgb_lightning.distillation.teacher_cache import TeacherCache
+
+__all__ = [
+    "Teacher",
+    "TeacherCache",
+    "hidden_loss",
+    "logits_loss",
+]
