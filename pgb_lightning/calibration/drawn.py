@@ -83,7 +83,8 @@ def drawn_values(values: Tensor, generator: Generator, temperature: float = 1.0)
     """
     noise = torch.randn(values.shape, generator=generator).to(values.device)
     drawn = values.detach().float() + temperature**0.5 * noise
-    return (values.float() - drawn).square() / (2 * temperature)
+    squares: Tensor = (values.float() - drawn).square()
+    return squares / (2 * temperature)
 
 
 def random_direction(outputs: Tensor, generator: Generator) -> Tensor:
