@@ -300,7 +300,7 @@ class Distillation(pl.Callback):
             )
         loss = sum((self.loss(call) for call in trained), start=0.0) / len(trained)
         pl_module.log("train_distillation", loss, batch_size=len(trained[0].hidden[-1]))
-        if self.task_weight:
+        if self.task_weight and task_loss is not None:
             loss = loss + self.task_weight * task_loss
         return {**output, "loss": loss} if isinstance(output, Mapping) else loss
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import find_labels
+from transformers.utils.generic import find_labels
 
 #: Errors of code that reads labels that are not there.
 LOOKUP_ERRORS = (AttributeError, IndexError, KeyError, TypeError, ValueError)
@@ -44,4 +44,5 @@ def inputs_without_labels(model: PreTrainedModel, batch: Any) -> dict[str, Any]:
 
 def label_names(model: PreTrainedModel) -> set[str]:
     """Return the names of the arguments of a model that are labels."""
-    return {"labels", "label", "start_positions", "end_positions", *find_labels(type(model))}
+    known = find_labels(type(model))  # type: ignore[no-untyped-call]
+    return {"labels", "label", "start_positions", "end_positions", *known}

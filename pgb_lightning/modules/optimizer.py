@@ -41,7 +41,7 @@ def find_embeddings(model: PreTrainedModel) -> nn.Module:
     It is the module with all tables (tokens, positions, token types) and the normalization of their sum, or the table
     of tokens where the model has no such module.
     """
-    tokens = model.base_model.get_input_embeddings()
+    tokens: nn.Module = model.get_input_embeddings()
     holders = [child for child in model.base_model.children() if any(module is tokens for module in child.modules())]
     return holders[0] if holders else tokens
 
