@@ -33,10 +33,10 @@ class PruningConfig:
     Args:
         pruning_ratio: Fraction of the dense encoder's Q, K, V, O, W1, W2 and W3 weights to remove, in (0, 1), including
             what an earlier pruning has removed. The paper's compression rate is γ = 1 - ``pruning_ratio``.
-        importance_threshold: τ, the importance above which a weight counts as important: a float, or ``"auto"`` to
-            search for the τ that meets ``pruning_ratio``. A given τ is used as is; ``pruning_ratio`` then limits how
-            many feed-forward sublayers Algorithm 1 keeps, and a τ that would remove more than ``pruning_ratio`` is an
-            error.
+        importance_threshold: τ, the importance above which a weight counts as important: a float, or ``"auto"`` for
+            the τ with the least predicted loss of those that meet ``pruning_ratio``. A given τ is used as is;
+            ``pruning_ratio`` then limits how many feed-forward sublayers Algorithm 1 keeps, and a τ that would remove
+            more than ``pruning_ratio`` is an error.
         search: How the structure is chosen. ``"groups"``: the paper's Algorithm 1, which sets the group number of each
             matrix by τ. ``"shapes"``: a joint search over the number of heads, neurons and groups of every sublayer
             that minimizes the loss predicted after compensation.
@@ -152,7 +152,7 @@ class PruningConfig:
     @property
     def needs_moments(self) -> bool:
         """Whether these settings require calibration to collect second moments."""
-        return self.search == "shapes" or self.permutation == "compensated"
+        return self.importance_threshold == "auto" or self.permutation == "compensated"
 
     @classmethod
     def from_preset(cls, preset: str, **overrides: Any) -> PruningConfig:

@@ -49,7 +49,8 @@ def test_a_target_speedup_excludes_a_budget_of_flops() -> None:
 def test_compensated_permutation_requires_compensation() -> None:
     assert PruningConfig(permutation="compensated").needs_moments
     assert PruningConfig(search="groups", permutation="compensated").needs_moments
-    assert not PruningConfig(search="groups").needs_moments
+    assert PruningConfig(search="groups").needs_moments
+    assert not PruningConfig(search="groups", importance_threshold=1e-9).needs_moments
     with pytest.raises(ValueError, match=r"permutation='compensated' .*compensation=False"):
         PruningConfig(permutation="compensated", compensation=False)
 

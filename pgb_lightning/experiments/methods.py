@@ -18,6 +18,7 @@ from pgb_lightning.experiments.baselines import BASELINES
 from pgb_lightning.experiments.baselines.masks import mask_matrices
 from pgb_lightning.experiments.dense_reference import DenseReference
 from pgb_lightning.grouping.group_numbers import ImportanceSummary
+from pgb_lightning.grouping.losses import predict_losses
 from pgb_lightning.grouping.planning import plan_matrix
 from pgb_lightning.grouping.threshold import choose_group_numbers
 from pgb_lightning.modules import TextClassification
@@ -79,7 +80,8 @@ def plan_with_fixed_groups(
             rows, columns = importance.shape
             raise NotApplicableError(f"{groups} groups do not divide a matrix of {rows} x {columns}.")
         summaries[key] = replace(summary, thresholds={g: t for g, t in summary.thresholds.items() if g in (0, groups)})
-    numbers, _ = choose_group_numbers(summaries, config)
+    predict = partial(predict_losses, reference.encoder, reference.statistics, config, importances)
+    numbers, _ = choose_group_numbers(summaries, config, predict=predict)
     matrices = (plan_matrix(key, importances[key], numbers[key], config) for key in importances)
     return replace(plan, matrices=tuple(matrices))
 

@@ -8,9 +8,10 @@ from pgb_lightning.grouping.group_numbers import (
     assign_group_numbers,
     determine_group_number,
 )
+from pgb_lightning.grouping.losses import predict_losses
 from pgb_lightning.grouping.permutation import Blocks, balanced_groups, greedy_groups, group, permute
 from pgb_lightning.grouping.reachable import check_reachable, nearest_reachable
-from pgb_lightning.grouping.threshold import adjust_to_budget, choose_group_numbers
+from pgb_lightning.grouping.threshold import adjust_to_budget, choose_group_numbers, numbers_by_threshold
 
 __all__ = [
     "Blocks",
@@ -27,5 +28,7 @@ __all__ = [
     "greedy_groups",
     "group",
     "nearest_reachable",
+    "numbers_by_threshold",
     "permute",
+    "predict_losses",
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+
 from torch import Tensor
 
 from pgb_lightning.calibration.collect import Calibration
@@ -12,9 +15,10 @@ from pgb_lightning.cost import dense_cost
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.fingerprint import fingerprint
 from pgb_lightning.grouping.compensated import group_matrices
-from pgb_lightning.grouping.group_numbers import ImportanceSummary, MatrixKey
+from pgb_lightning.grouping.group_numbers import GroupNumbers, ImportanceSummary, MatrixKey
+from pgb_lightning.grouping.losses import predict_losses
 from pgb_lightning.grouping.permutation import Blocks, group
-from pgb_lightning.grouping.threshold import choose_group_numbers
+from pgb_lightning.grouping.threshold import choose_group_numbers, numbers_by_threshold
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.surgery.checks import dense_sizes, is_pruned
 from pgb_lightning.target_warning import warn_if_missed
@@ -34,14 +38,50 @@ def plan_by_groups(encoder: Encoder, statistics: Calibration, config: PruningCon
     Raises:
         ValueError: If all importances are zero or one is not finite, or a given τ would remove too much.
     """
+    importances, summaries = _summarize(encoder, statistics, config)
+    predict = partial(predict_losses, encoder, statistics, config, importances)
+    numbers, threshold = choose_group_numbers(summaries, config, dense_cost(encoder).parameters, predict)
+    plan = _plan(encoder, statistics, config, importances, numbers, threshold)
+    warn_if_missed(plan.pruning_ratio, config)
+    return plan
+
+
+def plan_at_rank(encoder: Encoder, statistics: Calibration, config: PruningConfig, rank: float) -> PruningPlan:
+    """Plan with one of the τ that meet the target, to study the sensitivity to τ (Fig. 7).
+
+    Args:
+        encoder: An encoder, dense or with fewer heads or neurons.
+        statistics: Its calibration.
+        config: The target and the paper's hyperparameters; ``importance_threshold`` is not used.
+        rank: Which τ: 0 for the smallest, 1 for the largest, and in between by the number of smaller ones.
+    """
+    importances, summaries = _summarize(encoder, statistics, config)
+    candidates = numbers_by_threshold(summaries, config, dense_cost(encoder).parameters)
+    threshold, numbers = candidates[round(rank * (len(candidates) - 1))]
+    return _plan(encoder, statistics, config, importances, numbers, threshold)
+
+
+def _summarize(
+    encoder: Encoder, statistics: Calibration, config: PruningConfig
+) -> tuple[dict[MatrixKey, Tensor], dict[MatrixKey, ImportanceSummary]]:
+    """Return the importances of every matrix, and what Algorithm 1 needs of them."""
     importances = encoder_importances(encoder, statistics.fisher)
     check_usable("importances of the weights", importances.values())
-    summaries = {
-        key: ImportanceSummary.from_importance(importance, config.max_groups) for key, importance in importances.items()
-    }
-    numbers, threshold = choose_group_numbers(summaries, config, dense_cost(encoder).parameters)
+    summaries = {key: ImportanceSummary.from_importance(each, config.max_groups) for key, each in importances.items()}
+    return importances, summaries
+
+
+def _plan(
+    encoder: Encoder,
+    statistics: Calibration,
+    config: PruningConfig,
+    importances: Mapping[MatrixKey, Tensor],
+    numbers: GroupNumbers,
+    threshold: float,
+) -> PruningPlan:
+    """Return the plan for given group numbers."""
     given = group_matrices(encoder, statistics, config, numbers) if config.permutation == "compensated" else {}
-    plan = PruningPlan(
+    return PruningPlan(
         model_type=encoder.model_type,
         matrices=tuple(
             plan_matrix(key, importance, numbers[key], config, given.get(key))
@@ -52,8 +92,6 @@ def plan_by_groups(encoder: Encoder, statistics: Calibration, config: PruningCon
         fingerprint=fingerprint(encoder),
         dense_sizes=dense_sizes(encoder) if is_pruned(encoder) else None,
     )
-    warn_if_missed(plan.pruning_ratio, config)
-    return plan
 
 
 def plan_matrix(

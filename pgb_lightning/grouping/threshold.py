@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import chain, combinations
 
 from pgb_lightning.config import PruningConfig
@@ -13,27 +14,32 @@ from pgb_lightning.grouping.group_numbers import (
     Summaries,
     assign_group_numbers,
     cost_of,
-    group_sublayer,
     keys_of,
     num_layers,
     total_cost,
 )
 
+#: Predicts the increase of the loss for each of several choices of group numbers.
+Predict = Callable[[Sequence[GroupNumbers]], Sequence[float]]
+
 
 def choose_group_numbers(
-    summaries: Summaries, config: PruningConfig, total: int | None = None
+    summaries: Summaries,
+    config: PruningConfig,
+    total: int | None = None,
+    predict: Predict | None = None,
 ) -> tuple[GroupNumbers, float]:
     """Choose the group number of every matrix for ``config.pruning_ratio``.
 
-    A given τ is used as is, unless it would remove more than ``pruning_ratio``. With ``"auto"``, τ is chosen such that
-    grouping every matrix by it comes nearest to the budget, so that Algorithm 1 reaches every feed-forward sublayer.
-    Since there are few group numbers and large matrices, the remaining distance is closed by changes of single group
-    numbers (:func:`adjust_to_budget`).
+    A given τ is used as is, unless it would remove more than ``pruning_ratio``. With ``"auto"``, the τ with the least
+    predicted loss is chosen from those that meet the target (:func:`numbers_by_threshold`).
 
     Args:
         summaries: The summary of every matrix.
         config: The pruning settings.
         total: Parameters of the dense encoder; those of the matrices by default.
+        predict: Predicts the increase of the loss for several choices of group numbers. If omitted, the largest τ is
+            chosen, at which grouping every matrix just fills the budget.
 
     Returns:
         The group numbers and the τ that was used. They do not remove more than ``pruning_ratio + tolerance``.
@@ -46,23 +52,55 @@ def choose_group_numbers(
     if config.importance_threshold != "auto":
         numbers = assign_group_numbers(summaries, config.importance_threshold, budget)
         if (left := cost_of(summaries, numbers)) < budget - config.tolerance * total:
-            _, found = choose_group_numbers(summaries, replace(config, importance_threshold="auto"), total)
+            fitting = (t for t, raw in _by_threshold(summaries, budget) if cost_of(summaries, raw) >= budget)
+            largest = max(fitting, default=0.0)
+            smaller = f"a value of at most {largest}, " if largest else ""
             raise ValueError(
                 f"importance_threshold={config.importance_threshold} removes {1 - left / total:.4f} of the encoder's "
                 f"weights, but pruning_ratio={config.pruning_ratio} and tolerance={config.tolerance} were given. Use "
-                f'importance_threshold="auto", which finds {found:.3g}, a smaller value, or a larger pruning_ratio.'
+                f'importance_threshold="auto", {smaller}or a larger pruning_ratio.'
             )
         return numbers, config.importance_threshold
+    candidates = numbers_by_threshold(summaries, config, total)
+    losses = predict([numbers for _, numbers in candidates]) if predict else [-t for t, _ in candidates]
+    threshold, numbers = candidates[losses.index(min(losses))]
+    return numbers, threshold
+
+
+def numbers_by_threshold(
+    summaries: Summaries, config: PruningConfig, total: int | None = None
+) -> list[tuple[float, GroupNumbers]]:
+    """List what Algorithm 1 makes of every τ that meets ``config.pruning_ratio``.
+
+    The smallest τ leave attention dense and drop feed-forward sublayers; the largest group every matrix, so that
+    Algorithm 1 just reaches every feed-forward sublayer. What is missing to the budget is closed by changes of single
+    group numbers (:func:`adjust_to_budget`), since there are few group numbers and large matrices.
+
+    Args:
+        summaries: The summary of every matrix.
+        config: The pruning settings.
+        total: Parameters of the dense encoder; those of the matrices by default.
+
+    Returns:
+        The smallest τ of each choice of group numbers, ascending, with the choice. None removes more than
+        ``pruning_ratio + tolerance``.
+    """
+    total = total_cost(summaries) if total is None else total
+    budget = (1 - config.pruning_ratio) * total
+    candidates = _by_threshold(summaries, budget)
+    return [(t, adjust_to_budget(numbers, summaries, budget, config.tolerance)) for t, numbers in candidates]
+
+
+def _by_threshold(summaries: Summaries, budget: float) -> list[tuple[float, GroupNumbers]]:
+    """List the results of Algorithm 1 for all τ, ascending, up to the first that falls below the budget."""
     thresholds = {t for summary in summaries.values() for t in summary.thresholds.values() if not math.isnan(t)}
-    candidates = sorted({0.0, *thresholds})
-    # The cost of grouping all matrices by τ does not increase with τ: bisect for where it crosses the budget.
-    low, high = 0, len(candidates) - 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _grouped_cost(summaries, candidates[middle]) > budget else (low, middle)
-    threshold = min(candidates[low : high + 1], key=lambda t: abs(_grouped_cost(summaries, t) - budget))
-    numbers = assign_group_numbers(summaries, threshold, budget)
-    return adjust_to_budget(numbers, summaries, budget, config.tolerance), threshold
+    found: dict[tuple[int, ...], tuple[float, GroupNumbers]] = {}
+    for threshold in sorted({0.0, *thresholds}):
+        numbers = assign_group_numbers(summaries, threshold, budget)
+        found.setdefault(tuple(numbers.values()), (threshold, numbers))
+        if cost_of(summaries, numbers) < budget:
+            break
+    return list(found.values())
 
 
 def adjust_to_budget(groups: GroupNumbers, summaries: Summaries, budget: float, tolerance: float) -> GroupNumbers:
@@ -157,12 +195,3 @@ def _changes(groups: GroupNumbers, summaries: Summaries) -> list[GroupNumbers]:
                 index = choices.index(groups[key])
                 steps += [{key: choices[near]} for near in (index - 1, index + 1) if 0 <= near < len(choices)]
     return steps
-
-
-def _grouped_cost(summaries: Summaries, threshold: float) -> int:
-    """Return the cost of grouping every sublayer by τ, regardless of the budget."""
-    return sum(
-        cost_of(summaries, group_sublayer(summaries, layer, sublayer, threshold))
-        for layer in range(num_layers(summaries))
-        for sublayer in SUBLAYERS
-    )

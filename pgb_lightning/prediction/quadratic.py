@@ -63,7 +63,12 @@ class QuadraticModel:
             ValueError: If the statistics have no moments.
         """
         if statistics.moments is None:
-            setting = 'search="shapes"' if config.search == "shapes" else f"permutation={config.permutation!r}"
+            if config.search == "shapes":
+                setting = 'search="shapes"'
+            elif config.permutation == "compensated":
+                setting = f"permutation={config.permutation!r}"
+            else:
+                setting = f"importance_threshold={config.importance_threshold!r}"
             raise ValueError(f"{setting} needs the second moments of the layers. Call calibrate() with moments=True.")
         linear = encoder.matrix(layer, kind)
         assert isinstance(linear.weight, Tensor)
@@ -84,3 +89,19 @@ class QuadraticModel:
     def output_curvature(self) -> Tensor:
         """Return the diagonal of A, (N,): twice the loss increase per squared error of each output."""
         return self.gradient.diagonal() if self.gradient.dim() == 2 else self.gradient
+
+    def variance_losses(self) -> Tensor:
+        """Return the predicted increase of the loss if an output is replaced by its mean, for each output, (N,)."""
+        variances = (self.weight * (self.covariance @ self.weight)).sum(0)
+        return variances * self.output_curvature() / 2
+
+    def dropped_loss(self) -> float:
+        """Return the predicted increase of the loss if all outputs are replaced by their means.
+
+        With the full A, correlations between outputs count, as they do if a closing matrix goes with its sublayer.
+        """
+        if self.constant_loss is not None:
+            return self.constant_loss
+        if self.gradient.dim() == 1:
+            return float(self.variance_losses().sum())
+        return float((self.gradient * (self.weight.T @ self.covariance @ self.weight)).sum() / 2)

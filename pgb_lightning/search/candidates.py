@@ -125,11 +125,6 @@ class _Matrix(QuadraticModel):
         rows, columns = self._or_all(rows, columns)
         return self.plan(rows.view(1, -1), columns.view(1, -1), loss)
 
-    def variance_losses(self) -> Tensor:
-        """Return the predicted increase of the loss if an output is replaced by its mean, for each output."""
-        variances = (self.weight * (self.covariance @ self.weight)).sum(0)
-        return variances * self.output_curvature() / 2
-
     def grouped(
         self,
         rows: Tensor | None = None,

@@ -133,7 +133,7 @@ def test_a_dropped_sublayer_adds_the_mean_of_what_the_dense_one_added() -> None:
     dense = classifier(layers=1)
     encoder = find_encoder(dense)
     data = batches(4)
-    statistics = calibrate(encoder, data, lambda batch: dense(**batch).loss)
+    statistics = calibrate(encoder, data, lambda batch: dense(**batch).loss, moments=True)
     plan = make_plan(encoder, statistics, PruningConfig.from_preset("balanced", pruning_ratio=8 / 12, max_groups=1))
     assert plan.is_dropped(0, "ffn")
     assert not plan.is_dropped(0, "attention")
@@ -153,7 +153,7 @@ def test_modes_survive_and_a_failure_leaves_the_model_as_it_was() -> None:
     model.bert.encoder.layer[1].eval()
     encoder = find_encoder(model)
     data = batches(4)
-    statistics = calibrate(encoder, data, lambda batch: model(**batch).loss)
+    statistics = calibrate(encoder, data, lambda batch: model(**batch).loss, moments=True)
     plan = make_plan(encoder, statistics, PruningConfig.from_preset("balanced"))
     before = copy.deepcopy(model.state_dict())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from pgb_lightning import PruningConfig
 from pgb_lightning.grouping.group_numbers import GroupNumbers, ImportanceSummary, cost_of, total_cost
 from pgb_lightning.grouping.reachable import nearest_reachable
-from pgb_lightning.grouping.threshold import adjust_to_budget, choose_group_numbers
+from pgb_lightning.grouping.threshold import adjust_to_budget, choose_group_numbers, numbers_by_threshold
 
 #: How the importances of a matrix are drawn: with ties, zeros, and values that are not finite.
 KINDS = ("random", "zero", "ones", "steps", "infinite", "partly infinite", "nan", "tiny", "huge")
@@ -104,6 +105,28 @@ def test_adjustment_ends_at_the_budget_or_above_from_any_start(
     start = dict.fromkeys(summaries, 0 if dropped else 1)
     found = adjust_to_budget(start, summaries, (1 - ratio) * total, tolerance)
     assert cost_of(summaries, found) >= (1 - ratio - tolerance) * total - 1e-9
+
+
+def test_auto_takes_the_threshold_with_the_least_predicted_loss() -> None:
+    generator = torch.Generator().manual_seed(0)
+    summaries = {
+        (layer, kind): ImportanceSummary.from_importance(draw("random", 12, 12, generator), 6)
+        for layer in range(3)
+        for kind in MATRICES
+    }
+    config = PruningConfig(search="groups", pruning_ratio=0.5)
+    candidates = numbers_by_threshold(summaries, config)
+    assert [t for t, _ in candidates] == sorted({t for t, _ in candidates})
+    assert len(candidates) > 2
+
+    def removed_from_attention(choices: Sequence[GroupNumbers]) -> list[float]:
+        return [sum(numbers[layer, kind] != 1 for layer in range(3) for kind in "QKVO") for numbers in choices]
+
+    fewest = min(removed_from_attention([numbers for _, numbers in candidates]))
+    numbers, threshold = choose_group_numbers(summaries, config, predict=removed_from_attention)
+    assert removed_from_attention([numbers]) == [fewest]
+    assert (threshold, numbers) in candidates
+    assert choose_group_numbers(summaries, config) == candidates[-1][::-1]
 
 
 def test_importances_without_signal_remove_no_more_than_asked() -> None:

@@ -65,7 +65,7 @@ def test_figures_have_a_column_for_each_matrix(model_type: str) -> None:
     model = tiny_model(model_type)
     encoder = find_encoder(model)
     config = PruningConfig.from_preset("balanced", pruning_ratio=0.4)
-    statistics = calibrate(encoder, tiny_batches(2), model_loss(model))
+    statistics = calibrate(encoder, tiny_batches(2), model_loss(model), moments=True)
     plan = make_plan(encoder, statistics, config)
     figures = draw_figures(plan, Facts.of(plan))
     assert len(figures["matrices"].axes) == len(plan.matrices)
