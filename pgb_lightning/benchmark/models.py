@@ -16,8 +16,8 @@ from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.family import Sublayer, sublayer_of
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.grouping.group_numbers import allowed_groups
+from pgb_lightning.grouping.planning import plan_at_rank
 from pgb_lightning.plan import Index, MatrixPlan, PruningPlan
-from pgb_lightning.pruning import make_plan
 from pgb_lightning.surgery.apply import apply_plan
 
 
@@ -79,7 +79,9 @@ def paper_plan(encoder: Encoder, ratio: float) -> PruningPlan:
         key: torch.rand(linear.weight.T.shape, generator=generator).to(linear.weight.device)
         for key, linear in encoder.linears()
     }
-    return make_plan(encoder, Calibration(fisher, [], 0, 0), PruningConfig.from_preset("paper", pruning_ratio=ratio))
+    # The largest τ needs no predicted losses, for which there is no data.
+    config = PruningConfig.from_preset("paper", pruning_ratio=ratio)
+    return plan_at_rank(encoder, Calibration(fisher, [], 0, 0), config, rank=1.0)
 
 
 def uniform_group_plan(encoder: Encoder, number: int, shared_neurons: bool = False) -> PruningPlan:
