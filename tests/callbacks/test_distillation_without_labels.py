@@ -209,7 +209,7 @@ def test_no_backward_pass_through_the_loss_of_the_task(trainer: MakeTrainer) -> 
 def test_text_classification_learns_from_texts_alone(tiny_model_folder: Any, trainer: MakeTrainer) -> None:
     module = TextClassification(str(tiny_model_folder("bert")))
     inputs = {
-        "input_ids": torch.randint(2, 30, (4, 7)),
+        "input_ids": torch.randint(2, module.model.config.vocab_size, (4, 7)),
         "attention_mask": torch.ones(4, 7).long(),
     }
     loader: Any = DataLoader([inputs, inputs], batch_size=None)  # type: ignore[list-item]
