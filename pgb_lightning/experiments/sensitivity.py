@@ -155,7 +155,7 @@ def _measure(reference: DenseReference, preset: str, cell: Result) -> Result:
         else:
             plan = plan_at_rank(reference.encoder, reference.statistics, config, cell["rank"])
     measured = reference.evaluate(reference.pruned(plan, config))
-    points = {name: part.points for name, part in split_removed(plan).items()}
+    points: Result = {name: part.points for name, part in split_removed(plan).items()}
     threshold = plan.config["importance_threshold_used"]
     return {"threshold": threshold, "removed": plan.pruning_ratio, **points, **asdict(measured)}
 
