@@ -99,7 +99,7 @@ def test_positions_that_are_given_prune_and_compensate(model_type: str) -> None:
         config = PruningConfig(pruning_ratio=0.3, search="groups", compensation=compensation)
         prune(pruned, batches, config)
         errors[compensation] = float((tiny_logits(pruned, batches) - dense).square().mean())
-    assert errors[True] < 0.7 * errors[False]
+    assert errors[True] < 0.8 * errors[False]
 
 
 @pytest.mark.parametrize("model_type", ROTARY)
@@ -185,7 +185,7 @@ def test_every_head_is_saved_and_loaded(family: str, heads: list[str], tmp_path:
             output = model(input_ids=given["input_ids"], attention_mask=given["attention_mask"])[0]
             return (output * torch.linspace(-1, 1, output.shape[-1])).tanh().mean()
 
-        prune(model, tiny_batches(2), PruningConfig.from_preset("balanced", pruning_ratio=0.5), loss=loss)
+        prune(model, tiny_batches(2), PruningConfig.from_preset("balanced", pruning_ratio=0.35), loss=loss)
         assert any(isinstance(module, GroupedLinear) for module in model.modules())
         model.save_pretrained(tmp_path / head)
         auto = getattr(transformers, "AutoModel" if head == "Model" else f"AutoModel{head}")

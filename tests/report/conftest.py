@@ -25,13 +25,13 @@ def plan_and_facts() -> Callable[..., PlanAndFacts]:
     """Return a function that prunes a tiny model, once per session and preset, and returns its plan and facts."""
     known: dict[tuple[str, float], PlanAndFacts] = {}
 
-    def make(preset: str = "paper", ratio: float = 0.5) -> PlanAndFacts:
+    def make(preset: str = "paper", ratio: float = 0.35) -> PlanAndFacts:
         if (preset, ratio) not in known:
             model = classifier(layers=2)
             encoder, notes = find_encoder(model), PruningNotes()
             config = PruningConfig.from_preset(preset, pruning_ratio=ratio)
-            searched = config.search == "shapes"
-            statistics = calibrate(encoder, batches(4), lambda batch: model(**batch).loss, moments=searched)
+            needed = config.needs_moments
+            statistics = calibrate(encoder, batches(4), lambda batch: model(**batch).loss, moments=needed)
             plan = make_plan(encoder, statistics, config)
             notes.record_importance(encoder, plan, statistics.fisher)
             carry_out(encoder, plan, statistics, config, errors=notes.errors)
