@@ -19,12 +19,10 @@ Example:
 from __future__ import annotations
 
 import copy
-import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +33,8 @@ from pgb_lightning.cli.suggestions import check_options
 from pgb_lightning.config import PruningConfig, ridge_or_default
 from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.experiments.baselines import BASELINES
-from pgb_lightning.experiments.dense_reference import DenseReference, find_tokenizer
+from pgb_lightning.experiments.checkpoint_files import find_tokenizer, hash_file, pair_with_seeds
+from pgb_lightning.experiments.dense_reference import DenseReference
 from pgb_lightning.experiments.methods import METHODS, Candidates, NotApplicableError, Pruned, prune
 from pgb_lightning.experiments.records import Result, ResultFile
 from pgb_lightning.experiments.results import tabulate
@@ -144,12 +143,7 @@ def run(
             is out of range; one of ``data_options`` is unknown; or ``out`` contains anything but results.
     """
     check_methods(methods)
-    paths = [ckpt_path] if isinstance(ckpt_path, str) else list(ckpt_path)
-    if not paths or not all(Path(path).is_file() for path in paths):
-        raise ValueError(f"ckpt_path={paths} must be an existing checkpoint file, or a list of them.")
-    seeds = [seed] * len(paths) if isinstance(seed, int) else list(seed)
-    if len(seeds) != len(paths):
-        raise ValueError(f"seed={seeds} must be one number, or one per checkpoint, of which there are {len(paths)}.")
+    checkpoints = pair_with_seeds(ckpt_path, seed)
     if refinetuning_epochs < 0:
         raise ValueError(f"refinetuning_epochs={refinetuning_epochs} is out of range. Use 0 or more.")
     if refinetuning_learning_rate <= 0:
@@ -173,7 +167,7 @@ def run(
         settings["refinetuning_learning_rate"] = refinetuning_learning_rate
     cells = dict.fromkeys([("dense", 0.0), *((name, ratio) for ratio in ratios for name in methods)])
     results: list[Result] = []
-    for path, own_seed in dict.fromkeys(zip(paths, seeds, strict=True)):
+    for path, own_seed in dict.fromkeys(checkpoints):
         tokenizer = model_name_or_path or find_tokenizer(path)
         load = partial(
             DenseReference.load,
@@ -187,7 +181,7 @@ def run(
             data_options=data_options,
         )
         dense = DenseModel(load, refinetuning_epochs, refinetuning_learning_rate)
-        weights = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+        weights = hash_file(path)
         for method, ratio in cells:
             cell = {
                 **settings,

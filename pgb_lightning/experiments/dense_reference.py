@@ -17,7 +17,6 @@ from torchmetrics import MetricCollection
 from pgb_lightning.calibration.collect import Calibration, Loss, calibrate
 from pgb_lightning.calibration.fisher import FisherLoss
 from pgb_lightning.calibration.model_loss import model_loss
-from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.config import Fisher, PruningConfig
 from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.encoders.base import Encoder
@@ -48,11 +47,6 @@ class Evaluation:
     score: float
     loss: float
     divergence: float
-
-
-def find_tokenizer(ckpt_path: str) -> str:
-    """Return the model name or path of a checkpoint, from which its tokenizer is loaded."""
-    return str(load_checkpoint(ckpt_path)["hyper_parameters"]["model_name_or_path"])
 
 
 @dataclass(frozen=True)

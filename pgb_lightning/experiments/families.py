@@ -19,7 +19,6 @@ import gc
 import json
 import platform
 import statistics
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +43,7 @@ from pgb_lightning.config import PruningConfig
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.experiments.missed_targets import ignore_missed_targets
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.pruning import make_plan
 from pgb_lightning.search.candidates import list_candidates
@@ -151,8 +151,7 @@ def _pruned(
         made["default"] = search
     for kind in plans:
         for ratio in ratios:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # the table shows if a target is missed
+            with ignore_missed_targets():
                 plan = made[kind](ratio)
             model = copy.deepcopy(dense)
             apply_plan(find_encoder(model), plan)

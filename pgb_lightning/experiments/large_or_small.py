@@ -27,7 +27,6 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from pgb_lightning.atomic_write import write_atomically
 from pgb_lightning.benchmark.measures import forward_times
-from pgb_lightning.cli.suggestions import check_options
 from pgb_lightning.cost import dense_cost
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.cells import (
@@ -118,9 +117,7 @@ def run(
     ratios = [round(1 - kept / total, 4) for kept in kept_parameters]
     check_methods("preset", [preset], ratios)
     setup = TaskSetup.of(task)
-    taken = ["model_name_or_path", *setup.options, "data_dir", "max_train_samples", "seed"]
-    check_options("data_options", data_options or {}, setup.datamodule, taken)
-    data_options = {"max_length": setup.max_length, **(data_options or {})}
+    data_options = setup.check_data_options(data_options)
     common = {
         "task": task,
         "max_train_samples": max_train_samples,
@@ -143,12 +140,11 @@ def run(
         folder = Path(out_dir) / f"seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         for role, own in settings.items():
-            data = setup.datamodule(
+            data = setup.make_data(
                 model_name_or_path=own["model_name_or_path"],
                 data_dir=data_dir,
                 max_train_samples=max_train_samples,
                 seed=seed,
-                **setup.options,
                 **data_options,
             )
             model = FineTuned(

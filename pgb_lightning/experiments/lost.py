@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pgb_lightning.experiments.cells import DENSE
 from pgb_lightning.experiments.mean_std import standard_deviation
-from pgb_lightning.experiments.records import Result, read_results
+from pgb_lightning.experiments.records import Result, check_same_settings, read_results
 from pgb_lightning.experiments.task_setup import TaskSetup
 
 NEEDED = ("task", "seed", "method", "ratio", "removed", "flops", "after")
@@ -67,7 +66,7 @@ def read_lost(paths: Sequence[str]) -> list[Lost]:
     """
     results = [result for path in paths for result in read_results("files", path, NEEDED)]
     for task in dict.fromkeys(result["task"] for result in results):
-        _check_same(task, [{name: one.get(name) for name in DENSE} for one in results if one["task"] == task])
+        check_same_settings(task, [one for one in results if one["task"] == task], DENSE)
     dense = {(one["task"], one["seed"]): one for one in results if one["method"] == "dense"}
     pruned = [one for one in results if one["method"] != "dense"]
     if not pruned:
@@ -77,8 +76,7 @@ def read_lost(paths: Sequence[str]) -> list[Lost]:
         cells.setdefault(tuple(one[name] for name in ("task", "seed", "method", "ratio", "recovery")), one)
     for task, label in dict.fromkeys((one["task"], _label(one)) for one in cells.values()):
         same = [one for one in pruned if (one["task"], _label(one)) == (task, label)]
-        names = ("refinetuning_settings", "pruning_options")
-        _check_same(f"{task} with {label}", [{name: one.get(name) for name in names} for one in same])
+        check_same_settings(f"{task} with {label}", same, ("refinetuning_settings", "pruning_options"))
     return [_compare(one, dense, paths) for one in cells.values()]
 
 
@@ -111,14 +109,3 @@ def _compare(result: Result, dense: dict[tuple[str, int], Result], paths: Sequen
 
 def _label(result: Result) -> str:
     return f"{result['method']}, {result['recovery']}"
-
-
-def _check_same(what: str, found: Sequence[Result]) -> None:
-    """Raise if results have different settings and must not be averaged."""
-    for name in found[0]:
-        values = dict.fromkeys(json.dumps(settings[name]) for settings in found)
-        if len(values) > 1:
-            raise ValueError(
-                f"files contain results of {what} with different settings: {name} is {' and '.join(values)}. Pass "
-                "results of one of them only."
-            )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,6 +16,7 @@ from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.baselines import BASELINES
 from pgb_lightning.experiments.baselines.masks import mask_matrices
 from pgb_lightning.experiments.dense_reference import DenseReference
+from pgb_lightning.experiments.missed_targets import ignore_missed_targets
 from pgb_lightning.grouping.group_numbers import ImportanceSummary
 from pgb_lightning.grouping.losses import predict_losses
 from pgb_lightning.grouping.planning import plan_matrix
@@ -156,8 +156,7 @@ def prune(reference: DenseReference, name: str, ratio: float, candidates: Candid
         module = copy.deepcopy(reference.module)
         return Pruned(module, reference.baselines.prune(name, module.model, ratio), BASELINES[name].kind)
     method, config = METHODS[name], METHODS[name].config(ratio)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the table shows if a target is missed
+    with ignore_missed_targets():
         plan = method.plan(reference, config, candidates)
     if not method.masked:
         return Pruned(reference.pruned(plan, config), plan.pruning_ratio, shapes=plan.config.get("shapes"))

@@ -13,7 +13,6 @@ Example:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +25,7 @@ from rich.table import Table
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.family import SUBLAYERS, Sublayer
 from pgb_lightning.experiments.dense_reference import DenseReference, Evaluation
+from pgb_lightning.experiments.missed_targets import ignore_missed_targets
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.plotting import HUES, NEUTRAL, require_matplotlib, save
 from pgb_lightning.pruning import make_plan
@@ -85,8 +85,7 @@ def run(
     )
     searched = any(config.search == "shapes" for config in configs)
     candidates = list_candidates(reference.encoder, reference.statistics, configs[0]) if searched else []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the table shows if a target is missed
+    with ignore_missed_targets():
         plans = [make_plan(reference.encoder, reference.statistics, config, candidates) for config in configs]
     found = [
         reference.evaluate(reference.pruned(plan, config)) if measure else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,26 @@ def read_results(name: str, path: str | Path, needed: Collection[str] = ()) -> l
     if missing := [key for result in results for key in needed if key not in result]:
         raise ValueError(f"{name}={str(path)!r} contains a result without {missing[0]!r}. Measure it again.")
     return results
+
+
+def check_same_settings(what: str, results: Sequence[Result], names: Iterable[str]) -> None:
+    """Require that results have the same settings; others must not be averaged.
+
+    Args:
+        what: What the results are of, for the message.
+        results: The results.
+        names: Names of the settings; a result without one has ``None``.
+
+    Raises:
+        ValueError: If they have not.
+    """
+    for name in names:
+        values = dict.fromkeys(json.dumps(result.get(name)) for result in results)
+        if len(values) > 1:
+            raise ValueError(
+                f"files contain results of {what} with different settings: {name} is {' and '.join(values)}. Pass "
+                "results of one of them only."
+            )
 
 
 class ResultFile:

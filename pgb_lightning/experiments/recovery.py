@@ -14,7 +14,6 @@ Example:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pgb_lightning.cli.suggestions import check_options
 from pgb_lightning.experiments.cells import check_methods, check_positive, check_recoveries, measure_pruned
-from pgb_lightning.experiments.dense_reference import find_tokenizer
+from pgb_lightning.experiments.checkpoint_files import find_tokenizer, hash_file, pair_with_seeds
 from pgb_lightning.experiments.fine_tuned import FineTuned
 from pgb_lightning.experiments.mean_std import format_mean_std
 from pgb_lightning.experiments.records import Result, ResultFile
@@ -82,35 +80,27 @@ def run(
     check_methods("method", [method], [ratio])
     check_recoveries("variants", variants)
     check_positive(epochs=epochs)
-    paths = [ckpt_path] if isinstance(ckpt_path, str) else list(ckpt_path)
-    if not paths or not all(Path(path).is_file() for path in paths):
-        raise ValueError(f"ckpt_path={paths} must be an existing checkpoint file, or a list of them.")
-    seeds = [seed] * len(paths) if isinstance(seed, int) else list(seed)
-    if len(seeds) != len(paths):
-        raise ValueError(f"seed={seeds} must be one number, or one per checkpoint, of which there are {len(paths)}.")
+    checkpoints = pair_with_seeds(ckpt_path, seed)
     setup = TaskSetup.of(task)
-    taken = ["model_name_or_path", *setup.options, "data_dir", "max_train_samples", "seed"]
-    check_options("data_options", data_options or {}, setup.datamodule, taken)
-    data_options = {"max_length": setup.max_length, **(data_options or {})}
+    data_options = setup.check_data_options(data_options)
     stored = ResultFile(out)
     torch.set_num_threads(num_threads)
     ways = {name: RECOVERIES[name].settings(epochs) for name in variants}
     results: list[Result] = []
-    for path, own_seed in zip(paths, seeds, strict=True):
+    for path, own_seed in checkpoints:
         name = find_tokenizer(path)
-        data = setup.datamodule(
+        data = setup.make_data(
             model_name_or_path=name,
             data_dir=data_dir,
             max_train_samples=max_train_samples,
             seed=own_seed,
-            **setup.options,
             **data_options,
         )
         model = FineTuned(setup=setup, checkpoint=Path(path), data=data, precision=precision, seed=own_seed)
         cell: Result = {
             "task": task,
             "model_name_or_path": name,
-            "weights": hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16],
+            "weights": hash_file(path),
             "max_train_samples": max_train_samples,
             "data_options": data_options,
             "precision": precision,

@@ -13,7 +13,6 @@ Example:
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pgb_lightning.experiments.mean_std import format_mean_std, standard_deviation
-from pgb_lightning.experiments.records import Result, read_results
+from pgb_lightning.experiments.records import Result, check_same_settings, read_results
 from pgb_lightning.glue_tasks import get_task
 from pgb_lightning.plotting import HUES, NEUTRAL, REPRODUCIBLE_SUFFIXES, require_matplotlib, save
 
@@ -93,7 +92,9 @@ def run(
         found = [one for one in found if one["method"] in order]
         found.sort(key=lambda one: (tasks.index(one["task"]), order.index(one["method"])))
     for task in dict.fromkeys(result["task"] for result in found):
-        _check_same_settings(task, [result for result in found if result["task"] == task])
+        same = [result for result in found if result["task"] == task]
+        settings = dict.fromkeys(name for result in same for name in result if name not in NOT_SETTINGS)
+        check_same_settings(task, same, settings)
     unique: dict[tuple[object, ...], Result] = {}
     for result in found:  # two runs at the same time may have measured the same
         unique.setdefault(tuple(result[name] for name in IDENTITY), result)
@@ -212,17 +213,6 @@ def _scores(rows: Sequence[Result], stage: str) -> list[float]:
     if stage == "one-shot":
         return [row["score"] for row in rows]
     return [row["refinetuned"]["score"] for row in rows if "refinetuned" in row]
-
-
-def _check_same_settings(task: str, results: Sequence[Result]) -> None:
-    """Raise if results have different training settings and must not be averaged."""
-    for name in dict.fromkeys(name for result in results for name in result if name not in NOT_SETTINGS):
-        values = dict.fromkeys(json.dumps(result.get(name)) for result in results)
-        if len(values) > 1:
-            raise ValueError(
-                f"files contain results of {task} with different settings: {name} is {' and '.join(values)}. "
-                "Pass results of one of them only."
-            )
 
 
 if __name__ == "__main__":

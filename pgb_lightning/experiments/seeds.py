@@ -31,7 +31,6 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
-from pgb_lightning.cli.suggestions import check_options
 from pgb_lightning.config import PRESETS
 from pgb_lightning.experiments.cells import (
     check_methods,
@@ -111,11 +110,7 @@ def run(
     check_methods("presets", presets, ratios, pruning_options)
     check_recoveries("recoveries", recoveries)
     setup = TaskSetup.of(task)
-    taken = ["model_name_or_path", *setup.options, "data_dir", "max_train_samples", "seed"]
-    if max_length:
-        taken.append("max_length")
-    check_options("data_options", data_options or {}, setup.datamodule, taken)
-    data_options = {"max_length": max_length or setup.max_length, **(data_options or {})}
+    data_options = setup.check_data_options(data_options, max_length)
     settings: Result = {
         "task": task,
         "model_name_or_path": model_name_or_path,
@@ -132,12 +127,11 @@ def run(
     for seed in seeds:
         folder = Path(out_dir) / f"seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
-        data = setup.datamodule(
+        data = setup.make_data(
             model_name_or_path=model_name_or_path,
             data_dir=data_dir,
             max_train_samples=max_train_samples,
             seed=seed,
-            **setup.options,
             **data_options,
         )
         model = FineTuned(setup=setup, checkpoint=folder / "dense.ckpt", data=data, precision=precision, seed=seed)

@@ -9,8 +9,6 @@ Example:
 
 from __future__ import annotations
 
-import hashlib
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -25,7 +23,9 @@ from rich.table import Table
 
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.family import SUBLAYERS
+from pgb_lightning.experiments.checkpoint_files import hash_file, require_file
 from pgb_lightning.experiments.dense_reference import DenseReference
+from pgb_lightning.experiments.missed_targets import ignore_missed_targets
 from pgb_lightning.experiments.records import Result, ResultFile
 from pgb_lightning.grouping.planning import plan_at_rank
 from pgb_lightning.plotting import HUES, NEUTRAL, require_matplotlib, save
@@ -88,8 +88,7 @@ def run(
             range; or ``results`` contains anything but results.
         ImportError: If a figure is requested and matplotlib is not installed.
     """
-    if not Path(ckpt_path).is_file():
-        raise ValueError(f"ckpt_path={ckpt_path!r} does not exist. Use an existing checkpoint file.")
+    require_file(ckpt_path)
     if thresholds < 2:
         raise ValueError(f"thresholds={thresholds} is out of range. Use 2 or more.")
     if PruningConfig.from_preset(preset).search != "groups":
@@ -114,7 +113,7 @@ def run(
     )
     settings: Result = {
         "task": task,
-        "weights": hashlib.sha256(Path(ckpt_path).read_bytes()).hexdigest()[:16],
+        "weights": hash_file(ckpt_path),
         "preset": preset,
         "data_dir": data_dir,
         "max_train_samples": max_train_samples,
@@ -148,8 +147,7 @@ def _cells(ratios: Sequence[float], thresholds: int, max_groups: Sequence[int]) 
 def _measure(reference: DenseReference, preset: str, cell: Result) -> Result:
     """Prune a copy of the dense model, and return its τ, what it lost, and its scores."""
     config = PruningConfig.from_preset(preset, pruning_ratio=cell["ratio"], max_groups=cell["max_groups"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the table shows if a target is missed
+    with ignore_missed_targets():
         if cell["rank"] is None:
             plan = make_plan(reference.encoder, reference.statistics, config)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pgb_lightning.cli.suggestions import check_options
 from pgb_lightning.datamodules import GLUEDataModule, SQuADDataModule
 from pgb_lightning.glue_tasks import get_task
 from pgb_lightning.modules import QuestionAnswering, TextClassification
@@ -31,6 +32,28 @@ class TaskSetup:
     max_length: int
     metrics: tuple[str, ...]
     percent: bool
+
+    def check_data_options(self, options: dict[str, Any] | None, max_length: int | None = None) -> dict[str, Any]:
+        """Return the settings of the data module that the arguments of a command leave open, with their defaults.
+
+        Args:
+            options: The settings that are given.
+            max_length: Maximum input length in tokens, if it is an argument of its own.
+
+        Raises:
+            ValueError: If one is unknown, or is an argument of the command.
+        """
+        taken = ["model_name_or_path", *self.options, "data_dir", "max_train_samples", "seed"]
+        check_options("data_options", options or {}, self.datamodule, [*taken, *(["max_length"] if max_length else [])])
+        return {"max_length": max_length or self.max_length, **(options or {})}
+
+    def make_data(self, **settings: Any) -> GLUEDataModule | SQuADDataModule:
+        """Create the data module of the task.
+
+        Args:
+            settings: Its settings, without those that select the task.
+        """
+        return self.datamodule(**self.options, **settings)
 
     @classmethod
     def of(cls, name: str) -> TaskSetup:

@@ -13,7 +13,7 @@ from pgb_lightning.encoders.family import EXPENDABLE, SUBLAYERS
 from pgb_lightning.grouping.compensated import group_matrices
 from pgb_lightning.grouping.group_numbers import GroupNumbers, MatrixKey, keys_of, num_layers
 from pgb_lightning.grouping.permutation import group
-from pgb_lightning.prediction.elimination import block_errors
+from pgb_lightning.prediction.elimination import block_loss
 from pgb_lightning.prediction.quadratic import QuadraticModel
 
 
@@ -44,20 +44,20 @@ def predict_losses(
     losses: dict[tuple[MatrixKey, int], float] = {}
     for key, importance in importances.items():
         matrix = QuadraticModel.from_calibration(encoder, statistics, config, *key)
+        cross, outputs = matrix.covariance @ matrix.weight, matrix.output_curvature()
         for number in sorted({numbers[key] for numbers in choices}):
             if number > 1:
                 if config.permutation == "compensated":
                     blocks = group_matrices(encoder, statistics, config, {key: number})[key]
                 else:
                     blocks = group(importance, number, config.permutation, config.num_permutations)
-                crossed = matrix.covariance @ matrix.weight
-                errors = block_errors(matrix.covariance, matrix.weight, crossed, blocks.rows, blocks.columns)
-                losses[key, number] = float((errors * matrix.output_curvature()).sum() / 2)
+                losses[key, number] = block_loss(
+                    matrix.covariance, matrix.weight, cross, outputs, blocks.rows, blocks.columns
+                )
             elif number == 1:
                 losses[key, number] = 0.0
             elif key[1] in EXPENDABLE:
-                # Without biases, either one makes all scores zero, so both estimate the same change.
-                losses[key, number] = float(matrix.variance_losses().sum()) / (1 if matrix.has_bias else 2)
+                losses[key, number] = matrix.removed_loss()
             else:
                 losses[key, number] = matrix.dropped_loss()
     return [sum(losses[each] for each in _counted(numbers)) for numbers in choices]

@@ -142,6 +142,22 @@ def block_errors(covariance: Tensor, weight: Tensor, cross: Tensor, rows: Tensor
     return errors.clamp_min(0)
 
 
+def block_loss(
+    covariance: Tensor, weight: Tensor, cross: Tensor, outputs: Tensor, rows: Tensor, columns: Tensor
+) -> float:
+    """Predict the increase of the loss after cutting a matrix into blocks and compensating.
+
+    Args:
+        covariance: H, damped, (M, M).
+        weight: W, (M, N).
+        cross: H W, (M, N).
+        outputs: The diagonal of A: twice the loss increase per squared error of each output, (N,).
+        rows: Inputs of each block, (G, m).
+        columns: Outputs of each block, (G, n).
+    """
+    return float((block_errors(covariance, weight, cross, rows, columns) * outputs).sum() / 2)
+
+
 def unit_indices(units: Tensor, unit: int) -> Tensor:
     """Return the indices of the inputs that belong to some units, each of ``unit`` consecutive inputs."""
     return (units.unsqueeze(1) * unit + torch.arange(unit, device=units.device)).flatten()

@@ -95,6 +95,14 @@ class QuadraticModel:
         variances = (self.weight * (self.covariance @ self.weight)).sum(0)
         return variances * self.output_curvature() / 2
 
+    def removed_loss(self) -> float:
+        """Return the predicted increase of the loss if Q or K is removed and the rest of the sublayer is kept.
+
+        Without biases, all scores are zero as soon as one of them is removed, so the other is of no use. Both of their
+        losses are then estimates of the same change, of which the mean is taken.
+        """
+        return float(self.variance_losses().sum()) / (1 if self.has_bias else 2)
+
     def dropped_loss(self) -> float:
         """Return the predicted increase of the loss if all outputs are replaced by their means.
 

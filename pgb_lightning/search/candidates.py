@@ -18,7 +18,7 @@ from pgb_lightning.grouping.compensated import assign_columns, compensated_group
 from pgb_lightning.grouping.group_numbers import allowed_groups
 from pgb_lightning.grouping.permutation import group
 from pgb_lightning.plan import Index, MatrixPlan
-from pgb_lightning.prediction.elimination import block_errors, eliminate, unit_indices
+from pgb_lightning.prediction.elimination import block_loss, eliminate, unit_indices
 from pgb_lightning.prediction.quadratic import QuadraticModel
 from pgb_lightning.shapes import Dropped, Groups, Heads, Neurons, Shape
 
@@ -159,8 +159,7 @@ class _Matrix(QuadraticModel):
                 groups = compensated_groups(covariance, carried, outputs, importance, number, sorts)
             else:
                 groups = group(importance, number, permutation, sorts)
-            errors = block_errors(covariance, weight, carried, groups.rows, groups.columns)
-            loss = before + float((errors * outputs).sum() / 2)
+            loss = before + block_loss(covariance, weight, carried, outputs, groups.rows, groups.columns)
             yield number, self.plan(rows[groups.rows], columns[groups.columns], loss)
 
     def _or_all(self, rows: Tensor | None, columns: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -241,16 +240,12 @@ def _attention(matrices: dict[str, _Matrix], layer: int, unit: int) -> Iterator[
 
 
 def _grouped_attention(matrices: dict[str, _Matrix], layer: int) -> Iterator[Candidate]:
-    """Yield the candidates with groups, or without Q, K or both, which makes attention less selective.
-
-    Without biases, all scores are zero as soon as one of Q and K is removed, so the other is of no use. Both of their
-    losses are then estimates of the same change, of which the mean is taken.
-    """
+    """Yield the candidates with groups, or without Q, K or both, which makes attention less selective."""
     options: dict[str, dict[int, MatrixPlan]] = {}
     for kind, matrix in matrices.items():
         options[kind] = {1: matrix.keep(), **dict(matrix.grouped())}
         if kind in EXPENDABLE:
-            options[kind][0] = matrix.remove(float(matrix.variance_losses().sum()) / (1 if matrix.has_bias else 2))
+            options[kind][0] = matrix.remove(matrix.removed_loss())
     for numbers in product(*options.values()):
         # Q and K have the same group number, or one of them is removed and the other is dense.
         scores = numbers[: len(EXPENDABLE)]

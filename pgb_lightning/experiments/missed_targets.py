@@ -1,0 +1,15 @@
+"""Plans of experiments that may miss their target: the tables show what was removed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def ignore_missed_targets() -> Iterator[None]:
+    """Issue no warnings about plans that miss their target while the context is active."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
