@@ -11,7 +11,6 @@ Example:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,9 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from pgb_lightning.config import Fisher, PruningConfig
+from pgb_lightning.experiments.checkpoint_files import hash_file, require_file
 from pgb_lightning.experiments.dense_reference import DenseReference, Evaluation
 from pgb_lightning.experiments.mean_std import format_mean_std
 from pgb_lightning.experiments.methods import Candidates
+from pgb_lightning.experiments.missed_targets import ignore_missed_targets
 from pgb_lightning.experiments.records import Result, ResultFile
 from pgb_lightning.glue_tasks import get_task
 from pgb_lightning.pruning import make_plan
@@ -60,12 +61,10 @@ class Draw:
     """A dense model with one draw of calibration rows, which is loaded only when needed.
 
     Args:
-        known: What identifies its results.
         arguments: Arguments of :meth:`DenseReference.load`.
     """
 
-    def __init__(self, known: Result, **arguments: object) -> None:
-        self.known = known
+    def __init__(self, **arguments: object) -> None:
         self._arguments = arguments
 
     @cached_property
@@ -94,8 +93,7 @@ class Draw:
         for ratio in ratios:
             config = PruningConfig(pruning_ratio=ratio)
             candidates = candidates or list_candidates(reference.encoder, statistics, config)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # the result shows if a target is missed
+            with ignore_missed_targets():
                 plan = make_plan(reference.encoder, statistics, config, candidates)
             found = reference.evaluate(reference.pruned(plan, config))
             yield {"ratio": ratio, "removed": plan.pruning_ratio, **asdict(found), "dense": self.dense.score}
@@ -136,19 +134,30 @@ def run(
         The results.
 
     Raises:
-        ValueError: If a kind is unknown.
+        ValueError: If a kind is unknown, a ratio is out of range, or the checkpoint does not exist or is of another
+            task.
     """
+    require_file(ckpt_path)
+    for ratio in ratios:
+        PruningConfig(pruning_ratio=ratio)  # raises if out of range
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise ValueError(f"kinds={unknown[0]!r} is unknown. Use {', '.join(map(repr, KINDS))}.")
     if get_task(task).is_regression:
         kinds = tuple(kind for kind in kinds if kind in ("labels", "outputs"))
     torch.set_num_threads(num_threads)
     file = ResultFile(out)
+    settings: Result = {
+        "task": task,
+        "weights": hash_file(ckpt_path),
+        "data_dir": data_dir,
+        "max_train_samples": max_train_samples,
+        "calibration_size": calibration_size,
+        "max_validation_samples": max_validation_samples,
+    }
     results: list[Result] = []
     for seed in seeds:
-        known: Result = {"task": task, "seed": seed, "calibration_size": calibration_size}
+        known: Result = {**settings, "seed": seed}
         draw = Draw(
-            known,
             task=task,
             ckpt_path=ckpt_path,
             data_dir=data_dir,

@@ -52,6 +52,34 @@ def test_results_are_measured_once(
     assert "±" in capsys.readouterr().out
 
 
+def test_results_of_other_models_and_rows_are_not_reused(
+    sst2: dict[str, str], loads: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"kinds": ("labels",), "ratios": (0.5,), "out": str(tmp_path / "out.jsonl")}
+    label_free.run(**sst2, **settings, seeds=(0,))
+    moved, other = tmp_path / "moved.ckpt", tmp_path / "other.ckpt"
+    moved.write_bytes(Path(sst2["ckpt_path"]).read_bytes())
+    other.write_bytes(Path(sst2["ckpt_path"]).read_bytes() + b"other weights")
+    label_free.run(**{**sst2, "ckpt_path": str(moved)}, **settings, seeds=(0,))
+    assert len(loads) == 1
+    label_free.run(**{**sst2, "ckpt_path": str(other)}, **settings, seeds=(0,))
+    label_free.run(**sst2, **settings, seeds=(0,), max_train_samples=64)
+    label_free.run(**sst2, **settings, seeds=(0,), max_validation_samples=8)
+    assert len(loads) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [({"ckpt_path": "none.ckpt"}, r"ckpt_path='none\.ckpt'"), ({"ratios": (1.0,)}, r"ratio=1\.0")],
+)
+def test_bad_settings_are_refused_before_anything_is_loaded(
+    settings: dict[str, Any], match: str, sst2: dict[str, str], loads: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        label_free.run(**{**sst2, **settings})
+    assert not loads
+
+
 def test_kinds_are_checked_before_anything_is_loaded(sst2: dict[str, str], loads: list[dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match="kinds='prediction'"):
         label_free.run(**sst2, kinds=("prediction",))
