@@ -13,7 +13,8 @@ class Layout:
     """Positions for the nodes of a graph in rows, with few crossings of arrows.
 
     An arrow that spans several rows gets a point in each row between, which is placed like a narrow node. Each row is
-    ordered by the mean position of the neighbors of its members, as in Sugiyama's method.
+    ordered by the mean position of the neighbors of its members, as in Sugiyama's method; then members that are next to
+    each other are swapped while that saves crossings.
 
     Args:
         arrows: The nodes, each with the targets of its arrows; targets lie in lower rows.
@@ -63,6 +64,24 @@ class Layout:
             if self.crossings() < fewest:
                 best, fewest = [list(row) for row in self.rows], self.crossings()
         self.rows = best
+        while self._swap():
+            pass
+
+    def _swap(self) -> bool:
+        """Swap members that are next to each other in a row where that saves crossings; return whether any were."""
+        swapped = False
+        place = {name: position for row in self.rows for position, name in enumerate(row)}
+        for row in self.rows:
+            for position in range(len(row) - 1):
+                left, right = row[position : position + 2]
+                ends = [
+                    (place[a], place[b]) for near in (self.above, self.below) for a in near[left] for b in near[right]
+                ]
+                if sum((a > b) - (a < b) for a, b in ends) > 0:
+                    row[position : position + 2] = [right, left]
+                    place[left], place[right] = place[right], place[left]
+                    swapped = True
+        return swapped
 
     def _place(self) -> dict[str, float]:
         """Move each name toward its neighbors while it keeps its distance from the next one in its row."""

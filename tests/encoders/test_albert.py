@@ -104,9 +104,9 @@ def test_moments_are_those_of_all_runs(model: Any) -> None:
         torch.testing.assert_close(covariance, rows.T.cov(correction=0), rtol=1e-3, atol=1e-5)
     for key, second in found.gradients.items():
         g = torch.cat(gradients[key]).double()
-        torch.testing.assert_close(
-            second, (g.T @ g if second.dim() == 2 else g.square().sum(0)) / 8, rtol=1e-3, atol=1e-8
-        )
+        should = (g.T @ g if second.dim() == 2 else g.square().sum(0)) / 8
+        rounding = 1e-6 * float(should.abs().max())  # sums of single precision
+        torch.testing.assert_close(second, should, rtol=1e-3, atol=rounding)
 
 
 def samples(batches: list[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:

@@ -96,10 +96,10 @@ def test_positions_that_are_given_prune_and_compensate(model_type: str) -> None:
     errors = {}
     for compensation in (True, False):
         pruned = copy.deepcopy(model)
-        config = PruningConfig(pruning_ratio=0.3, search="groups", compensation=compensation)
+        config = PruningConfig(pruning_ratio=0.4, search="groups", compensation=compensation)
         prune(pruned, batches, config)
         errors[compensation] = float((tiny_logits(pruned, batches) - dense).square().mean())
-    assert errors[True] < 0.8 * errors[False]
+    assert errors[True] < 0.7 * errors[False]
 
 
 @pytest.mark.parametrize("model_type", ROTARY)
