@@ -12,21 +12,16 @@ import lightning as L
 from lightning.fabric.utilities import move_data_to_device
 
 from pgb_lightning.checkpoints import load_checkpoint
-from pgb_lightning.config import PruningConfig
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.datamodules import GLUEDataModule, SQuADDataModule
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.experiments.baselines import BASELINES, Calibrated
+from pgb_lightning.experiments.calibrated_model import CalibratedModel, Module
 from pgb_lightning.experiments.metering import metered
 from pgb_lightning.experiments.records import Result
 from pgb_lightning.experiments.recoveries import recover
 from pgb_lightning.experiments.task_setup import TaskSetup
 from pgb_lightning.experiments.training import make_trainer, save_weights
 from pgb_lightning.experiments.validation import Validated, validate
-from pgb_lightning.modules import QuestionAnswering, TextClassification
-from pgb_lightning.pruning import prune
-
-Module = TextClassification | QuestionAnswering
 
 
 @dataclass(frozen=True)
@@ -52,6 +47,8 @@ class FineTuned:
         data: The data module.
         precision: The Trainer's precision in training. Calibration and validation are in single precision.
         seed: Seed of dropout and of the order of the rows.
+        teacher_cache: Folder for the dense model's answers, so that one re-finetuning after the other need not compute
+            them again.
     """
 
     setup: TaskSetup
@@ -59,6 +56,7 @@ class FineTuned:
     data: GLUEDataModule | SQuADDataModule
     precision: Any = "32-true"
     seed: int = 0
+    teacher_cache: str | None = None
 
     @cached_property
     def module(self) -> Module:
@@ -114,15 +112,7 @@ class FineTuned:
             ratio: Fraction of the encoder's weights to remove.
             options: Settings that override those of the preset; baselines have none.
         """
-        module = copy.deepcopy(self.module)
-        module.to(make_trainer(1).strategy.root_device)
-        batches = self._calibration_batches(module)
-        with metered() as usage:
-            if method in BASELINES:
-                removed = Calibrated(module.model, batches).prune(method, module.model, ratio)
-            else:
-                config = PruningConfig.from_preset(method, pruning_ratio=ratio, **(options or {}))
-                removed = prune(module.model, batches, config).pruning_ratio
+        module, removed, usage = self._calibrated.prune(method, ratio, options)
         module.to("cpu")
         before = self.score(module)
         return PrunedModel(module, {"removed": removed, **size(module), "before": before, "pruning": asdict(usage)})
@@ -137,13 +127,28 @@ class FineTuned:
         """
         module = copy.deepcopy(pruned.module)
         with metered() as usage:
-            losses = recover(module, self.module.model, self.data, settings, self.precision, self.seed, checkpoint)
-        return {**pruned.measured, "after": self.score(module), "refinetuning": {**asdict(usage), **losses}}
+            losses = recover(
+                module=module,
+                dense=self.module.model,
+                data=self.data,
+                settings=settings,
+                precision=self.precision,
+                seed=self.seed,
+                checkpoint=checkpoint,
+                cache=self.teacher_cache,
+            )
+        refinetuning = {**asdict(usage), **losses, "cached": self.teacher_cache is not None}
+        return {**pruned.measured, "after": self.score(module), "refinetuning": refinetuning}
 
-    def _calibration_batches(self, module: Module) -> list[Any]:
+    @cached_property
+    def _calibrated(self) -> CalibratedModel:
+        """The model with its calibration batches, on the device that calibrates."""
+        module = copy.deepcopy(self.module)
+        module.to(make_trainer(1).strategy.root_device)
         self.data.prepare_data()
         self.data.setup("fit")
-        return [move_data_to_device(batch, module.device) for batch in self.data.calibration_dataloader()]
+        batches = [move_data_to_device(batch, module.device) for batch in self.data.calibration_dataloader()]
+        return CalibratedModel(module, batches)
 
 
 def size(module: Module) -> Result:

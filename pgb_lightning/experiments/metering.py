@@ -30,6 +30,11 @@ class Usage:
     seconds: float = 0.0
     peak_memory_bytes: int | None = None
 
+    def __add__(self, other: Usage) -> Usage:
+        """Return the usage of two steps, one after the other."""
+        peaks = [one.peak_memory_bytes for one in (self, other) if one.peak_memory_bytes is not None]
+        return Usage(seconds=self.seconds + other.seconds, peak_memory_bytes=max(peaks, default=None))
+
 
 @contextmanager
 def metered() -> Iterator[Usage]:

@@ -103,6 +103,7 @@ def recover(
     precision: Any,
     seed: int,
     checkpoint: Path | None = None,
+    cache: str | None = None,
 ) -> dict[str, Any]:
     """Re-finetune a pruned module in place. Masks are applied during training and become zeros in the weights.
 
@@ -114,6 +115,7 @@ def recover(
         precision: The Trainer's precision.
         seed: Seed of dropout and of the order of the rows.
         checkpoint: File for the result, if it is to be kept.
+        cache: Folder for the teacher's answers, if they are to be kept.
 
     Returns:
         The weights of the losses that were used.
@@ -137,7 +139,7 @@ def recover(
                 "one. Use a recovery with logits_weight above 0."
             )
     is_taught = bool(losses["logits_weight"] or losses["hidden_weight"])
-    callbacks = [TaughtBy(dense, layers=settings["layers"], **losses)] if is_taught else []
+    callbacks = [TaughtBy(dense, layers=settings["layers"], cache=cache, **losses)] if is_taught else []
     trainer = make_trainer(
         settings["epochs"], precision=precision, callbacks=callbacks, enable_progress_bar=False, limit_val_batches=0
     )

@@ -45,6 +45,7 @@ def run(
     seed: tuple[int, ...] | int = 0,
     data_options: dict[str, Any] | None = None,
     precision: str = "32-true",
+    teacher_cache: str | None = None,
     num_threads: int = 1,
     markdown: bool = False,
     out: str | None = None,
@@ -66,6 +67,8 @@ def run(
         seed: Seed for drawing rows, their order and dropout: one for all checkpoints, or one per checkpoint.
         data_options: Further settings of the data module, such as ``{"group_by_length": true}``.
         precision: The Trainer's precision in training, such as "bf16-mixed".
+        teacher_cache: Folder for the dense models' answers, so that later epochs and re-finetunings need not compute
+            them. Their times are then shorter, and marked as ``cached``.
         num_threads: CPU threads.
         markdown: Whether to print the table as Markdown.
         out: JSON-lines file for the results.
@@ -96,7 +99,14 @@ def run(
             seed=own_seed,
             **data_options,
         )
-        model = FineTuned(setup=setup, checkpoint=Path(path), data=data, precision=precision, seed=own_seed)
+        model = FineTuned(
+            setup=setup,
+            checkpoint=Path(path),
+            data=data,
+            precision=precision,
+            seed=own_seed,
+            teacher_cache=teacher_cache,
+        )
         cell: Result = {
             "task": task,
             "model_name_or_path": name,

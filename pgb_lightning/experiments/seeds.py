@@ -66,6 +66,7 @@ def run(
     pruning_options: dict[str, Any] | None = None,
     precision: str = "32-true",
     keep_checkpoints: bool = False,
+    teacher_cache: str | None = None,
     num_threads: int = 1,
 ) -> list[Result]:
     """Measure the dense, pruned and re-finetuned models over seeds; print mean and standard deviation of each metric.
@@ -92,6 +93,8 @@ def run(
         pruning_options: Settings that override those of the presets.
         precision: The Trainer's precision in training, such as "bf16-mixed".
         keep_checkpoints: Whether to keep the re-finetuned models, as ``seed0/default-0.5-finetune.ckpt``.
+        teacher_cache: Folder for the dense models' answers, so that later epochs and re-finetunings need not compute
+            them. Their times are then shorter, and marked as ``cached``.
         num_threads: CPU threads; use one if several runs share a machine.
 
     Returns:
@@ -134,7 +137,14 @@ def run(
             seed=seed,
             **data_options,
         )
-        model = FineTuned(setup=setup, checkpoint=folder / "dense.ckpt", data=data, precision=precision, seed=seed)
+        model = FineTuned(
+            setup=setup,
+            checkpoint=folder / "dense.ckpt",
+            data=data,
+            precision=precision,
+            seed=seed,
+            teacher_cache=teacher_cache,
+        )
         results.append(measure_dense(model, {**settings, "seed": seed}, stored))
         for ratio in ratios:
             for method in presets:

@@ -13,7 +13,7 @@ import torch
 from helpers.fakes import squad_folder
 
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.experiments import seeds
+from pgb_lightning.experiments import calibrated_model, seeds
 from pgb_lightning.experiments.task_setup import TaskSetup
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.surgery.checks import is_pruned
@@ -25,15 +25,15 @@ Run = Callable[..., list[dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def run_sst2(tiny_model_folder: Callable[..., Path], glue_folder: Callable[..., Path]) -> Run:
-    """Run the experiment on a tiny model and SST-2 at one ratio."""
+    """Run the experiment on a tiny model and SST-2."""
 
-    def run(out_dir: Path, **settings: Any) -> list[dict[str, Any]]:
+    def run(out_dir: Path, ratios: tuple[float, ...] = (0.5,), **settings: Any) -> list[dict[str, Any]]:
         return seeds.run(
             task="sst2",
             out_dir=str(out_dir),
             data_dir=str(glue_folder("sst2", train=64, validation=40)),
             model_name_or_path=str(tiny_model_folder("bert", initializer_range=0.2)),
-            ratios=(0.5,),
+            ratios=ratios,
             max_length=32,
             **settings,
         )
@@ -50,9 +50,12 @@ def measured(run_sst2: Run, tmp_path_factory: pytest.TempPathFactory, restored_t
     return folder
 
 
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
 def read(folder: Path, method: str, seed: int = 0) -> dict[str, Any]:
-    lines = (folder / "results.jsonl").read_text().splitlines()
-    found = [one for one in map(json.loads, lines) if (one["method"], one["seed"]) == (method, seed)]
+    found = [one for one in records(folder) if (one["method"], one["seed"]) == (method, seed)]
     assert len(found) == 1
     result: dict[str, Any] = found[0]
     return result
@@ -108,6 +111,30 @@ def test_a_model_is_pruned_once_for_all_recoveries(run_sst2: Run, measured: Path
     assert first["after"] != second["after"]
     assert (first["recovery"], second["recovery"]) == ("finetune", "distill")
     assert second["refinetuning_settings"]["logits_weight"] > 0
+
+
+def test_statistics_and_the_teachers_answers_are_computed_once(
+    run_sst2: Run, measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ratio after another one gives the same results as a run of its own."""
+    alone, shared = (Path(shutil.copytree(measured, tmp_path / name)) for name in ("alone", "shared"))
+    settings: dict[str, Any] = {"seeds": (0,), "presets": ("default", "kwon"), "recoveries": ("distill",)}
+    run_sst2(alone, ratios=(0.7,), **settings)
+    calls: list[object] = []
+    calibrate = calibrated_model.calibrate
+    monkeypatch.setattr(calibrated_model, "calibrate", lambda *args, **kw: calls.append(1) or calibrate(*args, **kw))
+    run_sst2(shared, ratios=(0.6, 0.7), teacher_cache=str(tmp_path / "cache"), **settings)
+    assert len(calls) == 1
+    assert any((tmp_path / "cache").iterdir())
+    for method in settings["presets"]:
+        expected, result = (
+            next(one for one in records(folder) if (one["method"], one["ratio"]) == (method, 0.7))
+            for folder in (alone, shared)
+        )
+        assert result["before"] == expected["before"]
+        assert result["after"]["val_loss"] == pytest.approx(expected["after"]["val_loss"], rel=1e-3)
+        assert (expected["refinetuning"]["cached"], result["refinetuning"]["cached"]) == (False, True)
+        assert result["pruning"]["seconds"] > 0
 
 
 def test_a_dense_checkpoint_that_is_there_is_used(measured: Path, run_sst2: Run, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 import shutil
 import subprocess
 import sys
@@ -12,13 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.plans import random_plan
 from helpers.tiny import classifier, logits, pruned
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from pgb_lightning import apply_plan
 from pgb_lightning.encoders.families import FAMILIES
+from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export import export_huggingface, to_exported
 from pgb_lightning.export.registered_models import AUTO_CLASSES, auto_class, exported_class
 from pgb_lightning.surgery.from_state_dict import StructureError
@@ -28,8 +32,10 @@ KEY = "bert.encoder.layer.0.intermediate.dense"
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Export a pruned model whose first W1 is grouped."""
-    return export_huggingface(pruned("bert"), tmp_path_factory.mktemp("exported") / "out")
+    """Export a pruned model all of whose matrices are grouped."""
+    model = classifier("bert")
+    apply_plan(model, random_plan(find_encoder(model), random.Random(0), forms=("groups",)))
+    return export_huggingface(model, tmp_path_factory.mktemp("exported") / "out")
 
 
 @pytest.fixture

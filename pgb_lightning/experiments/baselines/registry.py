@@ -105,6 +105,21 @@ class Calibrated:
         Raises:
             ValueError: If there is no such baseline, or it needs a package that is not installed.
         """
+        statistics = self.statistics(name)
+        total = kept_weights(find_encoder(model))
+        with eval_mode(model):
+            BASELINES[name].prune(model, statistics, ratio)
+        return 1 - kept_weights(find_encoder(model)) / total
+
+    def statistics(self, name: str) -> Any:
+        """Return the statistics of a baseline.
+
+        Args:
+            name: Name of a baseline in :data:`BASELINES`.
+
+        Raises:
+            ValueError: If there is no such baseline, or it needs a package that is not installed.
+        """
         if name not in BASELINES:
             raise ValueError(f"Unknown baseline {name!r}. Choose one of {', '.join(map(repr, BASELINES))}.")
         baseline = BASELINES[name]
@@ -112,7 +127,4 @@ class Calibrated:
         if baseline.collect not in self._found:
             with eval_mode(self.model):
                 self._found[baseline.collect] = baseline.collect(self.model, self.batches)
-        total = kept_weights(find_encoder(model))
-        with eval_mode(model):
-            baseline.prune(model, self._found[baseline.collect], ratio)
-        return 1 - kept_weights(find_encoder(model)) / total
+        return self._found[baseline.collect]
