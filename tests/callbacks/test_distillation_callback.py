@@ -28,7 +28,7 @@ def test_distillation_brings_the_pruned_model_closer_to_the_dense_one(trainer: M
     distances = []
     for weight in (0.0, 20.0):
         module, dense = OwnModule(), OwnModule()
-        callback = Distillation(logits_weight=1e-9, hidden_weight=weight)
+        callback = Distillation(task_weight=1.0, logits_weight=1e-9, hidden_weight=weight)
         torch.manual_seed(0)
         fit = trainer(PGBCallback(0.6), callback, max_epochs=4)
         fit.fit(module, make_loader())
