@@ -29,7 +29,7 @@ HIDDEN_LABEL = -1
 Batch = dict[str, torch.Tensor]
 
 
-class TextDataModule(L.LightningDataModule):
+class TokenizedDataModule(L.LightningDataModule):
     """Provide tokenized text with labels. Subclasses define where the rows come from.
 
     Batches are dicts with ``input_ids``, ``attention_mask``, ``token_type_ids`` if the model uses them, and

@@ -22,14 +22,7 @@ def check_texts(rows: Dataset, text_columns: tuple[str, ...], required: tuple[st
     Example:
         >>> check_texts(Dataset.from_dict({"sentence": ["a film"]}), ("sentence",), ("sentence",), "train.parquet")
     """
-    missing = [column for column in required if column not in rows.column_names]
-    if missing:
-        raise MisconfigurationException(
-            f"{source} has no column {', '.join(map(repr, missing))}. Its columns are {', '.join(rows.column_names)}. "
-            "Add or rename a column."
-        )
-    if len(rows) == 0:
-        raise MisconfigurationException(f"{source} has no rows. Pass a file with rows.")
+    _check_columns(rows, required, source)
     table = rows.select_columns(list(text_columns)).with_format("arrow")[:]
     for column in text_columns:
         texts = table[column]
@@ -41,6 +34,36 @@ def check_texts(rows: Dataset, text_columns: tuple[str, ...], required: tuple[st
         if "string" not in str(texts.type):
             raise MisconfigurationException(
                 f"{source}: column {column!r} has the type {texts.type}, but must have strings. Convert it to strings."
+            )
+
+
+def check_words(rows: Dataset, text_columns: tuple[str, ...], required: tuple[str, ...], source: str) -> None:
+    """Check that there are rows, that no required column is missing, and that every text is a list of words.
+
+    Args:
+        rows: The rows.
+        text_columns: The column that must contain lists of strings.
+        required: All required columns.
+        source: Description of the rows' source, for the message.
+
+    Raises:
+        MisconfigurationException: If a check fails.
+
+    Example:
+        >>> check_words(Dataset.from_dict({"tokens": [["a", "film"]]}), ("tokens",), ("tokens",), "train.parquet")
+    """
+    _check_columns(rows, required, source)
+    for column in text_columns:
+        words = rows.select_columns([column]).with_format("arrow")[:][column]
+        if "string" not in str(words.type) or "list" not in str(words.type):
+            raise MisconfigurationException(
+                f"{source}: column {column!r} has the type {words.type}, but must have lists of words."
+            )
+        counts = words.combine_chunks().value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+        if not counts.all():
+            raise MisconfigurationException(
+                f"{source}: column {column!r} has no words in {int((counts == 0).sum())} of {len(rows)} rows, first in "
+                f"row {int(np.flatnonzero(counts == 0)[0])}. Remove these rows."
             )
 
 
@@ -69,3 +92,15 @@ def check_labels(rows: Dataset, num_labels: int, source: str) -> None:
         raise MisconfigurationException(
             f"{source}: column 'label' has {wrong[:5]}. Labels must be {allowed}. Correct or remove these rows."
         )
+
+
+def _check_columns(rows: Dataset, required: tuple[str, ...], source: str) -> None:
+    """Check that there are rows, and that no required column is missing."""
+    missing = [column for column in required if column not in rows.column_names]
+    if missing:
+        raise MisconfigurationException(
+            f"{source} has no column {', '.join(map(repr, missing))}. Its columns are {', '.join(rows.column_names)}. "
+            "Add or rename a column."
+        )
+    if len(rows) == 0:
+        raise MisconfigurationException(f"{source} has no rows. Pass a file with rows.")

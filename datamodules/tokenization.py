@@ -9,6 +9,9 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+#: The label of tokens that no loss and no metric takes.
+NOT_SCORED = -100
+
 
 def tokenize(
     rows: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, columns: tuple[str, ...], max_length: int
@@ -27,6 +30,35 @@ def tokenize(
         The tokenizer's columns, without padding.
     """
     return dict(tokenizer(*(rows[name] for name in columns), truncation=True, max_length=max_length))
+
+
+def tokenize_words(
+    rows: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, column: str, label: str | None, max_length: int
+) -> dict[str, Any]:
+    """Tokenize a batch of rows of words. The label of a word is that of its first token.
+
+    Args:
+        rows: Columns of the batch.
+        tokenizer: The model's fast tokenizer.
+        column: The column with the lists of words.
+        label: The column with the lists of labels, one for each word, if there is one.
+        max_length: Inputs are truncated to this many tokens.
+
+    Returns:
+        The tokenizer's columns, without padding, and ``labels`` with :data:`NOT_SCORED` for all other tokens.
+    """
+    encoded = tokenizer(rows[column], is_split_into_words=True, truncation=True, max_length=max_length)
+    columns = dict(encoded)
+    if label is None:
+        return columns
+    columns["labels"] = []
+    for row, labels in enumerate(rows[label]):
+        words = encoded.word_ids(row)
+        starts = [word is not None and word != before for word, before in zip(words, [None, *words], strict=False)]
+        columns["labels"].append(
+            [labels[word] if first else NOT_SCORED for word, first in zip(words, starts, strict=True)]
+        )
+    return columns
 
 
 def reset_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -82,18 +83,21 @@ def explain_model_errors(model_name_or_path: str, part: str) -> Iterator[None]:
         ) from error
 
 
-def read_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerBase:
+def read_tokenizer(model_name_or_path: str, **settings: Any) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model.
 
     Args:
         model_name_or_path: The alias, a name on the Hub, or a local folder.
+        **settings: Settings of the tokenizer, such as ``add_prefix_space``.
 
     Raises:
         MisconfigurationException: If the tokenizer cannot be read, or has special tokens only. Transformers creates
             such a tokenizer for a model that was saved without one.
     """
     with explain_model_errors(model_name_or_path, "tokenizer"):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve_model(model_name_or_path))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            resolve_model(model_name_or_path), **settings
+        )
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise MisconfigurationException(
             f"model_name_or_path={model_name_or_path!r}: its tokenizer has special tokens only, because the model was "

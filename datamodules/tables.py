@@ -1,0 +1,164 @@
+"""Read tables of texts: CSV, TSV, JSON lines and parquet files, folders of them, and data sets of the Hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from datasets import Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetsError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+#: The loader of ``datasets`` for each suffix, with its options. Only an empty cell is missing: "NA" is a text.
+LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".csv": ("csv", {"keep_default_na": False, "na_values": [""]}),
+    ".tsv": ("csv", {"keep_default_na": False, "na_values": [""], "sep": "\t"}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".parquet": ("parquet", {}),
+}
+
+#: The names of a split's file in a folder, and of the split on the Hub, in the order in which they are tried.
+SPLIT_NAMES: dict[str, tuple[str, ...]] = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test",),
+}
+
+#: Fraction of the rows that is held out for validation if there is no validation split, and the most rows of it.
+HOLDOUT_FRACTION = 0.1
+HOLDOUT_LIMIT = 5000
+
+#: The seed of the holdout. It is not a setting: pruning must not validate on rows that a model was fine-tuned on.
+HOLDOUT_SEED = 2026
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The splits of a table. Without a validation split, a tenth of the training rows is held out, 5,000 at most.
+
+    Args:
+        data: A file, a folder with one file per split (such as ``train.csv`` and ``validation.csv``), or the name of a
+            data set on the Hub, with its configuration after a colon if it has several (``nyu-mll/glue:sst2``).
+        validation_data: A file for validation in place of the one found in ``data``.
+        test_data: A file for the test in place of the one found in ``data``.
+    """
+
+    data: str
+    validation_data: str | None = None
+    test_data: str | None = None
+
+    def check(self) -> None:
+        """Check that all files exist and can be of a known kind, without reading them.
+
+        Raises:
+            MisconfigurationException: If they do not.
+        """
+        for name in ("data", "validation_data", "test_data"):
+            value = getattr(self, name)
+            if value is None or (name == "data" and not _looks_like_path(value)):
+                continue
+            path = Path(value).expanduser()
+            if name == "data" and path.is_dir():
+                if _find_file(path, "train") is None:
+                    raise MisconfigurationException(
+                        f"data={value!r} has no file for the training rows. Add train with one of the suffixes "
+                        f"{', '.join(LOADERS)}, or pass a file."
+                    )
+            elif not path.is_file():
+                remedy = ", or the name of a data set on the Hub" if name == "data" else ""
+                raise MisconfigurationException(f"{name}={value!r} does not exist. Pass a file{remedy}.")
+            elif path.suffix not in LOADERS:
+                raise MisconfigurationException(
+                    f"{name}={value!r} has the suffix {path.suffix!r}. Use one of {', '.join(LOADERS)}."
+                )
+
+    def has(self, split: str) -> bool:
+        """Return whether a split exists; a validation split always does."""
+        return split != "test" or self._source(split) is not None
+
+    def describe(self, split: str) -> str:
+        """Return a description of a split's source, for messages."""
+        found = self._source(split)
+        if found is None:
+            return f"{self.describe('train')} (rows held out for {split})"
+        return str(found) if isinstance(found, Path) else f"Split {found!r} of {self.data}"
+
+    def load(self, split: str) -> Dataset:
+        """Load the rows of a split.
+
+        Args:
+            split: ``"train"``, ``"validation"`` or ``"test"``.
+
+        Raises:
+            MisconfigurationException: If the rows cannot be read, or are too few to hold some out.
+        """
+        if split == "test" or self._source("validation") is not None:
+            return self._read(split)
+        rows = self._read("train")
+        size = min(int(HOLDOUT_FRACTION * len(rows)), HOLDOUT_LIMIT)
+        if size == 0:
+            raise MisconfigurationException(
+                f"{self.describe('train')} has {len(rows)} rows, too few to hold out some for validation. Pass "
+                "validation_data, or at least 10 rows."
+            )
+        parts = rows.train_test_split(test_size=size, seed=HOLDOUT_SEED)
+        return parts["train" if split == "train" else "test"]
+
+    def _source(self, split: str) -> Path | str | None:
+        """Return the file of a split or its name on the Hub, or ``None`` if there is no such split."""
+        given = {"validation": self.validation_data, "test": self.test_data}.get(split)
+        if given is not None:
+            return Path(given).expanduser()
+        if not _looks_like_path(self.data):
+            return next((name for name in SPLIT_NAMES[split] if name in self._hub), None)
+        path = Path(self.data).expanduser()
+        if path.is_dir():
+            return _find_file(path, split)
+        return path if split == "train" else None
+
+    @cached_property
+    def _hub(self) -> DatasetDict:
+        """The data set on the Hub, which ``datasets`` keeps on disk."""
+        name, _, configuration = self.data.partition(":")
+        try:
+            found = load_dataset(name, configuration or None)
+        except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+            raise MisconfigurationException(
+                f"data={self.data!r} is not a file or folder, and cannot be read from the Hub or its local cache: "
+                f"{shorten(str(error), 300)} Check the name, or pass a file."
+            ) from error
+        if "train" not in found:
+            raise MisconfigurationException(
+                f"data={self.data!r} has no split 'train', only {', '.join(found)}. Pass another data set, or a file."
+            )
+        return found
+
+    def _read(self, split: str) -> Dataset:
+        source = self._source(split)
+        assert source is not None
+        if isinstance(source, str):
+            return self._hub[source]
+        loader, options = LOADERS[source.suffix]
+        try:
+            return load_dataset(loader, data_files={split: str(source)}, split=split, **options)
+        except (DatasetsError, OSError, ValueError, StopIteration) as error:  # pandas and pyarrow raise ValueErrors
+            reason = error.__cause__ or error
+            raise MisconfigurationException(
+                f"{source} cannot be read as a {source.suffix} file with rows: {shorten(str(reason), 300)} Check the "
+                "file's content and its suffix."
+            ) from error
+
+
+def _looks_like_path(data: str) -> bool:
+    """Return whether a value means a local path and not a name on the Hub."""
+    path = Path(data).expanduser()
+    return path.exists() or path.suffix in LOADERS or data.startswith((".", "/", "~"))
+
+
+def _find_file(folder: Path, split: str) -> Path | None:
+    names = (folder / f"{name}{suffix}" for name in SPLIT_NAMES[split] for suffix in LOADERS)
+    return next((path for path in names if path.is_file()), None)

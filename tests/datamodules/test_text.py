@@ -1,0 +1,291 @@
+"""Data modules of any table: what is in a batch for each kind of labels, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, List, Value
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+from pgb_lightning.datamodules import TextDataModule
+from pgb_lightning.datamodules.labels import Labels
+from pgb_lightning.datamodules.tokenization import NOT_SCORED
+from pgb_lightning.packaged import read_tokenizer
+
+Make = Callable[..., TextDataModule]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write rows as CSV, TSV or JSON lines, by the suffix."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def reviews(count: int = 40, **column: Any) -> list[dict[str, Any]]:
+    """Return rows with a text and, for example, ``label=lambda row: row % 2``."""
+    return [
+        {"id": f"r{row}", "review": f"a good film , {'very ' * (row % 5)}bad", **{k: f(row) for k, f in column.items()}}
+        for row in range(count)
+    ]
+
+
+@pytest.fixture
+def make(tiny_model_folder: Callable[..., Path], tmp_path: Path) -> Make:
+    """Make a data module of rows that are written to a file."""
+
+    def build(rows: list[dict[str, Any]], name: str = "rows.csv", **settings: Any) -> TextDataModule:
+        settings.setdefault("model_name_or_path", str(tiny_model_folder("bert")))
+        data = TextDataModule(str(write(tmp_path / name, rows)), max_length=32, calibration_size=20, **settings)
+        data.prepare_data()
+        data.setup("fit")
+        return data
+
+    return build
+
+
+@pytest.fixture
+def fine_tuned(tiny_model_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., str]:
+    """Save a tiny model with a head, and return its folder."""
+
+    def build(auto: Any = AutoModelForSequenceClassification, names: tuple[str, ...] = (), **config: Any) -> str:
+        folder = tmp_path / "model"
+        if names:
+            config |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        auto.from_pretrained(tiny_model_folder("bert"), **config).save_pretrained(folder)
+        read_tokenizer(str(tiny_model_folder("bert"))).save_pretrained(folder)
+        return str(folder)
+
+    return build
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.jsonl"])
+def test_a_file_alone_is_split_and_its_columns_are_found(name: str, make: Make) -> None:
+    data = make(reviews(label=lambda row: row % 3), name)
+    assert (data.text_columns, data.columns.label) == (("review",), "label")
+    assert data.labels == Labels("single_label_classification", 3)
+    assert (len(data.split("train")), len(data.split("validation"))) == (36, 4)
+    batch = next(iter(data.val_dataloader()))
+    assert batch["labels"].dtype == torch.int64
+    assert len(next(iter(data.calibration_dataloader()))["labels"]) == 20
+
+
+def test_the_held_out_rows_are_the_same_for_every_seed(make: Make) -> None:
+    first, second = (make(reviews(100, label=lambda row: row % 2), seed=seed) for seed in (1, 2))
+    assert first.load_rows("validation")["id"][:] == second.load_rows("validation")["id"][:]
+    together = [*first.load_rows("validation")["id"], *first.load_rows("train")["id"]]
+    assert sorted(together) == sorted(row["id"] for row in reviews(100))
+
+
+def test_splits_are_found_in_a_folder(make: Make, tmp_path: Path, tiny_model_folder: Callable[..., Path]) -> None:
+    folder = tmp_path / "splits"
+    folder.mkdir()
+    for name, count in (("train.csv", 30), ("dev.jsonl", 7), ("test.tsv", 5)):
+        write(folder / name, reviews(count, label=lambda row: row % 2))
+    data = TextDataModule(str(folder), str(tiny_model_folder("bert")), max_length=32)
+    sizes = {split: len(data.split(split)) for split in ("train", "validation", "test")}
+    assert sizes == {"train": 30, "validation": 7, "test": 5}
+    assert data.test_splits() == ("test",)
+    other = write(tmp_path / "other.csv", reviews(3, label=lambda row: 1))
+    replaced = TextDataModule(str(folder), str(tiny_model_folder("bert")), validation_data=str(other), max_length=32)
+    assert len(replaced.split("validation")) == 3
+
+
+def test_names_of_classes_are_numbered_in_alphabetical_order(make: Make) -> None:
+    data = make(reviews(label=lambda row: ("pos", "neg")[row % 2]))
+    assert data.label_names == ("neg", "pos")
+    numbers = dict(zip(data.load_rows("train")["id"], data.split("train")["labels"], strict=True))
+    assert all(number == (int(name[1:]) + 1) % 2 for name, number in numbers.items())
+
+
+def test_a_fine_tuned_model_determines_the_numbers_of_names(make: Make, fine_tuned: Callable[..., str]) -> None:
+    model = fine_tuned(names=("Positive", "NEGATIVE", "neutral"))
+    data = make(reviews(label=lambda row: ("positive", "negative")[row % 2]), model_name_or_path=model)
+    assert data.labels == Labels("single_label_classification", 3, ("Positive", "NEGATIVE", "neutral"))
+    numbers = dict(zip(data.load_rows("train")["id"], data.split("train")["labels"], strict=True))
+    assert all(number == int(name[1:]) % 2 for name, number in numbers.items())
+
+
+def test_classes_of_the_table_in_another_order_are_translated(tmp_path: Path, fine_tuned: Callable[..., str]) -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+    rows = Dataset.from_dict({"text": ["good film"] * 20, "label": [0, 1] * 10}, features=features)
+    rows.to_parquet(tmp_path / "rows.parquet")
+    data = TextDataModule(str(tmp_path / "rows.parquet"), fine_tuned(names=("pos", "neg")), max_length=32)
+    own = data.load_rows("train")["label"][:]
+    assert data.split("train")["labels"][:] == [1 - label for label in own]
+
+
+@pytest.mark.parametrize("value", [lambda row: row + 0.5, lambda row: 1.0 * row + 0.25])
+def test_fractions_are_values_of_a_regression(value: Callable[[int], float], make: Make) -> None:
+    data = make(reviews(score=value))
+    assert data.labels == Labels("regression", 1)
+    assert next(iter(data.train_dataloader()))["labels"].dtype == torch.float32
+
+
+def test_a_model_with_one_output_makes_integers_values(make: Make, fine_tuned: Callable[..., str]) -> None:
+    data = make(reviews(score=lambda row: row % 5), model_name_or_path=fine_tuned(num_labels=1))
+    assert data.labels == Labels("regression", 1)
+    assert set(data.split("train")["labels"]) <= {0.0, 1.0, 2.0, 3.0, 4.0}
+
+
+def test_stars_are_classes_named_by_their_number(make: Make) -> None:
+    data = make(reviews(label=lambda row: row % 5 + 1))
+    assert data.labels == Labels("single_label_classification", 5, ("1", "2", "3", "4", "5"))
+    assert set(data.split("train")["labels"]) == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "separator"),
+    [
+        ("rows.csv", lambda row: "joy | anger" if row % 2 else "", "|"),
+        ("rows.jsonl", lambda row: ["joy", "anger"] if row % 2 else [], None),
+    ],
+)
+def test_several_labels_are_a_number_for_each_class(
+    name: str, value: Callable[[int], Any], separator: str | None, make: Make
+) -> None:
+    data = make(reviews(labels=value), name, label_separator=separator)
+    assert data.labels == Labels("multi_label_classification", 2, ("anger", "joy"))
+    batch = next(iter(data.val_dataloader()))
+    assert batch["labels"].dtype == torch.float32
+    assert {tuple(row) for row in batch["labels"].tolist()} <= {(0.0, 0.0), (1.0, 1.0)}
+
+
+def test_the_label_of_a_word_is_that_of_its_first_token(tmp_path: Path, tiny_model_folder: Callable[..., Path]) -> None:
+    tags = ClassLabel(names=["O", "B-film", "I-film"])
+    features = Features({"tokens": List(Value("string")), "ner_tags": List(tags)})
+    words = ["a", "goodfilm", "."]
+    rows = Dataset.from_dict({"tokens": [words] * 12, "ner_tags": [[0, 1, 2]] * 12}, features=features)
+    rows.to_parquet(tmp_path / "rows.parquet")
+    data = TextDataModule(str(tmp_path / "rows.parquet"), str(tiny_model_folder("bert")), max_length=32)
+    assert data.labels == Labels("token_classification", 3, ("O", "B-film", "I-film"))
+    row = data.split("train")[0]
+    starts = data.tokenizer(words, is_split_into_words=True).word_ids()
+    expected = [
+        NOT_SCORED if word is None or word == before else [0, 1, 2][word]
+        for word, before in zip(starts, [None, *starts], strict=False)
+    ]
+    assert row["labels"] == expected
+    assert sorted(label for label in row["labels"] if label != NOT_SCORED) == [0, 1, 2]
+    batch = next(iter(data.train_dataloader()))
+    assert batch["labels"].shape == batch["input_ids"].shape
+
+
+def test_rows_without_labels_have_none_in_any_batch(make: Make) -> None:
+    data = make(reviews())
+    assert data.labels is None
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.calibration_dataloader()):
+        assert set(next(iter(loader))) == {"input_ids", "token_type_ids", "attention_mask"}
+    labeled = make(reviews(label=lambda row: row % 2), use_labels=False)
+    assert "labels" not in next(iter(labeled.train_dataloader()))
+
+
+def test_the_text_na_is_no_missing_text(make: Make) -> None:
+    rows = [{**row, "review": "NA"} for row in reviews(label=lambda row: row % 2)]
+    assert set(make(rows).load_rows("train")["review"]) == {"NA"}
+
+
+TWO_TEXTS = [{"title": "a", "body": "b", "label": row % 2} for row in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "message"),
+    [
+        (reviews(label=lambda row: row % 2), {"text_columns": "texts"}, r"text_columns='texts' .*review"),
+        (reviews(label=lambda row: row % 2), {"label_column": "stars"}, r"label_column='stars' .*label"),
+        (TWO_TEXTS, {}, r"text_columns=None .*title, body"),
+        (reviews(label=lambda row: row % 2)[:5], {}, r"rows\.csv has 5 rows.*validation_data"),
+        (
+            [{"review": "" if row == 3 else "a", "label": 1} for row in range(20)],
+            {},
+            r"'review' has no text in 1 of 18",
+        ),
+        (reviews(label=lambda row: 1 if row else ""), {}, r"'label' has the label None"),
+        (
+            reviews(labels=lambda row: row % 2),
+            {"problem_type": "multi_label_classification"},
+            r"'labels' has the label",
+        ),
+        (
+            reviews(label=lambda row: 0.5),
+            {"problem_type": "single_label_classification"},
+            r"'label' has the number 0\.5",
+        ),
+    ],
+)
+def test_rows_that_cannot_be_right_are_refused(
+    rows: list[dict[str, Any]], settings: dict[str, Any], message: str, make: Make
+) -> None:
+    with pytest.raises(MisconfigurationException, match=message):
+        make(rows, **settings)
+
+
+@pytest.mark.parametrize(
+    ("label", "config", "settings", "message"),
+    [
+        (lambda row: row % 4, {"num_labels": 3}, {}, r"the label 3\..*0 to 2"),
+        (lambda row: "pos", {"num_labels": 2}, {}, r"the label 'pos'.*label_names"),
+        (lambda row: "odd", {"names": ("pos", "neg")}, {}, r"the label 'odd'.*'pos', 'neg'"),
+        (lambda row: 1, {"num_labels": 3}, {"label_names": ["a", "b"]}, r"label_names has 2 .*3 labels"),
+        (lambda row: 1, {"num_labels": 3}, {"problem_type": "regression"}, r"problem_type='regression'"),
+        (lambda row: 1, {"auto": AutoModelForTokenClassification}, {}, r"'token_classification'"),
+    ],
+)
+def test_labels_that_the_model_does_not_know_are_refused(
+    label: Callable[[int], Any],
+    config: dict[str, Any],
+    settings: dict[str, Any],
+    message: str,
+    make: Make,
+    fine_tuned: Callable[..., str],
+) -> None:
+    with pytest.raises(MisconfigurationException, match=message):
+        make(reviews(label=label), model_name_or_path=fine_tuned(**config), **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data": "missing.csv"}, r"data='missing\.csv' does not exist"),
+        ({"data": "."}, r"data='\.' has no file"),
+        ({"validation_data": "no.csv"}, r"validation_data='no\.csv' does not exist"),
+        ({"problem_type": "ranking"}, r"problem_type='ranking'"),
+        ({"label_separator": ""}, r"label_separator=''"),
+        ({"use_labels": False, "label_column": "label"}, r"use_labels=False .*label_column='label'"),
+        ({"batch_size": 0}, r"batch_size=0"),
+    ],
+)
+def test_invalid_settings_are_refused_at_once(
+    settings: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "rows.csv", reviews())
+    with pytest.raises(MisconfigurationException, match=message):
+        TextDataModule(**{"data": "rows.csv", "model_name_or_path": "unused", **settings})
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, tiny_model_folder: Callable[..., Path]) -> None:
+    for name, content in (("empty.csv", b""), ("broken.jsonl", b"{no"), ("broken.parquet", b"PAR1")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(MisconfigurationException, match=name):
+            TextDataModule(str(tmp_path / name), str(tiny_model_folder("bert"))).split("train")
+
+
+def test_words_without_a_label_each_are_refused(tmp_path: Path, tiny_model_folder: Callable[..., Path]) -> None:
+    rows = [{"tokens": ["a", "film"], "tags": ["O", "O"][: 1 + (row != 7)]} for row in range(20)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    held_out = write(tmp_path / "held_out.jsonl", rows[:2])
+    with pytest.raises(MisconfigurationException, match=r"row 7 has 2 words, but 1 labels .*'tags'"):
+        TextDataModule(str(path), str(tiny_model_folder("bert")), validation_data=str(held_out)).split("train")
