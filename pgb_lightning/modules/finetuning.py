@@ -95,8 +95,8 @@ class FineTuning(L.LightningModule):
     def _adapt_config(self, config: PretrainedConfig, name: str, read_weights: bool) -> None:
         """Adapt a configuration to the task, or raise an error if its head does not fit."""
 
-    def _check_head(self, weights: dict[str, Tensor], path: str) -> None:
-        """Raise an error if the weights have a head of another size."""
+    def _check_head(self, checkpoint: dict[str, Any], path: str) -> None:
+        """Raise an error if a checkpoint has a head of another size or for other labels."""
 
     # ---- training -------------------------------------------------------------------------------------------
 
@@ -193,12 +193,12 @@ class FineTuning(L.LightningModule):
 
     def _load_fine_tuned(self, path: str) -> None:
         try:
-            weights = load_checkpoint(path)["state_dict"]
+            checkpoint = load_checkpoint(path)
         except ValueError as error:
             raise MisconfigurationException(f"fine_tuned_ckpt={error}") from None
-        self._check_head(weights, str(path))
+        self._check_head(checkpoint, str(path))
         try:
-            self.load_state_dict(weights, strict=True)
+            self.load_state_dict(checkpoint["state_dict"], strict=True)
         except (RuntimeError, StructureError) as error:
             raise MisconfigurationException(
                 f"fine_tuned_ckpt={str(path)!r} does not fit "

@@ -4,19 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import Tensor
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, MulticlassMatthewsCorrCoef
+from torchmetrics.classification import (
+    BinaryF1Score,
+    MulticlassAccuracy,
+    MulticlassMatthewsCorrCoef,
+    MultilabelF1Score,
+    MultilabelStatScores,
+)
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
 from pgb_lightning.glue_tasks import GLUETask, MetricName
 
 
-def make_metrics(task: GLUETask | None, num_labels: int) -> MetricCollection:
+class LabelMacroF1(MultilabelStatScores):
+    """The F1 of each label, averaged over the labels that are in the data or among the predictions.
+
+    The F1 of a label that neither the data nor the predictions have is 0 / 0. ``MultilabelF1Score`` counts it as 0, so
+    a perfect model would not score 1 on data without some of the labels. Its multi-class counterpart leaves such
+    classes out, as this metric does.
+
+    Args:
+        num_labels: Number of labels.
+
+    Example:
+        >>> import torch
+        >>> metric = LabelMacroF1(num_labels=3)
+        >>> metric.update(torch.tensor([[1, 0, 0], [0, 1, 0]]), torch.tensor([[1, 0, 0], [0, 0, 0]]))
+        >>> metric.compute()  # 1 for the first label, 0 for the second
+        tensor(0.5000)
+    """
+
+    def __init__(self, num_labels: int) -> None:
+        super().__init__(num_labels, average=None)
+
+    def compute(self) -> Tensor:
+        """Return the mean F1, or 0 if there is no label at all."""
+        true_positive, false_positive, _, false_negative, _ = super().compute().unbind(-1)
+        counts = 2 * true_positive + false_positive + false_negative
+        occurs = counts > 0
+        return (2 * true_positive[occurs] / counts[occurs]).sum() / occurs.sum().clamp_min(1)
+
+
+def make_metrics(task: GLUETask | None, num_labels: int, multi_label: bool = False) -> MetricCollection:
     """Create new metrics, which take predictions (not logits) and labels.
 
     Args:
-        task: The task, or ``None`` for accuracy, or for both correlations in regression.
-        num_labels: Number of classes, or 1 for regression.
+        task: The task, or ``None`` for accuracy, for both correlations in regression, or for the F1 of several labels.
+        num_labels: Number of classes or labels, or 1 for regression.
+        multi_label: Whether each row has several labels, 0 or 1 for each.
 
     Returns:
         The metrics by name. F1 is that of class 1, as in GLUE.
@@ -24,7 +61,13 @@ def make_metrics(task: GLUETask | None, num_labels: int) -> MetricCollection:
     Example:
         >>> list(make_metrics(None, num_labels=3))
         ['accuracy']
+        >>> list(make_metrics(None, num_labels=3, multi_label=True))
+        ['f1_macro', 'f1_micro']
     """
+    if multi_label:
+        return MetricCollection(
+            {"f1_micro": MultilabelF1Score(num_labels, average="micro"), "f1_macro": LabelMacroF1(num_labels)}
+        )
     makers: dict[MetricName, Callable[[], Metric]] = {
         "accuracy": lambda: MulticlassAccuracy(num_labels, average="micro"),
         "f1": BinaryF1Score,
