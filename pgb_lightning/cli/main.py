@@ -22,6 +22,7 @@ from pgb_lightning._compat import CLASS_PATH_KEY, apply_lightning_checkpoint, co
 from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.cli.configs import ConfigFileAction
 from pgb_lightning.cli.parser import PGBArgumentParser
+from pgb_lightning.cli.prune import run_prune
 from pgb_lightning.export.command import run_export
 from pgb_lightning.process_group import close_process_group
 from pgb_lightning.report.command import run_report
@@ -29,6 +30,7 @@ from pgb_lightning.surgery.from_state_dict import StructureError
 
 #: Commands that do not take a trainer, a model or data, which LightningCLI would require.
 COMMANDS: dict[str, Callable[..., Any]] = {
+    "prune": run_prune,
     "export": run_export,
     "benchmark": benchmark.run,
     "report": run_report,

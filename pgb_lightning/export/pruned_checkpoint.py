@@ -56,17 +56,8 @@ def read_checkpoint(ckpt_path: str | Path) -> PrunedCheckpoint:
         MisconfigurationException: If the file does not exist, is not a checkpoint of these modules, or holds a dense
             model.
     """
-    if not Path(ckpt_path).is_file():
-        raise MisconfigurationException(
-            f"ckpt_path={str(ckpt_path)!r} is not a file. Pass a checkpoint of `pgb fit`, such as best.ckpt."
-        )
-    try:
-        checkpoint = load_checkpoint(ckpt_path)
-    except ValueError as error:
-        raise MisconfigurationException(f"ckpt_path={error}") from None
+    module, checkpoint = _read(ckpt_path, "ckpt_path")
     hparams = checkpoint.get("hyper_parameters", {})
-    module_class = _module_class(hparams, ckpt_path)
-    module = module_class.load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True).eval()
     encoder = find_encoder(module.model)
     if not is_pruned(encoder):
         raise MisconfigurationException(
@@ -82,18 +73,44 @@ def read_checkpoint(ckpt_path: str | Path) -> PrunedCheckpoint:
     )
 
 
-def _module_class(hparams: Mapping[str, Any], ckpt_path: str | Path) -> type[FineTuning]:
+def read_module(ckpt_path: str | Path, name: str = "ckpt_path") -> FineTuning:
+    """Read the module of a checkpoint, pruned or dense, in eval mode.
+
+    Args:
+        ckpt_path: The checkpoint.
+        name: Name of the setting, for messages.
+
+    Raises:
+        MisconfigurationException: If the file does not exist, or is not a checkpoint of a module of this package.
+    """
+    return _read(ckpt_path, name)[0]
+
+
+def _read(ckpt_path: str | Path, name: str) -> tuple[FineTuning, Mapping[str, Any]]:
+    if not Path(ckpt_path).is_file():
+        raise MisconfigurationException(
+            f"{name}={str(ckpt_path)!r} is not a file. Pass a checkpoint of `pgb fit`, such as best.ckpt."
+        )
+    try:
+        checkpoint = load_checkpoint(ckpt_path)
+    except ValueError as error:
+        raise MisconfigurationException(f"{name}={error}") from None
+    module_class = _module_class(checkpoint.get("hyper_parameters", {}), ckpt_path, name)
+    return module_class.load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True).eval(), checkpoint
+
+
+def _module_class(hparams: Mapping[str, Any], ckpt_path: str | Path, name: str) -> type[FineTuning]:
     """Return the class of the module that wrote a checkpoint; checkpoints of the command line record its path."""
     found: Any = None
     path = hparams.get(CLASS_PATH_KEY)
     if path is not None:
-        package, _, name = str(path).rpartition(".")
-        found = getattr(import_module(package), name, None) if package else None
+        package, _, class_name = str(path).rpartition(".")
+        found = getattr(import_module(package), class_name, None) if package else None
     elif {"hf_config", "model_name_or_path"} <= hparams.keys():
         found = modules.QuestionAnswering if "n_best" in hparams else modules.TextClassification
     if not (isinstance(found, type) and issubclass(found, FineTuning)):
         raise MisconfigurationException(
-            f"ckpt_path={str(ckpt_path)!r} was written by {path or 'another module'}, not by TextClassification or "
+            f"{name}={str(ckpt_path)!r} was written by {path or 'another module'}, not by TextClassification or "
             "QuestionAnswering. Load it with your module and call pgb_lightning.export.export_huggingface("
             "module.model, folder)."
         )

@@ -1,0 +1,257 @@
+"""The command ``pgb prune``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import instantiate_class
+from rich.console import Console
+from rich.table import Table
+
+from pgb_lightning.atomic_write import write_atomically
+from pgb_lightning.callbacks import PGBCallback, PGBReport
+from pgb_lightning.cli.prune.dense_model import find_dense, require_head
+from pgb_lightning.cli.prune.estimate import estimate
+from pgb_lightning.cli.prune.scoring import agreement, predict, score
+from pgb_lightning.cli.prune.settings import FIT_CONFIG, TEACHER_ANSWERS, PruneSettings, Recover
+from pgb_lightning.datamodules import TextDataModule
+from pgb_lightning.export.card import CardFacts
+from pgb_lightning.export.huggingface import check_folder, export_huggingface
+from pgb_lightning.export.onnx import export_onnx, require_onnx
+from pgb_lightning.modules.finetuning import FineTuning
+from pgb_lightning.plan import PruningPlan
+
+#: Files in the folder of the run: the settings, and the dense model's scores and predictions.
+SETTINGS, DENSE_SCORES, RESULT = "settings.json", "dense.pt", "scores.json"
+
+Runtime = Literal["onnx", "onnx-int8"]
+RUNTIMES: tuple[Runtime, ...] = ("onnx", "onnx-int8")
+
+
+def run_prune(
+    model: str,
+    data: str,
+    output_dir: str,
+    pruning_ratio: float | None = None,
+    target_speedup: float | None = None,
+    preset: str = "default",
+    recover: Recover = "distill",
+    epochs: int = 3,
+    learning_rate: float | None = None,
+    text_columns: list[str] | None = None,
+    label_column: str | None = None,
+    use_labels: bool = True,
+    label_names: list[str] | None = None,
+    label_separator: str | None = None,
+    validation_data: str | None = None,
+    max_length: int = 128,
+    batch_size: int = 32,
+    max_train_samples: int | None = None,
+    export: list[Runtime] | None = None,
+    precision: str = "32-true",
+    accelerator: str = "auto",
+    seed: int = 42,
+) -> dict[str, Any]:
+    """Prune a fine-tuned model with a table of texts, recover it, score it and export it, in one command.
+
+    An interrupted run is continued by the same command. ``output_dir`` becomes a Hugging Face folder with ``plan.json``
+    and the page ``report/index.html``; ``run/`` in it has the scores, the checkpoints, and ``fit.yaml``, the
+    configuration of the same run for ``pgb fit``.
+
+    Args:
+        model: The fine-tuned model: a Hugging Face folder, a name on the Hub, or a checkpoint of ``pgb fit``.
+        data: A CSV, TSV, JSON lines or parquet file, a folder of them, or the name of a data set on the Hub. Labels
+            are not needed.
+        output_dir: The folder to write, new or empty.
+        pruning_ratio: Fraction of the encoder's weights to remove; 0.5 if there is no target_speedup.
+        target_speedup: How many times as fast as the dense model the encoder should be on this machine.
+        preset: "default", "paper" or "balanced".
+        recover: "distill" (from the dense model, without labels), "finetune" (from the labels) or "none".
+        epochs: Epochs of recovery.
+        learning_rate: Peak learning rate; by default 1e-4 for distillation and 3e-5 for fine-tuning.
+        text_columns: One column of texts or lists of words, or two of pairs; found if there is one choice.
+        label_column: The column of labels; found by common names.
+        use_labels: Whether to use labels at all.
+        label_names: The model's classes in their order, if its configuration has no names.
+        label_separator: What separates several labels in a string, such as "|".
+        validation_data: A file for validation; a tenth of the rows is held out if there is none.
+        max_length: Texts are truncated to this many tokens.
+        batch_size: Rows in a training batch.
+        max_train_samples: Prune and recover with this many rows, drawn at random.
+        export: Further formats: "onnx" and "onnx-int8", in folders of these names.
+        precision: The Trainer's precision in training, such as "bf16-mixed".
+        accelerator: The Trainer's accelerator.
+        seed: Seed of all draws.
+
+    Returns:
+        The content of ``run/scores.json``.
+
+    Raises:
+        MisconfigurationException: If a setting, the model or the data cannot be used; before any work.
+    """
+    arguments = dict(locals())
+    formats = arguments.pop("export") or []
+    settings = PruneSettings(**arguments)
+    if unknown := [name for name in formats if name not in RUNTIMES]:
+        raise MisconfigurationException(f"export has {unknown[0]!r}. Use {', '.join(map(repr, RUNTIMES))}.")
+    target = {"pruning_ratio": pruning_ratio, "target_speedup": target_speedup}
+    pgb = PGBCallback(**{name: value for name, value in target.items() if value is not None}, preset=preset)
+    if formats:
+        _require(require_onnx)
+    _open_run(settings, arguments)
+    dense = find_dense(model, settings.run_folder)
+    head = require_head(dense)
+    rows: TextDataModule = instantiate_class((), settings.data_config(dense))
+    rows.prepare_data()
+    rows.setup("fit")
+    is_labeled = rows.columns.label is not None
+    settings.fit_config(dense, head, is_labeled, dense_scores=None)  # refuses what contradicts the data
+    L.seed_everything(seed)
+    module: FineTuning = instantiate_class((), settings.model_config(dense, head))
+    pgb.check(module)
+    tester = _tester(settings)
+    console = Console()
+    if not (settings.run_folder / DENSE_SCORES).is_file():
+        module.to(tester.strategy.root_device)
+        spent = epochs if recover != "none" else 0
+        expected = estimate(module.model, rows, pruning_ratio or 0.5, spent, has_teacher=recover == "distill")
+        console.print(expected.describe())
+        scores = score(tester, module, rows) if is_labeled else {}
+        known = {"scores": scores, "predictions": predict(tester, module, rows)}
+        torch.save(known, settings.run_folder / DENSE_SCORES)
+    known = torch.load(settings.run_folder / DENSE_SCORES, weights_only=True)
+    config = settings.fit_config(dense, head, is_labeled, known["scores"])
+    _write_config(config, settings.run_folder / FIT_CONFIG, console)
+    fitted, plan, report = _fit(config, settings)
+    after = score(tester, fitted, rows) if is_labeled else {}
+    same = agreement(predict(tester, fitted, rows), known["predictions"], head.problem_type)
+    result = {
+        "removed": plan.pruning_ratio,
+        "dense": known["scores"],
+        "pruned": dict(report.facts.scores.get("pruned", {})) if report.facts else {},
+        "recovered" if recover != "none" else "exported": after,
+        "agreement with dense": same,
+    }
+    write_atomically(settings.run_folder / RESULT, json.dumps(result, indent=2) + "\n")
+    _export(fitted, plan, rows, settings, formats, after)
+    console.print(_table(result))
+    console.print(f"Model: {output_dir}   Report: {Path(output_dir) / 'report' / 'index.html'}")
+    return result
+
+
+def _open_run(settings: PruneSettings, arguments: dict[str, Any]) -> None:
+    """Create the folder of the run, or check that it is of an unfinished run with the same settings.
+
+    Raises:
+        MisconfigurationException: If the folder has anything else.
+    """
+    file = settings.run_folder / SETTINGS
+    given = {name: value for name, value in arguments.items() if name != "output_dir"}
+    if not file.is_file():
+        _require(lambda: check_folder(settings.output_dir, name="output_dir"))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(given, indent=2) + "\n")
+        return
+    if (Path(settings.output_dir) / "config.json").is_file():
+        raise MisconfigurationException(
+            f"output_dir={settings.output_dir!r} has the model of a finished run. Choose another folder."
+        )
+    before = json.loads(file.read_text())
+    changed = [f"{name}={given[name]!r}, not {before.get(name)!r}" for name in given if given[name] != before.get(name)]
+    if changed:
+        raise MisconfigurationException(
+            f"output_dir={settings.output_dir!r} has an unfinished run with other settings: {'; '.join(changed)}. Run "
+            "it with the same ones to continue it, or choose another folder."
+        )
+
+
+def _require(check: Any) -> None:
+    try:
+        check()
+    except (ValueError, ModuleNotFoundError) as error:
+        raise MisconfigurationException(str(error)) from None
+
+
+def _tester(settings: PruneSettings) -> L.Trainer:
+    return L.Trainer(
+        accelerator=settings.accelerator,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+
+
+def _write_config(config: dict[str, Any], file: Path, console: Console) -> None:
+    text = yaml.safe_dump(config, sort_keys=False)
+    file.write_text(f"# The same run: pgb fit --config {file}\n\n{text}")
+    console.print(text, markup=False, highlight=False)
+    console.print(f"The same run: pgb fit --config {file}", markup=False)
+
+
+def _fit(config: dict[str, Any], settings: PruneSettings) -> tuple[FineTuning, PruningPlan, PGBReport]:
+    """Run the fit of a configuration as ``pgb fit`` does, and return the best module."""
+    L.seed_everything(config["seed_everything"])
+    trainer_config = dict(config["trainer"])
+    callbacks = [instantiate_class((), each) for each in trainer_config.pop("callbacks")]
+    logger = instantiate_class((), trainer_config.pop("logger"))
+    module: FineTuning = instantiate_class((), config["model"])
+    data = instantiate_class((), config["data"])
+    trainer = L.Trainer(**trainer_config, callbacks=callbacks, logger=logger)
+    last = settings.run_folder / "last.ckpt"
+    trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
+    best = settings.run_folder / "best.ckpt"
+    if best.is_file():
+        module = type(module).load_from_checkpoint(best, map_location="cpu")
+    [pgb] = [each for each in callbacks if isinstance(each, PGBCallback)]
+    [report] = [each for each in callbacks if isinstance(each, PGBReport)]
+    assert pgb.plan is not None
+    shutil.rmtree(settings.run_folder / TEACHER_ANSWERS, ignore_errors=True)
+    return module.eval(), pgb.plan, report
+
+
+def _export(
+    module: FineTuning,
+    plan: PruningPlan,
+    data: TextDataModule,
+    settings: PruneSettings,
+    formats: list[Runtime],
+    scores: dict[str, float],
+) -> None:
+    """Write the model into the output folder, and further formats into folders in it."""
+    facts = CardFacts(
+        base_model=None if Path(settings.model).exists() else settings.model,
+        scores={name.removeprefix("val_"): 100 * value for name, value in scores.items() if not name.endswith("loss")},
+    )
+    module.to("cpu")
+    target = Path(settings.output_dir)
+    for name in formats:
+        shutil.rmtree(target / name, ignore_errors=True)  # of an earlier try
+        export_onnx(
+            module.model, target / name, data.tokenizer, facts, quantize="int8" if name == "onnx-int8" else None
+        )
+    written = settings.run_folder / "exported"
+    shutil.rmtree(written, ignore_errors=True)
+    export_huggingface(module.model, written, plan, data.tokenizer, facts)
+    # config.json comes last: it tells that the run is finished.
+    for file in sorted(written.iterdir(), key=lambda path: path.name == "config.json"):
+        shutil.move(file, target / file.name)
+    written.rmdir()
+
+
+def _table(result: dict[str, Any]) -> Table:
+    table = Table(title=f"{result['removed']:.1%} of the encoder's weights removed")
+    stages = [name for name in ("dense", "pruned", "recovered", "exported") if result.get(name)]
+    for column in ("", *stages):
+        table.add_column(column, justify="right" if column else "left")
+    for name in dict.fromkeys(name for stage in stages for name in result[stage]):
+        table.add_row(name, *(f"{result[stage][name]:.4g}" if name in result[stage] else "" for stage in stages))
+    table.caption = f"agreement with dense: {result['agreement with dense']:.1%}"
+    return table

@@ -1,0 +1,58 @@
+"""Scores of a model, and how often it agrees with the dense one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torchmetrics.functional.regression import spearman_corrcoef
+
+from pgb_lightning.datamodules import TextDataModule
+from pgb_lightning.datamodules.labels import ProblemType
+
+
+def score(trainer: L.Trainer, module: L.LightningModule, data: TextDataModule) -> dict[str, float]:
+    """Return what a module logs on the validation rows.
+
+    Args:
+        trainer: The Trainer.
+        module: The module.
+        data: Rows with labels.
+    """
+    [logged] = trainer.validate(module, datamodule=data, verbose=False)
+    return dict(logged)
+
+
+def predict(trainer: L.Trainer, module: L.LightningModule, data: TextDataModule) -> list[Tensor]:
+    """Return a module's predictions on the validation rows, one row or one word each.
+
+    Args:
+        trainer: The Trainer.
+        module: The module.
+        data: The rows; labels are not used.
+    """
+    loader = data.val_dataloader()
+    batches: Any = trainer.predict(module, dataloaders=loader)
+    return [batch["predictions"].cpu() for batch in batches]
+
+
+def agreement(own: list[Tensor], dense: list[Tensor], problem_type: ProblemType) -> float:
+    """Return the agreement with the dense model's predictions.
+
+    Args:
+        own: Predictions by batch.
+        dense: Those of the dense model on the same batches.
+        problem_type: What is predicted.
+
+    Returns:
+        For regression, Spearman's correlation. Else the fraction of rows with the same class or classes; for token
+        classification, of tokens.
+    """
+    if problem_type == "regression":
+        return float(spearman_corrcoef(torch.cat(own), torch.cat(dense)))
+    if problem_type == "multi_label_classification":
+        return float(torch.cat([(a == b).all(-1) for a, b in zip(own, dense, strict=True)]).float().mean())
+    same = torch.cat([(a == b)[b >= 0] for a, b in zip(own, dense, strict=True)])
+    return float(same.float().mean())

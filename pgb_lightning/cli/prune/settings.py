@@ -1,0 +1,184 @@
+"""The settings of ``pgb prune`` as the configuration of the ``pgb fit`` that it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from pgb_lightning.datamodules.labels import Labels
+
+Recover = Literal["distill", "finetune", "none"]
+
+#: Peak learning rates: that of the recipe, and that of the paper.
+LEARNING_RATES: dict[Recover, float] = {"distill": 1e-4, "finetune": 3e-5, "none": 3e-5}
+
+#: The metric that selects the best epoch.
+MONITORS = {
+    "single_label_classification": "val_accuracy",
+    "multi_label_classification": "val_f1_micro",
+    "regression": "val_spearman",
+    "token_classification": "val_f1",
+}
+
+#: Files and folders in the folder of the run.
+FIT_CONFIG, TEACHER_ANSWERS = "fit.yaml", "teacher"
+
+
+@dataclass(frozen=True)
+class PruneSettings:
+    """What ``pgb prune`` was asked for. All fields are arguments of :func:`~pgb_lightning.cli.prune.run_prune`.
+
+    Raises:
+        MisconfigurationException: If a setting is out of range, or contradicts another one.
+    """
+
+    model: str
+    data: str
+    output_dir: str
+    pruning_ratio: float | None = None
+    target_speedup: float | None = None
+    preset: str = "default"
+    recover: Recover = "distill"
+    epochs: int = 3
+    learning_rate: float | None = None
+    text_columns: list[str] | None = None
+    label_column: str | None = None
+    use_labels: bool = True
+    label_names: list[str] | None = None
+    label_separator: str | None = None
+    validation_data: str | None = None
+    max_length: int = 128
+    batch_size: int = 32
+    max_train_samples: int | None = None
+    precision: str = "32-true"
+    accelerator: str = "auto"
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if self.recover not in LEARNING_RATES:
+            raise MisconfigurationException(
+                f"recover={self.recover!r} is unknown. Use {', '.join(map(repr, LEARNING_RATES))}."
+            )
+        if self.epochs < 1:
+            raise MisconfigurationException(
+                f"epochs={self.epochs} is out of range. Use 1 or more, or recover='none' to prune only."
+            )
+        if self.learning_rate is not None and self.learning_rate <= 0:
+            raise MisconfigurationException(f"learning_rate={self.learning_rate} is out of range. Use a positive one.")
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder with everything of the run that is not the exported model."""
+        return Path(self.output_dir).expanduser() / "run"
+
+    def data_config(self, model: str) -> dict[str, Any]:
+        """Return the configuration of the data module.
+
+        Args:
+            model: The folder or name of the dense model.
+        """
+        init_args = {
+            "data": self.data,
+            "model_name_or_path": model,
+            "text_columns": self.text_columns,
+            "label_column": self.label_column,
+            "use_labels": self.use_labels,
+            "label_names": self.label_names,
+            "label_separator": self.label_separator,
+            "validation_data": self.validation_data,
+            "max_length": self.max_length,
+            "batch_size": self.batch_size,
+            "max_train_samples": self.max_train_samples,
+            "group_by_length": True,
+            "seed": self.seed,
+        }
+        return {"class_path": "pgb_lightning.datamodules.TextDataModule", "init_args": init_args}
+
+    def model_config(self, model: str, head: Labels) -> dict[str, Any]:
+        """Return the configuration of the module.
+
+        Args:
+            model: The folder or name of the dense model.
+            head: Its labels.
+        """
+        init_args: dict[str, Any] = {
+            "model_name_or_path": model,
+            "num_labels": head.num_labels,
+            "learning_rate": self.learning_rate or LEARNING_RATES[self.recover],
+        }
+        if head.problem_type == "token_classification":
+            return {"class_path": "pgb_lightning.modules.TokenClassification", "init_args": init_args}
+        init_args["problem_type"] = head.problem_type
+        return {"class_path": "pgb_lightning.modules.TextClassification", "init_args": init_args}
+
+    def fit_config(
+        self, model: str, head: Labels, is_labeled: bool, dense_scores: dict[str, float] | None
+    ) -> dict[str, Any]:
+        """Return the configuration for ``pgb fit``.
+
+        Args:
+            model: The folder or name of the dense model.
+            head: Its labels.
+            is_labeled: Whether the rows have labels.
+            dense_scores: The dense model's scores, for the report.
+
+        Raises:
+            MisconfigurationException: If the model should learn from labels, but there are none.
+        """
+        if self.recover == "finetune" and not is_labeled:
+            raise MisconfigurationException(
+                f"recover='finetune' needs labels, but data={self.data!r} has none. Use recover='distill', which learns "
+                "from the dense model, or set label_column."
+            )
+        folder = self.run_folder
+        trainer: dict[str, Any] = {
+            "accelerator": self.accelerator,
+            "precision": self.precision,
+            "max_epochs": self.epochs if self.recover != "none" else 0,
+            "num_sanity_val_steps": -1 if is_labeled else 0,
+            "callbacks": self._callbacks(MONITORS[head.problem_type] if is_labeled else None, dense_scores),
+            "logger": {
+                "class_path": "lightning.pytorch.loggers.CSVLogger",
+                "init_args": {"save_dir": str(folder), "name": "logs"},
+            },
+        }
+        if not is_labeled:
+            trainer["limit_val_batches"] = 0
+        return {
+            "seed_everything": self.seed,
+            "model": self.model_config(model, head),
+            "data": self.data_config(model),
+            "trainer": trainer,
+        }
+
+    def _callbacks(self, monitor: str | None, dense_scores: dict[str, float] | None) -> list[dict[str, Any]]:
+        folder = str(self.run_folder)
+        target = {"pruning_ratio": self.pruning_ratio, "target_speedup": self.target_speedup}
+        saver = (
+            _callback("lightning.pytorch.callbacks.ModelCheckpoint", dirpath=folder, filename="last", enable_version_counter=False)
+            if monitor is None
+            else _callback("pgb_lightning.callbacks.BestCheckpoint", dirpath=folder, monitor=monitor)
+        )
+        distillation = _callback("pgb_lightning.callbacks.Distillation", cache=f"{folder}/{TEACHER_ANSWERS}")
+        return [
+            _callback("pgb_lightning.callbacks.ExactResume"),
+            saver,
+            _callback(
+                "pgb_lightning.callbacks.PGBReport",
+                output_dir=f"{self.output_dir}/report",
+                dense_scores=dense_scores or None,
+            ),
+            *([distillation] if self.recover == "distill" else []),
+            _callback(
+                "pgb_lightning.callbacks.PGBCallback",
+                **{name: value for name, value in target.items() if value is not None},
+                preset=self.preset,
+            ),
+        ]
+
+
+def _callback(class_path: str, **init_args: Any) -> dict[str, Any]:
+    return {"class_path": class_path, "init_args": init_args} if init_args else {"class_path": class_path}
