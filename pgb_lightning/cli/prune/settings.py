@@ -130,8 +130,8 @@ class PruneSettings:
         """
         if self.recover == "finetune" and not is_labeled:
             raise MisconfigurationException(
-                f"recover='finetune' needs labels, but data={self.data!r} has none. Use recover='distill', which learns "
-                "from the dense model, or set label_column."
+                f"recover='finetune' needs labels, but data={self.data!r} has none. Use recover='distill', which "
+                "learns from the dense model, or set label_column."
             )
         folder = self.run_folder
         trainer: dict[str, Any] = {
@@ -158,7 +158,12 @@ class PruneSettings:
         folder = str(self.run_folder)
         target = {"pruning_ratio": self.pruning_ratio, "target_speedup": self.target_speedup}
         saver = (
-            _callback("lightning.pytorch.callbacks.ModelCheckpoint", dirpath=folder, filename="last", enable_version_counter=False)
+            _callback(
+                "lightning.pytorch.callbacks.ModelCheckpoint",
+                dirpath=folder,
+                filename="last",
+                enable_version_counter=False,
+            )
             if monitor is None
             else _callback("pgb_lightning.callbacks.BestCheckpoint", dirpath=folder, monitor=monitor)
         )
