@@ -18,12 +18,13 @@ from filelock import FileLock
 from helpers.fakes import VOCABULARY, glue_rows, quiet_trainer, squad_folder
 from helpers.families import TINY
 from helpers.processes import run
-from transformers import AutoConfig, AutoModel, BertTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertTokenizer
 
 from pgb_lightning import PruningConfig, PruningPlan, prune
 from pgb_lightning.glue_tasks import get_task
 from pgb_lightning.modules import QuestionAnswering, TextClassification
 from pgb_lightning.modules.finetuning import FineTuning
+from pgb_lightning.packaged import read_tokenizer
 
 #: Folders and files of slow tests: complete runs, and measurements.
 SLOW = (
@@ -34,6 +35,7 @@ SLOW = (
     "callbacks/test_report.py",
     "callbacks/test_target_speedup.py",
     "cli/test_commands.py",
+    "cli/test_prune_command.py",
     "experiments/",
     "test_tutorial.py",
 )
@@ -100,6 +102,26 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
             ).save_pretrained(folder)
             folders[key] = folder
         return folders[key]
+
+    return make
+
+
+@pytest.fixture
+def fine_tuned(tiny_model_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., str]:
+    """Return a function that saves a tiny model with a head.
+
+    For example ``fine_tuned(names=("neg", "pos"))``. Keyword arguments change the model's configuration.
+    """
+
+    def make(auto: Any = AutoModelForSequenceClassification, names: tuple[str, ...] = (), **config: Any) -> str:
+        folder = tmp_path / "model"
+        if names:
+            config |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            auto.from_pretrained(tiny_model_folder("bert"), **config).save_pretrained(folder)
+        read_tokenizer(str(tiny_model_folder("bert"))).save_pretrained(folder)
+        return str(folder)
 
     return make
 

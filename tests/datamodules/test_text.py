@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,35 +9,15 @@ from typing import Any
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
+from helpers.text_tables import reviews, write
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import AutoModelForTokenClassification
 
 from pgb_lightning.datamodules import TextDataModule
 from pgb_lightning.datamodules.labels import Labels
 from pgb_lightning.datamodules.tokenization import NOT_SCORED
-from pgb_lightning.packaged import read_tokenizer
 
 Make = Callable[..., TextDataModule]
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """Write rows as CSV, TSV or JSON lines, by the suffix."""
-    if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return path
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
-def reviews(count: int = 40, **column: Any) -> list[dict[str, Any]]:
-    """Return rows with a text and, for example, ``label=lambda row: row % 2``."""
-    return [
-        {"id": f"r{row}", "review": f"a good film , {'very ' * (row % 5)}bad", **{k: f(row) for k, f in column.items()}}
-        for row in range(count)
-    ]
 
 
 @pytest.fixture
@@ -52,21 +30,6 @@ def make(tiny_model_folder: Callable[..., Path], tmp_path: Path) -> Make:
         data.prepare_data()
         data.setup("fit")
         return data
-
-    return build
-
-
-@pytest.fixture
-def fine_tuned(tiny_model_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., str]:
-    """Save a tiny model with a head, and return its folder."""
-
-    def build(auto: Any = AutoModelForSequenceClassification, names: tuple[str, ...] = (), **config: Any) -> str:
-        folder = tmp_path / "model"
-        if names:
-            config |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-        auto.from_pretrained(tiny_model_folder("bert"), **config).save_pretrained(folder)
-        read_tokenizer(str(tiny_model_folder("bert"))).save_pretrained(folder)
-        return str(folder)
 
     return build
 

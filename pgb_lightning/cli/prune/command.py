@@ -122,7 +122,7 @@ def run_prune(
         module.to(tester.strategy.root_device)
         spent = epochs if recover != "none" else 0
         expected = estimate(module.model, rows, pruning_ratio or 0.5, spent, has_teacher=recover == "distill")
-        console.print(expected.describe())
+        console.print(expected.describe(), soft_wrap=True)
         scores = score(tester, module, rows) if is_labeled else {}
         known = {"scores": scores, "predictions": predict(tester, module, rows)}
         torch.save(known, settings.run_folder / DENSE_SCORES)
@@ -142,7 +142,8 @@ def run_prune(
     write_atomically(settings.run_folder / RESULT, json.dumps(result, indent=2) + "\n")
     _export(fitted, plan, rows, settings, formats, after)
     console.print(_table(result))
-    console.print(f"Model: {output_dir}   Report: {Path(output_dir) / 'report' / 'index.html'}")
+    console.print(f"Model: {output_dir}", soft_wrap=True)
+    console.print(f"Report: {Path(output_dir) / 'report' / 'index.html'}", soft_wrap=True)
     return result
 
 
@@ -192,8 +193,8 @@ def _tester(settings: PruneSettings) -> L.Trainer:
 def _write_config(config: dict[str, Any], file: Path, console: Console) -> None:
     text = yaml.safe_dump(config, sort_keys=False)
     file.write_text(f"# The same run: pgb fit --config {file}\n\n{text}")
-    console.print(text, markup=False, highlight=False)
-    console.print(f"The same run: pgb fit --config {file}", markup=False)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"The same run: pgb fit --config {file}", markup=False, soft_wrap=True)
 
 
 def _fit(config: dict[str, Any], settings: PruneSettings) -> tuple[FineTuning, PruningPlan, PGBReport]:

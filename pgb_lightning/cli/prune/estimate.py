@@ -81,5 +81,5 @@ def estimate(model: nn.Module, data: TextDataModule, ratio: float, epochs: int, 
 
 def _in_words(seconds: float) -> str:
     if seconds < 90:
-        return f"{max(round(seconds), 1)} seconds"
+        return f"{max(round(seconds), 2)} seconds"
     return f"{round(seconds / 60)} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

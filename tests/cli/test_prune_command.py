@@ -1,0 +1,229 @@
+"""The command ``pgb prune``: what it writes for each task, that it continues, and what it refuses before any work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import yaml
+from helpers.text_tables import Rows, reviews, write
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+
+from pgb_lightning import PruningPlan
+from pgb_lightning.callbacks import PGBCallback
+from pgb_lightning.cli.main import main, run
+from pgb_lightning.cli.prune import command, run_prune
+from pgb_lightning.cli.prune.scoring import agreement
+from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.packaged import read_tokenizer
+from pgb_lightning.surgery.checks import is_pruned
+
+Prune = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def prune(tmp_path: Path, fine_tuned: Callable[..., str]) -> Prune:
+    """Run the command on rows that are written to a file, with 48 rows of two classes by default."""
+
+    def call(
+        rows: Rows | None = None, output_dir: str = "out", name: str = "rows.csv", **settings: Any
+    ) -> dict[str, Any]:
+        rows = reviews(48, label=lambda row: ("bad", "good")[row % 2]) if rows is None else rows
+        settings.setdefault("model", str(tmp_path / "model"))
+        if not Path(settings["model"]).exists() and settings["model"] == str(tmp_path / "model"):
+            fine_tuned(names=("good", "bad"), initializer_range=0.2)
+        return run_prune(
+            data=str(write(tmp_path / name, rows)),
+            output_dir=str(tmp_path / output_dir),
+            max_length=32,
+            batch_size=8,
+            accelerator="cpu",
+            **settings,
+        )
+
+    return call
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    with torch.inference_mode():
+        return model.eval()(input_ids=torch.arange(5, 14)[None]).logits
+
+
+def test_the_folder_is_a_pruned_model_with_its_plan_report_and_scores(prune: Prune, tmp_path: Path) -> None:
+    result = prune(pruning_ratio=0.7, epochs=2)
+    out = tmp_path / "out"
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    assert is_pruned(find_encoder(model))
+    assert model.config.id2label == {0: "good", 1: "bad"}
+    assert AutoTokenizer.from_pretrained(out).get_vocab() == read_tokenizer(str(tmp_path / "model")).get_vocab()
+    plan = PruningPlan.load(out / "plan.json")
+    assert result["removed"] == plan.pruning_ratio == pytest.approx(0.7, abs=0.02)
+    assert (out / "report" / "index.html").is_file()
+    assert json.loads((out / "run" / "scores.json").read_text()) == result
+    for stage in ("dense", "pruned", "recovered"):
+        assert {"val_accuracy", "val_loss"} <= result[stage].keys()
+    assert 0 <= result["agreement with dense"] <= 1
+    best = torch.load(out / "run" / "best.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(model.state_dict()["classifier.weight"], best["model.classifier.weight"])
+    assert not (out / "run" / "teacher").exists()
+
+
+def test_the_printed_configuration_is_that_of_the_same_run(
+    prune: Prune, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prune(epochs=1)
+    file = tmp_path / "out" / "run" / "fit.yaml"
+    assert file.read_text().partition("\n\n")[2].strip() in capsys.readouterr().out
+    first = torch.load(tmp_path / "out" / "run" / "last.ckpt", weights_only=True)["state_dict"]
+    config = yaml.safe_load(file.read_text().replace(str(tmp_path / "out"), str(tmp_path / "again")))
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump(config))
+    run(["fit", "--config", str(tmp_path / "fit.yaml")])
+    second = torch.load(tmp_path / "again" / "run" / "last.ckpt", weights_only=True)["state_dict"]
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_rows_without_labels_are_enough(prune: Prune, tmp_path: Path) -> None:
+    result = prune(reviews(48), name="rows.jsonl", epochs=1)
+    assert result["dense"] == {}
+    assert result["agreement with dense"] > 0
+    assert is_pruned(find_encoder(AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")))
+
+
+@pytest.mark.parametrize("recover", ["none", "distill"])
+@pytest.mark.parametrize("task", ["regression", "several labels", "words"])
+def test_other_tasks(task: str, recover: str, prune: Prune, fine_tuned: Callable[..., str], tmp_path: Path) -> None:
+    auto: Any = AutoModelForSequenceClassification
+    if task == "regression":
+        rows, metric = reviews(48, score=lambda row: row % 5 / 4), "val_spearman"
+        fine_tuned(num_labels=1, initializer_range=0.2)
+    elif task == "several labels":
+        rows, metric = reviews(48, labels=lambda row: ["a", "b"][: row % 3]), "val_f1_micro"
+        fine_tuned(names=("b", "a"), problem_type="multi_label_classification", initializer_range=0.2)
+    else:
+        auto, metric = AutoModelForTokenClassification, "val_f1"
+        rows = [{"tokens": ["a", "good", "film"], "ner_tags": ["O", "B-x", "I-x"]} for _ in range(48)]
+        fine_tuned(auto, names=("O", "B-x", "I-x"), initializer_range=0.2)
+    result = prune(rows, name="rows.jsonl", recover=recover, epochs=1)
+    assert metric in result["dense"]
+    assert metric in result["exported" if recover == "none" else "recovered"]
+    model = auto.from_pretrained(tmp_path / "out")
+    assert is_pruned(find_encoder(model))
+    assert model.num_labels == {"regression": 1, "several labels": 2, "words": 3}[task]
+
+
+def test_an_interrupted_run_is_continued_and_gives_the_same_model(
+    prune: Prune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prune(output_dir="whole", epochs=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(PGBCallback, "on_train_epoch_start", stop_in_second_epoch)
+        with pytest.raises(SystemExit):
+            prune(epochs=2)
+    assert not (tmp_path / "out" / "config.json").exists()
+    with pytest.raises(MisconfigurationException, match=r"output_dir=.*epochs=3, not 2"):
+        prune(epochs=3)
+    monkeypatch.setattr(command, "estimate", None)  # calling it would fail: the dense model is scored already
+    prune(epochs=2)
+    whole, continued = (
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / name) for name in ("whole", "out")
+    )
+    assert torch.equal(logits(whole), logits(continued))
+    with pytest.raises(MisconfigurationException, match=r"output_dir=.*finished"):
+        prune(epochs=2)
+
+
+def stop_in_second_epoch(self: PGBCallback, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    if trainer.current_epoch == 1:
+        raise KeyboardInterrupt
+
+
+def test_a_checkpoint_of_a_fit_can_be_pruned(
+    prune: Prune, pruned_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    prune(reviews(48, label=lambda row: row % 2), model=str(pruned_checkpoint("dense")), recover="none")
+    assert is_pruned(find_encoder(AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")))
+
+
+def test_onnx_is_written_beside_the_model(prune: Prune, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    prune(recover="none", export=["onnx"])
+    session = onnxruntime.InferenceSession(next((tmp_path / "out" / "onnx").rglob("*.onnx")))
+    names = {each.name for each in session.get_inputs()}
+    inputs = {"input_ids": torch.arange(5, 14)[None], "attention_mask": torch.ones(1, 9, dtype=torch.long)}
+    inputs["token_type_ids"] = torch.zeros(1, 9, dtype=torch.long)
+    [found] = session.run(["logits"], {name: value.numpy() for name, value in inputs.items() if name in names})
+    expected = logits(AutoModelForSequenceClassification.from_pretrained(tmp_path / "out"))
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"recover": "retrain"}, r"recover='retrain'"),
+        ({"epochs": 0}, r"epochs=0 .*recover='none'"),
+        ({"learning_rate": -1.0}, r"learning_rate=-1\.0"),
+        ({"pruning_ratio": 1.2}, r"pruning_ratio=1\.2"),
+        ({"pruning_ratio": 0.5, "target_speedup": 2.0}, r"pruning_ratio=0\.5 and target_speedup=2\.0"),
+        ({"export": ["tflite"]}, r"export has 'tflite'"),
+        ({"rows": reviews(48), "recover": "finetune"}, r"recover='finetune' .*label_column"),
+        ({"rows": reviews(48, label=lambda row: "fair")}, r"'fair'.*'good', 'bad'"),
+        ({"label_column": "stars"}, r"label_column='stars'"),
+        ({"model": "missing.ckpt"}, r"model='missing\.ckpt' is not a file"),
+    ],
+)
+def test_what_cannot_be_right_is_refused_before_any_work(
+    settings: dict[str, Any], message: str, prune: Prune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "score", None)
+    monkeypatch.setattr(command, "estimate", None)
+    with pytest.raises(MisconfigurationException, match=message):
+        prune(**settings)
+
+
+def test_a_model_without_a_trained_head_is_refused(
+    prune: Prune, tiny_model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(MisconfigurationException, match=r"model=.*not fine-tuned"):
+        prune(model=str(tiny_model_folder("bert")))
+    folder = tmp_path / "headless"
+    AutoModel.from_pretrained(tiny_model_folder("bert")).save_pretrained(folder)
+    read_tokenizer(str(tiny_model_folder("bert"))).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["BertForSequenceClassification"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MisconfigurationException, match=r"model=.*classifier"):
+        prune(model=str(folder), output_dir="other")
+
+
+def test_the_command_line_exits_with_one_line(
+    fine_tuned: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(
+            ["prune", "--model", fine_tuned(), "--data", str(tmp_path / "no.csv"), "--output_dir", str(tmp_path / "o")]
+        )
+    assert str(raised.value).startswith("pgb: data=")
+    assert "\n" not in str(raised.value)
+
+
+def test_agreement_is_that_of_rows_or_tokens() -> None:
+    rows = [torch.tensor([0, 1, 1])], [torch.tensor([0, 1, 0])]
+    assert agreement(*rows, "single_label_classification") == pytest.approx(2 / 3)
+    words = [torch.tensor([[0, 1, -100]])], [torch.tensor([[0, 2, -100]])]
+    assert agreement(*words, "token_classification") == 0.5
+    several = [torch.tensor([[0, 1], [1, 1]])], [torch.tensor([[0, 1], [1, 0]])]
+    assert agreement(*several, "multi_label_classification") == 0.5
+    values = [torch.tensor([1.0, 2.0, 3.0])], [torch.tensor([10.0, 20.0, 30.0])]
+    assert agreement(*values, "regression") == pytest.approx(1.0, abs=1e-5)
