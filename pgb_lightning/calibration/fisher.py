@@ -31,7 +31,7 @@ ORDER: tuple[Fisher, ...] = ("labels", "predictions", "outputs")
 
 #: What is used, in words.
 DESCRIPTIONS: dict[Fisher, str] = {
-    "labels": "the loss with the data's labels",
+    "labels": "the model's own loss",
     "predictions": "labels drawn from the model's predictions",
     "outputs": "random directions of the model's outputs",
 }

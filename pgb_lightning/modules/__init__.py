@@ -1,6 +1,7 @@
 """LightningModules that fine-tune, prune and re-finetune transformers encoders."""
 
 from pgb_lightning.modules.question_answering import QuestionAnswering
+from pgb_lightning.modules.sentence_embedding import SentenceEmbedding
 from pgb_lightning.modules.text_classification import TextClassification
 
-__all__ = ["QuestionAnswering", "TextClassification"]
+__all__ = ["QuestionAnswering", "SentenceEmbedding", "TextClassification"]

@@ -27,6 +27,7 @@ from pgb_lightning.cli.main import main, run
 from pgb_lightning.cli.prune import command, run_prune
 from pgb_lightning.cli.prune.scoring import agreement
 from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.modules.pooling import Pooling, read_pooling, write_pooling
 from pgb_lightning.packaged import read_tokenizer
 from pgb_lightning.surgery.checks import is_pruned
 
@@ -122,6 +123,32 @@ def test_other_tasks(task: str, recover: str, prune: Prune, fine_tuned: Callable
     model = auto.from_pretrained(tmp_path / "out")
     assert is_pruned(find_encoder(model))
     assert model.num_labels == {"regression": 1, "several labels": 2, "words": 3}[task]
+
+
+@pytest.mark.parametrize("recover", ["none", "distill"])
+def test_an_embedding_model_keeps_its_pooling(
+    recover: str, prune: Prune, tiny_model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "embedder"
+    AutoModel.from_pretrained(tiny_model_folder("bert", initializer_range=0.2)).save_pretrained(folder)
+    read_tokenizer(str(tiny_model_folder("bert"))).save_pretrained(folder)
+    write_pooling(folder, Pooling("cls", normalize=True), width=24, max_length=32)
+    rows = [
+        {"sentence1": f"good {'very ' * (row % 4)}film", "sentence2": f"a {'bad ' * (row % 3)}film", "score": row % 5}
+        for row in range(60)
+    ]
+    result = prune(rows, model=str(folder), recover=recover, epochs=1)
+    assert {"val_spearman"} == result["dense"].keys()
+    assert 0 < result["agreement with dense"] <= 1.0001
+    assert read_pooling(str(tmp_path / "out")) == Pooling("cls", normalize=True)
+    model = AutoModel.from_pretrained(tmp_path / "out")
+    assert is_pruned(find_encoder(model))
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "out")("a good film", return_tensors="pt")
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(model.eval()(**tokens).last_hidden_state[:, 0], dim=-1)
+    found = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(["a good film"])
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_an_interrupted_run_is_continued_and_gives_the_same_model(

@@ -17,11 +17,11 @@ from rich.table import Table
 
 from pgb_lightning.atomic_write import write_atomically
 from pgb_lightning.callbacks import PGBCallback, PGBReport
-from pgb_lightning.cli.prune.dense_model import find_dense, require_head
+from pgb_lightning.cli.prune.dense_model import add_pooling, find_dense, require_head
 from pgb_lightning.cli.prune.estimate import estimate
 from pgb_lightning.cli.prune.scoring import agreement, predict, score
 from pgb_lightning.cli.prune.settings import FIT_CONFIG, TEACHER_ANSWERS, PruneSettings, Recover
-from pgb_lightning.datamodules import TextDataModule
+from pgb_lightning.datamodules import SentencesDataModule, TextDataModule
 from pgb_lightning.export.card import CardFacts
 from pgb_lightning.export.huggingface import check_folder, export_huggingface
 from pgb_lightning.export.onnx import export_onnx, require_onnx
@@ -66,7 +66,8 @@ def run_prune(
     configuration of the same run for ``pgb fit``.
 
     Args:
-        model: The fine-tuned model: a Hugging Face folder, a name on the Hub, or a checkpoint of ``pgb fit``.
+        model: The model: a Hugging Face folder, a name on the Hub, or a checkpoint of ``pgb fit``; fine-tuned, or an
+            embedding model of sentence-transformers.
         data: A CSV, TSV, JSON lines or parquet file, a folder of them, or the name of a data set on the Hub. Labels
             are not needed.
         output_dir: The folder to write, new or empty.
@@ -108,10 +109,10 @@ def run_prune(
     _open_run(settings, arguments)
     dense = find_dense(model, settings.run_folder)
     head = require_head(dense)
-    rows: TextDataModule = instantiate_class((), settings.data_config(dense))
+    rows: TextDataModule = instantiate_class((), settings.data_config(dense, head))
     rows.prepare_data()
     rows.setup("fit")
-    is_labeled = rows.columns.label is not None
+    is_labeled = rows.has_scores if isinstance(rows, SentencesDataModule) else rows.columns.label is not None
     settings.fit_config(dense, head, is_labeled, dense_scores=None)  # refuses what contradicts the data
     L.seed_everything(seed)
     module: FineTuning = instantiate_class((), settings.model_config(dense, head))
@@ -131,7 +132,7 @@ def run_prune(
     _write_config(config, settings.run_folder / FIT_CONFIG, console)
     fitted, plan, report = _fit(config, settings)
     after = score(tester, fitted, rows) if is_labeled else {}
-    same = agreement(predict(tester, fitted, rows), known["predictions"], head.problem_type)
+    same = agreement(predict(tester, fitted, rows), known["predictions"], head and head.problem_type)
     result = {
         "removed": plan.pruning_ratio,
         "dense": known["scores"],
@@ -241,6 +242,7 @@ def _export(
     written = settings.run_folder / "exported"
     shutil.rmtree(written, ignore_errors=True)
     export_huggingface(module.model, written, plan, data.tokenizer, facts)
+    add_pooling(module, written, settings.max_length)
     # config.json comes last: it tells that the run is finished.
     for file in sorted(written.iterdir(), key=lambda path: path.name == "config.json"):
         shutil.move(file, target / file.name)

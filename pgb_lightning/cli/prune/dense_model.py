@@ -8,7 +8,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from pgb_lightning.datamodules.labels import Labels, read_head
+from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.pruned_checkpoint import read_module
+from pgb_lightning.modules.finetuning import FineTuning
+from pgb_lightning.modules.pooling import read_pooling, write_pooling
+from pgb_lightning.modules.sentence_embedding import SentenceEmbedding
 from pgb_lightning.packaged import explain_model_errors, read_tokenizer, resolve_model
 
 
@@ -29,24 +33,28 @@ def find_dense(model: str, run_folder: Path) -> str:
     if not (folder / "config.json").is_file():
         module = read_module(path, name="model")
         module.model.save_pretrained(folder)
+        add_pooling(module, folder)
         read_tokenizer(str(module.hparams["model_name_or_path"])).save_pretrained(folder)
     return str(folder)
 
 
-def require_head(model: str) -> Labels:
-    """Return the labels of a fine-tuned model.
+def require_head(model: str) -> Labels | None:
+    """Return the labels of a fine-tuned model, or ``None`` for an embedding model of sentence-transformers.
 
     Args:
         model: A folder, or a name on the Hub.
 
     Raises:
-        MisconfigurationException: If the model cannot be read, or is not fine-tuned for classification or regression.
+        MisconfigurationException: If the model cannot be read, or is neither.
     """
     head = read_head(model)
     if head is None:
+        if read_pooling(model) is not None:
+            return None
         raise MisconfigurationException(
-            f"model={model!r} is not fine-tuned for classification, regression or token classification: its "
-            "configuration names no such class under 'architectures'. Fine-tune it first, such as with `pgb fit`, and "
+            f"model={model!r} is not fine-tuned for classification, regression or token classification (its "
+            "configuration names no such class under 'architectures'), and is no embedding model (there is no "
+            "modules.json). Fine-tune it first, such as with `pgb fit`, and "
             "pass the result."
         )
     is_tagger = head.problem_type == "token_classification"
@@ -59,3 +67,16 @@ def require_head(model: str) -> Labels:
             "was saved after fine-tuning."
         )
     return head
+
+
+def add_pooling(module: FineTuning, folder: Path, max_length: int | None = None) -> None:
+    """Write the files of sentence-transformers into the folder of an embedding model; others have none.
+
+    Args:
+        module: The module.
+        folder: The folder of its model.
+        max_length: Texts are truncated to this many tokens; by default to as many as the model takes.
+    """
+    if isinstance(module, SentenceEmbedding):
+        longest = max_length or find_encoder(module.model).max_length
+        write_pooling(folder, module.pooling, width=module.model.config.hidden_size, max_length=longest)

@@ -63,7 +63,7 @@ def estimate(model: nn.Module, data: TextDataModule, ratio: float, epochs: int, 
         for number, batch in enumerate(calibration):
             inputs = {name: value for name, value in move_data_to_device(batch, device).items() if name != "labels"}
             start = time.perf_counter()
-            model(**inputs).logits.square().mean().backward()
+            model(**inputs)[0].square().mean().backward()  # the logits, or the last hidden states
             if number:
                 seconds.append((time.perf_counter() - start) / len(next(iter(inputs.values()))))
             if number == TIMED:

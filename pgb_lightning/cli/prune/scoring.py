@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 from torchmetrics.functional.regression import spearman_corrcoef
 
 from pgb_lightning.datamodules import TextDataModule
@@ -35,21 +36,23 @@ def predict(trainer: L.Trainer, module: L.LightningModule, data: TextDataModule)
     """
     loader = data.val_dataloader()
     batches: Any = trainer.predict(module, dataloaders=loader)
-    return [batch["predictions"].cpu() for batch in batches]
+    return [batch["embeddings" if "embeddings" in batch else "predictions"].cpu() for batch in batches]
 
 
-def agreement(own: list[Tensor], dense: list[Tensor], problem_type: ProblemType) -> float:
+def agreement(own: list[Tensor], dense: list[Tensor], problem_type: ProblemType | None) -> float:
     """Return the agreement with the dense model's predictions.
 
     Args:
         own: Predictions by batch.
         dense: Those of the dense model on the same batches.
-        problem_type: What is predicted.
+        problem_type: What is predicted; ``None`` for embeddings.
 
     Returns:
-        For regression, Spearman's correlation. Else the fraction of rows with the same class or classes; for token
-        classification, of tokens.
+        For embeddings, the mean cosine similarity. For regression, Spearman's correlation. Else the fraction of rows
+        with the same class or classes; for token classification, of tokens.
     """
+    if problem_type is None:
+        return float(cosine_similarity(torch.cat(own), torch.cat(dense)).mean())
     if problem_type == "regression":
         return float(spearman_corrcoef(torch.cat(own), torch.cat(dense)))
     if problem_type == "multi_label_classification":

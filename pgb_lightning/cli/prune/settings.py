@@ -74,11 +74,12 @@ class PruneSettings:
         """The folder with everything of the run that is not the exported model."""
         return Path(self.output_dir).expanduser() / "run"
 
-    def data_config(self, model: str) -> dict[str, Any]:
+    def data_config(self, model: str, head: Labels | None) -> dict[str, Any]:
         """Return the configuration of the data module.
 
         Args:
             model: The folder or name of the dense model.
+            head: Its labels; ``None`` for an embedding model.
         """
         init_args = {
             "data": self.data,
@@ -86,8 +87,6 @@ class PruneSettings:
             "text_columns": self.text_columns,
             "label_column": self.label_column,
             "use_labels": self.use_labels,
-            "label_names": self.label_names,
-            "label_separator": self.label_separator,
             "validation_data": self.validation_data,
             "max_length": self.max_length,
             "batch_size": self.batch_size,
@@ -95,34 +94,45 @@ class PruneSettings:
             "group_by_length": True,
             "seed": self.seed,
         }
+        if head is None:
+            for name in ("label_names", "label_separator"):
+                if getattr(self, name) is not None:
+                    raise MisconfigurationException(
+                        f"{name}={getattr(self, name)!r} has no effect: model={self.model!r} is an embedding model. "
+                        "Omit it."
+                    )
+            return {"class_path": "pgb_lightning.datamodules.SentencesDataModule", "init_args": init_args}
+        init_args |= {"label_names": self.label_names, "label_separator": self.label_separator}
         return {"class_path": "pgb_lightning.datamodules.TextDataModule", "init_args": init_args}
 
-    def model_config(self, model: str, head: Labels) -> dict[str, Any]:
+    def model_config(self, model: str, head: Labels | None) -> dict[str, Any]:
         """Return the configuration of the module.
 
         Args:
             model: The folder or name of the dense model.
-            head: Its labels.
+            head: Its labels; ``None`` for an embedding model.
         """
         init_args: dict[str, Any] = {
             "model_name_or_path": model,
-            "num_labels": head.num_labels,
             "learning_rate": self.learning_rate or LEARNING_RATES[self.recover],
         }
+        if head is None:
+            return {"class_path": "pgb_lightning.modules.SentenceEmbedding", "init_args": init_args}
+        init_args["num_labels"] = head.num_labels
         if head.problem_type == "token_classification":
             return {"class_path": "pgb_lightning.modules.TokenClassification", "init_args": init_args}
         init_args["problem_type"] = head.problem_type
         return {"class_path": "pgb_lightning.modules.TextClassification", "init_args": init_args}
 
     def fit_config(
-        self, model: str, head: Labels, is_labeled: bool, dense_scores: dict[str, float] | None
+        self, model: str, head: Labels | None, is_labeled: bool, dense_scores: dict[str, float] | None
     ) -> dict[str, Any]:
         """Return the configuration for ``pgb fit``.
 
         Args:
             model: The folder or name of the dense model.
-            head: Its labels.
-            is_labeled: Whether the rows have labels.
+            head: Its labels; ``None`` for an embedding model.
+            is_labeled: Whether the validation rows have labels, or are pairs with scores.
             dense_scores: The dense model's scores, for the report.
 
         Raises:
@@ -133,13 +143,18 @@ class PruneSettings:
                 f"recover='finetune' needs labels, but data={self.data!r} has none. Use recover='distill', which "
                 "learns from the dense model, or set label_column."
             )
+        if self.recover == "finetune" and head is None:
+            raise MisconfigurationException(
+                "recover='finetune' is not for embedding models, which have no labels. Use 'distill' or 'none'."
+            )
         folder = self.run_folder
+        monitor = "val_spearman" if head is None else MONITORS[head.problem_type]
         trainer: dict[str, Any] = {
             "accelerator": self.accelerator,
             "precision": self.precision,
             "max_epochs": self.epochs if self.recover != "none" else 0,
             "num_sanity_val_steps": -1 if is_labeled else 0,
-            "callbacks": self._callbacks(MONITORS[head.problem_type] if is_labeled else None, dense_scores),
+            "callbacks": self._callbacks(head, monitor if is_labeled else None, dense_scores),
             "logger": {
                 "class_path": "lightning.pytorch.loggers.CSVLogger",
                 "init_args": {"save_dir": str(folder), "name": "logs"},
@@ -150,11 +165,13 @@ class PruneSettings:
         return {
             "seed_everything": self.seed,
             "model": self.model_config(model, head),
-            "data": self.data_config(model),
+            "data": self.data_config(model, head),
             "trainer": trainer,
         }
 
-    def _callbacks(self, monitor: str | None, dense_scores: dict[str, float] | None) -> list[dict[str, Any]]:
+    def _callbacks(
+        self, head: Labels | None, monitor: str | None, dense_scores: dict[str, float] | None
+    ) -> list[dict[str, Any]]:
         folder = str(self.run_folder)
         target = {"pruning_ratio": self.pruning_ratio, "target_speedup": self.target_speedup}
         saver = (
@@ -167,7 +184,8 @@ class PruneSettings:
             if monitor is None
             else _callback("pgb_lightning.callbacks.BestCheckpoint", dirpath=folder, monitor=monitor)
         )
-        distillation = _callback("pgb_lightning.callbacks.Distillation", cache=f"{folder}/{TEACHER_ANSWERS}")
+        losses = {"logits_weight": 0.0} if head is None else {}  # an embedding model has no logits
+        distillation = _callback("pgb_lightning.callbacks.Distillation", cache=f"{folder}/{TEACHER_ANSWERS}", **losses)
         return [
             _callback("pgb_lightning.callbacks.ExactResume"),
             saver,

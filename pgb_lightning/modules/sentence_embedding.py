@@ -1,0 +1,145 @@
+"""Embed sentences with a transformers encoder, and keep the embeddings while the encoder becomes smaller."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torchmetrics.regression import SpearmanCorrCoef
+from transformers import AutoModel
+
+from pgb_lightning.modules.finetuning import FineTuning
+from pgb_lightning.modules.pooling import Pooling, PoolingMode, read_pooling
+
+
+class SentenceEmbedding(FineTuning):
+    """A transformers encoder with the pooling of a sentence-transformers model, to be pruned as it is.
+
+    It needs no labels. Calibration takes the gradients of random directions of the embeddings, and re-finetuning
+    matches the hidden states of the dense model on plain sentences, by the callback ``Distillation(logits_weight=0)``;
+    the module has no loss of its own. Validation on pairs with scores logs ``val_spearman``, the correlation of the
+    scores with the cosine similarities.
+
+    Batches of sentences have ``input_ids`` and ``attention_mask``. Batches of pairs have such batches as ``first`` and
+    ``second``, and ``labels`` with the scores.
+
+    Args:
+        model_name_or_path: The pretrained encoder: a Hub name, a local folder, or ``"minilm-l6"``.
+        pooling: ``"mean"``, ``"cls"`` or ``"max"``; by default that of the model's ``modules.json``, else ``"mean"``.
+        normalize: Whether embeddings are scaled to length 1; by default as ``modules.json`` says, else not.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Weight decay of matrices. Biases and LayerNorms are not decayed.
+        warmup_ratio: Fraction of the steps in which the learning rate rises, before it decays linearly to zero.
+        embedding_learning_rate: Peak learning rate of the word embeddings; by default that of all other parameters. 0
+            freezes them.
+        fine_tuned_ckpt: Lightning checkpoint of this module with the initial weights.
+        hf_config: Configuration to create the model from without pretrained weights. Checkpoints set it.
+
+    Raises:
+        MisconfigurationException: If a setting is out of range, or the model has parts other than pooling and
+            normalization.
+
+    Example:
+        >>> module = SentenceEmbedding("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
+    """
+
+    auto_model = AutoModel
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        pooling: PoolingMode | None = None,
+        normalize: bool | None = None,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.01,
+        warmup_ratio: float = 0.1,
+        embedding_learning_rate: float | None = None,
+        fine_tuned_ckpt: str | None = None,
+        hf_config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["fine_tuned_ckpt"])
+        known = pooling is not None and normalize is not None
+        stored = None if known else read_pooling(str(model_name_or_path))
+        stored = stored or Pooling()
+        self.pooling = Pooling(
+            mode=stored.mode if pooling is None else pooling,
+            normalize=stored.normalize if normalize is None else normalize,
+        )
+        # So that checkpoints do not depend on the folder of the model.
+        self.hparams.update(pooling=self.pooling.mode, normalize=self.pooling.normalize)
+        self.spearman = SpearmanCorrCoef()
+        self._set_up(
+            model_name_or_path,
+            learning_rate,
+            weight_decay,
+            warmup_ratio,
+            embedding_learning_rate,
+            fine_tuned_ckpt,
+            hf_config,
+        )
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """Return one embedding for each text, of shape (texts, width)."""
+        states = self.model(**inputs).last_hidden_state
+        return self.pooling.apply(states, inputs.get("attention_mask", torch.ones(states.shape[:2])).to(states.device))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:  # type: ignore[override]
+        """Run the model; ``Distillation`` adds the loss."""
+        self(**batch)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Require that something was trained on.
+
+        Raises:
+            MisconfigurationException: If there was no loss.
+        """
+        if not outputs:
+            raise MisconfigurationException(
+                "SentenceEmbedding has no loss of its own, and callbacks has no Distillation. Add "
+                "Distillation(logits_weight=0), which matches the dense model, or set the Trainer's max_epochs=0 to "
+                "prune only."
+            )
+
+    def calibration_step(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the mean over texts of v · f(x), with v drawn from N(0, I) for each text.
+
+        The second moments of its gradients are those of JᵀJ, so importance is measured by the squared distance of
+        embeddings. The draw depends only on the tokens, so that it is the same on every process.
+        """
+        embeddings = self(**batch)
+        generator = torch.Generator().manual_seed(int(batch["input_ids"].sum()))
+        directions = torch.randn(embeddings.shape, generator=generator).to(embeddings)
+        return (directions * embeddings).sum(-1).mean()
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Update the correlation of the scores with the cosine similarities."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Update the correlation of the scores with the cosine similarities."""
+        self._evaluate("test", batch)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Return ``embeddings``; for pairs, of the first texts and then of the second ones."""
+        parts = [batch["first"], batch["second"]] if "first" in batch else [batch]
+        return {"embeddings": torch.cat([self(**part) for part in parts])}
+
+    def _evaluate(self, stage: str, batch: dict[str, Any]) -> None:
+        if "labels" not in batch:
+            raise MisconfigurationException(
+                f"SentenceEmbedding: the batch has no pairs with scores, only {', '.join(batch)}. Pass validation rows "
+                "with two columns of texts and one of scores, or set the Trainer's limit_val_batches=0."
+            )
+        similarity = torch.nn.functional.cosine_similarity(self(**batch["first"]), self(**batch["second"]))
+        self.spearman.update(similarity.float(), batch["labels"].float())
+        self.log(
+            f"{stage}_spearman",
+            self.spearman,
+            on_step=False,
+            on_epoch=True,
+            prog_bar=True,
+            batch_size=len(similarity),
+        )
