@@ -51,8 +51,9 @@ def test_link_targets_exist(path: Path) -> None:
 @pytest.mark.parametrize("path", PAGES)
 def test_python_compiles_and_imports_exist(path: Path) -> None:
     for code in blocks(path, "python"):
-        if "onnxruntime" in code:
-            pytest.importorskip("onnxruntime")
+        for optional in ("onnxruntime", "openvino"):
+            if f"import {optional}" in code or f"from {optional}" in code:
+                pytest.importorskip(optional)
         tree = ast.parse(code)
         imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
         exec(compile(ast.Module(imports, type_ignores=[]), str(path), "exec"), {})

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import platform
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from transformers import PreTrainedModel
 
@@ -23,7 +23,8 @@ from pgb_lightning.atomic_write import write_atomically
 from pgb_lightning.benchmark import measures
 from pgb_lightning.benchmark.latency_figure import draw_latency
 from pgb_lightning.benchmark.models import pruned_models, random_model
-from pgb_lightning.benchmark.tables import latency_table, size_table
+from pgb_lightning.benchmark.runtimes import Runtime, check_runtimes, measure_runtimes
+from pgb_lightning.benchmark.tables import latency_table, runtime_table, size_table
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.pruned_checkpoint import read_checkpoint
@@ -46,6 +47,7 @@ def run(
     device: str = "cpu",
     num_threads: int | None = None,
     compiled: bool = False,
+    runtimes: tuple[Runtime, ...] = (),
     training: bool = True,
     repeats: int = 7,
     min_time: float = 0.2,
@@ -73,6 +75,9 @@ def run(
         device: The device, such as "cpu" or "cuda".
         num_threads: Number of CPU threads; by default chosen by torch.
         compiled: Whether to measure the models under ``torch.compile`` too.
+        runtimes: Runtimes in which to measure inference, in place of everything else: "torch", "torch-bf16",
+            "onnxruntime", "onnxruntime-int8" (dynamic), "onnxruntime-int8-static", "openvino", "openvino-bf16" and
+            "openvino-int8". All have the same number of threads, and all models are in memory at once.
         training: Whether to measure a training step, at the middle batch size.
         repeats: Number of rounds.
         min_time: Minimum duration of one measurement, in seconds.
@@ -82,10 +87,12 @@ def run(
         The content of ``benchmark.json``.
 
     Raises:
+        MisconfigurationException: If a package of a runtime is not installed.
         ValueError: If a setting is out of range, or the plan does not match the encoder.
     """
     _check(pruning_ratios, batch_sizes, lengths, repeats=repeats, num_layers=num_layers, num_threads=num_threads)
     _check_device(device)
+    _check_runtimes(runtimes, dtype, device, compiled)
     given = None if plan is None else _read_plan(plan)
     if num_threads is not None:
         torch.set_num_threads(num_threads)
@@ -103,16 +110,23 @@ def run(
         "latency": [],
     }
     console = Console(width=120)
+    if runtimes:
+        batches = [_batch(models["dense"], batch_size, length) for length in lengths for batch_size in batch_sizes]
+        for row in measure_runtimes(models, runtimes, batches, repeats, min_time):
+            results["latency"].append(row)
+            console.print(runtime_table(row))
+            _write(results, Path(out_dir))
+        return results
     for length in lengths:
         for batch_size in batch_sizes:
             batch = _batch(models["dense"], batch_size, length)
-            row: dict[str, Any] = {"batch_size": batch_size, "length": length}
-            row["eager"] = _summary(measures.forward_times(models, batch, repeats, min_time))
+            row = {"batch_size": batch_size, "length": length}
+            row["eager"] = measures.summarize(measures.forward_times(models, batch, repeats, min_time))
             if compiled:
                 compiled_models: dict[str, Any] = {name: torch.compile(model) for name, model in models.items()}
-                row["compiled"] = _summary(measures.forward_times(compiled_models, batch, repeats, min_time))
+                row["compiled"] = measures.summarize(measures.forward_times(compiled_models, batch, repeats, min_time))
             parts = measures.sublayer_times(models, batch, repeats, min_time)
-            row["sublayers"] = {name: _summary(times) for name, times in parts.items()}
+            row["sublayers"] = {name: measures.summarize(times) for name, times in parts.items()}
             results["latency"].append(row)
             console.print(latency_table(row, results["models"]))
             _write(results, Path(out_dir))  # keep the results if the run is interrupted
@@ -121,7 +135,7 @@ def run(
         results["models"][name]["peak_memory_bytes"] = measures.peak_memory(model, largest)
     if training:
         batch = _batch(models["dense"], sorted(batch_sizes)[len(batch_sizes) // 2], lengths[0])
-        results["training"] = _summary(measures.training_times(models, batch, repeats, min_time))
+        results["training"] = measures.summarize(measures.training_times(models, batch, repeats, min_time))
     console.print(size_table(results))
     _write(results, Path(out_dir))
     draw_latency(results, Path(out_dir) / "benchmark.svg")
@@ -152,6 +166,13 @@ def _check_device(device: str) -> None:
         raise ValueError(f"device={device!r} is not available ({reason}). Use 'cpu' or another device.") from None
 
 
+def _check_runtimes(runtimes: Sequence[str], dtype: str, device: str, compiled: bool) -> None:
+    try:
+        check_runtimes(runtimes, dtype, device, compiled)
+    except ModuleNotFoundError as error:
+        raise MisconfigurationException(f"runtimes={list(runtimes)}: {error}") from None
+
+
 def _read_plan(path: str) -> PruningPlan:
     try:
         return PruningPlan.load(path)
@@ -178,14 +199,3 @@ def _size(model: PreTrainedModel, dense: PreTrainedModel) -> dict[str, Any]:
         "encoder_bytes": stored,
         "bytes_kept": stored / measures.encoder_bytes(dense),
     }
-
-
-def _summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """Return the median and quartiles in seconds, and the speedup over the dense model."""
-    dense = statistics.median(times["dense"])
-    summary = {}
-    for name, values in times.items():
-        low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-        median = statistics.median(values)
-        summary[name] = {"median": median, "low": low, "high": high, "speedup": dense / median}
-    return summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import statistics
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -59,6 +60,17 @@ def training_times(models: Mapping[str, nn.Module], batch: dict[str, Tensor], re
     finally:
         for model in models.values():
             model.eval().zero_grad(set_to_none=True)
+
+
+def summarize(times: Times) -> dict[str, dict[str, float]]:
+    """Return the median and quartiles in seconds, and the speedup over the dense model."""
+    dense = statistics.median(times["dense"])
+    summary = {}
+    for name, values in times.items():
+        low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+        median = statistics.median(values)
+        summary[name] = {"median": median, "low": low, "high": high, "speedup": dense / median}
+    return summary
 
 
 def encoder_bytes(model: nn.Module) -> int:

@@ -37,9 +37,34 @@ def latency_table(row: dict[str, Any], models: dict[str, Any]) -> Table:
         speedups = [f"{row[column][name]['speedup']:.2f}" for column in columns]
         parts = [f"{times[name]['speedup']:.2f}" for times in row["sublayers"].values()]
         savings = realized_savings(found["speedup"], models[name]["flops_at_128"] / dense)
-        spread = f"{1e3 * found['median']:.1f} ({1e3 * found['low']:.1f}-{1e3 * found['high']:.1f})"
-        table.add_row(name, spread, *speedups, *parts, "" if name == "dense" else f"{savings:.0%}")
+        table.add_row(name, format_spread(found), *speedups, *parts, "" if name == "dense" else f"{savings:.0%}")
     return table
+
+
+def runtime_table(row: dict[str, Any]) -> Table:
+    """Return the table of one batch size and length: latency of every model in every runtime.
+
+    Args:
+        row: An entry of ``latency`` in the results of a benchmark of runtimes.
+    """
+    table = Table(title=f"batch {row['batch_size']} x length {row['length']}: speedup over the dense model")
+    for column in ("runtime", "model", "ms (quartiles)", "over PyTorch fp32", "in the same runtime"):
+        table.add_column(column, justify="left" if column in ("runtime", "model") else "right")
+    for runtime, models in row["runtimes"].items():
+        for name, found in models.items():
+            speedups = [f"{found[key]:.2f}" for key in ("speedup_over_torch", "speedup")]
+            table.add_row(runtime, name, format_spread(found), *speedups)
+    return table
+
+
+def format_spread(found: dict[str, float]) -> str:
+    """Return a median with quartiles in milliseconds.
+
+    Example:
+        >>> format_spread({"median": 0.002, "low": 0.001, "high": 0.004})
+        '2.0 (1.0-4.0)'
+    """
+    return f"{1e3 * found['median']:.1f} ({1e3 * found['low']:.1f}-{1e3 * found['high']:.1f})"
 
 
 def size_table(results: dict[str, Any]) -> Table:

@@ -24,15 +24,16 @@ from transformers import PreTrainedModel
 from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.huggingface import export_dense, export_huggingface
-from pgb_lightning.export.onnx import export_onnx, output_names, require_onnx
+from pgb_lightning.export.onnx import export_onnx, output_names
 from pgb_lightning.export.pruned_checkpoint import PrunedCheckpoint, read_checkpoint
 from pgb_lightning.export.registered_models import auto_class
+from pgb_lightning.export.requirements import require_onnx
+from pgb_lightning.export.sessions import Run, onnx_run
 from pgb_lightning.latency import compare_latency
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.modules.metrics import make_metrics
 
 Batch = Mapping[str, Tensor]
-Run = Callable[[Batch], list[Tensor]]
 
 #: (Batch size, length) of the batches on which outputs are compared; lengths are limited to the model's maximum.
 SHAPES = ((1, 1), (1, 7), (3, 32), (8, 128), (2, 300))
@@ -143,25 +144,6 @@ def torch_run(model: PreTrainedModel, compiled: bool = False) -> Run:
         with torch.inference_mode():
             output = forward(**batch)
         return [output[name] for name in names]
-
-    return call
-
-
-def onnx_run(path: Path) -> Run:
-    """Make a function that runs an ONNX file on a batch, with PyTorch's number of threads."""
-    from onnxruntime import InferenceSession, SessionOptions
-
-    options = SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    inputs = [value.name for value in session.get_inputs()]
-
-    def call(batch: Batch) -> list[Tensor]:
-        feed = {
-            name: batch[name].numpy() if name in batch else torch.zeros_like(batch["input_ids"]).numpy()
-            for name in inputs
-        }
-        return [torch.from_numpy(output) for output in session.run(None, feed)]
 
     return call
 

@@ -1,10 +1,21 @@
-"""Export pruned models: a Hugging Face folder, a dense twin, or ONNX.
+"""Export pruned models: a Hugging Face folder, a dense twin, ONNX, or OpenVINO.
 
-Importing this package registers the exported model types with transformers. It imports neither Lightning nor ONNX.
+Importing this package registers the exported model types with transformers. It imports neither Lightning nor the
+runtimes.
 """
 
 from pgb_lightning.export.card import CardFacts
 from pgb_lightning.export.huggingface import export_dense, export_huggingface, to_exported
-from pgb_lightning.export.onnx import export_onnx, quantize_onnx
+from pgb_lightning.export.onnx import export_onnx
+from pgb_lightning.export.onnx_quantization import quantize_onnx
+from pgb_lightning.export.openvino import export_openvino
 
-__all__ = ["CardFacts", "export_dense", "export_huggingface", "export_onnx", "quantize_onnx", "to_exported"]
+__all__ = [
+    "CardFacts",
+    "export_dense",
+    "export_huggingface",
+    "export_onnx",
+    "export_openvino",
+    "quantize_onnx",
+    "to_exported",
+]

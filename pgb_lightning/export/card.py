@@ -55,7 +55,7 @@ def make_card(
 
     Args:
         model: The model, plain or exported, pruned or dense.
-        kind: The content of the folder: ``"huggingface"``, ``"dense"``, or the path of an ONNX file in it.
+        kind: The content of the folder: ``"huggingface"``, ``"dense"``, or the path of an ONNX or OpenVINO file in it.
         facts: Facts that cannot be read off the model.
         plan: The plan the model was pruned with, if known.
 
@@ -65,15 +65,15 @@ def make_card(
     from huggingface_hub import ModelCard, ModelCardData  # slow to import, and needed only here
 
     facts = facts or CardFacts()
-    name, is_onnx = type(model).__name__, kind.endswith(".onnx")
+    name, suffix = type(model).__name__, Path(kind).suffix
     pipeline = next((tag for suffix, tag in PIPELINES.items() if name.endswith(suffix)), "feature-extraction")
     base = _hub_name(facts.base_model)
     tags = ["pgb-lightning", "pruned"]
     data = ModelCardData(
         base_model=base,
-        library_name="transformers.js" if is_onnx else "transformers",
+        library_name={".onnx": "transformers.js", ".xml": "openvino"}.get(suffix, "transformers"),
         pipeline_tag=pipeline,
-        tags=[*tags, "onnx"] if is_onnx else tags,
+        tags=[*tags, *{".onnx": ["onnx"], ".xml": ["openvino"]}.get(suffix, [])],
     )
     task = f"on {facts.task}," if facts.task else ""
     title = " ".join(filter(None, (base or find_encoder(model).model_type, task, "pruned")))
@@ -136,6 +136,8 @@ def _usage(model: PreTrainedModel, kind: str, pipeline: str) -> str:
         ]
         intro = "The inputs are those of the tokenizer in this folder. In Python:"
         return "\n\n".join([intro, _code(lines), "With transformers.js:", _code(script, "js")])
+    if kind.endswith(".xml"):
+        return _openvino_usage(kind)
     lines = ["import pgb_lightning  # pip install pgb-lightning: registers the model type"] if kind != "dense" else []
     cls = model.dense_class if isinstance(model, ExportedModel) else type(model)
     package = cls.__module__.partition(".")[0]
@@ -150,6 +152,22 @@ def _usage(model: PreTrainedModel, kind: str, pipeline: str) -> str:
             f'model = AutoModel{head}.from_pretrained("THIS FOLDER")',
         ]
     return _code(lines)
+
+
+def _openvino_usage(file: str) -> str:
+    lines = [
+        "import openvino",
+        "from transformers import AutoTokenizer",
+        "",
+        f'model = openvino.compile_model("{file}", "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})',
+        'texts = AutoTokenizer.from_pretrained("THIS FOLDER")(["a text"], padding=True, return_tensors="np")',
+        "outputs = model({value.any_name: texts[value.any_name] for value in model.inputs})",
+    ]
+    note = (
+        'On a processor with bf16, `"INFERENCE_PRECISION_HINT": "bf16"` is faster and less precise. It is OpenVINO\'s '
+        "default there."
+    )
+    return f"{_code(lines)}\n\n{note}"
 
 
 def _code(lines: list[str], language: str = "python") -> str:

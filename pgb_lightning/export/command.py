@@ -7,50 +7,99 @@ from typing import Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
+from pgb_lightning.export.calibration_file import check_calibration_file, read_calibration_file
 from pgb_lightning.export.huggingface import check_folder, export_dense, export_huggingface
-from pgb_lightning.export.onnx import export_onnx, require_onnx
-from pgb_lightning.export.pruned_checkpoint import read_checkpoint
+from pgb_lightning.export.onnx import export_onnx
+from pgb_lightning.export.openvino import export_openvino
+from pgb_lightning.export.pruned_checkpoint import PrunedCheckpoint, read_checkpoint
+from pgb_lightning.export.requirements import require_onnx, require_openvino
+
+#: Formats and quantizations whose ranges of activations are taken from texts.
+CALIBRATED = (("onnx", "int8-static"), ("openvino", "int8"))
 
 
 def run_export(
     ckpt_path: str,
     output_dir: str,
-    format: Literal["huggingface", "dense", "onnx"] = "huggingface",
-    quantize: Literal["int8"] | None = None,
+    format: Literal["huggingface", "dense", "onnx", "openvino"] = "huggingface",
+    quantize: Literal["int8", "int8-static"] | None = None,
+    calibration: str | None = None,
 ) -> None:
-    """Export a pruned checkpoint to a folder for transformers or onnxruntime.
+    """Export a pruned checkpoint to a folder for transformers, onnxruntime or OpenVINO.
 
     Args:
         ckpt_path: A pruned checkpoint of TextClassification or QuestionAnswering.
         output_dir: The folder to write, new or empty.
         format: "huggingface": small, loaded by transformers after ``import pgb_lightning``; "dense": a plain
-            transformers model with zeros, as large as before pruning; "onnx": small, for onnxruntime.
-        quantize: "int8" for an ONNX file with integer weights.
+            transformers model with zeros, as large as before pruning; "onnx" and "openvino": small, for onnxruntime and
+            OpenVINO.
+        quantize: "int8" for integer weights, with format "onnx" or "openvino"; "int8-static" with format "onnx" for
+            fixed ranges of activations too, which "int8" of OpenVINO always has.
+        calibration: A parquet or CSV file with texts like those of the task, such as its training rows, for fixed
+            ranges of activations. The columns are those of the checkpoint's GLUE task, or else the first two at most
+            that have texts.
 
     Raises:
         MisconfigurationException: If a setting is invalid, or a package is missing.
     """
-    if quantize is not None and format != "onnx":
-        raise MisconfigurationException(
-            f"quantize={quantize!r} requires format='onnx', but format={format!r}. Change one of the two."
-        )
+    _check(format, quantize, calibration)
     try:
         check_folder(output_dir, name="output_dir")
         if format == "onnx":
             require_onnx()
+        elif format == "openvino":
+            require_openvino()
     except (ValueError, ModuleNotFoundError) as error:
         raise MisconfigurationException(str(error)) from None
     checkpoint = read_checkpoint(ckpt_path)
+    model, tokenizer, card = checkpoint.model, checkpoint.tokenizer, checkpoint.card
+    batches = None if calibration is None else _read_batches(calibration, checkpoint)
     if format == "huggingface":
-        folder = export_huggingface(
-            checkpoint.model, output_dir, checkpoint.plan, checkpoint.tokenizer, checkpoint.card
-        )
+        folder = export_huggingface(model, output_dir, checkpoint.plan, tokenizer, card)
     elif format == "dense":
-        folder = export_dense(checkpoint.model, output_dir, checkpoint.tokenizer, checkpoint.card)
+        folder = export_dense(model, output_dir, tokenizer, card)
+    elif format == "onnx":
+        folder = export_onnx(model, output_dir, tokenizer, card, quantize, batches)
     else:
-        folder = export_onnx(checkpoint.model, output_dir, checkpoint.tokenizer, checkpoint.card, quantize)
+        folder = export_openvino(model, output_dir, tokenizer, card, "int8" if quantize else None, batches)
     rank_zero_info(f"Wrote {folder}: {', '.join(_list_files(folder))}.")
+
+
+def _check(format: str, quantize: str | None, calibration: str | None) -> None:
+    """Raise if the settings do not go together."""
+    if quantize is not None and format not in ("onnx", "openvino"):
+        raise MisconfigurationException(
+            f"quantize={quantize!r} requires format='onnx' or format='openvino', but format={format!r}. Change one of "
+            "the two."
+        )
+    if quantize == "int8-static" and format == "openvino":
+        raise MisconfigurationException(
+            "quantize='int8-static' requires format='onnx', but format='openvino'. Use quantize='int8', which is "
+            "static for OpenVINO."
+        )
+    needed = (format, quantize) in CALIBRATED
+    if needed and calibration is None:
+        raise MisconfigurationException(
+            f"quantize={quantize!r} with format={format!r} needs calibration=FILE, a parquet or CSV file with texts "
+            "like those of the task, but calibration=None. Pass the training rows."
+        )
+    if calibration is not None and not needed:
+        raise MisconfigurationException(
+            f"calibration={calibration!r} is not used with format={format!r} and quantize={quantize!r}. Omit it."
+        )
+    if calibration is not None:
+        check_calibration_file(calibration)
+
+
+def _read_batches(calibration: str, checkpoint: PrunedCheckpoint) -> list[dict[str, Tensor]]:
+    if checkpoint.tokenizer is None:
+        raise MisconfigurationException(
+            f"calibration={calibration!r} needs the tokenizer of the model, which could not be read (see the warning)."
+        )
+    task = getattr(checkpoint.module, "task", None)
+    return read_calibration_file(calibration, checkpoint.tokenizer, task.text_columns if task else ())
 
 
 def _list_files(folder: Path) -> list[str]:

@@ -1,13 +1,8 @@
-"""Export pruned models to ONNX for onnxruntime, with small blocks instead of full matrices, and quantize them."""
+"""Export pruned models to ONNX for onnxruntime, with small blocks instead of full matrices."""
 
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,9 +12,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.export.calibration_feeds import Batches, read_calibration
 from pgb_lightning.export.card import CardFacts
 from pgb_lightning.export.huggingface import make_folder, to_exported, write_companion_files
 from pgb_lightning.export.onnx_layers import use_channel_layers
+from pgb_lightning.export.onnx_quantization import quantize_onnx
+from pgb_lightning.export.requirements import require_onnx
+from pgb_lightning.export.silence import silence_exporters
 from pgb_lightning.surgery.record import dense_config
 
 if TYPE_CHECKING:
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
 
 #: The file names that transformers.js expects and optimum finds.
 MODEL_FILE, QUANTIZED_FILE = "onnx/model.onnx", "onnx/model_quantized.onnx"
-
-#: Earlier versions of ``torch.export`` fail on these models or fix the length of their inputs.
-OLDEST_TORCH = (2, 13)
 
 #: What some encoders read besides text: boxes on a page, paths in HTML, shapes and sounds of characters.
 OTHER_INPUTS = ("bbox", "xpath_tags_seq", "xpath_subs_seq", "input_shape_ids", "input_pronunciation_ids")
@@ -47,7 +43,8 @@ def export_onnx(
     folder: str | Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
     card: CardFacts | None = None,
-    quantize: Literal["int8"] | None = None,
+    quantize: Literal["int8", "int8-static"] | None = None,
+    calibration: Batches | None = None,
 ) -> Path:
     """Export a pruned model for onnxruntime, with dynamic batch size and sequence length.
 
@@ -60,74 +57,37 @@ def export_onnx(
         folder: The folder to write, new or empty.
         tokenizer: The tokenizer to save in the folder.
         card: Facts for the model card that cannot be read off the model.
-        quantize: ``"int8"`` for integer weights and products (:func:`quantize_onnx`).
+        quantize: ``"int8"`` or ``"int8-static"`` for integer weights and products, with scales of activations computed
+            at run time or taken from calibration batches (:func:`quantize_onnx`).
+        calibration: Batches of token ids for ``quantize="int8-static"``, such as a few hundred training rows.
 
     Returns:
         The folder.
 
     Raises:
         ModuleNotFoundError: If the packages of the extra ``onnx`` are not installed.
-        TypeError: If ``model`` is not a transformers model.
-        ValueError: If the folder is not empty, the class of the model is not supported, or it reads more than text.
+        TypeError: If ``model`` is not a transformers model, or a calibration batch has no tensor of token ids.
+        ValueError: If the folder is not empty, the class of the model is not supported, it reads more than text, or
+            calibration batches are missing or not needed.
 
     Example:
         >>> export_onnx(module.model, "out/", tokenizer=tokenizer)  # doctest: +SKIP
     """
     require_onnx()
-    if quantize not in (None, "int8"):
-        raise ValueError(f"quantize={quantize!r} is unknown. Use 'int8', or None for single precision.")
-    _check_inputs(model)
-    traced = _TensorModel(model, weights_right=quantize is not None)
+    if quantize not in (None, "int8", "int8-static"):
+        raise ValueError(f"quantize={quantize!r} is unknown. Use 'int8', 'int8-static', or None for single precision.")
+    batches = read_calibration(quantize, calibration, needed_by=("int8-static",))
+    check_inputs(model)
+    traced = TensorModel(model, weights_right=quantize is not None)
     target = make_folder(folder)
     (target / MODEL_FILE).parent.mkdir()
-    _write_graph(traced, target / MODEL_FILE)
+    write_graph(traced, target / MODEL_FILE)
     if quantize is not None:
-        quantize_onnx(target / MODEL_FILE, target / QUANTIZED_FILE)
+        quantize_onnx(target / MODEL_FILE, target / QUANTIZED_FILE, batches)
         (target / MODEL_FILE).unlink()
-    config = dense_config(traced.model)
-    config.architectures = [traced.model.dense_class.__name__]
-    config.save_pretrained(target)
+    save_config(traced, target)
     write_companion_files(model, target, MODEL_FILE if quantize is None else QUANTIZED_FILE, tokenizer, card)
     return target
-
-
-def quantize_onnx(source: str | Path, target: str | Path) -> Path:
-    """Quantize an ONNX file: weights and embeddings statically to int8, activations dynamically.
-
-    Args:
-        source: A file written by :func:`export_onnx`.
-        target: The file to write.
-
-    Returns:
-        ``target``.
-
-    Raises:
-        ModuleNotFoundError: If the packages of the extra ``onnx`` are not installed.
-    """
-    require_onnx()
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with _silence_exporters():
-        quantize_dynamic(source, target, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm", "Gather"])
-    return Path(target)
-
-
-def require_onnx() -> None:
-    """Raise if the packages of the extra ``onnx`` are not installed.
-
-    Raises:
-        ModuleNotFoundError: If packages are missing, or PyTorch is too old.
-    """
-    if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
-        raise ModuleNotFoundError(
-            f"ONNX export needs torch {'.'.join(map(str, OLDEST_TORCH))} or later, but torch {torch.__version__} is "
-            "installed. Update it with `pip install 'pgb-lightning[onnx]'`."
-        )
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if missing:
-        raise ModuleNotFoundError(
-            f"ONNX export needs {', '.join(missing)}. Install the extra: `pip install 'pgb-lightning[onnx]'`."
-        )
 
 
 def output_names(model: PreTrainedModel) -> tuple[str, ...]:
@@ -143,7 +103,7 @@ def output_names(model: PreTrainedModel) -> tuple[str, ...]:
     return next((names for suffix, names in OUTPUTS.items() if name.endswith(suffix)), ("logits",))
 
 
-def _check_inputs(model: PreTrainedModel) -> None:
+def check_inputs(model: PreTrainedModel) -> None:
     """Require a model that reads nothing but text.
 
     Raises:
@@ -155,13 +115,18 @@ def _check_inputs(model: PreTrainedModel) -> None:
         others.append("several token_type_ids for each token")
     if others:
         raise ValueError(
-            f"{type(model).__name__} reads {', '.join(others)}, but an ONNX file of export_onnx only takes input_ids, "
-            "attention_mask and token_type_ids. Use export_huggingface."
+            f"{type(model).__name__} reads {', '.join(others)}, but the graphs of ONNX and OpenVINO only take "
+            "input_ids, attention_mask and token_type_ids. Use export_huggingface."
         )
 
 
-class _TensorModel(nn.Module):
-    """A model that takes and returns tensors, with its grouped layers in the layout for onnxruntime."""
+class TensorModel(nn.Module):
+    """A model that takes and returns tensors, with its grouped layers in the layout for onnxruntime.
+
+    Args:
+        model: The model, which is not changed.
+        weights_right: See :class:`~pgb_lightning.export.onnx_layers.ChannelLinear`.
+    """
 
     def __init__(self, model: PreTrainedModel, weights_right: bool) -> None:
         super().__init__()
@@ -180,15 +145,16 @@ class _TensorModel(nn.Module):
         self.sizes = {"batch": 3, **({"choices": 4} if has_choices else {}), "sequence": 5}
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs for the tensors of :attr:`inputs`."""
         output = self.model(**dict(zip(self.inputs, tensors, strict=True)))
         return tuple(output[name] for name in self.outputs)
 
 
-def _write_graph(model: _TensorModel, path: Path) -> None:
+def write_graph(model: TensorModel, path: Path) -> None:
     """Trace a model and write its graph with the weights."""
     example = torch.full(tuple(model.sizes.values()), 2)
     axes: dict[int, Any] = {number: torch.export.Dim(name) for number, name in enumerate(model.sizes)}
-    with _silence_exporters():
+    with silence_exporters():
         program = torch.onnx.export(
             model,
             (example, torch.ones_like(example), torch.zeros_like(example))[: len(model.inputs)],
@@ -202,14 +168,8 @@ def _write_graph(model: _TensorModel, path: Path) -> None:
         program.save(path)
 
 
-@contextmanager
-def _silence_exporters() -> Iterator[None]:
-    """Suppress warnings of the exporters, on which users cannot act. Errors are still raised."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
+def save_config(model: TensorModel, folder: Path) -> None:
+    """Write the configuration of the dense transformers model, which other libraries know."""
+    config = dense_config(model.model)
+    config.architectures = [model.model.dense_class.__name__]
+    config.save_pretrained(folder)

@@ -48,6 +48,13 @@ def test_an_onnx_card_names_its_file() -> None:
     assert "onnx" in card.data.tags
 
 
+def test_an_openvino_card_compiles_its_file() -> None:
+    card = make_card(pruned("bert"), "openvino_model.xml")
+    assert 'compile_model("openvino_model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})' in card.text
+    assert '"bf16"' in card.text
+    assert (card.data.library_name, card.data.tags[-1]) == ("openvino", "openvino")
+
+
 @pytest.mark.parametrize("name", ["/models/bert", "./bert", "~/bert", "models/mine/bert"])
 def test_a_local_path_is_left_out(name: str) -> None:
     card = make_card(pruned("bert"), "huggingface", CardFacts(base_model=name))

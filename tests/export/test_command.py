@@ -49,26 +49,46 @@ def test_a_dense_twin(pruned_checkpoint: Callable[..., Path], tmp_path: Path) ->
     assert not is_pruned(find_encoder(loaded))
 
 
-@pytest.mark.parametrize("quantize", [None, "int8"])
-def test_onnx(
-    quantize: str | None, pruned_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("format", "quantize", "is_calibrated"),
+    [
+        ("onnx", None, False),
+        ("onnx", "int8", False),
+        ("onnx", "int8-static", True),
+        ("openvino", None, False),
+        ("openvino", "int8", True),
+    ],
+)
+def test_runtimes(
+    format: str,
+    quantize: str | None,
+    is_calibrated: bool,
+    pruned_checkpoint: Callable[..., Path],
+    glue_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Check the arguments only; ``test_onnx.py`` tests what ``export_onnx`` writes, and tracing is slow."""
-    pytest.importorskip("onnxruntime")
+    """Check the arguments only; the tests of each format test what is written, and tracing is slow."""
     calls: list[tuple[Any, ...]] = []
 
-    def export_onnx(model: Any, folder: str, *rest: Any) -> Path:
+    def export(model: Any, folder: str, *rest: Any) -> Path:
         calls.append((model, folder, *rest))
         return tmp_path
 
-    monkeypatch.setattr(command, "export_onnx", export_onnx)
-    arguments = ["--output_dir", str(tmp_path / "out"), "--format", "onnx"]
+    monkeypatch.setattr(command, f"export_{format}", export)
+    monkeypatch.setattr(command, f"require_{format}", lambda: None)
+    arguments = ["--output_dir", str(tmp_path / "out"), "--format", format]
     arguments += [] if quantize is None else ["--quantize", quantize]
+    arguments += ["--calibration", str(glue_folder("sst2") / "train.parquet")] if is_calibrated else []
     main(["export", "--ckpt_path", str(pruned_checkpoint()), *arguments])
-    [(model, folder, tokenizer, card, given)] = calls
+    [(model, folder, tokenizer, card, given, calibration)] = calls
     assert is_pruned(find_encoder(model))
     assert (folder, card.task, given) == (str(tmp_path / "out"), "sst2", quantize)
     assert tokenizer is not None
+    if is_calibrated:
+        assert sum(len(batch["input_ids"]) for batch in calibration) == 100
+    else:
+        assert calibration is None
 
 
 @pytest.mark.parametrize(
@@ -76,6 +96,17 @@ def test_onnx(
     [
         (["--ckpt_path", "no.ckpt"], r"^pgb: ckpt_path='no\.ckpt'"),
         (["--quantize", "int8"], r"^pgb: quantize='int8' .*format='onnx'.*'huggingface'"),
+        (
+            ["--format", "openvino", "--quantize", "int8-static"],
+            r"^pgb: quantize='int8-static' .*format='onnx'.*'openvino'",
+        ),
+        (["--format", "openvino", "--quantize", "int8"], r"^pgb: quantize='int8'.*'openvino'.*calibration=None"),
+        (["--format", "onnx", "--quantize", "int8-static"], r"^pgb: quantize='int8-static'.*calibration=None"),
+        (["--calibration", "a.csv"], r"^pgb: calibration='a\.csv'.*'huggingface'.*quantize=None"),
+        (
+            ["--format", "openvino", "--quantize", "int8", "--calibration", "a.csv"],
+            r"^pgb: calibration='a\.csv' is not a file",
+        ),
         (["--output_dir", "full"], r"^pgb: output_dir='full'"),
     ],
 )
@@ -110,7 +141,7 @@ def test_an_unknown_format_is_refused_by_the_parser(capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit) as stop:
         main(["export", "--ckpt_path", "a.ckpt", "--output_dir", "out", "--format", "tf"])
     assert stop.value.code == 2
-    assert "'huggingface', 'dense', 'onnx'" in capsys.readouterr().err
+    assert "'huggingface', 'dense', 'onnx', 'openvino'" in capsys.readouterr().err
 
 
 def test_the_command_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:

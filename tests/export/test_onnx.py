@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.export import export_huggingface, export_onnx, onnx
+from pgb_lightning.export import export_huggingface, export_onnx, requirements
 from pgb_lightning.export.onnx import MODEL_FILE, QUANTIZED_FILE
 
 pytest.importorskip("onnxruntime")
@@ -134,7 +134,7 @@ def test_the_exported_model_is_not_modified(export: Export) -> None:
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(onnx, "find_spec", lambda name: None if name == "onnxscript" else object())
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None if name == "onnxscript" else object())
     with pytest.raises(ModuleNotFoundError, match=r"onnxscript.*pip install 'pgb-lightning\[onnx\]'"):
         export_onnx(pruned("bert"), tmp_path / "out")
     assert not (tmp_path / "out").exists()

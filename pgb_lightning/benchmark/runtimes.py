@@ -1,0 +1,147 @@
+"""Latency of dense and pruned models in several runtimes, measured in one run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pgb_lightning.benchmark.measures import Times, summarize
+from pgb_lightning.export.onnx import TensorModel, output_names, write_graph
+from pgb_lightning.export.onnx_quantization import quantize_onnx
+from pgb_lightning.export.openvino import convert_onnx
+from pgb_lightning.export.requirements import require_onnx, require_openvino
+from pgb_lightning.export.sessions import Run, onnx_run, openvino_run
+from pgb_lightning.latency import measure_latency
+
+Runtime: TypeAlias = Literal[
+    "torch",
+    "torch-bf16",
+    "onnxruntime",
+    "onnxruntime-int8",
+    "onnxruntime-int8-static",
+    "openvino",
+    "openvino-bf16",
+    "openvino-int8",
+]
+
+Batch: TypeAlias = Mapping[str, Tensor]
+
+#: The runtime of the dense model that all others are compared with.
+REFERENCE: Runtime = "torch"
+
+
+def check_runtimes(runtimes: Sequence[str], dtype: str, device: str, compiled: bool) -> None:
+    """Require known runtimes, their packages, and settings that they all have.
+
+    Args:
+        runtimes: The runtimes.
+        dtype: The setting of the benchmark, which must be left at its default.
+        device: Likewise.
+        compiled: Likewise.
+
+    Raises:
+        ModuleNotFoundError: If a package is missing.
+        ValueError: If a runtime is unknown, or another setting does not go with runtimes.
+    """
+    if unknown := [name for name in runtimes if name not in get_args(Runtime)]:
+        raise ValueError(f"runtimes={unknown} is unknown. Use {', '.join(map(repr, get_args(Runtime)))}.")
+    for name, value, needed in (("dtype", dtype, "float32"), ("device", device, "cpu"), ("compiled", compiled, False)):
+        if runtimes and value != needed:
+            raise ValueError(
+                f"{name}={value!r} does not go with runtimes={list(runtimes)}, which need {name}={needed!r}. Change "
+                "one of the two."
+            )
+    if any(name.startswith("onnxruntime") for name in runtimes):
+        require_onnx()
+    if any(name.startswith("openvino") for name in runtimes):
+        require_openvino()
+
+
+def measure_runtimes(
+    models: Mapping[str, PreTrainedModel],
+    runtimes: Sequence[Runtime],
+    batches: Sequence[Batch],
+    repeats: int,
+    min_time: float,
+) -> Iterator[dict[str, Any]]:
+    """Measure inference of all models in all runtimes, in interleaved rounds, with PyTorch's number of threads.
+
+    Args:
+        models: Models in single precision on the CPU, in eval mode. The first is ``"dense"``.
+        runtimes: The runtimes. PyTorch in single precision is added if it is missing, since it is the reference.
+        batches: Batches without padding. Ranges of activations are taken from the first, which does not affect latency.
+        repeats: Number of rounds.
+        min_time: Minimum duration of one measurement, in seconds.
+
+    Yields:
+        For each batch its size, its length and, by runtime and model, the median and quartiles in seconds, the speedup
+        over the dense model in the same runtime (``speedup``), and over the dense model in PyTorch
+        (``speedup_over_torch``).
+    """
+    chosen = list(dict.fromkeys((REFERENCE, *runtimes)))
+    with TemporaryDirectory() as folder:
+        runs: dict[tuple[Runtime, str], Run] = {}
+        for number, (name, model) in enumerate(models.items()):
+            target = Path(folder) / str(number)
+            target.mkdir()
+            for runtime, run in _load(model, chosen, target, batches[0]).items():
+                runs[runtime, name] = run
+        for batch in batches:
+            size, length = batch["input_ids"].shape
+            calls = {f"{runtime} {name}": partial(run, batch) for (runtime, name), run in runs.items()}
+            times = measure_latency(calls, repeats, min_time)
+            found = {runtime: {name: times[f"{runtime} {name}"] for name in models} for runtime in chosen}
+            yield {"batch_size": size, "length": length, "runtimes": _compare(found)}
+
+
+def _compare(times: Mapping[Runtime, Times]) -> dict[Runtime, dict[str, dict[str, float]]]:
+    summaries = {runtime: summarize(found) for runtime, found in times.items()}
+    reference = summaries[REFERENCE]["dense"]["median"]
+    for models in summaries.values():
+        for found in models.values():
+            found["speedup_over_torch"] = reference / found["median"]
+    return summaries
+
+
+def _load(model: PreTrainedModel, runtimes: Sequence[Runtime], folder: Path, batch: Batch) -> dict[Runtime, Run]:
+    """Write the files that the runtimes need, and load the model in each of them."""
+    plain, right = folder / "model.onnx", folder / "weights_right.onnx"
+    if "onnxruntime" in runtimes:
+        write_graph(TensorModel(model, weights_right=False), plain)
+    if any(name.startswith(("onnxruntime-", "openvino")) for name in runtimes):
+        write_graph(TensorModel(model, weights_right=True), right)
+    ir, integers = folder / "openvino.xml", folder / "openvino_int8.xml"
+    if "openvino" in runtimes or "openvino-bf16" in runtimes:
+        convert_onnx(right, ir)
+    if "openvino-int8" in runtimes:
+        convert_onnx(right, integers, [batch])
+    loaders: dict[Runtime, Callable[[], Run]] = {
+        "torch": lambda: _torch_run(model),
+        "torch-bf16": lambda: _torch_run(copy.deepcopy(model).to(dtype=torch.bfloat16)),  # type: ignore[call-arg]
+        "onnxruntime": lambda: onnx_run(plain),
+        "onnxruntime-int8": lambda: onnx_run(quantize_onnx(right, folder / "dynamic.onnx")),
+        "onnxruntime-int8-static": lambda: onnx_run(quantize_onnx(right, folder / "static.onnx", [batch])),
+        "openvino": lambda: openvino_run(ir),
+        "openvino-bf16": lambda: openvino_run(ir, precision="bf16"),
+        "openvino-int8": lambda: openvino_run(integers),
+    }
+    return {runtime: loaders[runtime]() for runtime in runtimes}
+
+
+def _torch_run(model: PreTrainedModel) -> Run:
+    names = output_names(model)
+
+    @torch.inference_mode()
+    def call(batch: Batch) -> list[Tensor]:
+        output = model(**batch)
+        return [output[name] for name in names]
+
+    return call

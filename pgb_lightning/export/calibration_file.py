@@ -1,0 +1,66 @@
+"""Calibration batches from a table of texts, for ``pgb export --calibration FILE``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets import Dataset, Value
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+READERS = {".parquet": Dataset.from_parquet, ".csv": Dataset.from_csv}
+
+#: Rows that are read, spread evenly over the file; rows per batch; and tokens per row at most.
+NUM_ROWS, BATCH_SIZE, MAX_LENGTH = 256, 16, 128
+
+
+def check_calibration_file(path: str) -> None:
+    """Require a file that exists and has a known format.
+
+    Raises:
+        MisconfigurationException: If it does not.
+    """
+    if not Path(path).is_file():
+        raise MisconfigurationException(f"calibration={path!r} is not a file. Pass a parquet or CSV file with texts.")
+    if Path(path).suffix not in READERS:
+        raise MisconfigurationException(
+            f"calibration={path!r} must end in {' or '.join(READERS)}. Convert the file, or pass batches to "
+            "pgb_lightning.export.export_onnx or export_openvino."
+        )
+
+
+def read_calibration_file(
+    path: str, tokenizer: PreTrainedTokenizerBase, columns: tuple[str, ...] = ()
+) -> list[dict[str, Tensor]]:
+    """Read and tokenize rows of a file.
+
+    Args:
+        path: A parquet or CSV file.
+        tokenizer: The tokenizer of the model.
+        columns: The text columns, one or two; by default the first two at most that have texts.
+
+    Raises:
+        MisconfigurationException: If the file has no rows or lacks the columns.
+    """
+    rows = READERS[Path(path).suffix](path)
+    texts = [name for name, kind in rows.features.items() if kind in (Value("string"), Value("large_string"))]
+    chosen = columns or tuple(texts[:2])
+    if not len(rows) or not chosen or not set(chosen) <= set(texts):
+        wanted = f"the text columns {list(chosen)}" if chosen else "a text column"
+        raise MisconfigurationException(
+            f"calibration={path!r} must have rows with {wanted}, but has {len(rows)} rows and the text columns {texts}."
+        )
+    rows = rows.select(range(0, len(rows), max(1, len(rows) // NUM_ROWS))[:NUM_ROWS])
+    return [
+        dict(
+            tokenizer(
+                *(batch[name] for name in chosen),
+                truncation=True,
+                max_length=min(MAX_LENGTH, tokenizer.model_max_length),
+                padding=True,
+                return_tensors="pt",
+            )
+        )
+        for batch in rows.iter(BATCH_SIZE)
+    ]

@@ -1,0 +1,47 @@
+"""The packages that exports to other runtimes need."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+
+#: Earlier versions of ``torch.export`` fail on these models or fix the length of their inputs.
+OLDEST_TORCH = (2, 13)
+
+
+def require_onnx(purpose: str = "ONNX export", extra: str = "onnx") -> None:
+    """Raise if the packages of the extra ``onnx`` are not installed.
+
+    Args:
+        purpose: What needs them, for the message.
+        extra: The extra to install, for the message.
+
+    Raises:
+        ModuleNotFoundError: If packages are missing, or PyTorch is too old.
+    """
+    if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
+        raise ModuleNotFoundError(
+            f"{purpose} needs torch {'.'.join(map(str, OLDEST_TORCH))} or later, but torch {torch.__version__} is "
+            f"installed. Update it with `pip install 'pgb-lightning[{extra}]'`."
+        )
+    _require(purpose, extra, ("onnx", "onnxscript", "onnxruntime"))
+
+
+def require_openvino() -> None:
+    """Raise if the packages of the extra ``openvino`` are not installed.
+
+    Raises:
+        ModuleNotFoundError: If packages are missing, or PyTorch is too old.
+    """
+    purpose, extra = "OpenVINO export", "openvino"
+    require_onnx(purpose, extra)
+    _require(purpose, extra, ("openvino", "nncf"))
+
+
+def _require(purpose: str, extra: str, packages: tuple[str, ...]) -> None:
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"{purpose} needs {', '.join(missing)}. Install the extra: `pip install 'pgb-lightning[{extra}]'`."
+        )

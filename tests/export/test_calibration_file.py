@@ -1,0 +1,56 @@
+"""Calibration batches from a file of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from transformers import AutoTokenizer
+
+from pgb_lightning.export import calibration_file
+from pgb_lightning.export.calibration_file import check_calibration_file, read_calibration_file
+
+
+@pytest.fixture
+def tokenizer(tiny_model_folder: Callable[..., Path]) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_model_folder())
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_rows_are_spread_over_the_file(
+    suffix: str, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration_file, "NUM_ROWS", 4)
+    path = str(tmp_path / f"rows.{suffix}")
+    rows = Dataset.from_dict({"number": list(range(9)), "text": ["a " * (index + 1) for index in range(9)]})
+    getattr(rows, f"to_{suffix}")(path)
+    [batch] = read_calibration_file(path, tokenizer)
+    assert batch["attention_mask"].sum(1).tolist() == [3, 5, 7, 9]  # rows 0, 2, 4 and 6 with two special tokens
+
+
+def test_pairs_and_chosen_columns(tokenizer: Any, tmp_path: Path) -> None:
+    path = str(tmp_path / "rows.parquet")
+    Dataset.from_dict({"other": ["a a a"], "first": ["a"], "second": ["a"]}).to_parquet(path)
+    [pair] = read_calibration_file(path, tokenizer, ("first", "second"))
+    assert pair["input_ids"].shape == (1, 5)
+    [found] = read_calibration_file(path, tokenizer)
+    assert found["input_ids"].shape == (1, 7)
+
+
+def test_unusable_files_are_refused(tokenizer: Any, tmp_path: Path) -> None:
+    path = str(tmp_path / "rows.parquet")
+    Dataset.from_dict({"number": [1], "text": ["a"]}).to_parquet(path)
+    with pytest.raises(MisconfigurationException, match=r"calibration='.*rows\.parquet'.*'sentence'.*'text'"):
+        read_calibration_file(path, tokenizer, ("sentence",))
+    Dataset.from_dict({"number": [1]}).to_parquet(path)
+    with pytest.raises(MisconfigurationException, match=r"calibration='.*rows\.parquet'"):
+        read_calibration_file(path, tokenizer)
+    with pytest.raises(MisconfigurationException, match=r"calibration='nowhere\.csv'"):
+        check_calibration_file("nowhere.csv")
+    (tmp_path / "rows.txt").touch()
+    with pytest.raises(MisconfigurationException, match=r"calibration='.*rows\.txt'.*\.parquet.*\.csv"):
+        check_calibration_file(str(tmp_path / "rows.txt"))
