@@ -88,7 +88,7 @@ def _quantize_statically(source: Path, target: Path, batches: list[Mapping[str, 
             extra_options={
                 # Sums of products stay in single precision: the next operation needs no integers.
                 "OpTypesToExcludeOutputQuantization": list(PRODUCTS),
-                # This adjustment of onnxruntime 1.32 raises a ValueError for some biases of Gemm with per-channel scales.
+                # With scales per channel, this adjustment of onnxruntime 1.32 raises a ValueError for some Gemms.
                 "QDQDisableWeightAdjustForInt32Bias": True,
             },
         )
