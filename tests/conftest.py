@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from pgb_lightning import PruningConfig, PruningPlan, prune
 from pgb_lightning.glue_tasks import get_task
-from pgb_lightning.modules import QuestionAnswering, TextClassification
+from pgb_lightning.modules import QuestionAnswering, TextClassification, TokenClassification
 from pgb_lightning.modules.finetuning import FineTuning
 from pgb_lightning.packaged import read_tokenizer
 
@@ -193,7 +193,8 @@ def save_module(module: FineTuning, path: Path, plan: PruningPlan | None = None,
 def pruned_checkpoint(tiny_model_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     """Return a function that creates a checkpoint of a fit.
 
-    For example ``pruned_checkpoint("classifier")``, ``"reader"`` (question answering) or ``"dense"``.
+    For example ``pruned_checkpoint("classifier")``, ``"reader"`` (question answering), ``"tagger"`` (of tokens),
+    ``"labels"`` (several for each text) or ``"dense"``.
     """
 
     def make(
@@ -210,6 +211,12 @@ def pruned_checkpoint(tiny_model_folder: Callable[..., Path], tmp_path: Path) ->
         if what == "reader":
             module = QuestionAnswering(folder)
             batch |= {"start_positions": tokens[:, 0] % 9, "end_positions": tokens[:, 1] % 9}
+        elif what == "tagger":
+            module = TokenClassification(folder, num_labels=3)
+            batch["labels"] = tokens % 3
+        elif what == "labels":
+            module = TextClassification(folder, num_labels=3, problem_type="multi_label_classification")
+            batch["labels"] = (tokens[:, :3] % 2).float()
         else:
             module = TextClassification(folder, task="sst2")
             batch["labels"] = tokens[:, 0] % 2

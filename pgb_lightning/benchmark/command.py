@@ -67,8 +67,8 @@ def run(
         num_groups: Group numbers. For each, two models with that number of groups in every matrix are measured: one
             with random groups in each matrix, and one whose W1 and W2 share the groups of neurons.
         plan: A ``plan.json`` to measure too, for this ``model_type`` and number of layers.
-        ckpt_path: A pruned checkpoint of TextClassification or QuestionAnswering to measure too. Its dense twin is then
-            the dense model, and ``architecture`` and ``num_layers`` are ignored.
+        ckpt_path: A pruned checkpoint of TextClassification, TokenClassification or QuestionAnswering to measure too.
+            Its dense twin is then the dense model, and ``architecture`` and ``num_layers`` are ignored.
         batch_sizes: Sequences per batch.
         lengths: Tokens per sequence.
         dtype: Data type of weights and activations.

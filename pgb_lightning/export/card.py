@@ -144,8 +144,10 @@ def _usage(model: PreTrainedModel, kind: str, pipeline: str) -> str:
     if package != "transformers":
         lines.append(f"import {package}  # which knows {model.config.model_type.removeprefix(EXPORTED)}")
     head = head_of(cls)
-    if head == "ForSequenceClassification":
-        lines += ["from transformers import pipeline", f'model = pipeline("{pipeline}", "THIS FOLDER")']
+    if head in ("ForSequenceClassification", "ForTokenClassification"):
+        # The pipeline returns one label by default.
+        several = ", top_k=None" if model.config.problem_type == "multi_label_classification" else ""
+        lines += ["from transformers import pipeline", f'model = pipeline("{pipeline}", "THIS FOLDER"{several})']
     else:
         lines += [
             f"from transformers import AutoModel{head}",

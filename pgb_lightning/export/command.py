@@ -30,7 +30,7 @@ def run_export(
     """Export a pruned checkpoint to a folder for transformers, onnxruntime or OpenVINO.
 
     Args:
-        ckpt_path: A pruned checkpoint of TextClassification or QuestionAnswering.
+        ckpt_path: A pruned checkpoint of TextClassification, TokenClassification or QuestionAnswering.
         output_dir: The folder to write, new or empty.
         format: "huggingface": small, loaded by transformers after ``import pgb_lightning``; "dense": a plain
             transformers model with zeros, as large as before pruning; "onnx" and "openvino": small, for onnxruntime and

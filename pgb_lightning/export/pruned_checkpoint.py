@@ -47,7 +47,7 @@ class PrunedCheckpoint:
 
 
 def read_checkpoint(ckpt_path: str | Path) -> PrunedCheckpoint:
-    """Read a pruned checkpoint of :class:`TextClassification` or :class:`QuestionAnswering`.
+    """Read a pruned checkpoint of a module in :mod:`pgb_lightning.modules`, such as :class:`TextClassification`.
 
     Args:
         ckpt_path: The checkpoint.
@@ -107,11 +107,14 @@ def _module_class(hparams: Mapping[str, Any], ckpt_path: str | Path, name: str) 
         package, _, class_name = str(path).rpartition(".")
         found = getattr(import_module(package), class_name, None) if package else None
     elif {"hf_config", "model_name_or_path"} <= hparams.keys():
-        found = modules.QuestionAnswering if "n_best" in hparams else modules.TextClassification
+        # Each has settings that the others lack.
+        is_tagger = "num_labels" in hparams and "task" not in hparams
+        found = modules.TokenClassification if is_tagger else modules.TextClassification
+        found = modules.QuestionAnswering if "n_best" in hparams else found
     if not (isinstance(found, type) and issubclass(found, FineTuning)):
         raise MisconfigurationException(
-            f"{name}={str(ckpt_path)!r} was written by {path or 'another module'}, not by TextClassification or "
-            "QuestionAnswering. Load it with your module and call pgb_lightning.export.export_huggingface("
+            f"{name}={str(ckpt_path)!r} was written by {path or 'another module'}, not by one of "
+            f"{', '.join(modules.__all__)}. Load it with your module and call pgb_lightning.export.export_huggingface("
             "module.model, folder)."
         )
     return found

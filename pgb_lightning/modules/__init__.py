@@ -3,5 +3,6 @@
 from pgb_lightning.modules.question_answering import QuestionAnswering
 from pgb_lightning.modules.sentence_embedding import SentenceEmbedding
 from pgb_lightning.modules.text_classification import TextClassification
+from pgb_lightning.modules.token_classification import TokenClassification
 
-__all__ = ["QuestionAnswering", "SentenceEmbedding", "TextClassification"]
+__all__ = ["QuestionAnswering", "SentenceEmbedding", "TextClassification", "TokenClassification"]

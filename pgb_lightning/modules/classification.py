@@ -199,4 +199,4 @@ class Classification(FineTuning):
 
 def stored_class(config: PretrainedConfig) -> str:
     """Return the name of the class that wrote a configuration; empty if it is unknown."""
-    return (getattr(config, "architectures", None) or [""])[0]
+    return str((getattr(config, "architectures", None) or [""])[0])
