@@ -64,15 +64,16 @@ def head_of(config: PretrainedConfig) -> Labels | None:
     """
     architecture = (getattr(config, "architectures", None) or [""])[0]
     names = tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
+    count = len(names)
     if all(name == f"LABEL_{number}" for number, name in enumerate(names)):
         names = ()
     if architecture.endswith("ForTokenClassification"):
-        return Labels("token_classification", config.num_labels, names)
+        return Labels("token_classification", count, names)
     if not architecture.endswith("ForSequenceClassification"):
         return None
-    default = "regression" if config.num_labels == 1 else "single_label_classification"
-    problem = config.problem_type or default
-    return Labels(problem, config.num_labels, () if problem == "regression" else names)
+    default = "regression" if count == 1 else "single_label_classification"
+    problem = next(each for each in PROBLEM_TYPES if each == (config.problem_type or default))
+    return Labels(problem, count, () if problem == "regression" else names)
 
 
 def find_labels(

@@ -35,7 +35,7 @@ class SentencesDataModule(TextDataModule):
         super().__init__(data, model_name_or_path, **settings)
 
     @property
-    def labels(self) -> None:  # type: ignore[override]
+    def labels(self) -> None:
         """Sentences have no labels."""
         return
 
@@ -79,7 +79,7 @@ class SentencesDataModule(TextDataModule):
     def _draw_calibration_rows(self, rows: Dataset, size: int) -> NDArray[np.int64]:
         return calibration_rows(None, len(rows), size, self.seed)
 
-    def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:  # type: ignore[override]
+    def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         if "labels" not in rows[0]:
             return super()._collate(rows)
         pad = DataCollatorWithPadding(self.tokenizer)

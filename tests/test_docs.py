@@ -19,6 +19,7 @@ import pytest
 import yaml
 from helpers.families import INCLUDED
 from helpers.guides import GUIDES, ROOT, anchors, blocks, commands, links
+from helpers.text_tables import reviews, write
 from jsonargparse import auto_cli
 
 from pgb_lightning.cli.main import PGBCLI
@@ -51,7 +52,7 @@ def test_link_targets_exist(path: Path) -> None:
 @pytest.mark.parametrize("path", PAGES)
 def test_python_compiles_and_imports_exist(path: Path) -> None:
     for code in blocks(path, "python"):
-        for optional in ("onnxruntime", "openvino"):
+        for optional in ("onnxruntime", "openvino", "sentence_transformers"):
             if f"import {optional}" in code or f"from {optional}" in code:
                 pytest.importorskip(optional)
         tree = ast.parse(code)
@@ -81,6 +82,7 @@ def test_python_runs(
 ) -> None:
     """Run the blocks of a guide in order, with the names that they assume."""
     monkeypatch.chdir(tmp_path)
+    write(tmp_path / "reviews.csv", reviews(label=lambda row: row % 2))
     model, folder = str(tiny_model_folder("bert")), str(glue_folder("sst2"))
     data = GLUEDataModule("sst2", model, folder, max_length=32, calibration_size=64)
     given = {"module": TextClassification(model, task="sst2"), "datamodule": data, "folder": folder}

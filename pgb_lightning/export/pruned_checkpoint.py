@@ -111,6 +111,7 @@ def _module_class(hparams: Mapping[str, Any], ckpt_path: str | Path, name: str) 
         is_tagger = "num_labels" in hparams and "task" not in hparams
         found = modules.TokenClassification if is_tagger else modules.TextClassification
         found = modules.QuestionAnswering if "n_best" in hparams else found
+        found = modules.SentenceEmbedding if "pooling" in hparams else found
     if not (isinstance(found, type) and issubclass(found, FineTuning)):
         raise MisconfigurationException(
             f"{name}={str(ckpt_path)!r} was written by {path or 'another module'}, not by one of "

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from pgb_lightning.packaged import resolve_model
 

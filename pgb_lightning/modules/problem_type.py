@@ -77,7 +77,7 @@ def resolve(
     if task is not None:
         num_labels = task.num_labels
     elif num_labels is None and fine_tuned is not None:
-        num_labels = int(fine_tuned.num_labels)
+        num_labels = len(fine_tuned.id2label or ())
         problem_type = problem_type or fine_tuned.problem_type
         source = f" of model_name_or_path={name!r}"
     elif num_labels is None and problem_type == "multi_label_classification":

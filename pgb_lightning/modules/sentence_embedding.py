@@ -112,7 +112,8 @@ class SentenceEmbedding(FineTuning):
         embeddings = self(**batch)
         generator = torch.Generator().manual_seed(int(batch["input_ids"].sum()))
         directions = torch.randn(embeddings.shape, generator=generator).to(embeddings)
-        return (directions * embeddings).sum(-1).mean()
+        loss: Tensor = (directions * embeddings).sum(-1).mean()
+        return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Update the correlation of the scores with the cosine similarities."""

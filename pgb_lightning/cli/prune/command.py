@@ -24,7 +24,8 @@ from pgb_lightning.cli.prune.settings import FIT_CONFIG, TEACHER_ANSWERS, PruneS
 from pgb_lightning.datamodules import SentencesDataModule, TextDataModule
 from pgb_lightning.export.card import CardFacts
 from pgb_lightning.export.huggingface import check_folder, export_huggingface
-from pgb_lightning.export.onnx import export_onnx, require_onnx
+from pgb_lightning.export.onnx import export_onnx
+from pgb_lightning.export.requirements import require_onnx
 from pgb_lightning.modules.finetuning import FineTuning
 from pgb_lightning.plan import PruningPlan
 
@@ -102,8 +103,7 @@ def run_prune(
     settings = PruneSettings(**arguments)
     if unknown := [name for name in formats if name not in RUNTIMES]:
         raise MisconfigurationException(f"export has {unknown[0]!r}. Use {', '.join(map(repr, RUNTIMES))}.")
-    target = {"pruning_ratio": pruning_ratio, "target_speedup": target_speedup}
-    pgb = PGBCallback(**{name: value for name, value in target.items() if value is not None}, preset=preset)
+    pgb = PGBCallback(pruning_ratio=pruning_ratio, target_speedup=target_speedup, preset=preset)
     if formats:
         _require(require_onnx)
     _open_run(settings, arguments)
@@ -132,7 +132,7 @@ def run_prune(
     _write_config(config, settings.run_folder / FIT_CONFIG, console)
     fitted, plan, report = _fit(config, settings)
     after = score(tester, fitted, rows) if is_labeled else {}
-    same = agreement(predict(tester, fitted, rows), known["predictions"], head and head.problem_type)
+    same = agreement(predict(tester, fitted, rows), known["predictions"], None if head is None else head.problem_type)
     result = {
         "removed": plan.pruning_ratio,
         "dense": known["scores"],
