@@ -52,7 +52,7 @@ def test_link_targets_exist(path: Path) -> None:
 @pytest.mark.parametrize("path", PAGES)
 def test_python_compiles_and_imports_exist(path: Path) -> None:
     for code in blocks(path, "python"):
-        for optional in ("onnxruntime", "openvino", "sentence_transformers"):
+        for optional in ("onnxruntime", "openvino", "sentence_transformers", "fastapi", "tritonclient"):
             if f"import {optional}" in code or f"from {optional}" in code:
                 pytest.importorskip(optional)
         tree = ast.parse(code)

@@ -184,9 +184,10 @@ def test_a_checkpoint_of_a_fit_can_be_pruned(
     assert is_pruned(find_encoder(AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")))
 
 
-def test_onnx_is_written_beside_the_model(prune: Prune, tmp_path: Path) -> None:
+def test_other_formats_are_written_beside_the_model(prune: Prune, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    prune(recover="none", export=["onnx"])
+    prune(recover="none", export=["onnx", "onnx-int8-static"])
+    assert list((tmp_path / "out" / "onnx-int8-static").rglob("*.onnx"))
     session = onnxruntime.InferenceSession(next((tmp_path / "out" / "onnx").rglob("*.onnx")))
     names = {each.name for each in session.get_inputs()}
     inputs = {"input_ids": torch.arange(5, 14)[None], "attention_mask": torch.ones(1, 9, dtype=torch.long)}
@@ -212,12 +213,13 @@ def test_onnx_is_written_beside_the_model(prune: Prune, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_right_is_refused_before_any_work(
-    settings: dict[str, Any], message: str, prune: Prune, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], message: str, prune: Prune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "score", None)
     monkeypatch.setattr(command, "estimate", None)
     with pytest.raises(MisconfigurationException, match=message):
         prune(**settings)
+    assert not list((tmp_path / "out").glob("*"))  # the next try may have other settings
 
 
 def test_a_model_without_a_trained_head_is_refused(

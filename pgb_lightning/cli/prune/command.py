@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
@@ -17,23 +19,18 @@ from rich.table import Table
 
 from pgb_lightning.atomic_write import write_atomically
 from pgb_lightning.callbacks import PGBCallback, PGBReport
-from pgb_lightning.cli.prune.dense_model import add_pooling, find_dense, require_head
+from pgb_lightning.cli.prune.dense_model import find_dense, require_head
 from pgb_lightning.cli.prune.estimate import estimate
+from pgb_lightning.cli.prune.exports import FORMATS, FormatName, write_all
 from pgb_lightning.cli.prune.scoring import agreement, predict, score
 from pgb_lightning.cli.prune.settings import FIT_CONFIG, TEACHER_ANSWERS, PruneSettings, Recover
 from pgb_lightning.datamodules import SentencesDataModule, TextDataModule
-from pgb_lightning.export.card import CardFacts
-from pgb_lightning.export.huggingface import check_folder, export_huggingface
-from pgb_lightning.export.onnx import export_onnx
-from pgb_lightning.export.requirements import require_onnx
+from pgb_lightning.export.huggingface import check_folder
 from pgb_lightning.modules.finetuning import FineTuning
 from pgb_lightning.plan import PruningPlan
 
 #: Files in the folder of the run: the settings, and the dense model's scores and predictions.
 SETTINGS, DENSE_SCORES, RESULT = "settings.json", "dense.pt", "scores.json"
-
-Runtime = Literal["onnx", "onnx-int8"]
-RUNTIMES: tuple[Runtime, ...] = ("onnx", "onnx-int8")
 
 
 def run_prune(
@@ -55,7 +52,7 @@ def run_prune(
     max_length: int = 128,
     batch_size: int = 32,
     max_train_samples: int | None = None,
-    export: list[Runtime] | None = None,
+    export: list[FormatName] | None = None,
     precision: str = "32-true",
     accelerator: str = "auto",
     seed: int = 42,
@@ -87,7 +84,8 @@ def run_prune(
         max_length: Texts are truncated to this many tokens.
         batch_size: Rows in a training batch.
         max_train_samples: Prune and recover with this many rows, drawn at random.
-        export: Further formats: "onnx" and "onnx-int8", in folders of these names.
+        export: Further formats, in folders of these names: "onnx", "onnx-int8", "onnx-int8-static", "openvino" and
+            "openvino-int8".
         precision: The Trainer's precision in training, such as "bf16-mixed".
         accelerator: The Trainer's accelerator.
         seed: Seed of all draws.
@@ -101,22 +99,22 @@ def run_prune(
     arguments = dict(locals())
     formats = arguments.pop("export") or []
     settings = PruneSettings(**arguments)
-    if unknown := [name for name in formats if name not in RUNTIMES]:
-        raise MisconfigurationException(f"export has {unknown[0]!r}. Use {', '.join(map(repr, RUNTIMES))}.")
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise MisconfigurationException(f"export has {unknown[0]!r}. Use {', '.join(map(repr, FORMATS))}.")
     pgb = PGBCallback(pruning_ratio=pruning_ratio, target_speedup=target_speedup, preset=preset)
-    if formats:
-        _require(require_onnx)
-    _open_run(settings, arguments)
-    dense = find_dense(model, settings.run_folder)
-    head = require_head(dense)
-    rows: TextDataModule = instantiate_class((), settings.data_config(dense, head))
-    rows.prepare_data()
-    rows.setup("fit")
-    is_labeled = rows.has_scores if isinstance(rows, SentencesDataModule) else rows.columns.label is not None
-    settings.fit_config(dense, head, is_labeled, dense_scores=None)  # refuses what contradicts the data
-    L.seed_everything(seed)
-    module: FineTuning = instantiate_class((), settings.model_config(dense, head))
-    pgb.check(module)
+    for name in formats:
+        _require(FORMATS[name].require)
+    with _opened_run(settings, arguments):
+        dense = find_dense(model, settings.run_folder)
+        head = require_head(dense)
+        rows: TextDataModule = instantiate_class((), settings.data_config(dense, head))
+        rows.prepare_data()
+        rows.setup("fit")
+        is_labeled = rows.has_scores if isinstance(rows, SentencesDataModule) else rows.columns.label is not None
+        settings.fit_config(dense, head, is_labeled, dense_scores=None)  # refuses what contradicts the data
+        L.seed_everything(seed)
+        module: FineTuning = instantiate_class((), settings.model_config(dense, head))
+        pgb.check(module)
     tester = _tester(settings)
     console = Console()
     if not (settings.run_folder / DENSE_SCORES).is_file():
@@ -141,31 +139,42 @@ def run_prune(
         "agreement with dense": same,
     }
     write_atomically(settings.run_folder / RESULT, json.dumps(result, indent=2) + "\n")
-    _export(fitted, plan, rows, settings, formats, after)
+    write_all(fitted, plan, rows, settings, formats, after)
     console.print(_table(result))
     console.print(f"Model: {output_dir}", soft_wrap=True)
     console.print(f"Report: {Path(output_dir) / 'report' / 'index.html'}", soft_wrap=True)
     return result
 
 
-def _open_run(settings: PruneSettings, arguments: dict[str, Any]) -> None:
-    """Create the folder of the run, or check that it is of an unfinished run with the same settings.
+@contextmanager
+def _opened_run(settings: PruneSettings, arguments: dict[str, Any]) -> Iterator[None]:
+    """Create the folder of a run, or continue in that of an unfinished one. A new one is removed if a check fails.
 
     Raises:
-        MisconfigurationException: If the folder has anything else.
+        MisconfigurationException: If the output folder has anything else.
     """
     file = settings.run_folder / SETTINGS
     given = {name: value for name, value in arguments.items() if name != "output_dir"}
-    if not file.is_file():
+    is_new = not file.is_file()
+    if is_new:
         _require(lambda: check_folder(settings.output_dir, name="output_dir"))
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(given, indent=2) + "\n")
-        return
-    if (Path(settings.output_dir) / "config.json").is_file():
+    elif (settings.run_folder.parent / "config.json").is_file():
         raise MisconfigurationException(
             f"output_dir={settings.output_dir!r} has the model of a finished run. Choose another folder."
         )
-    before = json.loads(file.read_text())
+    else:
+        _check_same(settings, json.loads(file.read_text()), given)
+    try:
+        yield
+    except BaseException:
+        if is_new:  # nothing was computed yet, and the next try may have other settings
+            shutil.rmtree(settings.run_folder)
+        raise
+
+
+def _check_same(settings: PruneSettings, before: dict[str, Any], given: dict[str, Any]) -> None:
     changed = [f"{name}={given[name]!r}, not {before.get(name)!r}" for name in given if given[name] != before.get(name)]
     if changed:
         raise MisconfigurationException(
@@ -217,36 +226,6 @@ def _fit(config: dict[str, Any], settings: PruneSettings) -> tuple[FineTuning, P
     assert pgb.plan is not None
     shutil.rmtree(settings.run_folder / TEACHER_ANSWERS, ignore_errors=True)
     return module.eval(), pgb.plan, report
-
-
-def _export(
-    module: FineTuning,
-    plan: PruningPlan,
-    data: TextDataModule,
-    settings: PruneSettings,
-    formats: list[Runtime],
-    scores: dict[str, float],
-) -> None:
-    """Write the model into the output folder, and further formats into folders in it."""
-    facts = CardFacts(
-        base_model=None if Path(settings.model).exists() else settings.model,
-        scores={name.removeprefix("val_"): 100 * value for name, value in scores.items() if not name.endswith("loss")},
-    )
-    module.to("cpu")
-    target = Path(settings.output_dir)
-    for name in formats:
-        shutil.rmtree(target / name, ignore_errors=True)  # of an earlier try
-        export_onnx(
-            module.model, target / name, data.tokenizer, facts, quantize="int8" if name == "onnx-int8" else None
-        )
-    written = settings.run_folder / "exported"
-    shutil.rmtree(written, ignore_errors=True)
-    export_huggingface(module.model, written, plan, data.tokenizer, facts)
-    add_pooling(module, written, settings.max_length)
-    # config.json comes last: it tells that the run is finished.
-    for file in sorted(written.iterdir(), key=lambda path: path.name == "config.json"):
-        shutil.move(file, target / file.name)
-    written.rmdir()
 
 
 def _table(result: dict[str, Any]) -> Table:

@@ -1,0 +1,95 @@
+"""What ``pgb prune`` writes: the Hugging Face folder, and further formats in folders in it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from pgb_lightning.cli.prune.dense_model import add_pooling
+from pgb_lightning.cli.prune.settings import PruneSettings
+from pgb_lightning.datamodules import TextDataModule
+from pgb_lightning.export.card import CardFacts
+from pgb_lightning.export.huggingface import export_huggingface
+from pgb_lightning.export.onnx import export_onnx
+from pgb_lightning.export.openvino import export_openvino
+from pgb_lightning.export.requirements import require_onnx, require_openvino
+from pgb_lightning.modules.finetuning import FineTuning
+from pgb_lightning.plan import PruningPlan
+
+FormatName = Literal["onnx", "onnx-int8", "onnx-int8-static", "openvino", "openvino-int8"]
+
+#: Calibration batches from which the ranges of activations are taken.
+CALIBRATION_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of another runtime.
+
+    Args:
+        write: Exports a model to a folder.
+        require: Raises if a package is missing.
+        quantize: The setting of ``write``.
+        needs_calibration: Whether ranges of activations are taken from calibration batches.
+    """
+
+    write: Callable[..., Path]
+    require: Callable[[], None]
+    quantize: str | None = None
+    needs_calibration: bool = False
+
+
+FORMATS: dict[FormatName, Format] = {
+    "onnx": Format(export_onnx, require_onnx),
+    "onnx-int8": Format(export_onnx, require_onnx, quantize="int8"),
+    "onnx-int8-static": Format(export_onnx, require_onnx, quantize="int8-static", needs_calibration=True),
+    "openvino": Format(export_openvino, require_openvino),
+    "openvino-int8": Format(export_openvino, require_openvino, quantize="int8", needs_calibration=True),
+}
+
+
+def write_all(
+    module: FineTuning,
+    plan: PruningPlan,
+    data: TextDataModule,
+    settings: PruneSettings,
+    formats: Sequence[FormatName],
+    scores: dict[str, float],
+) -> None:
+    """Write the model into the output folder, and further formats into folders of their names in it.
+
+    Args:
+        module: The module.
+        plan: The plan it was pruned by.
+        data: The data, for the tokenizer and calibration batches.
+        settings: The settings of the run.
+        formats: Names of further formats.
+        scores: Its scores, for the model card.
+    """
+    facts = CardFacts(
+        base_model=None if Path(settings.model).exists() else settings.model,
+        scores={name.removeprefix("val_"): 100 * value for name, value in scores.items() if not name.endswith("loss")},
+    )
+    module.to("cpu")
+    target = Path(settings.output_dir).expanduser()
+    for name in formats:
+        chosen = FORMATS[name]
+        calibration: Any = None
+        if chosen.needs_calibration:
+            calibration = list(islice(data.calibration_dataloader(), CALIBRATION_BATCHES))
+        shutil.rmtree(target / name, ignore_errors=True)  # of an earlier try
+        chosen.write(
+            module.model, target / name, data.tokenizer, facts, quantize=chosen.quantize, calibration=calibration
+        )
+    written = settings.run_folder / "exported"
+    shutil.rmtree(written, ignore_errors=True)
+    export_huggingface(module.model, written, plan, data.tokenizer, facts)
+    add_pooling(module, written, settings.max_length)
+    # config.json comes last: it tells that the run is finished.
+    for file in sorted(written.iterdir(), key=lambda path: path.name == "config.json"):
+        shutil.move(file, target / file.name)
+    written.rmdir()
