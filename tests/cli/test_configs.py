@@ -9,18 +9,21 @@ from typing import Any
 
 import pytest
 from helpers.fakes import glue_rows, print_config, squad_folder
+from helpers.text_tables import reviews, write
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from pgb_lightning.callbacks import PGBCallback
 from pgb_lightning.cli.configs import find_config, packaged_configs, resolve_config_line
 from pgb_lightning.cli.main import run
 from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.export.pruned_checkpoint import read_module
 from pgb_lightning.glue_tasks import TASKS, get_task
 from pgb_lightning.surgery.checks import is_pruned
 
 STAGES = ("finetune", "prune", "recover")
 DEMO = [f"demo/{stage}" for stage in STAGES]
 SQUAD = [f"squad/{version}/{stage}" for version in ("v1.1", "v2.0") for stage in STAGES]
+TABLES = ["texts/finetune", "words/finetune"]
 GLUE = [f"glue/{task}/{stage}" for task in TASKS for stage in STAGES]
 
 Config = dict[str, Any]
@@ -115,7 +118,7 @@ def test_the_other_commands_read_the_same_files(command: str, capsys: pytest.Cap
 
 
 def test_all_tasks_and_stages_are_packaged() -> None:
-    assert set(packaged_configs()) == {*DEMO, *GLUE, *SQUAD, "glue/base", "squad/base"}
+    assert set(packaged_configs()) == {*DEMO, *GLUE, *SQUAD, *TABLES, "glue/base", "squad/base"}
 
 
 def test_a_name_may_end_in_yaml_and_a_path_takes_precedence(tmp_path: Path) -> None:
@@ -210,6 +213,33 @@ def test_squad_runs_with_the_packaged_configurations(tiny_model_folder: Callable
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", TABLES)
+def test_an_encoder_is_fine_tuned_on_a_table(
+    name: str, tiny_model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint can be pruned by ``pgb prune``, as the configuration says."""
+    monkeypatch.chdir(tmp_path)
+    model, labels = str(tiny_model_folder("bert")), 3
+    if name == "texts/finetune":
+        rows = write(tmp_path / "rows.csv", reviews(label=lambda row: "abc"[row % 3]))
+    else:
+        rows = write(tmp_path / "rows.jsonl", [{"tokens": ["a", "film"], "ner_tags": ["O", "B-x"]} for _ in range(40)])
+        labels = 2
+    settings = {
+        "data.data": rows,
+        "model.num_labels": labels,
+        "model.model_name_or_path": model,
+        "data.model_name_or_path": model,
+        "data.max_length": 32,
+        "trainer.max_epochs": 1,
+        "trainer.accelerator": "cpu",
+    }
+    run(["fit", "--config", name, *(part for key, value in settings.items() for part in (f"--{key}", str(value)))])
+    checkpoint = tmp_path / "runs" / name / "best.ckpt"
+    head = read_module(checkpoint).model.config.id2label
+    assert set(head.values()) == ({"a", "b", "c"} if labels == 3 else {"O", "B-x"})
+
+
 @pytest.mark.parametrize("stage", ["prune", "recover"])
 def test_rte_runs_with_the_packaged_configurations(
     stage: str, tiny_model_folder: Callable[..., Path], tmp_path: Path
