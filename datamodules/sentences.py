@@ -55,7 +55,7 @@ class SentencesDataModule(TextDataModule):
 
     def _tokenize_pairs(self, rows: Dataset, source: str) -> Dataset:
         assert self.columns.label is not None
-        scores = rows.select_columns([self.columns.label]).rename_column(self.columns.label, "label")
+        scores = Dataset.from_dict({"label": rows[self.columns.label]})
         check_labels(scores, 1, source)
         columns = {"labels": scores.cast_column("label", Value("float32"))["label"][:]}
         for part, column in zip(("first", "second"), self.text_columns, strict=True):

@@ -22,9 +22,12 @@ from pgb_lightning.modules import SentenceEmbedding
 from pgb_lightning.modules.pooling import Pooling, read_pooling, write_pooling
 from pgb_lightning.surgery.checks import is_pruned
 
-PAIRS = [
-    {"sentence1": f"good {'very ' * (row % 4)}film", "sentence2": "a bad film", "score": row % 5} for row in range(40)
-]
+
+def scored_pairs(column: str) -> list[dict[str, Any]]:
+    return [
+        {"sentence1": f"good {'very ' * (row % 4)}film", "sentence2": "a bad film", column: row % 5}
+        for row in range(40)
+    ]
 
 
 @pytest.fixture
@@ -33,10 +36,10 @@ def embedder(tiny_model_folder: Callable[..., Path]) -> str:
     return str(tiny_model_folder("bert", initializer_range=0.2))
 
 
-@pytest.fixture
-def pairs(embedder: str, tmp_path: Path) -> SentencesDataModule:
+@pytest.fixture(params=["score", "label"])
+def pairs(request: pytest.FixtureRequest, embedder: str, tmp_path: Path) -> SentencesDataModule:
     """Return the data of 40 pairs with scores."""
-    path = write(tmp_path / "pairs.csv", PAIRS)
+    path = write(tmp_path / "pairs.csv", scored_pairs(request.param))
     return SentencesDataModule(str(path), embedder, max_length=32, batch_size=4, calibration_size=5)
 
 
@@ -95,7 +98,9 @@ def test_training_rows_are_different_sentences_and_validation_rows_pairs(pairs: 
     assert len(pairs.split("train")) == 5
     assert "labels" not in next(iter(pairs.calibration_dataloader()))
     batch: Any = next(iter(pairs.val_dataloader()))
-    assert batch["labels"].tolist() == [float(score) for score in pairs.load_rows("validation")["score"]]
+    assert batch["labels"].tolist() == [
+        float(score) for score in pairs.load_rows("validation")[pairs.columns.label or ""]
+    ]
     assert len(batch["first"]["input_ids"]) == len(batch["second"]["input_ids"]) == 4
 
 
