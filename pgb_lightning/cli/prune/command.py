@@ -43,7 +43,7 @@ def run_prune(
     recover: Recover = "distill",
     epochs: int = 3,
     learning_rate: float | None = None,
-    text_columns: list[str] | None = None,
+    text_columns: list[str] | str | None = None,
     label_column: str | None = None,
     use_labels: bool = True,
     label_names: list[str] | None = None,
