@@ -30,7 +30,7 @@ def run_export(
     """Export a pruned checkpoint to a folder for transformers, onnxruntime or OpenVINO.
 
     Args:
-        ckpt_path: A pruned checkpoint of TextClassification, TokenClassification or QuestionAnswering.
+        ckpt_path: A pruned checkpoint of a module of this package.
         output_dir: The folder to write, new or empty.
         format: "huggingface": small, loaded by transformers after ``import pgb_lightning``; "dense": a plain
             transformers model with zeros, as large as before pruning; "onnx" and "openvino": small, for onnxruntime and
@@ -64,6 +64,8 @@ def run_export(
         folder = export_onnx(model, output_dir, tokenizer, card, quantize, batches)
     else:
         folder = export_openvino(model, output_dir, tokenizer, card, "int8" if quantize else None, batches)
+    if format in ("huggingface", "dense"):
+        checkpoint.module.write_companion_files(folder)
     rank_zero_info(f"Wrote {folder}: {', '.join(_list_files(folder))}.")
 
 

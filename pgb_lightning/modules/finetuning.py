@@ -98,6 +98,14 @@ class FineTuning(L.LightningModule):
     def _check_head(self, checkpoint: dict[str, Any], path: str) -> None:
         """Raise an error if a checkpoint has a head of another size or for other labels."""
 
+    def write_companion_files(self, folder: Path, max_length: int | None = None) -> None:
+        """Write what other libraries need beside the model in its Hugging Face folder; nothing by default.
+
+        Args:
+            folder: The folder.
+            max_length: Texts are truncated to this many tokens; by default to as many as the model takes.
+        """
+
     # ---- training -------------------------------------------------------------------------------------------
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

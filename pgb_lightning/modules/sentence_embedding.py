@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 from torchmetrics.regression import SpearmanCorrCoef
 from transformers import AutoModel
 
+from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.modules.finetuning import FineTuning
-from pgb_lightning.modules.pooling import Pooling, PoolingMode, read_pooling
+from pgb_lightning.modules.pooling import Pooling, PoolingMode, read_pooling, write_pooling
 
 
 class SentenceEmbedding(FineTuning):
@@ -80,6 +82,11 @@ class SentenceEmbedding(FineTuning):
             fine_tuned_ckpt,
             hf_config,
         )
+
+    def write_companion_files(self, folder: Path, max_length: int | None = None) -> None:
+        """Write the files by which sentence-transformers loads the folder with its pooling."""
+        longest = max_length or find_encoder(self.model).max_length
+        write_pooling(folder, self.pooling, width=self.model.config.hidden_size, max_length=longest)
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """Return one embedding for each text, of shape (texts, width)."""

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from helpers.fakes import quiet_trainer
@@ -18,6 +17,7 @@ from transformers import AutoModel
 from pgb_lightning.callbacks import Distillation, PGBCallback
 from pgb_lightning.datamodules import SentencesDataModule
 from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.export.command import run_export
 from pgb_lightning.modules import SentenceEmbedding
 from pgb_lightning.modules.pooling import Pooling, read_pooling, write_pooling
 from pgb_lightning.surgery.checks import is_pruned
@@ -132,14 +132,7 @@ def test_an_embedding_model_is_pruned_and_recovered_without_labels(
     pairs: SentencesDataModule, embedder: str, tmp_path: Path
 ) -> None:
     module = SentenceEmbedding(embedder)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        callbacks=[PGBCallback(0.5), Distillation(logits_weight=0)],
-    )
+    trainer = quiet_trainer(max_epochs=2, callbacks=[PGBCallback(0.5), Distillation(logits_weight=0)])
     trainer.fit(module, datamodule=pairs)
     assert is_pruned(find_encoder(module))
     assert trainer.callback_metrics["train_distillation"] > 0
@@ -149,6 +142,21 @@ def test_an_embedding_model_is_pruned_and_recovered_without_labels(
     batch: Any = next(iter(pairs.val_dataloader()))
     with torch.no_grad():
         torch.testing.assert_close(loaded(**batch["first"]), module.eval()(**batch["first"]))
+
+
+@pytest.mark.parametrize("format", ["huggingface", "dense"])
+def test_an_exported_checkpoint_keeps_its_pooling(
+    format: Any, pairs: SentencesDataModule, embedder: str, tmp_path: Path
+) -> None:
+    module = SentenceEmbedding(embedder, pooling="cls", normalize=True)
+    trainer = quiet_trainer(max_epochs=0, callbacks=[PGBCallback(0.5)])
+    trainer.fit(module, datamodule=pairs)
+    trainer.save_checkpoint(tmp_path / "pruned.ckpt")
+    run_export(str(tmp_path / "pruned.ckpt"), str(tmp_path / "out"), format=format)
+    assert read_pooling(str(tmp_path / "out")) == Pooling("cls", normalize=True)
+    again, tokens = SentenceEmbedding(str(tmp_path / "out")).eval(), torch.randint(5, 20, (8, 6))
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=tokens), module.eval()(input_ids=tokens), rtol=1e-4, atol=1e-5)
 
 
 def test_training_without_a_teacher_is_refused(pairs: SentencesDataModule, embedder: str) -> None:

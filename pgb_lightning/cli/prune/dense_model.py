@@ -8,11 +8,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from pgb_lightning.datamodules.labels import Labels, read_head
-from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.pruned_checkpoint import read_module
-from pgb_lightning.modules.finetuning import FineTuning
-from pgb_lightning.modules.pooling import read_pooling, write_pooling
-from pgb_lightning.modules.sentence_embedding import SentenceEmbedding
+from pgb_lightning.modules.pooling import read_pooling
 from pgb_lightning.packaged import explain_model_errors, read_tokenizer, resolve_model
 
 
@@ -33,7 +30,7 @@ def find_dense(model: str, run_folder: Path) -> str:
     if not (folder / "config.json").is_file():
         module = read_module(path, name="model")
         module.model.save_pretrained(folder)
-        add_pooling(module, folder)
+        module.write_companion_files(folder)
         read_tokenizer(str(module.hparams["model_name_or_path"])).save_pretrained(folder)
     return str(folder)
 
@@ -67,16 +64,3 @@ def require_head(model: str) -> Labels | None:
             "was saved after fine-tuning."
         )
     return head
-
-
-def add_pooling(module: FineTuning, folder: Path, max_length: int | None = None) -> None:
-    """Write the files of sentence-transformers into the folder of an embedding model; others have none.
-
-    Args:
-        module: The module.
-        folder: The folder of its model.
-        max_length: Texts are truncated to this many tokens; by default to as many as the model takes.
-    """
-    if isinstance(module, SentenceEmbedding):
-        longest = max_length or find_encoder(module.model).max_length
-        write_pooling(folder, module.pooling, width=module.model.config.hidden_size, max_length=longest)

@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from pgb_lightning.cli.prune.dense_model import add_pooling
 from pgb_lightning.cli.prune.settings import PruneSettings
 from pgb_lightning.datamodules import TextDataModule
 from pgb_lightning.export.card import CardFacts
@@ -88,7 +87,7 @@ def write_all(
     written = settings.run_folder / "exported"
     shutil.rmtree(written, ignore_errors=True)
     export_huggingface(module.model, written, plan, data.tokenizer, facts)
-    add_pooling(module, written, settings.max_length)
+    module.write_companion_files(written, settings.max_length)
     # config.json comes last: it tells that the run is finished.
     for file in sorted(written.iterdir(), key=lambda path: path.name == "config.json"):
         shutil.move(file, target / file.name)
