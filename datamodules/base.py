@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -196,18 +197,32 @@ class TokenizedDataModule(L.LightningDataModule):
                 rows = rows.cast_column("label", Value("float32"))
             elif not rows.features["label"].dtype.startswith("int"):  # and classes as 0.0 and 1.0
                 rows = rows.cast_column("label", Value("int64"))
+        return self._tokenize(rows, name, tokenize, label="label" if labeled else None, columns=self.text_columns)
+
+    def _tokenize(
+        self, rows: Dataset, name: str, function: Callable[..., Any], label: str | None = None, **arguments: Any
+    ) -> Dataset:
+        """Tokenize rows, and keep no column but that of the labels, which becomes ``labels``.
+
+        Args:
+            rows: The rows.
+            name: What they are, for the progress bar.
+            function: Tokenizes a batch of rows.
+            label: The column of the labels, if it is to be kept.
+            **arguments: Arguments of ``function`` besides the tokenizer and the maximum length.
+        """
         tokenized = rows.map(
-            tokenize,
+            function,
             batched=True,
-            remove_columns=[column for column in rows.column_names if column != "label" or not labeled],
+            remove_columns=[column for column in rows.column_names if column != label],
             fn_kwargs={
                 "tokenizer": reset_tokenizer(self.tokenizer),
-                "columns": self.text_columns,
+                **arguments,
                 "max_length": self.max_length,
             },
             desc=f"Tokenizing {name}",
         )
-        return tokenized.rename_column("label", "labels") if labeled else tokenized
+        return tokenized if label is None else tokenized.rename_column(label, "labels")
 
     def _subsample(self, rows: Dataset) -> Dataset:
         """Draw ``max_train_samples`` of the training rows."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset, Value
-from numpy.typing import NDArray
 from transformers import DataCollatorWithPadding
 
 from pgb_lightning.datamodules.checks import check_labels, check_texts
-from pgb_lightning.datamodules.sampling import calibration_rows
 from pgb_lightning.datamodules.text import TextDataModule
-from pgb_lightning.datamodules.tokenization import reset_tokenizer, tokenize
+from pgb_lightning.datamodules.tokenization import tokenize
 
 
 class SentencesDataModule(TextDataModule):
@@ -22,17 +19,11 @@ class SentencesDataModule(TextDataModule):
     The training rows are the different texts of all text columns, one each. Validation and test rows are pairs with a
     score if there are two text columns and a column of scores, else plain sentences too.
 
-    Args:
-        data: As in :class:`TextDataModule`.
-        model_name_or_path: The model whose tokenizer is used.
-        **settings: Columns, files, lengths and batch sizes, as in :class:`TextDataModule`.
+    The settings are those of :class:`TextDataModule`.
 
     Example:
         >>> data = SentencesDataModule("nyu-mll/glue:stsb", "minilm-l6")  # doctest: +SKIP
     """
-
-    def __init__(self, data: str, model_name_or_path: str, **settings: Any) -> None:
-        super().__init__(data, model_name_or_path, **settings)
 
     @property
     def labels(self) -> None:
@@ -51,7 +42,8 @@ class SentencesDataModule(TextDataModule):
             return self._tokenize_pairs(rows, source)
         unique = dict.fromkeys(text for column in texts for text in rows[column])
         sentences = Dataset.from_dict({"text": list(unique)})
-        return self._tokenize(self._subsample(sentences) if name == "train" else sentences, "text", name)
+        chosen = self._subsample(sentences) if name == "train" else sentences
+        return self._tokenize(chosen, name, tokenize, columns=("text",))
 
     def _tokenize_pairs(self, rows: Dataset, source: str) -> Dataset:
         assert self.columns.label is not None
@@ -59,25 +51,9 @@ class SentencesDataModule(TextDataModule):
         check_labels(scores, 1, source)
         columns = {"labels": scores.cast_column("label", Value("float32"))["label"][:]}
         for part, column in zip(("first", "second"), self.text_columns, strict=True):
-            tokenized = self._tokenize(rows.select_columns([column]), column, f"{part} texts")
+            tokenized = self._tokenize(rows, f"{part} texts", tokenize, columns=(column,))
             columns |= {f"{part} {name}": tokenized[name][:] for name in tokenized.column_names}
         return Dataset.from_dict(columns)
-
-    def _tokenize(self, rows: Dataset, column: str, name: str) -> Dataset:
-        return rows.map(
-            tokenize,
-            batched=True,
-            remove_columns=rows.column_names,
-            fn_kwargs={
-                "tokenizer": reset_tokenizer(self.tokenizer),
-                "columns": (column,),
-                "max_length": self.max_length,
-            },
-            desc=f"Tokenizing {name}",
-        )
-
-    def _draw_calibration_rows(self, rows: Dataset, size: int) -> NDArray[np.int64]:
-        return calibration_rows(None, len(rows), size, self.seed)
 
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         if "labels" not in rows[0]:

@@ -26,7 +26,7 @@ from pgb_lightning.datamodules.labels import (
 )
 from pgb_lightning.datamodules.sampling import calibration_rows
 from pgb_lightning.datamodules.tables import Tables
-from pgb_lightning.datamodules.tokenization import reset_tokenizer, tokenize, tokenize_words
+from pgb_lightning.datamodules.tokenization import tokenize, tokenize_words
 from pgb_lightning.packaged import read_tokenizer
 
 #: The column of a row's label as the model takes it.
@@ -239,20 +239,10 @@ class TextDataModule(TokenizedDataModule):
             rows = self._subsample(rows)
         if is_labeled:
             rows = self._encode_labels(rows, source)
-        arguments: dict[str, Any] = {"tokenizer": reset_tokenizer(self.tokenizer), "max_length": self.max_length}
+        label = ENCODED if is_labeled else None
         if columns.are_words:
-            arguments |= {"column": columns.texts[0], "label": ENCODED if is_labeled else None}
-        else:
-            arguments["columns"] = columns.texts
-        keeps = is_labeled and not columns.are_words
-        tokenized = rows.map(
-            tokenize_words if columns.are_words else tokenize,
-            batched=True,
-            remove_columns=[column for column in rows.column_names if column != ENCODED or not keeps],
-            fn_kwargs=arguments,
-            desc=f"Tokenizing {name}",
-        )
-        return tokenized.rename_column(ENCODED, "labels") if keeps else tokenized
+            return self._tokenize(rows, name, tokenize_words, column=columns.texts[0], word_labels=label)
+        return self._tokenize(rows, name, tokenize, label, columns=columns.texts)
 
     def _encode_labels(self, rows: Dataset, source: str) -> Dataset:
         """Add the labels as the model takes them.

@@ -33,7 +33,11 @@ def tokenize(
 
 
 def tokenize_words(
-    rows: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, column: str, label: str | None, max_length: int
+    rows: dict[str, list[Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    column: str,
+    word_labels: str | None,
+    max_length: int,
 ) -> dict[str, Any]:
     """Tokenize a batch of rows of words. The label of a word is that of its first token.
 
@@ -41,7 +45,7 @@ def tokenize_words(
         rows: Columns of the batch.
         tokenizer: The model's fast tokenizer.
         column: The column with the lists of words.
-        label: The column with the lists of labels, one for each word, if there is one.
+        word_labels: The column with the lists of labels, one for each word, if there is one.
         max_length: Inputs are truncated to this many tokens.
 
     Returns:
@@ -49,10 +53,10 @@ def tokenize_words(
     """
     encoded = tokenizer(rows[column], is_split_into_words=True, truncation=True, max_length=max_length)
     columns = dict(encoded)
-    if label is None:
+    if word_labels is None:
         return columns
     columns["labels"] = []
-    for row, labels in enumerate(rows[label]):
+    for row, labels in enumerate(rows[word_labels]):
         words = encoded.word_ids(row)
         starts = [word is not None and word != before for word, before in zip(words, [None, *words], strict=False)]
         columns["labels"].append(
