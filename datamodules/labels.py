@@ -61,6 +61,9 @@ def head_of(config: PretrainedConfig) -> Labels | None:
 
     Args:
         config: The configuration of a model that was saved.
+
+    Raises:
+        MisconfigurationException: If it has an unknown ``problem_type``.
     """
     architecture = (getattr(config, "architectures", None) or [""])[0]
     names = tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
@@ -72,7 +75,12 @@ def head_of(config: PretrainedConfig) -> Labels | None:
     if not architecture.endswith("ForSequenceClassification"):
         return None
     default = "regression" if count == 1 else "single_label_classification"
-    problem = next(each for each in PROBLEM_TYPES if each == (config.problem_type or default))
+    problem: Any = config.problem_type or default
+    if problem not in PROBLEM_TYPES:
+        raise MisconfigurationException(
+            f"The model's configuration has problem_type={problem!r}. Use "
+            f"{', '.join(map(repr, PROBLEM_TYPES[:3]))}, or remove it from config.json."
+        )
     return Labels(problem, count, () if problem == "regression" else names)
 
 

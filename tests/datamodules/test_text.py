@@ -204,6 +204,7 @@ def test_rows_that_cannot_be_right_are_refused(
         (lambda row: 1, {"num_labels": 3}, {"label_names": ["a", "b"]}, r"label_names has 2 .*3 labels"),
         (lambda row: 1, {"num_labels": 3}, {"problem_type": "regression"}, r"problem_type='regression'"),
         (lambda row: 1, {"auto": AutoModelForTokenClassification}, {}, r"'token_classification'"),
+        (lambda row: 1, {"problem_type": "ranking"}, {}, r"problem_type='ranking'.*'regression'"),
     ],
 )
 def test_labels_that_the_model_does_not_know_are_refused(

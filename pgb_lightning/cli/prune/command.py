@@ -111,7 +111,7 @@ def run_prune(
         rows.prepare_data()
         rows.setup("fit")
         is_labeled = rows.has_scores if isinstance(rows, SentencesDataModule) else rows.columns.label is not None
-        settings.fit_config(dense, head, is_labeled, dense_scores=None)  # refuses what contradicts the data
+        settings.check_recovery(head, is_labeled)
         L.seed_everything(seed)
         module: FineTuning = instantiate_class((), settings.model_config(dense, head))
         pgb.check(module)

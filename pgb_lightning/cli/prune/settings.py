@@ -124,16 +124,12 @@ class PruneSettings:
         init_args["problem_type"] = head.problem_type
         return {"class_path": "pgb_lightning.modules.TextClassification", "init_args": init_args}
 
-    def fit_config(
-        self, model: str, head: Labels | None, is_labeled: bool, dense_scores: dict[str, float] | None
-    ) -> dict[str, Any]:
-        """Return the configuration for ``pgb fit``.
+    def check_recovery(self, head: Labels | None, is_labeled: bool) -> None:
+        """Require that there is something to recover from.
 
         Args:
-            model: The folder or name of the dense model.
-            head: Its labels; ``None`` for an embedding model.
+            head: The labels of the model; ``None`` for an embedding model.
             is_labeled: Whether the validation rows have labels, or are pairs with scores.
-            dense_scores: The dense model's scores, for the report.
 
         Raises:
             MisconfigurationException: If the model should learn from labels, but there are none.
@@ -147,6 +143,18 @@ class PruneSettings:
             raise MisconfigurationException(
                 "recover='finetune' is not for embedding models, which have no labels. Use 'distill' or 'none'."
             )
+
+    def fit_config(
+        self, model: str, head: Labels | None, is_labeled: bool, dense_scores: dict[str, float]
+    ) -> dict[str, Any]:
+        """Return the configuration for ``pgb fit``.
+
+        Args:
+            model: The folder or name of the dense model.
+            head: Its labels; ``None`` for an embedding model.
+            is_labeled: Whether the validation rows have labels, or are pairs with scores.
+            dense_scores: The dense model's scores, for the report.
+        """
         folder = self.run_folder
         monitor = "val_spearman" if head is None else MONITORS[head.problem_type]
         trainer: dict[str, Any] = {
@@ -170,7 +178,7 @@ class PruneSettings:
         }
 
     def _callbacks(
-        self, head: Labels | None, monitor: str | None, dense_scores: dict[str, float] | None
+        self, head: Labels | None, monitor: str | None, dense_scores: dict[str, float]
     ) -> list[dict[str, Any]]:
         folder = str(self.run_folder)
         target = {"pruning_ratio": self.pruning_ratio, "target_speedup": self.target_speedup}
