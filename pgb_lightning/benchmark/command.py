@@ -9,7 +9,6 @@ Example:
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from transformers import PreTrainedModel
 
 from pgb_lightning.atomic_write import write_atomically
 from pgb_lightning.benchmark import measures
+from pgb_lightning.benchmark.devices import DTYPES, check_device, describe_machine
 from pgb_lightning.benchmark.latency_figure import draw_latency
 from pgb_lightning.benchmark.models import pruned_models, random_model
 from pgb_lightning.benchmark.runtimes import Runtime, check_runtimes, measure_runtimes
@@ -31,7 +31,7 @@ from pgb_lightning.export.pruned_checkpoint import read_checkpoint
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery.dense_twin import dense_twin
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 
 
 def run(
@@ -47,6 +47,7 @@ def run(
     device: str = "cpu",
     num_threads: int | None = None,
     compiled: bool = False,
+    compile_mode: CompileMode = "default",
     runtimes: tuple[Runtime, ...] = (),
     training: bool = True,
     repeats: int = 7,
@@ -75,6 +76,8 @@ def run(
         device: The device, such as "cpu" or "cuda".
         num_threads: Number of CPU threads; by default chosen by torch.
         compiled: Whether to measure the models under ``torch.compile`` too.
+        compile_mode: The mode of ``torch.compile``. "reduce-overhead" replays CUDA graphs, which pays where starting
+            the kernels takes longer than running them: small batches, and the narrow layers of pruned models.
         runtimes: Runtimes in which to measure inference, in place of everything else: "torch", "torch-bf16",
             "onnxruntime", "onnxruntime-int8" (dynamic), "onnxruntime-int8-static", "openvino", "openvino-bf16" and
             "openvino-int8". All have the same number of threads, and all models are in memory at once.
@@ -91,7 +94,9 @@ def run(
         ValueError: If a setting is out of range, or the plan does not match the encoder.
     """
     _check(pruning_ratios, batch_sizes, lengths, repeats=repeats, num_layers=num_layers, num_threads=num_threads)
-    _check_device(device)
+    check_device(device)
+    if compile_mode != "default" and not compiled:
+        raise ValueError(f"compile_mode={compile_mode!r} has no effect without compiled=true. Set both, or neither.")
     _check_runtimes(runtimes, dtype, device, compiled)
     given = None if plan is None else _read_plan(plan)
     if num_threads is not None:
@@ -105,7 +110,7 @@ def run(
         model.to(torch.device(device), DTYPES[dtype])  # type: ignore[arg-type]
     results: dict[str, Any] = {
         "settings": {"architecture": dense.config.model_type, "dtype": dtype, "device": device, "repeats": repeats},
-        "machine": {"threads": torch.get_num_threads(), "cpu": platform.processor() or platform.machine()},
+        "machine": describe_machine(device),
         "models": {name: _size(model, models["dense"]) for name, model in models.items()},
         "latency": [],
     }
@@ -123,7 +128,9 @@ def run(
             row = {"batch_size": batch_size, "length": length}
             row["eager"] = measures.summarize(measures.forward_times(models, batch, repeats, min_time))
             if compiled:
-                compiled_models: dict[str, Any] = {name: torch.compile(model) for name, model in models.items()}
+                compiled_models: dict[str, Any] = {
+                    name: torch.compile(model, mode=compile_mode) for name, model in models.items()
+                }
                 row["compiled"] = measures.summarize(measures.forward_times(compiled_models, batch, repeats, min_time))
             parts = measures.sublayer_times(models, batch, repeats, min_time)
             row["sublayers"] = {name: measures.summarize(times) for name, times in parts.items()}
@@ -156,14 +163,6 @@ def _check(ratios: Sequence[float], batch_sizes: Sequence[int], lengths: Sequenc
             raise ValueError(f"{name}={value} is out of range. Use an integer of at least 1.")
     if not all(0 < ratio < 1 for ratio in ratios):
         raise ValueError(f"pruning_ratios={list(ratios)} is out of range. Use ratios strictly between 0 and 1.")
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"device={device!r} is not available ({reason}). Use 'cpu' or another device.") from None
 
 
 def _check_runtimes(runtimes: Sequence[str], dtype: str, device: str, compiled: bool) -> None:

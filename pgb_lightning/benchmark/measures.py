@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pgb_lightning.benchmark.devices import synchronize
 from pgb_lightning.encoders.family import SUBLAYERS
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.latency import layer_arguments, measure_latency
@@ -112,23 +113,19 @@ def _increase_of_peak(path: str) -> int | None:
 @torch.inference_mode()
 def _run_inference(model: nn.Module, batch: dict[str, Tensor]) -> Any:
     output = model(**batch)
-    if next(model.parameters()).device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize(next(model.parameters()).device)
     return output
 
 
 @torch.inference_mode()
 def _call_all(calls: list[Callable[[], Tensor]]) -> None:
     output = [call() for call in calls][-1]
-    if output.device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize(output.device)
 
 
 def _training_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> None:
-    model(**batch)[
-        0
-    ].float().square().mean().backward()  # the loss does not affect the time, and every head has an output
+    # The loss does not affect the time, and every head has an output.
+    model(**batch)[0].float().square().mean().backward()
     optimizer.step()
     optimizer.zero_grad()
-    if batch["input_ids"].device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize(batch["input_ids"].device)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import copy
 import gc
 import json
-import platform
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from transformers import PreTrainedModel
 from pgb_lightning._compat import attention_implementation
 from pgb_lightning.atomic_write import write_atomically
 from pgb_lightning.benchmark.configurations import full_size_config
+from pgb_lightning.benchmark.devices import DTYPES, check_device, describe_machine
 from pgb_lightning.benchmark.measures import forward_times
 from pgb_lightning.benchmark.models import narrow_plan, random_model
 from pgb_lightning.benchmark.tables import realized_savings
@@ -76,6 +76,8 @@ def run(
     repeats: int = 5,
     min_time: float = 0.2,
     num_threads: int | None = None,
+    device: str = "cpu",
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     out: str = "runs/families.json",
 ) -> dict[str, Any]:
     """Prune encoders with random weights, and measure them against their dense models, one encoder after another.
@@ -95,14 +97,17 @@ def run(
         repeats: Number of interleaved rounds; the medians count.
         min_time: Minimum duration of one measurement, in seconds.
         num_threads: Number of CPU threads; by default chosen by torch.
+        device: The device, such as "cpu" or "cuda".
+        dtype: Data type of weights and activations in the measurements.
         out: JSON file for the results.
 
     Returns:
         The content of the file.
 
     Raises:
-        ValueError: If a name is unknown, or a setting is out of range.
+        ValueError: If a name is unknown, a setting is out of range, or the device is not available.
     """
+    check_device(device)
     for name in names:
         full_size_config(name, num_layers, **settings or {})
     for ratio in pruning_ratios:
@@ -112,7 +117,7 @@ def run(
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     found: dict[str, Any] = {
-        "machine": {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+        "machine": describe_machine(device),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "encoders": [],
     }
@@ -120,10 +125,12 @@ def run(
     path.parent.mkdir(parents=True, exist_ok=True)
     console = Console(width=140)
     for name in names:
-        dense = random_model(name, num_layers, **settings or {})
+        dense = random_model(name, num_layers, **settings or {}).to(torch.device(device))  # type: ignore[arg-type]
         made = dict(_pruned(dense, plans, pruning_ratios, num_samples))
         models = {"dense": dense, **{key: model for key, (model, _) in made.items()}}
         result = _sizes(name, dense, models, {key: plan for key, (_, plan) in made.items()})
+        for model in models.values():
+            model.to(DTYPES[dtype])  # after pruning, which takes single precision
         result["latency"] = list(_latency(models, sizes, compiled, repeats, min_time))
         found["encoders"].append(result)
         write_atomically(path, json.dumps(found, indent=2) + "\n")  # keep the results if the run is interrupted
@@ -162,10 +169,11 @@ def _samples(encoder: Encoder, count: int) -> list[dict[str, Tensor]]:
     """Return labeled batches of four samples with random tokens."""
     generator = torch.Generator().manual_seed(0)
     length, words = min(128, encoder.max_length), int(encoder.model.config.vocab_size)
+    device = encoder.model.device
     return [
         {
-            "input_ids": torch.randint(5, words, (size, length), generator=generator),
-            "labels": torch.randint(2, (size,), generator=generator),
+            "input_ids": torch.randint(5, words, (size, length), generator=generator).to(device),
+            "labels": torch.randint(2, (size,), generator=generator).to(device),
         }
         for size in [4] * (count // 4) + [count % 4] * (count % 4 > 0)
     ]
@@ -203,6 +211,7 @@ def _latency(
         if length > longest:
             continue
         ids = torch.randint(5, vocabulary, (batch_size, length), generator=torch.Generator().manual_seed(0))
+        ids = ids.to(models["dense"].device)
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         flops = {name: encoder_cost(encoder, length).flops for name, encoder in encoders.items()}
         for mode, measured in modes.items():

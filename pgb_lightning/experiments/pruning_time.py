@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from pgb_lightning.benchmark.configurations import full_size_config
+from pgb_lightning.benchmark.devices import check_device, synchronize
 from pgb_lightning.calibration.collect import calibrate
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.peak_memory import peak_memory
@@ -54,6 +55,7 @@ def run(
     num_layers: int | None = None,
     pruning_ratio: float = 0.5,
     preset: str = "default",
+    device: str = "cpu",
 ) -> PruningTime:
     """Measure an encoder of base size with random weights on random tokens.
 
@@ -66,26 +68,37 @@ def run(
         num_layers: Number of layers; by default that of the configuration.
         pruning_ratio: The target.
         preset: "default", "paper" or "balanced".
+        device: The device, such as "cpu" or "cuda".
 
     Returns:
         Seconds of each step, and peak memory.
+
+    Raises:
+        ValueError: If a setting is unknown or out of range, or the device is not available.
     """
+    check_device(device)
     config = PruningConfig.from_preset(preset, pruning_ratio=pruning_ratio)
-    measured = measure(full_size_config(architecture, num_layers), config, num_samples, length, batch_size)
-    Console(width=100).print(_table(measured))
+    measured = measure(full_size_config(architecture, num_layers), config, num_samples, length, batch_size, device)
+    Console(width=100).print(tabulate(measured))
     return measured
 
 
 def measure(
-    architecture: PretrainedConfig, config: PruningConfig, num_samples: int, length: int, batch_size: int
+    architecture: PretrainedConfig,
+    config: PruningConfig,
+    num_samples: int,
+    length: int,
+    batch_size: int,
+    device: str = "cpu",
 ) -> PruningTime:
     """Measure a model with random weights on random tokens."""
     torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(architecture).eval()  # type: ignore[no-untyped-call]
+    model = AutoModelForSequenceClassification.from_config(architecture)  # type: ignore[no-untyped-call]
+    model.eval().to(device)
     batches = [
         {
-            "input_ids": torch.randint(5, architecture.vocab_size, (batch_size, length)),
-            "labels": torch.randint(2, (batch_size,)),
+            "input_ids": torch.randint(5, architecture.vocab_size, (batch_size, length), device=device),
+            "labels": torch.randint(2, (batch_size,), device=device),
         }
         for _ in range(num_samples // batch_size)
     ]
@@ -95,31 +108,41 @@ def measure(
 
     seconds: dict[str, float] = {}
     loss(batches[0]).backward()  # warm-up; also allocates the gradients, as training does
-    with _timed(PASS, seconds):
+    with _timed(PASS, seconds, device):
         for batch in batches:
             loss(batch).backward()
-    before = peak_memory()
+    before = _peak_memory(device)
     encoder = prepare(model, config)
-    with _timed("calibration", seconds):
+    with _timed("calibration", seconds, device):
         statistics = calibrate(
             encoder, batches, loss, max_tokens=config.compensation_tokens, moments=config.needs_moments
         )
-    with _timed("plan", seconds):
+    with _timed("plan", seconds, device):
         plan = make_plan(encoder, statistics, config)
-    with _timed("compensation and surgery", seconds):
+    with _timed("compensation and surgery", seconds, device):
         carry_out(encoder, plan, statistics, config)
-    return PruningTime(seconds, peak_memory_before=before, peak_memory_after=peak_memory())
+    return PruningTime(seconds, peak_memory_before=before, peak_memory_after=_peak_memory(device))
 
 
 @contextmanager
-def _timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
-    """Record the duration of the block under a name."""
+def _timed(name: str, seconds: dict[str, float], device: str) -> Iterator[None]:
+    """Record the duration of the block under a name, including its work on a GPU."""
+    synchronize(device)
     start = time.perf_counter()
     yield
+    synchronize(device)
     seconds[name] = time.perf_counter() - start
 
 
-def _table(measured: PruningTime) -> Table:
+def _peak_memory(device: str) -> int | None:
+    """Return the peak memory so far, in bytes: on a GPU that of torch's allocator, otherwise that of the process."""
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return peak_memory()
+
+
+def tabulate(measured: PruningTime) -> Table:
+    """Return the table of the steps, with their durations relative to a forward and backward pass."""
     table = Table(title=f"Pruning time, {torch.get_num_threads()} threads")
     table.add_column("step")
     table.add_column("value", justify="right")

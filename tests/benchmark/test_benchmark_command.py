@@ -85,12 +85,20 @@ def test_training_times_restore_the_models(tmp_path: Path) -> None:
 
 
 def test_compiled_models_are_measured_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[object] = []
-    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)  # type: ignore[func-returns-value]
+    modes: list[str] = []
+    monkeypatch.setattr(torch, "compile", lambda model, mode: modes.append(mode) or model)  # type: ignore[func-returns-value]
     found = benchmark.run(out_dir=str(tmp_path), compiled=True, training=False, **QUICK)
     assert found["latency"][0]["compiled"].keys() == {"dense", "narrow 0.5"}
-    assert len(compiled) == 2
+    assert modes == ["default"] * 2
     assert "training" not in found
+    benchmark.run(out_dir=str(tmp_path), compiled=True, compile_mode="reduce-overhead", training=False, **QUICK)
+    assert modes[2:] == ["reduce-overhead"] * 2
+
+
+def test_a_compile_mode_without_compilation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="compile_mode='reduce-overhead'"):
+        benchmark.run(out_dir=str(tmp_path / "out"), compile_mode="reduce-overhead", **QUICK)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("model_type", ["modernbert", "mpnet", "distilbert"])
