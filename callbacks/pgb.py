@@ -33,7 +33,7 @@ from pgb_lightning.callbacks.pruning.training_loss import check_training_step
 from pgb_lightning.callbacks.random_state import isolated_random_state
 from pgb_lightning.callbacks.trainer_queries import shards_before_restore
 from pgb_lightning.checkpoints import find_states, state_key
-from pgb_lightning.config import Budget, Fisher, Permutation, PruningConfig, Ridge, Search
+from pgb_lightning.config import Budget, Fisher, LatencyRuntime, Permutation, PruningConfig, Ridge, Search
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder, find_encoders
@@ -41,6 +41,7 @@ from pgb_lightning.encoders.fingerprint import fingerprint
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.pruning import prepare
 from pgb_lightning.report import PruningNotes
+from pgb_lightning.search.costs import check_runtime_device
 from pgb_lightning.surgery.apply import apply_plan
 from pgb_lightning.surgery.checks import check_plan, is_pruned, matches
 from pgb_lightning.surgery.dense_twin import dense_reference
@@ -106,6 +107,7 @@ class PGBCallback(pl.Callback):
         target_speedup: float | None = None,
         latency_batch_size: int | None = None,
         latency_length: int | None = None,
+        latency_runtime: LatencyRuntime | None = None,
         importance_threshold: float | Literal["auto"] | None = None,
         max_groups: int | None = None,
         num_permutations: int | None = None,
@@ -126,6 +128,7 @@ class PGBCallback(pl.Callback):
             "target_speedup": target_speedup,
             "latency_batch_size": latency_batch_size,
             "latency_length": latency_length,
+            "latency_runtime": latency_runtime,
             "importance_threshold": importance_threshold,
             "max_groups": max_groups,
             "num_permutations": num_permutations,
@@ -176,6 +179,8 @@ class PGBCallback(pl.Callback):
         if stage != "fit":
             before_strategy_setup(trainer, self, partial(warn_if_dense, pl_module, self.encoder))
             return
+        with _as_misconfiguration():
+            check_runtime_device(self.config.latency_runtime, trainer.strategy.root_device.type)
         self.check(pl_module)
         self._check_others(trainer, pl_module)
         check_callbacks(trainer)
@@ -319,7 +324,9 @@ def _all(trainer: pl.Trainer) -> list[PGBCallback]:
 
 
 @contextmanager
-def _as_misconfiguration(kinds: tuple[type[Exception], ...] = (ValueError,), name: str | None = None) -> Iterator[None]:
+def _as_misconfiguration(
+    kinds: tuple[type[Exception], ...] = (ModuleNotFoundError, ValueError), name: str | None = None
+) -> Iterator[None]:
     """Re-raise errors as MisconfigurationException, with the callback's name and that of the encoder, if given."""
     try:
         yield

@@ -50,7 +50,8 @@ class PGBReport(pl.Callback):
         dense_ckpt: Alternatively, the dense checkpoint, such as the ``best.ckpt`` of the fine-tuning run, which holds
             its score.
         latency: Whether to measure the latency of the encoder's layers against dense ones, at PGBCallback's
-            ``latency_batch_size`` and ``latency_length``. Takes a few seconds, and the memory of the dense encoder.
+            ``latency_batch_size``, ``latency_length`` and ``latency_runtime``. Takes a few seconds (minutes in another
+            runtime than PyTorch), and the memory of the dense encoder.
         encoder: The ``encoder`` of the PGBCallback to report on; required if the Trainer has several. Each then needs a
             PGBReport of its own, whose folder is ``report-ENCODER``.
 
@@ -197,7 +198,9 @@ class PGBReport(pl.Callback):
         config = self._pgb.config
         self.facts = replace(self.facts, flops=count_flops(encoder))
         if self.latency:
-            measured = measure_layer_latency(encoder, config.latency_batch_size, config.latency_length)
+            measured = measure_layer_latency(
+                encoder, config.latency_batch_size, config.latency_length, config.latency_runtime
+            )
             self.facts = replace(self.facts, latency=(measured,))
 
     def _add_scores(self, stage: str, scores: Mapping[str, float], replacing: bool = False) -> None:

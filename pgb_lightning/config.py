@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 Permutation = Literal["greedy", "balanced", "compensated"]
 Search = Literal["groups", "shapes"]
 Budget = Literal["parameters", "flops", "latency"]
+LatencyRuntime = Literal["torch", "onnxruntime"]
 Fisher = Literal["auto", "labels", "predictions", "outputs"]
 Ridge = float | Literal["auto"]
 
@@ -47,6 +48,9 @@ class PruningConfig:
             ``budget="latency"``.
         latency_batch_size: Batch size, in sequences, at which latency is measured.
         latency_length: Sequence length, in tokens, at which latency is measured and FLOPs are counted.
+        latency_runtime: What runs the layers when latency is measured: ``"torch"``, or ``"onnxruntime"`` if the pruned
+            model is to be served there. Layers are exported to ONNX then, which takes minutes the first time and
+            needs the CPU and the extra ``onnx``.
         max_groups: G_max, the largest number of groups. Algorithm 1 removes a matrix that would need more.
         num_permutations: N_perm, the maximum number of row and column sorts for each block (Algorithm 2).
         permutation: How weights are arranged into blocks. ``"greedy"``: the paper's alternating sort. ``"balanced"``:
@@ -85,6 +89,7 @@ class PruningConfig:
     target_speedup: float | None = None
     latency_batch_size: int = 8
     latency_length: int = 128
+    latency_runtime: LatencyRuntime = "torch"
     max_groups: int = 6
     num_permutations: int = 6
     permutation: Permutation = "balanced"
@@ -101,7 +106,8 @@ class PruningConfig:
             _check_float("importance_threshold", self.importance_threshold, 0, None, 'a τ such as 1e-5, or "auto"')
         _check_count("max_groups", self.max_groups, "6 as in the paper")
         _check_count("num_permutations", self.num_permutations, "6 as in the paper")
-        for name, names in {"permutation": Permutation, "search": Search, "budget": Budget, "fisher": Fisher}.items():
+        choices = {"permutation": Permutation, "search": Search, "budget": Budget, "fisher": Fisher}
+        for name, names in {**choices, "latency_runtime": LatencyRuntime}.items():
             if getattr(self, name) not in get_args(names):
                 allowed = ", ".join(map(repr, get_args(names)))
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {allowed}.")
@@ -123,6 +129,11 @@ class PruningConfig:
             raise ValueError(
                 f"{what} needs search='shapes', but search='groups' (Algorithm 1) supports budget='parameters' only. "
                 "Use preset 'default'."
+            )
+        if self.latency_runtime != "torch" and self.budget != "latency":
+            raise ValueError(
+                f"latency_runtime={self.latency_runtime!r} has no effect with budget={self.budget!r}, for which no "
+                "latency is measured. Set target_speedup or budget='latency', or leave latency_runtime out."
             )
         _check_count("latency_batch_size", self.latency_batch_size, "a number such as 8")
         _check_count("latency_length", self.latency_length, "a number such as 128")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +16,9 @@ from torch.utils.benchmark import Timer
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.family import SUBLAYERS
 from pgb_lightning.modes import eval_mode
+from pgb_lightning.runtimes import Runtime
+from pgb_lightning.runtimes.channel_layers import use_channel_layers
+from pgb_lightning.runtimes.loading import Run, load_modules
 
 #: Number of timed calls in :func:`measure_fastest`. The fastest counts, since disturbances only make a call longer.
 NUM_CALLS = 5
@@ -68,19 +73,20 @@ def compare_latency(
     return {name: statistics.median(times) for name, times in measured.items()}
 
 
-def measure_encoder(encoder: Encoder, batch_size: int, length: int) -> float:
+def measure_encoder(encoder: Encoder, batch_size: int, length: int, runtime: Runtime = "torch") -> float:
     """Measure the latency of all layers of a dense or pruned encoder, in seconds per batch.
 
     Args:
         encoder: The encoder.
         batch_size: Number of sequences per batch.
         length: Number of tokens per sequence.
+        runtime: What runs the layers.
     """
     with eval_mode(encoder.model):
-        return measure_fastest(layers_runner(encoder, batch_size, length))[0]
+        return measure_fastest(layers_runner(encoder, batch_size, length, runtime))[0]
 
 
-def latency_ratio(dense: Encoder, pruned: Encoder, batch_size: int, length: int) -> float:
+def latency_ratio(dense: Encoder, pruned: Encoder, batch_size: int, length: int, runtime: Runtime = "torch") -> float:
     """Measure the latency of an encoder's layers as a fraction of another encoder's.
 
     Args:
@@ -88,34 +94,69 @@ def latency_ratio(dense: Encoder, pruned: Encoder, batch_size: int, length: int)
         pruned: The encoder.
         batch_size: Number of sequences per batch.
         length: Number of tokens per sequence.
+        runtime: What runs the layers.
     """
     with eval_mode(dense.model), eval_mode(pruned.model):
-        runs = (layers_runner(encoder, batch_size, length) for encoder in (dense, pruned))
+        runs = [layers_runner(encoder, batch_size, length, runtime) for encoder in (dense, pruned)]
         before, left = measure_fastest(*runs)
     return left / before
 
 
-def layers_runner(encoder: Encoder, batch_size: int, length: int) -> Callable[[], Tensor]:
+def layers_runner(encoder: Encoder, batch_size: int, length: int, runtime: Runtime = "torch") -> Run:
     """Return a function that runs all layers of an encoder on fixed random hidden states.
 
     Args:
-        encoder: The dense or pruned encoder.
+        encoder: The dense or pruned encoder, in eval mode.
+        batch_size: Number of sequences per batch.
+        length: Number of tokens per sequence.
+        runtime: What runs the layers.
+    """
+    encoder = encoder_for(runtime, encoder)
+    if runtime != "torch":
+        use_channel_layers(encoder)
+    hidden = random_hidden_states(encoder, batch_size, length)
+    [run] = load_modules([_AllLayers(encoder, batch_size, length)], hidden, runtime)
+    return run
+
+
+def encoder_for(runtime: Runtime, encoder: Encoder) -> Encoder:
+    """Return the encoder to be measured in a runtime: itself for PyTorch, else a copy with the attention of exports.
+
+    Args:
+        runtime: The runtime.
+        encoder: The encoder.
+    """
+    if runtime == "torch":
+        return encoder
+    copied = replace(encoder, name="", model=copy.deepcopy(encoder.model), root=None)
+    copied.model.set_attn_implementation("eager")
+    return copied
+
+
+class _AllLayers(nn.Module):
+    """All layers of an encoder, on hidden states of one size.
+
+    Args:
+        encoder: The encoder.
         batch_size: Number of sequences per batch.
         length: Number of tokens per sequence.
     """
-    hidden = random_hidden_states(encoder, batch_size, length)
-    arguments = layer_arguments(encoder, batch_size, length)
-    tokens = torch.ones(batch_size, length, dtype=torch.bool, device=hidden.device)
 
-    def run() -> Tensor:
-        states, layers = hidden, encoder.layers
-        for step, (number, given) in enumerate(zip(encoder.order, arguments, strict=True)):
+    def __init__(self, encoder: Encoder, batch_size: int, length: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.model = encoder.model  # An exporter has to know the parameters.
+        self.arguments = layer_arguments(encoder, batch_size, length)
+        self.tokens = torch.ones(batch_size, length, dtype=torch.bool, device=encoder.model.device)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the output of the last layer."""
+        states, layers = hidden, self.encoder.layers
+        for step, (number, given) in enumerate(zip(self.encoder.order, self.arguments, strict=True)):
             for sublayer in SUBLAYERS:
-                states = encoder.run(layers[number], sublayer, states, given)
-            states = encoder.pass_on(step, hidden, states, tokens)
+                states = self.encoder.run(layers[number], sublayer, states, given)
+            states = self.encoder.pass_on(step, hidden, states, self.tokens)
         return states
-
-    return run
 
 
 @torch.inference_mode()

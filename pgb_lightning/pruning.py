@@ -58,6 +58,7 @@ def prune(
         The plan that was applied.
 
     Raises:
+        ModuleNotFoundError: If a package that ``config.latency_runtime`` needs is not installed.
         TypeError: If a batch is not a mapping, and no ``loss`` is given.
         ValueError: If there is no such encoder, it cannot be pruned (further), the target cannot be reached, a given
             ``importance_threshold`` would remove more, the model does not have what ``config.fisher`` needs, or
@@ -95,7 +96,9 @@ def prepare(model: nn.Module, config: PruningConfig, encoder: str | None = None)
     """Find the encoder and make all checks that need no data.
 
     Raises:
-        ValueError: If there is no such encoder, it cannot be pruned (further), or the target cannot be reached.
+        ModuleNotFoundError: If a package that ``config.latency_runtime`` needs is not installed.
+        ValueError: If there is no such encoder, it cannot be pruned (further), it cannot be measured in
+            ``config.latency_runtime``, or the target cannot be reached.
     """
     found = find_encoder(model, encoder)
     check_prunable(found)

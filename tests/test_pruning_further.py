@@ -234,14 +234,14 @@ def test_a_third_pruning() -> None:
 def test_a_target_speedup_refers_to_the_dense_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With seconds that are proportional to weights, a speedup of 4 keeps a quarter of the dense encoder's weights."""
 
-    def seconds(_: Any, candidate: Candidate, *__: Any) -> float:
-        return candidate.parameters / 1e6
+    def seconds(_: Any, candidates: list[Candidate], *__: Any) -> list[float]:
+        return [candidate.parameters / 1e6 for candidate in candidates]
 
-    def ratio(dense: Any, pruned: Any, *_: int) -> float:
+    def ratio(dense: Any, pruned: Any, *_: Any) -> float:
         return encoder_cost(pruned).parameters / encoder_cost(dense).parameters
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(latency_table, "_time_candidate", seconds)
+    monkeypatch.setattr(latency_table, "_time_candidates", seconds)
     monkeypatch.setattr(speedup, "latency_ratio", ratio)
     monkeypatch.setattr("pgb_lightning.search.costs.latency_ratio", ratio)
     settings = {"latency_batch_size": 1, "latency_length": 8}

@@ -60,8 +60,8 @@ def report_pruning(
 
 
 def measure_seconds(encoder: Encoder, config: PruningConfig) -> float:
-    """Return the latency of the encoder's layers in seconds per batch, at the configured batch size and length."""
-    return measure_encoder(encoder, config.latency_batch_size, config.latency_length)
+    """Return the latency of the encoder's layers in seconds per batch, as the settings say."""
+    return measure_encoder(encoder, config.latency_batch_size, config.latency_length, config.latency_runtime)
 
 
 def report_speedup(trainer: pl.Trainer, config: PruningConfig, speedup: float, label: str | None = None) -> None:
@@ -75,9 +75,11 @@ def report_speedup(trainer: pl.Trainer, config: PruningConfig, speedup: float, l
     """
     target = 1 / (1 - config.cut)
     size = f"batch {config.latency_batch_size} x length {config.latency_length}"
+    if config.latency_runtime != "torch":
+        size += f" in {config.latency_runtime}"
     layers = "the encoder's layers" if label is None else f"the layers of {label!r}"
     rank_zero_info(f"PGB: measured speedup of {layers} at {size}: {speedup:.2f} (target {target:.2f}).")
-    if trainer.precision != "32-true":
+    if config.latency_runtime == "torch" and trainer.precision != "32-true":
         rank_zero_warn(
             f"PGB: the speedup was measured in the precision in which the module was built. With precision="
             f"{trainer.precision!r} it may differ; measure the re-finetuned model."

@@ -17,9 +17,9 @@ from pgb_lightning.benchmark.measures import Times, summarize
 from pgb_lightning.export.onnx import TensorModel, output_names, write_graph
 from pgb_lightning.export.onnx_quantization import quantize_onnx
 from pgb_lightning.export.openvino import convert_onnx
-from pgb_lightning.export.requirements import require_onnx, require_openvino
 from pgb_lightning.export.sessions import Run, onnx_run, openvino_run
 from pgb_lightning.latency import measure_latency
+from pgb_lightning.runtimes.requirements import require_onnx, require_openvino
 
 Runtime: TypeAlias = Literal[
     "torch",

@@ -27,11 +27,11 @@ from pgb_lightning.export.huggingface import export_dense, export_huggingface
 from pgb_lightning.export.onnx import export_onnx, output_names
 from pgb_lightning.export.pruned_checkpoint import PrunedCheckpoint, read_checkpoint
 from pgb_lightning.export.registered_models import auto_class
-from pgb_lightning.export.requirements import require_onnx
 from pgb_lightning.export.sessions import Run, onnx_run
 from pgb_lightning.latency import compare_latency
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.modules.metrics import make_metrics
+from pgb_lightning.runtimes.requirements import require_onnx
 
 Batch = Mapping[str, Tensor]
 

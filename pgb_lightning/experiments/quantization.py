@@ -32,12 +32,12 @@ from pgb_lightning.experiments.missed_targets import ignore_missed_targets
 from pgb_lightning.export.onnx import TensorModel, write_graph
 from pgb_lightning.export.onnx_quantization import quantize_onnx
 from pgb_lightning.export.openvino import convert_onnx
-from pgb_lightning.export.requirements import require_openvino
 from pgb_lightning.export.sessions import Run, onnx_run, openvino_run
 from pgb_lightning.glue_tasks import GLUETask, get_task
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.modules.metrics import make_metrics
 from pgb_lightning.pruning import make_plan
+from pgb_lightning.runtimes.requirements import require_openvino
 
 Batch = Mapping[str, Tensor]
 

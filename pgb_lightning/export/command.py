@@ -14,7 +14,7 @@ from pgb_lightning.export.huggingface import check_folder, export_dense, export_
 from pgb_lightning.export.onnx import export_onnx
 from pgb_lightning.export.openvino import export_openvino
 from pgb_lightning.export.pruned_checkpoint import PrunedCheckpoint, read_checkpoint
-from pgb_lightning.export.requirements import require_onnx, require_openvino
+from pgb_lightning.runtimes.requirements import require_onnx, require_openvino
 
 #: Formats and quantizations whose ranges of activations are taken from texts.
 CALIBRATED = (("onnx", "int8-static"), ("openvino", "int8"))

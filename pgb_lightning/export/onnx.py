@@ -15,10 +15,10 @@ from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.calibration_feeds import Batches, read_calibration
 from pgb_lightning.export.card import CardFacts
 from pgb_lightning.export.huggingface import make_folder, to_exported, write_companion_files
-from pgb_lightning.export.onnx_layers import use_channel_layers
 from pgb_lightning.export.onnx_quantization import quantize_onnx
-from pgb_lightning.export.requirements import require_onnx
-from pgb_lightning.export.silence import silence_exporters
+from pgb_lightning.runtimes.channel_layers import use_channel_layers
+from pgb_lightning.runtimes.requirements import require_onnx
+from pgb_lightning.runtimes.silence import silence_exporters
 from pgb_lightning.surgery.record import dense_config
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class TensorModel(nn.Module):
 
     Args:
         model: The model, which is not changed.
-        weights_right: See :class:`~pgb_lightning.export.onnx_layers.ChannelLinear`.
+        weights_right: See :class:`~pgb_lightning.runtimes.channel_layers.ChannelLinear`.
     """
 
     def __init__(self, model: PreTrainedModel, weights_right: bool) -> None:

@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pgb_lightning.export.calibration_feeds import Batches, Feed, make_feed, read_batches
-from pgb_lightning.export.requirements import require_onnx
-from pgb_lightning.export.silence import silence_exporters
+from pgb_lightning.runtimes.requirements import require_onnx
+from pgb_lightning.runtimes.silence import silence_exporters
 
 #: The operators that are quantized with calibration batches.
 PRODUCTS = ("MatMul", "Gemm")

@@ -12,8 +12,8 @@ from pgb_lightning.export.calibration_feeds import Batches, make_feed, read_batc
 from pgb_lightning.export.card import CardFacts
 from pgb_lightning.export.huggingface import make_folder, write_companion_files
 from pgb_lightning.export.onnx import TensorModel, check_inputs, save_config, write_graph
-from pgb_lightning.export.requirements import require_openvino
-from pgb_lightning.export.silence import silence_exporters
+from pgb_lightning.runtimes.requirements import require_openvino
+from pgb_lightning.runtimes.silence import silence_exporters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pgb_lightning.export.calibration_feeds import make_feed
+from pgb_lightning.runtimes.onnx_modules import onnx_session
 
 Run: TypeAlias = Callable[[Mapping[str, Tensor]], list[Tensor]]
 
@@ -23,12 +24,7 @@ def onnx_run(path: Path) -> Run:
     Returns:
         A function that returns the outputs of the graph, in their order.
     """
-    from onnxruntime import InferenceSession, SessionOptions
-
-    options = SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.inter_op_num_threads = 1
-    session = InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnx_session(path)
     inputs = [value.name for value in session.get_inputs()]
 
     def call(batch: Mapping[str, Tensor]) -> list[Tensor]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pgb_lightning.config import PruningConfig
+import torch
+
+from pgb_lightning.config import LatencyRuntime, PruningConfig
 from pgb_lightning.cost import dense_cost, encoder_cost
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.family import SUBLAYERS, Sublayer
 from pgb_lightning.latency import latency_ratio, layer_arguments
 from pgb_lightning.plan import MatrixPlan
+from pgb_lightning.runtimes.requirements import require_runtime
 from pgb_lightning.search.candidates import Candidate, CandidateCost
 from pgb_lightning.search.latency_table import measure_table
 from pgb_lightning.shapes import Heads, Neurons
@@ -29,7 +32,8 @@ def candidate_cost(encoder: Encoder, candidates: Sequence[Sequence[Candidate]], 
     """
     runs = {layer: encoder.num_runs(layer) for layer in range(len(encoder.layers))}
     if config.budget == "latency":
-        table = measure_table(encoder, candidates, config.latency_batch_size, config.latency_length)
+        batch_size, length, runtime = config.latency_batch_size, config.latency_length, config.latency_runtime
+        table = measure_table(encoder, candidates, batch_size, length, runtime=runtime)
         return lambda candidate: runs[candidate.layer] * table(candidate)
     if config.budget == "flops":
         unit, length = encoder.attention_unit, config.latency_length
@@ -80,10 +84,13 @@ def check_target(encoder: Encoder, config: PruningConfig) -> None:
     The target always refers to the dense encoder.
 
     Raises:
-        ValueError: If the model does not take texts of ``latency_length``, or no more is to be removed; the message has
-            both numbers.
+        ModuleNotFoundError: If a package that the runtime needs is not installed.
+        ValueError: If the model cannot be measured in the runtime, it does not take texts of ``latency_length``, or no
+            more is to be removed; the message has both numbers.
     """
     if config.budget == "latency":
+        require_runtime(config.latency_runtime)
+        _check_weights(encoder, config.latency_runtime)
         _check_length(encoder, config.latency_length)
     if not is_pruned(encoder):
         return
@@ -106,6 +113,38 @@ def check_target(encoder: Encoder, config: PruningConfig) -> None:
     )
 
 
+def check_runtime_device(runtime: LatencyRuntime, device: str) -> None:
+    """Require a device on which a runtime can be measured.
+
+    Args:
+        runtime: The runtime.
+        device: The type of the device, such as ``"cuda"``.
+
+    Raises:
+        ValueError: If the runtime runs on the CPU, and this is another device.
+    """
+    if runtime != "torch" and device != "cpu":
+        raise ValueError(
+            f"latency_runtime={runtime!r} measures latency on the CPU, but the model is pruned on {device!r}. Prune it "
+            "on the CPU (Trainer(accelerator='cpu')), or use latency_runtime='torch'."
+        )
+
+
+def _check_weights(encoder: Encoder, runtime: LatencyRuntime) -> None:
+    """Require weights that can be measured in a runtime as they are.
+
+    Raises:
+        ValueError: If they are on another device or of another data type than those of an exported model.
+    """
+    check_runtime_device(runtime, encoder.model.device.type)
+    dtype = encoder.model.dtype
+    if runtime != "torch" and dtype != torch.float32:
+        raise ValueError(
+            f"latency_runtime={runtime!r} measures single precision, but the encoder at {encoder.where} has weights "
+            f"in {str(dtype).removeprefix('torch.')}. Convert it with model.float(), or use latency_runtime='torch'."
+        )
+
+
 def _check_length(encoder: Encoder, length: int) -> None:
     """Require that the model takes texts of a length, if it must run for its layers to be measured.
 
@@ -125,6 +164,7 @@ def _check_length(encoder: Encoder, length: int) -> None:
 def _kept_fraction(encoder: Encoder, config: PruningConfig) -> float:
     """Return the cost of an encoder as a fraction of its cost before any pruning."""
     if config.budget == "latency":
-        return latency_ratio(dense_reference(encoder), encoder, config.latency_batch_size, config.latency_length)
+        batch_size, length, runtime = config.latency_batch_size, config.latency_length, config.latency_runtime
+        return latency_ratio(dense_reference(encoder), encoder, batch_size, length, runtime)
     dense, left = dense_cost(encoder, config.latency_length), encoder_cost(encoder, config.latency_length)
     return left.flops / dense.flops if config.budget == "flops" else left.parameters / dense.parameters

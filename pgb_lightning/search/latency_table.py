@@ -1,6 +1,7 @@
 """Latency of every candidate shape on this device: the cost for ``budget="latency"``, as in ZipLM's latency table.
 
-Tables are cached on disk, because measuring all shapes takes a while.
+Shapes are measured in PyTorch, or in the runtime in which the pruned model is to be served. Tables are
+cached on disk, because measuring all shapes takes a while.
 """
 
 from __future__ import annotations
@@ -9,23 +10,25 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pgb_lightning._compat import attention_implementation
 from pgb_lightning.atomic_write import write_atomically
+from pgb_lightning.config import LatencyRuntime
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.family import SUBLAYERS
-from pgb_lightning.latency import layer_arguments, measure_fastest, random_hidden_states
+from pgb_lightning.latency import encoder_for, layer_arguments, measure_fastest, random_hidden_states
 from pgb_lightning.layers import KERNEL_VERSION
 from pgb_lightning.modes import eval_mode
 from pgb_lightning.plan import Index, MatrixPlan
+from pgb_lightning.runtimes.channel_layers import use_channel_layers
+from pgb_lightning.runtimes.loading import load_modules, runtime_version
 from pgb_lightning.search.candidates import Candidate
 from pgb_lightning.search.processor import processor_name
 from pgb_lightning.surgery.apply import prune_sublayer
@@ -58,6 +61,7 @@ def measure_table(
     batch_size: int,
     length: int,
     folder: Path | None = None,
+    runtime: LatencyRuntime = "torch",
 ) -> LatencyTable:
     """Measure the latency of all shapes among the candidates that the cached table of this setting does not contain.
 
@@ -69,11 +73,12 @@ def measure_table(
         batch_size: Number of sequences per batch.
         length: Number of tokens per sequence.
         folder: Folder of the cached tables; by default :func:`cache_folder`.
+        runtime: What runs the sublayers.
 
     Returns:
         A table that contains the shape of every candidate.
     """
-    setting = json.dumps(table_setting(encoder, batch_size, length), default=str)
+    setting = json.dumps(table_setting(encoder, batch_size, length, runtime), default=str)
     path = (folder or cache_folder()) / f"{hashlib.sha256(setting.encode()).hexdigest()[:16]}.json"
     seconds: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
     missing: dict[str, Candidate] = {}
@@ -83,12 +88,9 @@ def measure_table(
             if shape not in seconds:
                 missing[shape] = candidate  # of the last such layer, as the first may lack a pre-norm
     if missing:
-        hidden = random_hidden_states(encoder, batch_size, length)
-        arguments = layer_arguments(encoder, batch_size, length)
         with eval_mode(encoder.model):
-            for shape, candidate in missing.items():
-                given = arguments[list(encoder.order).index(candidate.layer)]
-                seconds[shape] = _time_candidate(encoder, candidate, hidden, given)
+            times = _time_candidates(encoder, list(missing.values()), batch_size, length, runtime)
+            seconds |= zip(missing, times, strict=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(seconds, indent=1) + "\n")
     return LatencyTable(seconds, encoder)
@@ -116,13 +118,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pgb_lightning" / "latency"
 
 
-def table_setting(encoder: Encoder, batch_size: int, length: int) -> dict[str, Any]:
+def table_setting(encoder: Encoder, batch_size: int, length: int, runtime: LatencyRuntime = "torch") -> dict[str, Any]:
     """Return all that a table's latencies depend on apart from the shapes; its hash names the cache file.
 
     Args:
         encoder: The dense encoder.
         batch_size: Number of sequences per batch.
         length: Number of tokens per sequence.
+        runtime: What runs the sublayers.
     """
     config, device = encoder.model.config, encoder.model.device
     on_gpu = device.type == "cuda"
@@ -144,6 +147,8 @@ def table_setting(encoder: Encoder, batch_size: int, length: int) -> dict[str, A
         "threads": torch.get_num_threads(),
         "matmul_precision": _matmul_precision(),
         "torch": torch.__version__,
+        "runtime": runtime,
+        "runtime_version": runtime_version(runtime),
         "kernels": KERNEL_VERSION,
     }
 
@@ -164,17 +169,46 @@ def _in_order(index: Index, size: int) -> bool:
     return [position for block in index or () for position in block] == list(range(size))
 
 
-def _time_candidate(encoder: Encoder, candidate: Candidate, hidden: Tensor, arguments: Mapping[str, Any]) -> float:
-    """Measure the latency of a candidate on a pruned copy of its layer."""
-    stack = encoder.stack
-    original = stack[candidate.layer]
-    try:
-        stack[candidate.layer] = copy.deepcopy(original)
-        prune_sublayer(encoder, candidate.layer, candidate.sublayer, candidate.matrices)
-        pruned = encoder.layers[candidate.layer]
-        return measure_fastest(partial(encoder.run, pruned, candidate.sublayer, hidden, arguments))[0]
-    finally:
-        stack[candidate.layer] = original
+def _time_candidates(
+    encoder: Encoder, candidates: Sequence[Candidate], batch_size: int, length: int, runtime: LatencyRuntime
+) -> Iterator[float]:
+    """Measure the latency of candidates, each on a pruned copy of its layer."""
+    measured = encoder_for(runtime, encoder)
+    arguments = dict(zip(measured.order, layer_arguments(measured, batch_size, length), strict=True))
+    modules = (_Pruned(measured, each, arguments[each.layer], runtime != "torch") for each in candidates)
+    for run in load_modules(modules, random_hidden_states(measured, batch_size, length), runtime):
+        yield measure_fastest(run)[0]
+
+
+class _Pruned(nn.Module):
+    """A sublayer of a pruned copy of a layer, on hidden states alone.
+
+    Args:
+        encoder: The dense encoder. It is unchanged afterwards.
+        candidate: What the sublayer is pruned to.
+        arguments: The arguments with which the model calls the layer.
+        is_exported: Whether the copy gets the layers for other runtimes.
+    """
+
+    def __init__(self, encoder: Encoder, candidate: Candidate, arguments: Mapping[str, Any], is_exported: bool) -> None:
+        super().__init__()
+        self.encoder, self.arguments = encoder, arguments
+        self.sublayer = candidate.sublayer
+        self.model = encoder.model  # An exporter has to know the parameters that layers share.
+        stack, number = encoder.stack, candidate.layer
+        original = stack[number]
+        try:
+            stack[number] = copy.deepcopy(original)
+            prune_sublayer(encoder, number, candidate.sublayer, candidate.matrices)
+            if is_exported:
+                use_channel_layers(encoder, layers=[number])
+            self.layer = encoder.layers[number]
+        finally:
+            stack[number] = original
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the output of the sublayer."""
+        return self.encoder.run(self.layer, self.sublayer, hidden, self.arguments)
 
 
 def _matmul_precision() -> str:

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 
-from pgb_lightning.config import PruningConfig
+from pgb_lightning.config import LatencyRuntime, PruningConfig
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.latency import latency_ratio
 from pgb_lightning.plan import PruningPlan
@@ -32,7 +32,8 @@ def meet_speedup(
 
     Args:
         encoder: The encoder. It is unchanged afterwards.
-        config: The pruning settings: the target, and the batch size and sequence length of the measurement.
+        config: The pruning settings: the target, and the batch size, sequence length and runtime of the
+            measurement.
         plan_at: Makes a plan that removes a given fraction of the latency according to the table. Returns the plan and
             the fraction that it removes.
 
@@ -45,7 +46,9 @@ def meet_speedup(
         plan, _ = plan_at(1 - left)
         if any(plan.matrices == other.matrices for _, other in found):
             break
-        kept = measure_latency_ratio(encoder, plan, config.latency_batch_size, config.latency_length)
+        kept = measure_latency_ratio(
+            encoder, plan, config.latency_batch_size, config.latency_length, config.latency_runtime
+        )
         found.append((kept, plan))
         if abs(kept / target - 1) < TOLERANCE:
             break
@@ -55,7 +58,9 @@ def meet_speedup(
     return plan, 1 - kept
 
 
-def measure_latency_ratio(encoder: Encoder, plan: PruningPlan, batch_size: int, length: int) -> float:
+def measure_latency_ratio(
+    encoder: Encoder, plan: PruningPlan, batch_size: int, length: int, runtime: LatencyRuntime = "torch"
+) -> float:
     """Measure the latency of a pruned copy of an encoder as a fraction of the dense encoder's.
 
     Args:
@@ -63,7 +68,8 @@ def measure_latency_ratio(encoder: Encoder, plan: PruningPlan, batch_size: int, 
         plan: The plan for the copy.
         batch_size: Number of sequences per batch.
         length: Number of tokens per sequence.
+        runtime: What runs the layers.
     """
     pruned = replace(encoder, model=copy.deepcopy(encoder.model))
     apply_plan(pruned, plan)
-    return latency_ratio(dense_reference(encoder), pruned, batch_size, length)
+    return latency_ratio(dense_reference(encoder), pruned, batch_size, length, runtime)

@@ -15,7 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from pgb_lightning import benchmark
 from pgb_lightning.benchmark import command
 from pgb_lightning.benchmark.runtimes import Runtime, measure_runtimes
-from pgb_lightning.export import requirements
+from pgb_lightning.runtimes import requirements
 
 QUICK: dict[str, Any] = {"batch_sizes": (2,), "lengths": (8,), "repeats": 2, "min_time": 0.001}
 

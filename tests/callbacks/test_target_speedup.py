@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
+import torch
 from helpers.own import OwnModule, make_loader
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
 
+from pgb_lightning import latency
 from pgb_lightning.callbacks import PGBCallback, pgb
-from pgb_lightning.search import speedup
+from pgb_lightning.runtimes import requirements
+from pgb_lightning.search import latency_table, speedup
 from pgb_lightning.search.latency_table import LatencyTable
 
 MakeTrainer = Callable[..., L.Trainer]
@@ -63,6 +69,44 @@ def test_time_is_budgeted(trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch)
     assert abs(sum(kept) / total - 0.5) < 0.03
 
 
+def test_another_runtime_measures_the_speedup(
+    trainer: MakeTrainer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is budgeted, corrected and reported is measured there."""
+    loaded: list[str] = []
+
+    def load(modules: Iterable[nn.Module], hidden: Tensor, runtime: str) -> Iterator[Callable[[], Any]]:
+        for module in modules:
+            loaded.append(f"{type(module).__name__} {runtime}")
+            yield partial(module, hidden)
+
+    monkeypatch.setattr(latency, "load_modules", load)
+    monkeypatch.setattr(latency_table, "load_modules", load)
+    monkeypatch.setattr(latency_table, "runtime_version", lambda _: "1")
+    monkeypatch.setattr(requirements, "require_onnx", lambda *_: None)
+    monkeypatch.setattr(speedup, "measure_latency_ratio", lambda *_: 0.5)
+    callback = PGBCallback(
+        target_speedup=2.0, latency_batch_size=1, latency_length=4, latency_runtime="onnxruntime", max_groups=1
+    )
+    with caplog.at_level(logging.INFO):
+        trainer(callback).fit(OwnModule(), make_loader())
+    assert set(loaded) == {"_Pruned onnxruntime", "_AllLayers onnxruntime"}
+    assert loaded.count("_AllLayers onnxruntime") == 2  # before and after
+    assert "batch 1 x length 4 in onnxruntime" in caplog.text
+    assert callback.plan is not None
+    assert callback.plan.config["latency_runtime"] == "onnxruntime"
+
+
+def test_what_a_runtime_needs_is_checked_before_any_work(trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    callback = PGBCallback(target_speedup=2.0, latency_runtime="onnxruntime")
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None if name == "onnxruntime" else object())
+    with pytest.raises(MisconfigurationException, match=r"latency_runtime='onnxruntime'.*pgb-lightning\[onnx\]"):
+        trainer(callback).fit(OwnModule(), iter(()))
+    monkeypatch.setattr(SingleDeviceStrategy, "root_device", torch.device("cuda", 0))
+    with pytest.raises(MisconfigurationException, match=r"latency_runtime='onnxruntime'.*'cuda'"):
+        callback.setup(trainer(callback), OwnModule(), "fit")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -71,6 +115,10 @@ def test_time_is_budgeted(trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch)
         ({"target_speedup": 2.0, "preset": "paper"}, r"target_speedup=2\.0.*search='shapes'"),
         ({"budget": "flops", "preset": "paper"}, r"budget='flops'.*search='shapes'"),
         ({"budget": "watts"}, r"budget='watts'.*'parameters', 'flops', 'latency'"),
+        (
+            {"pruning_ratio": 0.5, "latency_runtime": "onnxruntime"},
+            r"latency_runtime='onnxruntime'.*budget='parameters'",
+        ),
         ({"budget": "latency", "latency_length": 0}, "latency_length=0"),
         ({"target_speedup": 2.0, "plan": "plan.json"}, r"plan='plan\.json'.*target_speedup=2\.0"),
     ],

@@ -205,6 +205,8 @@ def test_other_formats_are_written_beside_the_model(prune: Prune, tmp_path: Path
         ({"learning_rate": -1.0}, r"learning_rate=-1\.0"),
         ({"pruning_ratio": 1.2}, r"pruning_ratio=1\.2"),
         ({"pruning_ratio": 0.5, "target_speedup": 2.0}, r"pruning_ratio=0\.5 and target_speedup=2\.0"),
+        ({"latency_runtime": "onnxruntime"}, r"latency_runtime='onnxruntime'.*budget='parameters'"),
+        ({"target_speedup": 2.0, "latency_runtime": "tvm"}, r"latency_runtime='tvm'"),
         ({"export": ["tflite"]}, r"export has 'tflite'"),
         ({"rows": reviews(48), "recover": "finetune"}, r"recover='finetune' .*label_column"),
         ({"rows": reviews(48, label=lambda row: "fair")}, r"'fair'.*'good', 'bad'"),

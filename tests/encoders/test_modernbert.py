@@ -113,10 +113,10 @@ def test_local_and_global_attention_are_measured_apart(tmp_path: Any, monkeypatc
     found = list_candidates(encoder, statistics(model, tiny_batches(2)), PruningConfig(max_groups=1))
     cost = {"full_attention": 3.0, "sliding_attention": 2.0, "": 1.0}
 
-    def seconds(_: object, candidate: Candidate, *__: object) -> float:
-        return cost[encoder.attention_type(candidate.layer) if candidate.sublayer == "attention" else ""]
+    def seconds(_: object, candidates: list[Candidate], *__: object) -> list[float]:
+        return [cost[encoder.attention_type(one.layer) if one.sublayer == "attention" else ""] for one in candidates]
 
-    monkeypatch.setattr(latency_table, "_time_candidate", seconds)
+    monkeypatch.setattr(latency_table, "_time_candidates", seconds)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     table = measure_table(encoder, found, 1, 16)
     dense = [options[0] for options in found]

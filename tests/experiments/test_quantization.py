@@ -12,7 +12,7 @@ import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from pgb_lightning.experiments.quantization import run
-from pgb_lightning.export import requirements
+from pgb_lightning.runtimes import requirements
 
 needs_openvino = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("openvino", "nncf", "onnxruntime", "onnxscript")),

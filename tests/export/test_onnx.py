@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.export import export_huggingface, export_onnx, requirements
+from pgb_lightning.export import export_huggingface, export_onnx
 from pgb_lightning.export.onnx import MODEL_FILE, QUANTIZED_FILE
+from pgb_lightning.runtimes import requirements
 
 pytest.importorskip("onnxruntime")
 

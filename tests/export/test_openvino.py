@@ -18,9 +18,10 @@ from transformers import AutoConfig
 
 from pgb_lightning import apply_plan
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.export import export_openvino, requirements
+from pgb_lightning.export import export_openvino
 from pgb_lightning.export.openvino import IR_FILE
 from pgb_lightning.export.sessions import openvino_run
+from pgb_lightning.runtimes import requirements
 
 needs_openvino = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("openvino", "nncf", "onnxruntime", "onnxscript")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -47,11 +47,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[Candidate]:
     """Replace measurements by a function of the parameters; the list holds the candidates that were measured."""
     measured: list[Candidate] = []
 
-    def seconds(encoder: Encoder, candidate: Candidate, hidden: torch.Tensor, arguments: object) -> float:
-        measured.append(candidate)
-        return 1e-9 * (candidate.parameters + 50)
+    def seconds(_: object, candidates: list[Candidate], *__: object) -> Iterator[float]:
+        for candidate in candidates:
+            measured.append(candidate)
+            yield 1e-9 * (candidate.parameters + 50)
 
-    monkeypatch.setattr(latency_table, "_time_candidate", seconds)
+    monkeypatch.setattr(latency_table, "_time_candidates", seconds)
     return measured
 
 
@@ -216,13 +217,14 @@ def test_costs_of_dense_candidates_are_those_of_the_encoder(
 def test_a_shape_that_is_not_faster_than_the_dense_one_is_never_chosen(
     statistics: Calibration, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def seconds(_: object, candidate: Candidate, *__: object) -> float:
-        if candidate.sublayer == "attention":
-            return 1.0 if candidate.loss == 0 else 1.5  # pruning attention makes it slower
-        return float(candidate.parameters)
+    def seconds(_: object, candidates: list[Candidate], *__: object) -> Iterator[float]:
+        for candidate in candidates:
+            # Pruning attention makes it slower.
+            slower = 1.0 if candidate.loss == 0 else 1.5
+            yield slower if candidate.sublayer == "attention" else float(candidate.parameters)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(latency_table, "_time_candidate", seconds)
+    monkeypatch.setattr(latency_table, "_time_candidates", seconds)
     monkeypatch.setattr(speedup, "measure_latency_ratio", lambda *_: 1 / 1.5)
     plan = make_plan(find_encoder(classifier(layers=2)), statistics, PruningConfig(target_speedup=1.5))
     assert all(plan.matrix(layer, kind).kept_share == 1 for layer in range(2) for kind in "QKVO")

@@ -36,8 +36,8 @@ def test_overhead_missing_from_the_table_is_compensated(overhead: float, monkeyp
     encoder, plan_at = plans_of(classifier(layers=2))
     measured: list[float] = []
 
-    def ratio(_: object, plan: PruningPlan, batch_size: int, length: int) -> float:
-        assert (batch_size, length) == (2, 8)
+    def ratio(_: object, plan: PruningPlan, batch_size: int, length: int, runtime: str) -> float:
+        assert (batch_size, length, runtime) == (2, 8, "torch")
         measured.append(overhead + (1 - overhead) * (1 - plan.pruning_ratio))
         return measured[-1]
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,13 @@ from pgb_lightning.cli.prune.estimate import estimate
 from pgb_lightning.cli.prune.exports import FORMATS, FormatName, write_all
 from pgb_lightning.cli.prune.scoring import agreement, predict, score
 from pgb_lightning.cli.prune.settings import FIT_CONFIG, TEACHER_ANSWERS, PruneSettings, Recover
+from pgb_lightning.config import LatencyRuntime
 from pgb_lightning.datamodules import SentencesDataModule, TextDataModule
 from pgb_lightning.export.huggingface import check_folder
 from pgb_lightning.modules.finetuning import FineTuning
 from pgb_lightning.plan import PruningPlan
+from pgb_lightning.runtimes.requirements import require_runtime
+from pgb_lightning.search.costs import check_runtime_device
 
 #: Files in the folder of the run: the settings, and the dense model's scores and predictions.
 SETTINGS, DENSE_SCORES, RESULT = "settings.json", "dense.pt", "scores.json"
@@ -39,6 +43,7 @@ def run_prune(
     output_dir: str,
     pruning_ratio: float | None = None,
     target_speedup: float | None = None,
+    latency_runtime: LatencyRuntime | None = None,
     preset: str = "default",
     recover: Recover = "distill",
     epochs: int = 3,
@@ -71,6 +76,7 @@ def run_prune(
         output_dir: The folder to write, new or empty.
         pruning_ratio: Fraction of the encoder's weights to remove; 0.5 if there is no target_speedup.
         target_speedup: How many times as fast as the dense model the encoder should be on this machine.
+        latency_runtime: What runs the model when the target_speedup is measured: "torch" or "onnxruntime".
         preset: "default", "paper" or "balanced".
         recover: "distill" (from the dense model, without labels), "finetune" (from the labels) or "none".
         epochs: Epochs of recovery.
@@ -101,7 +107,10 @@ def run_prune(
     settings = PruneSettings(**arguments)
     if unknown := [name for name in formats if name not in FORMATS]:
         raise MisconfigurationException(f"export has {unknown[0]!r}. Use {', '.join(map(repr, FORMATS))}.")
-    pgb = PGBCallback(pruning_ratio=pruning_ratio, target_speedup=target_speedup, preset=preset)
+    pgb = PGBCallback(
+        pruning_ratio=pruning_ratio, target_speedup=target_speedup, latency_runtime=latency_runtime, preset=preset
+    )
+    _require(partial(require_runtime, pgb.config.latency_runtime))
     for name in formats:
         _require(FORMATS[name].require)
     with _opened_run(settings, arguments):
@@ -115,7 +124,8 @@ def run_prune(
         L.seed_everything(seed)
         module: FineTuning = instantiate_class((), settings.model_config(dense, head))
         pgb.check(module)
-    tester = _tester(settings)
+        tester = _tester(settings)
+        _require(partial(check_runtime_device, pgb.config.latency_runtime, tester.strategy.root_device.type))
     console = Console()
     if not (settings.run_folder / DENSE_SCORES).is_file():
         module.to(tester.strategy.root_device)

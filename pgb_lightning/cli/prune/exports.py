@@ -15,9 +15,9 @@ from pgb_lightning.export.card import CardFacts
 from pgb_lightning.export.huggingface import export_huggingface
 from pgb_lightning.export.onnx import export_onnx
 from pgb_lightning.export.openvino import export_openvino
-from pgb_lightning.export.requirements import require_onnx, require_openvino
 from pgb_lightning.modules.finetuning import FineTuning
 from pgb_lightning.plan import PruningPlan
+from pgb_lightning.runtimes.requirements import require_onnx, require_openvino
 
 FormatName = Literal["onnx", "onnx-int8", "onnx-int8-static", "openvino", "openvino-int8"]
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from pgb_lightning.config import LatencyRuntime
 from pgb_lightning.datamodules.labels import Labels
 
 Recover = Literal["distill", "finetune", "none"]
@@ -40,6 +41,7 @@ class PruneSettings:
     output_dir: str
     pruning_ratio: float | None = None
     target_speedup: float | None = None
+    latency_runtime: LatencyRuntime | None = None
     preset: str = "default"
     recover: Recover = "distill"
     epochs: int = 3
@@ -181,7 +183,11 @@ class PruneSettings:
         self, head: Labels | None, monitor: str | None, dense_scores: dict[str, float]
     ) -> list[dict[str, Any]]:
         folder = str(self.run_folder)
-        target = {"pruning_ratio": self.pruning_ratio, "target_speedup": self.target_speedup}
+        target = {
+            "pruning_ratio": self.pruning_ratio,
+            "target_speedup": self.target_speedup,
+            "latency_runtime": self.latency_runtime,
+        }
         saver = (
             _callback(
                 "lightning.pytorch.callbacks.ModelCheckpoint",

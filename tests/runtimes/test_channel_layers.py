@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pgb_lightning import apply_plan
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.export.onnx_layers import ChannelLinear, use_channel_layers
 from pgb_lightning.layers.linear import GroupedLinear
+from pgb_lightning.runtimes.channel_layers import ChannelLinear, use_channel_layers
 
 
 def layer(inputs: int, outputs: int, *blocks: int, bias: bool = True) -> GroupedLinear:

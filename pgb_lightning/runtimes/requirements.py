@@ -1,10 +1,12 @@
-"""The packages that exports to other runtimes need."""
+"""The packages that other runtimes and exports to them need."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 
 import torch
+
+from pgb_lightning.runtimes import Runtime
 
 #: Earlier versions of ``torch.export`` fail on these models or fix the length of their inputs.
 OLDEST_TORCH = (2, 13)
@@ -37,6 +39,19 @@ def require_openvino() -> None:
     purpose, extra = "OpenVINO export", "openvino"
     require_onnx(purpose, extra)
     _require(purpose, extra, ("openvino", "nncf"))
+
+
+def require_runtime(runtime: Runtime) -> None:
+    """Raise if the packages of a runtime are not installed.
+
+    Args:
+        runtime: The runtime.
+
+    Raises:
+        ModuleNotFoundError: If packages are missing, or PyTorch is too old.
+    """
+    if runtime != "torch":
+        require_onnx(f"latency_runtime={runtime!r}")
 
 
 def _require(purpose: str, extra: str, packages: tuple[str, ...]) -> None:

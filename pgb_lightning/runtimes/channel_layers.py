@@ -7,6 +7,8 @@ feed-forward sublayer needs one transposition on each side and one inner permuta
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -86,7 +88,7 @@ class ChannelLinear(nn.Module):
         return output.index_select(0, self.inverse_order).t().reshape(batch, length, -1)
 
 
-def use_channel_layers(encoder: Encoder, weights_right: bool = False) -> None:
+def use_channel_layers(encoder: Encoder, weights_right: bool = False, layers: Iterable[int] | None = None) -> None:
     """Replace the grouped layers of an encoder with :class:`ChannelLinear`, in place.
 
     Where W2 and all matrices before it are grouped, the activations between them stay features first, in W1's order.
@@ -96,10 +98,11 @@ def use_channel_layers(encoder: Encoder, weights_right: bool = False) -> None:
     Args:
         encoder: A pruned encoder. It is for inference only afterwards.
         weights_right: See :class:`ChannelLinear`.
+        layers: Indices of the layers to change; all by default.
     """
     *opening, closing = encoder.sublayers["ffn"]
     is_fused = any(len(encoder.family.parts(kind)) > 1 for kind in opening)
-    for number in range(len(encoder.layers)):
+    for number in range(len(encoder.layers)) if layers is None else layers:
         layers = {kind: encoder.find_matrix(number, kind) for kind in encoder.matrices}
         joined = not is_fused and all(isinstance(layers[kind], GroupedLinear) for kind in (*opening, closing))
         order: Tensor | None = None
