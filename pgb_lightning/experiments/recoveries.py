@@ -37,14 +37,14 @@ class Recovery:
     """
 
     learning_rate: float = 3e-5
-    epochs: int | None = None
+    epochs: float | None = None
     task_weight: float = 1.0
     logits_weight: float = 0.0
     hidden_weight: float = 0.0
     layers: str = "all"
     embedding_learning_rate: float | None = None
 
-    def settings(self, epochs: int, learning_rate: float | None = None) -> dict[str, Any]:
+    def settings(self, epochs: float, learning_rate: float | None = None) -> dict[str, Any]:
         """Return all settings, with the command's where this recovery has none or the command overrides them."""
         chosen = {"learning_rate": learning_rate or self.learning_rate, "epochs": self.epochs or epochs}
         return {**asdict(self), **chosen}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,19 @@ import lightning as L
 from lightning.pytorch.accelerators import MPSAccelerator
 
 
-def make_trainer(epochs: int, accelerator: str | None = None, **settings: Any) -> L.Trainer:
+def make_trainer(epochs: float, accelerator: str | None = None, **settings: Any) -> L.Trainer:
     """Make a Trainer that uses one device, clips gradients and writes no files.
 
     Args:
-        epochs: Number of epochs.
+        epochs: Number of epochs. With a fraction, such as 1.5, each of 2 epochs has three quarters of the batches.
         accelerator: Lightning's choice by default, except that the CPU replaces an Apple GPU, which has no float64 and
             therefore cannot prune.
         settings: Further arguments of the Trainer.
     """
+    whole = math.ceil(epochs)
     return L.Trainer(
-        max_epochs=epochs,
+        max_epochs=whole,
+        limit_train_batches=None if whole == epochs else epochs / whole,
         accelerator=accelerator or ("cpu" if MPSAccelerator.is_available() else "auto"),
         devices=1,  # more would change the batch size and run the whole command once per device
         logger=False,

@@ -48,6 +48,15 @@ def kept_weights(encoder: Encoder) -> int:
     return count
 
 
+@torch.no_grad()  # so that a copy of the masked model can be made at once
+def mask_zeros(encoder: Encoder) -> None:
+    """Mask the weights that are exactly zero in the encoder's linear layers, so that training leaves them zero."""
+    for linear, _ in encoder.hook_points():
+        zeros = linear.weight == 0
+        if bool(zeros.any()):
+            prune.custom_from_mask(linear, "weight", (~zeros).to(linear.weight))  # type: ignore[no-untyped-call]
+
+
 def make_permanent(module: nn.Module) -> None:
     """Write the zeros of masked layers into their weights, and remove the masks."""
     for child in module.modules():

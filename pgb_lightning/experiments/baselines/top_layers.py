@@ -8,11 +8,12 @@ nearest to the requested fraction is used.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
-from torch import nn
 from transformers import PreTrainedModel
 
+from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
 
 
@@ -34,6 +35,16 @@ def drop_layers(
         ValueError: If the encoder has only one layer, or runs a layer several times.
     """
     encoder = find_encoder(model)
+    check_droppable(encoder)
+    remove_layers(encoder, choose_layers(len(encoder.layers), num_dropped(len(encoder.layers), ratio), order))
+
+
+def check_droppable(encoder: Encoder) -> None:
+    """Require several layers, each of which runs once.
+
+    Raises:
+        ValueError: If the encoder has only one layer, or runs a layer several times.
+    """
     total = len(encoder.layers)
     if len(encoder.order) > total:
         raise ValueError(
@@ -44,9 +55,21 @@ def drop_layers(
         raise ValueError(
             f"The encoder has {total} layer, and at least one layer must remain. Use a method that keeps layers."
         )
-    dropped = choose_layers(total, min(max(round(ratio * total), 1), total - 1), order)
-    stack = encoder.model.get_submodule(encoder.family.layers)
-    assert isinstance(stack, nn.ModuleList)
+
+
+def num_dropped(total: int, ratio: float) -> int:
+    """Return the number of layers that is nearest to a fraction: at least one is dropped, and at least one is kept."""
+    return min(max(round(ratio * total), 1), total - 1)
+
+
+def remove_layers(encoder: Encoder, dropped: Collection[int]) -> None:
+    """Remove layers permanently.
+
+    Args:
+        encoder: The encoder, in which each layer runs once.
+        dropped: Indices of the layers.
+    """
+    stack = encoder.stack
     for layer in sorted(dropped, reverse=True):
         del stack[layer]
     config = encoder.model.config

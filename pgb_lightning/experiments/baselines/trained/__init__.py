@@ -1,0 +1,1 @@
+"""Published methods that train masks, one per file: Lightning callbacks with one base class."""
