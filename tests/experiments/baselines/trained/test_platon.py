@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.fakes import quiet_trainer
 from helpers.mask_training import LARGE, MODEL_TYPES, fit, has_no_trace, logits, module_of
+from helpers.tiny import batches
+from torch.utils.data import DataLoader
 
+from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.experiments.baselines.masks import make_permanent, mask_zeros
 from pgb_lightning.experiments.baselines.trained.platon import Confidence, Platon, PlatonSettings
 from pgb_lightning.surgery.dense_twin import dense_twin
 
@@ -62,3 +68,18 @@ def test_the_removed_fraction_grows_and_weights_may_come_back(tiny_model_folder:
     assert counts == sorted(counts)
     came_back = [bool((before & ~after).any()) for before, after in zip(zeros[-2], zeros[-1], strict=True)]
     assert any(came_back)
+
+
+def test_zeros_hold_in_further_training(tiny_model_folder: Callable[..., Path]) -> None:
+    module = module_of(tiny_model_folder("bert", **LARGE))
+    fit(module, Platon(0.5, settings=SHORT), steps=4)
+    encoder = find_encoder(module)
+    zeros = [linear.weight == 0 for linear, _ in encoder.hook_points()]
+    before = [linear.weight.clone() for linear, _ in encoder.hook_points()]
+    mask_zeros(encoder)
+    copy.deepcopy(module)
+    quiet_trainer().fit(module.train(), DataLoader(batches(2), batch_size=None))  # type: ignore[arg-type]
+    make_permanent(module)
+    for (linear, _), zero, old in zip(encoder.hook_points(), zeros, before, strict=True):
+        assert torch.equal(linear.weight == 0, zero)
+        assert not torch.equal(linear.weight, old)
