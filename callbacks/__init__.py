@@ -1,8 +1,9 @@
-"""Lightning callbacks for pruning, reports, distillation, exact resumption, checkpoints and prediction files."""
+"""Lightning callbacks: pruning, reports, distillation, exact resumption, dropout, checkpoints, prediction files."""
 
 from pgb_lightning.callbacks.best_checkpoint import BestCheckpoint
 from pgb_lightning.callbacks.distillation import Distillation
 from pgb_lightning.callbacks.exact_resume import ExactResume
+from pgb_lightning.callbacks.fast_dropout import FastDropout
 from pgb_lightning.callbacks.glue_writer import PredictionWriter
 from pgb_lightning.callbacks.pgb import PGBCallback
 from pgb_lightning.callbacks.report import PGBReport
@@ -13,6 +14,7 @@ __all__ = [
     "BestCheckpoint",
     "Distillation",
     "ExactResume",
+    "FastDropout",
     "PGBCallback",
     "PGBReport",
     "PredictionWriter",

@@ -126,7 +126,7 @@ def run(
     console = Console(width=140)
     for name in names:
         dense = random_model(name, num_layers, **settings or {}).to(torch.device(device))  # type: ignore[arg-type]
-        made = dict(_pruned(dense, plans, pruning_ratios, num_samples))
+        made = dict(pruned_copies(dense, plans, pruning_ratios, num_samples))
         models = {"dense": dense, **{key: model for key, (model, _) in made.items()}}
         result = _sizes(name, dense, models, {key: plan for key, (_, plan) in made.items()})
         for model in models.values():
@@ -141,10 +141,17 @@ def run(
     return found
 
 
-def _pruned(
+def pruned_copies(
     dense: PreTrainedModel, plans: Sequence[str], ratios: Sequence[float], num_samples: int
 ) -> Iterator[tuple[str, tuple[PreTrainedModel, PruningPlan]]]:
-    """Yield the name, the model and the plan of every kind of plan and ratio."""
+    """Yield the name, a pruned copy of the model, and its plan, for every kind of plan and ratio.
+
+    Args:
+        dense: The model.
+        plans: "default" for the default search, "narrow" for the same number of heads and neurons in every layer.
+        ratios: Fractions of the encoder's weights to remove.
+        num_samples: Calibration samples of 128 random tokens for the default search.
+    """
     encoder = find_encoder(dense)
     made = {"narrow": lambda ratio: narrow_plan(encoder, ratio)}
     if "default" in plans:

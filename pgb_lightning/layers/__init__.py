@@ -1,6 +1,7 @@
-"""The layers that replace pruned matrices."""
+"""The layers that replace pruned matrices, and dropout with fewer random numbers."""
 
 from pgb_lightning.layers.dropped import DroppedCore, DroppedTable
+from pgb_lightning.layers.fast_dropout import FastDropout, use_default_dropout, use_fast_dropout
 from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
 from pgb_lightning.layers.matrix import REMOVED, BlockIndex, BlockShape, DenseMatrix, MatrixLayer, as_matrix
 from pgb_lightning.layers.token_chunks import TokenChunks
@@ -18,8 +19,11 @@ __all__ = [
     "DenseMatrix",
     "DroppedCore",
     "DroppedTable",
+    "FastDropout",
     "GroupedLinear",
     "MatrixLayer",
     "TokenChunks",
     "as_matrix",
+    "use_default_dropout",
+    "use_fast_dropout",
 ]
