@@ -13,6 +13,7 @@ epochs in which the target grows, then 20 epochs of fine-tuning of the smaller m
 Taken where the paper leaves something open, or where this differs:
 
 - Hidden dimensions are not masked, so that sizes are comparable: all methods here prune the insides of sublayers.
+- Embeddings are trained, as with all methods here; the script freezes them.
 - The expected fraction is not exactly the target at the end. Units are therefore removed in the order of their
   probability of being open until the target is met; those that stay keep the value of their mask.
 - Teaching layers are the last ones of each quarter of the encoder (3, 6, 9 and 12 of BERT-base).
