@@ -63,7 +63,12 @@ class FilmReviewsDataModule(TokenizedDataModule):
         rows = load_dataset("csv", data_files=str(self.file), split="train", sep="\t", quoting=csv.QUOTE_NONE)
         ratings = np.asarray(rows.with_format("numpy")["sentiment"][:])
         clear = np.random.default_rng(HOLDOUT_SEED).permutation(np.flatnonzero(np.abs(ratings) >= NEUTRAL))
-        chosen = clear[:HOLDOUT] if split == "validation" else clear[HOLDOUT:]
+        if split == "validation":
+            chosen = clear[:HOLDOUT]
+            lengths = np.char.str_len(rows.select(chosen)["text"][:])
+            chosen = chosen[np.argsort(lengths, kind="stable")]  # batches of similar lengths have less padding
+        else:
+            chosen = clear[HOLDOUT:]
         labeled = rows.select(chosen).map(to_label, batched=True, desc=f"Labeling {split}")
         return labeled.cast_column("label", ClassLabel(names=["negative", "positive"]))
 

