@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -14,6 +15,10 @@ Ridge = float | Literal["auto"]
 
 #: Number of calibration samples: the paper's "2K samples from the training data".
 CALIBRATION_SIZE = 2048
+
+#: With ``search="shapes"``, the calibration samples with a gradient from which the importance of single weights is
+#: computed. It only arranges groups there, and squaring the gradients of all samples takes a third of calibration.
+FISHER_SAMPLES = 256
 
 #: The ridge that ``ridge="auto"`` stands for where no held-out samples can choose one: in predictions, and with too few
 #: calibration samples.
@@ -40,7 +45,8 @@ class PruningConfig:
             more than ``pruning_ratio`` is an error.
         search: How the structure is chosen. ``"groups"``: the paper's Algorithm 1, which sets the group number of each
             matrix by τ. ``"shapes"``: a joint search over the number of heads, neurons and groups of every sublayer
-            that minimizes the loss predicted after compensation.
+            that minimizes the loss predicted after compensation. The importance of single weights then only arranges
+            groups, and is computed from the first 256 calibration samples.
         budget: The unit of ``pruning_ratio`` with ``search="shapes"``. ``"parameters"``: weights. ``"flops"``: FLOPs of
             one sequence of ``latency_length`` tokens. ``"latency"``: run time of the encoder's layers on this device,
             for which all shapes are measured.
@@ -59,7 +65,7 @@ class PruningConfig:
             number of groups.
         compensation: Whether to refit the kept weights by least squares (Eq. 4).
         compensation_tokens: Number of calibration tokens, not counting padding, on which the weights are refitted.
-            Later batches still contribute to importance. This limits time and memory.
+            Later batches still contribute to the gradients. This limits time and memory.
         ridge: λ, the strength of the penalty in Eq. 4 on the distance from the original weights, as a fraction of the
             mean input power; or ``"auto"`` to choose it for each matrix by the error on held-out calibration samples,
             one fifth of all.
@@ -164,6 +170,11 @@ class PruningConfig:
     def needs_moments(self) -> bool:
         """Whether these settings require calibration to collect second moments."""
         return self.importance_threshold == "auto" or self.permutation == "compensated"
+
+    @property
+    def fisher_samples(self) -> float:
+        """Number of calibration samples with a gradient from which the importance of single weights is computed."""
+        return FISHER_SAMPLES if self.search == "shapes" else math.inf
 
     @classmethod
     def from_preset(cls, preset: str, **overrides: Any) -> PruningConfig:

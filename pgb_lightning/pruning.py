@@ -84,6 +84,7 @@ def prune(
             fisher_loss,
             max_tokens=config.compensation_tokens,
             moments=config.needs_moments,
+            fisher_samples=config.fisher_samples,
         )
     if fisher_loss.reason:
         warnings.warn(f"PGB: {fisher_loss.describe()}.", stacklevel=2)

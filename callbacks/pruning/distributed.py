@@ -82,6 +82,7 @@ def prune_distributed(
             config.compensation_tokens,
             moments=plan is None and config.needs_moments,
             warn=rank_zero_warn,
+            fisher_samples=config.fisher_samples,
         )
     if plan is None:
         _check_same_gradients(loss, all_reduce, trainer.strategy.root_device)

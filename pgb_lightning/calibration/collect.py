@@ -67,7 +67,7 @@ class Calibration:
 
     Args:
         fisher: F, the diagonal empirical Fisher information of each matrix by (layer index, matrix kind), (M, N): the
-            mean over samples of the squared gradient of the sample's loss.
+            mean over samples, limited by ``fisher_samples``, of the squared gradient of the sample's loss.
         inputs: The first layer's inputs, one entry per batch of this process, limited by ``max_tokens``.
         num_samples: Number of samples over all processes.
         num_with_gradient: Number of those samples whose loss has a gradient.
@@ -89,6 +89,7 @@ def calibrate(
     max_tokens: float = math.inf,
     moments: bool = False,
     warn: Callable[[str], object] = _warn,
+    fisher_samples: float = math.inf,
 ) -> Calibration:
     """Collect the diagonal empirical Fisher information of every matrix in one forward and backward pass.
 
@@ -106,6 +107,8 @@ def calibrate(
             moments. Later batches still count for the Fisher information and the moments of gradients.
         moments: Whether to collect :class:`SecondMoments`.
         warn: Issues the warning that some samples have no gradient.
+        fisher_samples: Once this many samples with a gradient have been seen, stop squaring gradients for F, which
+            takes a third of the pass or, for short samples, more.
 
     Returns:
         The statistics. They take one float per encoder weight and d floats per stored token; the moments of a layer
@@ -136,6 +139,7 @@ def calibrate(
     ):
         outputs = first_batch.enter_context(layer_outputs(encoder, calls))
         for number, batch in enumerate(batches):
+            calls.adds_squares = counts.with_gradient < fisher_samples
             outputs.states.clear()
             calls.clear()  # the hooks add the calls of this batch while the loss is computed
             try:
@@ -149,7 +153,7 @@ def calibrate(
             for call in calls:
                 if tokens < max_tokens:
                     inputs.append(given := _layer_input(call))
-                    tokens += int(given.tokens.sum())
+                    tokens += call.num_tokens
                     if len(inputs) == 1:
                         first_batch.close()
                         mask = call.token_mask()
@@ -162,7 +166,7 @@ def calibrate(
     counts = counts.reduced(all_reduce, device)
     counts.check(encoder.name)
     total = counts.samples
-    fisher = {key: all_reduce(square).div_(total) for key, square in squares.items()}
+    fisher = {key: all_reduce(square).div_(counts.squared) for key, square in squares.items()}
     check_usable("squared gradients", fisher.values())
     found = SecondMoments(*sums.finish(all_reduce, total)) if sums else None
     if found is not None:
@@ -239,39 +243,45 @@ def _add_batch(number: int, value: Any, calls: EncoderCalls, sums: MomentSums | 
         counts.skipped += 1
         calls.clear()
         return None
-    if sums is not None:
-        sums.add_inputs(calls)
-    if problem := _run_backward(number, value, calls, sums):
-        return problem
-    calls.finish_batch()
-    # A pass whose output is detached does not count, unless the loss depends on no pass at all.
-    used = [call for call in calls if call.is_used] or calls
-    counts.samples += sum(len(call.hidden) for call in used)
-    counts.with_gradient += sum(int(call.has_gradient.sum()) for call in used)
-    counts.unused += not calls
-    return None
-
-
-def _run_backward(number: int, value: Any, calls: EncoderCalls, sums: MomentSums | None) -> str | None:
-    """Run the backward pass of a batch's loss, which triggers the hooks on the matrices' outputs.
-
-    Args:
-        number: Index of the batch.
-        value: What the loss function returned.
-        calls: The encoder's calls in the forward pass.
-        sums: Sums of second moments, if they were requested.
-
-    Returns:
-        An error message if the loss or a gradient is unusable, else ``None``.
-    """
     where = f"calibration batch {number}"
     if not isinstance(value, Tensor) or value.numel() != 1:
         found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         return f"{where}: the loss is {found}, but must be a tensor with one value."
-    if not torch.isfinite(value):
+    if sums is not None:
+        sums.add_inputs(calls)
+    gradients = _run_backward(value, calls, sums)
+    calls.finish_batch()
+    # A pass whose output is detached does not count, unless the loss depends on no pass at all.
+    used = [call for call in calls if call.is_used] or calls
+    finite = [each.isfinite().all() for each in (value, *gradients)]
+    # All that the host must know in one transfer, for which a GPU has to finish its work.
+    known = [*finite, *(call.has_gradient.sum() for call in used)]
+    loss_is_finite, *numbers = torch.stack([each.to(value.device, torch.int64) for each in known]).tolist()
+    if not loss_is_finite:
         return f"{where}: the loss is {value.item()}. Check the batch for bad samples and the model for divergence."
+    if not all(numbers[: len(gradients)]):
+        return f"{where}: a gradient is NaN or infinite. Check the batch for bad samples and the model for divergence."
+    samples = sum(len(call.hidden) for call in used)
+    counts.samples += samples
+    counts.squared += samples if calls.adds_squares else 0
+    counts.with_gradient += sum(numbers[len(gradients) :])
+    counts.unused += not calls
+    return None
+
+
+def _run_backward(value: Tensor, calls: EncoderCalls, sums: MomentSums | None) -> list[Tensor]:
+    """Run the backward pass of a batch's loss, which triggers the hooks on the matrices' outputs.
+
+    Args:
+        value: The loss.
+        calls: The encoder's calls in the forward pass.
+        sums: Sums of second moments, if they were requested.
+
+    Returns:
+        The gradients with respect to the first layer's inputs, for the calls that the loss depends on.
+    """
     if not calls or not value.requires_grad:
-        return None
+        return []
     # Requesting only the gradient of the first layer's input makes autograd visit every matrix's output, where the
     # hooks are, without computing any weight gradient. Outputs for other inputs are not on the way there.
     hidden, further = [call.hidden for call in calls], [output for call in calls for *_, output in call.further]
@@ -284,11 +294,7 @@ def _run_backward(number: int, value: Any, calls: EncoderCalls, sums: MomentSums
     calls.add_further(gradients[len(hidden) :], sums)
     for call, gradient in zip(calls, gradients[: len(hidden)], strict=True):
         call.is_used = gradient is not None
-        if gradient is not None and not torch.isfinite(gradient).all():
-            return (
-                f"{where}: a gradient is NaN or infinite. Check the batch for bad samples and the model for divergence."
-            )
-    return None
+    return [gradient for gradient in gradients[: len(hidden)] if gradient is not None]
 
 
 def _raise_on_all_processes(problem: str | None, all_reduce: AllReduce, device: torch.device) -> None:

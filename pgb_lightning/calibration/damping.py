@@ -22,9 +22,9 @@ def factorize_damped(gram: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
         >>> factor.tolist(), damping.item()
         ([[0.5, 0.0], [0.0, 0.5]], 0.25)
     """
-    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     while True:
-        damped = gram + damping[..., None, None] * identity
+        damped = gram.clone()
+        damped.diagonal(dim1=-2, dim2=-1).add_(damping[..., None])
         factor, failed = torch.linalg.cholesky_ex(damped.double())
         if not failed.any() or not torch.isfinite(damped).all():
             return factor, damping

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -69,6 +69,20 @@ class EncoderCall:
             return torch.ones(self.hidden.shape[:2], dtype=torch.bool, device=self.hidden.device)
         return self.encoder_mask.bool()
 
+    @cached_property
+    def rows(self) -> Tensor | None:
+        """Indices of the real tokens among all B·S positions, (T,); ``None`` if all tokens are real.
+
+        A GPU must finish its work before the host knows their number, so this is found once for all matrices.
+        """
+        rows = self.token_mask().flatten().nonzero().flatten()
+        return None if len(rows) == self.hidden[..., 0].numel() else rows
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of real tokens, T."""
+        return self.hidden[..., 0].numel() if self.rows is None else len(self.rows)
+
 
 class EncoderCalls(list[EncoderCall]):
     """The encoder's calls for one batch.
@@ -79,6 +93,7 @@ class EncoderCalls(list[EncoderCall]):
     Attributes:
         in_backward: Whether the backward pass of the batch's loss runs. Gradients of others, which a step may compute
             itself (such as those of adversarial training), do not count.
+        adds_squares: Whether squared gradients are added. They take as long as the gradients of a layer's inputs.
         run: Number of the current run of a layer, from 0.
     """
 
@@ -86,6 +101,7 @@ class EncoderCalls(list[EncoderCall]):
         super().__init__()
         self.squares = squares
         self.in_backward = False
+        self.adds_squares = True
         self.run = -1
 
     def add_further(self, gradients: Iterable[Tensor | None], sums: MomentSums | None) -> None:
@@ -102,9 +118,10 @@ class EncoderCalls(list[EncoderCall]):
         for (call, key, inputs), gradient in zip(found, gradients, strict=True):
             if gradient is not None:  # a matrix may be applied without an effect
                 gradient = gradient * len(call.hidden)
-                add_squares(self.squares[key], inputs, gradient)
+                if self.adds_squares:
+                    add_squares(self.squares[key], inputs, gradient)
                 if sums is not None:
-                    sums.add_gradients(key, gradient, torch.ones(gradient.shape[:2], dtype=torch.bool))
+                    sums.add_gradients(key, gradient, None)
         for call in self:
             call.further.clear()
 
@@ -128,6 +145,7 @@ class MomentSums:
     def __init__(self, encoder: Encoder, max_tokens: float) -> None:
         self.max_tokens = {layer: max_tokens * encoder.num_runs(layer) for layer in range(len(encoder.layers))}
         self.inputs: dict[tuple[int, str], Covariance] = {}
+        self.tokens: dict[tuple[int, str], int] = {}  # on the host, where comparing them takes no time
         self.gradients: dict[tuple[int, str], Tensor] = {}
         for key, linear in encoder.linears():
             device, width = linear.weight.device, linear.out_features
@@ -135,21 +153,27 @@ class MomentSums:
             self.gradients[key] = torch.zeros(shape, dtype=torch.float64, device=device)
             if key[1] == input_of(key[1]):
                 self.inputs[key] = Covariance(linear.in_features, device)
+                self.tokens[key] = 0
 
     def add_inputs(self, calls: Iterable[EncoderCall]) -> None:
         """Add the inputs of the matrices in calls of the encoder, at real tokens, and release them."""
         for call in calls:
-            tokens = call.token_mask()
             for key, inputs in call.inputs:
-                covariance = self.inputs.get(key)
-                if covariance is not None and covariance.count < self.max_tokens[key[0]]:
-                    covariance.add(_token_rows(inputs, tokens))
+                if key in self.inputs and self.tokens[key] < self.max_tokens[key[0]]:
+                    self.inputs[key].add(_token_rows(inputs, call.rows))
+                    self.tokens[key] += call.num_tokens
             call.inputs.clear()
 
-    def add_gradients(self, key: tuple[int, str], gradients: Tensor, tokens: Tensor) -> None:
-        """Add the gradients of the batch's mean loss with respect to a matrix's outputs, (B, S, N), at real tokens."""
+    def add_gradients(self, key: tuple[int, str], gradients: Tensor, rows: Tensor | None) -> None:
+        """Add the gradients of the batch's mean loss with respect to a matrix's outputs, (B, S, N), at some positions.
+
+        Args:
+            key: Layer index and matrix kind.
+            gradients: The gradients, (B, S, N).
+            rows: Indices of the positions, (T,); ``None`` for all.
+        """
         # The gradient of a sample's own loss is B times its part of the mean loss's gradient.
-        g, batch = _token_rows(gradients, tokens).float(), len(gradients)
+        g, batch = _token_rows(gradients, rows).float(), len(gradients)
         if self.gradients[key].dim() == 2:
             add_gram(self.gradients[key], g * batch)
         else:
@@ -240,12 +264,12 @@ def calibration_hooks(
                     return
                 for key, columns in matrices.items():
                     part = gradient if columns is None else gradient[..., columns]
-                    if key[0] in repeated:
+                    if calls.adds_squares and key[0] in repeated:
                         call.repeated.setdefault(key, []).append((inputs, part))
-                    else:
+                    elif calls.adds_squares:
                         add_squares(squares[key], inputs, part)
                     if sums is not None:
-                        sums.add_gradients(key, part, call.token_mask())
+                        sums.add_gradients(key, part, call.rows)
                     if key[1] in CLOSING:  # the gradients of the sublayer's other matrices follow from this one
                         call.has_gradient |= part.flatten(1).abs().amax(1).to(squares[key].dtype).square() > 0
 
@@ -268,9 +292,10 @@ def calibration_hooks(
             handle.remove()
 
 
-def _token_rows(states: Tensor, tokens: Tensor) -> Tensor:
-    """Return the rows of (B, S, N) states at real tokens, (T, N); without a copy if there is no padding."""
-    return states.flatten(0, 1) if tokens.all() else states[tokens.to(states.device)]
+def _token_rows(states: Tensor, rows: Tensor | None) -> Tensor:
+    """Return the rows of (B, S, N) states at some positions, (T, N); at all positions without a copy."""
+    states = states.flatten(0, 1)
+    return states if rows is None else states[rows.to(states.device)]
 
 
 @torch.no_grad()

@@ -63,13 +63,15 @@ class Moments:
         self.total_squares = zeros(1)
         self.count = zeros(1)
         self.origin = zeros(num_inputs)
+        self._is_empty = True  # known on the host, where comparing a count on the device would wait for it
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add the inputs (T, M) and targets (T, N) of a batch of tokens."""
         # Products are computed in single precision and accumulated in double. Subtracting the mean of the first batch,
         # which does not change centered moments, avoids the loss of digits for inputs far from zero.
-        if self.count == 0 and len(x):
+        if self._is_empty and len(x):
             self.origin = x.mean(0, dtype=torch.float64)
+            self._is_empty = False
         x = x.float() - self.origin.float()
         y = y.float()
         blocks = x.unsqueeze(0) if self.is_full else x[:, self.rows].transpose(0, 1)
@@ -89,8 +91,8 @@ class Moments:
         self.mean_x /= self.count.clamp_min(1)
         self.mean_y /= self.count.clamp_min(1)
         x, y = self.mean_x[self.rows], self.mean_y[self.columns]
-        self.gram -= self.count * x.unsqueeze(2) * x.unsqueeze(1)
-        self.cross -= self.count * x.unsqueeze(2) * y.unsqueeze(1)
+        self.gram.addcmul_(x.unsqueeze(2), (self.count * x).unsqueeze(1), value=-1)
+        self.cross.addcmul_(x.unsqueeze(2), (self.count * y).unsqueeze(1), value=-1)
         self.total_squares -= self.count * self.mean_y.square().sum()
 
     def uncentered(self) -> Moments:
@@ -137,9 +139,10 @@ class Moments:
         """Convert sums over x - origin to sums over x."""
         origin = self.origin.float().double()
         shift, total = origin[self.rows], self.mean_x[self.rows]
-        self.gram += shift.unsqueeze(2) * total.unsqueeze(1) + total.unsqueeze(2) * shift.unsqueeze(1)
-        self.gram += self.count * shift.unsqueeze(2) * shift.unsqueeze(1)
-        self.cross += shift.unsqueeze(2) * self.mean_y[self.columns].unsqueeze(1)
+        # In place, since a copy of the moments of W2's inputs is large.
+        self.gram.addcmul_(shift.unsqueeze(2), (total + self.count * shift).unsqueeze(1))
+        self.gram.addcmul_(total.unsqueeze(2), shift.unsqueeze(1))
+        self.cross.addcmul_(shift.unsqueeze(2), self.mean_y[self.columns].unsqueeze(1))
         self.mean_x += self.count * origin
 
 

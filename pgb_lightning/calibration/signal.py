@@ -24,6 +24,7 @@ class Counts:
         unused: Batches whose loss was computed without a differentiable pass through the encoder.
         samples: Samples that passed through the encoder.
         with_gradient: Samples whose loss has a gradient that is not zero when it is squared.
+        squared: Samples whose gradients are in the sums of squared gradients.
     """
 
     batches: int = 0
@@ -31,6 +32,7 @@ class Counts:
     unused: int = 0
     samples: int = 0
     with_gradient: int = 0
+    squared: int = 0
 
     def reduced(self, all_reduce: AllReduce, device: torch.device) -> Counts:
         """Return the sums over all processes."""

@@ -234,9 +234,9 @@ class SublayerFit:
         moments = SplitMoments(rows, columns, pruned.in_features, dense.out_features, self.ridge == "auto")
         for stream in streams:
             targets = self._run_dense(stream, dense)
-            with captured(self.encoder.matrix(self.layer, kind)) as calls:
-                stream.run(self.encoder, self.encoder.layers[self.layer], self.name, stream.pruned)
-            moments.add(stream.real(calls[0][0]), targets, stream.held)
+            current = self.encoder.matrix(self.layer, kind)
+            inputs = stream.run_until(current, self.encoder, self.encoder.layers[self.layer], self.name, stream.pruned)
+            moments.add(stream.real(inputs), targets, stream.held)
         moments.finish(self.all_reduce)
         explained = self._refit(pruned, moments, _of_blocks, moments.all.mean_y)
         if self.errors is not None:

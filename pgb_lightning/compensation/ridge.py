@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -79,7 +79,34 @@ def choose_ridge(
     if ridge != "auto" or moments.held is None or not moments.held.count or not moments.fitted.count:
         return ridge_or_default(ridge)
     fitted, held = problem(moments.fitted), problem(moments.held)
-    return max(RIDGES, key=lambda choice: held.explained(fitted.solve(start, choice)))
+    return largest_of_one_peak(RIDGES, lambda choice: held.explained(fitted.solve(start, choice)))
+
+
+def largest_of_one_peak(choices: Sequence[float], value: Callable[[float], float]) -> float:
+    """Return the choice with the largest value, if values rise up to one choice and fall from there on.
+
+    The search starts in the middle, and evaluates no choice beyond the first that is worse than its neighbor.
+
+    Args:
+        choices: The choices, in order.
+        value: Returns the value of a choice.
+
+    Example:
+        >>> largest_of_one_peak((1, 2, 3, 4, 5), lambda choice: -abs(choice - 4))
+        4
+    """
+    middle = len(choices) // 2
+    best, highest = choices[middle], value(choices[middle])
+    for side in (choices[middle - 1 :: -1], choices[middle + 1 :]):
+        start = best
+        for choice in side:
+            found = value(choice)
+            if found <= highest:
+                break
+            best, highest = choice, found
+        if best != start:
+            break
+    return best
 
 
 def held_out_samples(tokens: Tensor) -> Tensor:

@@ -62,6 +62,43 @@ class Stream:
         """Run one sublayer on (B, S, d) hidden states."""
         return encoder.run(layer, sublayer, hidden.to(self.device), self.arguments[self.step]).cpu()
 
+    def run_until(
+        self, matrix: nn.Module, encoder: Encoder, layer: nn.Module, sublayer: Sublayer, hidden: Tensor
+    ) -> Tensor:
+        """Return the input of a matrix of a sublayer, and run nothing of the sublayer from there on.
+
+        Args:
+            matrix: The layer that holds the matrix.
+            encoder: The encoder.
+            layer: The layer that the sublayer is of.
+            sublayer: The sublayer.
+            hidden: Hidden states, (B, S, d).
+        """
+
+        def stop(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            raise _ReachedError(args[0])
+
+        handle = matrix.register_forward_pre_hook(stop)
+        try:
+            self.run(encoder, layer, sublayer, hidden)
+        except _ReachedError as reached:
+            return reached.states
+        finally:
+            handle.remove()
+        raise RuntimeError(f"The {sublayer} sublayer of the encoder at {encoder.where} did not run its last matrix.")
+
+
+class _ReachedError(Exception):
+    """Ends a run where the input of a matrix is known.
+
+    Args:
+        states: The input.
+    """
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
 
 @contextmanager
 def captured(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:

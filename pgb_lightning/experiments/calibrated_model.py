@@ -57,7 +57,13 @@ class CalibratedModel:
         config = PruningConfig.from_preset(method, pruning_ratio=ratio, **(options or {}))
         with metered() as preparing:
             encoder = prepare(module.model, config)
-        key = (config.fisher, config.fisher_temperature, config.compensation_tokens, config.needs_moments)
+        key = (
+            config.fisher,
+            config.fisher_temperature,
+            config.fisher_samples,
+            config.compensation_tokens,
+            config.needs_moments,
+        )
         statistics, collecting = self._once(key, lambda: self._calibrate(config))
         with metered() as pruning:
             plan = make_plan(encoder, statistics, config)
@@ -78,5 +84,10 @@ class CalibratedModel:
         loss = FisherLoss(model, encoder, model_loss(model), config.fisher, config.fisher_temperature)
         with eval_mode(model):
             return calibrate(
-                encoder, self.batches, loss, max_tokens=config.compensation_tokens, moments=config.needs_moments
+                encoder,
+                self.batches,
+                loss,
+                max_tokens=config.compensation_tokens,
+                moments=config.needs_moments,
+                fisher_samples=config.fisher_samples,
             )

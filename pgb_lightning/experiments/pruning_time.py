@@ -115,7 +115,12 @@ def measure(
     encoder = prepare(model, config)
     with _timed("calibration", seconds, device):
         statistics = calibrate(
-            encoder, batches, loss, max_tokens=config.compensation_tokens, moments=config.needs_moments
+            encoder,
+            batches,
+            loss,
+            max_tokens=config.compensation_tokens,
+            moments=config.needs_moments,
+            fisher_samples=config.fisher_samples,
         )
     with _timed("plan", seconds, device):
         plan = make_plan(encoder, statistics, config)

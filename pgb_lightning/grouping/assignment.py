@@ -7,7 +7,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
-def assign(score: Tensor, max_sweeps: int = 200) -> Tensor:
+def assign(score: Tensor, max_sweeps: int = 200, prices: Tensor | None = None) -> Tensor:
     """Assign each of M items to one of G groups, M/G to each, such that the total score is maximal.
 
     This is a transportation problem. With optimal dual prices, every item chooses the group with the largest score
@@ -17,27 +17,32 @@ def assign(score: Tensor, max_sweeps: int = 200) -> Tensor:
     Args:
         score: Score of each item in each group, (M, G).
         max_sweeps: Maximum number of rounds of price updates.
+        prices: Prices to start from, (G,), on the CPU; changed to those that were found. Those of similar scores are
+            nearly right, which saves rounds.
 
     Returns:
         The item indices of each group, ascending, (G, M/G).
     """
     items, groups = score.shape
-    size = items // groups
+    size, device = items // groups, score.device
     if groups == 1:
-        return torch.arange(items, device=score.device).view(1, -1)
-    price = score.new_zeros(groups)
-    numbers = torch.arange(groups, device=score.device)
-    for _ in range(max_sweeps):
+        return torch.arange(items, device=device).view(1, -1)
+    score = score.cpu()  # many small steps, of which each decides whether there is another
+    price = score.new_zeros(groups) if prices is None else prices
+    numbers = torch.arange(groups)
+    before: Tensor | None = None
+    for sweep in range(max_sweeps + 1):
+        chosen = (score - price).argmax(1)
+        is_balanced = bool((torch.bincount(chosen, minlength=groups) == size).all())
+        if is_balanced or sweep == max_sweeps or (before is not None and torch.equal(price, before)):
+            break
         before = price.clone()
         for g in range(groups):
             others = numbers[numbers != g]
             margin = score[:, g] - (score[:, others] - price[others]).amax(1)
             # Halfway between the last item that fits into group g and the first that does not.
             price[g] = margin.topk(size + 1).values[-2:].mean()
-        chosen = (score - price).argmax(1)
-        if (torch.bincount(chosen, minlength=groups) == size).all() or torch.equal(price, before):
-            break
-    if not (torch.bincount(chosen, minlength=groups) == size).all():
-        slots = score.repeat_interleave(size, dim=1).cpu().numpy()
-        chosen = torch.as_tensor(linear_sum_assignment(slots, maximize=True)[1] // size, device=score.device)
-    return torch.argsort(chosen, stable=True).view(groups, size)
+    if not is_balanced:
+        slots = score.repeat_interleave(size, dim=1).numpy()
+        chosen = torch.as_tensor(linear_sum_assignment(slots, maximize=True)[1] // size)
+    return torch.argsort(chosen, stable=True).view(groups, size).to(device)

@@ -133,10 +133,11 @@ def balanced_groups(importance: Tensor, groups: Blocks, max_rounds: int = 30) ->
     """
     importance = importance.double()
     best, kept = groups, groups.kept_importance(importance).sum()
+    row_prices, column_prices = torch.zeros(2, len(groups.rows), dtype=importance.dtype)
     for _ in range(max_rounds):
-        rows = assign(importance @ _members(best.columns))
+        rows = assign(importance @ _members(best.columns), prices=row_prices)
         score = importance.T @ _members(rows)
-        columns = assign(score)
+        columns = assign(score, prices=column_prices)
         gained = score.T.gather(1, columns).sum() - kept
         if gained <= 1e-9 * kept:
             break

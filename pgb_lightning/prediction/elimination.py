@@ -21,6 +21,7 @@ The elimination of units follows the optimal brain surgeon (Hassibi et al. 1993)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -96,29 +97,48 @@ def eliminate(
     units = torch.arange(total, device=weight.device)  # the unit at each position; removed units leave zeros there
     left = units  # positions of the remaining units
     removed: list[Tensor] = []
-    losses, counts, weights = [0.0], [0], {}
+    lost_more: list[Tensor] = []  # read at the end, since a GPU would have to finish each step first
+    counts, weights = [0], {}
     while len(left):
         if total - len(left) in keep:
             weights[total - len(left)] = weight[unit_indices(left, unit)]
-        blocks = inverse.view(len(units), unit, len(units), unit).diagonal(dim1=0, dim2=2).permute(2, 0, 1)[left]
-        parts = outer.view(len(units), unit, -1)[left]
-        increases = (parts * torch.linalg.solve(blocks, parts)).sum((1, 2))
+        increases = _increases(inverse, outer, left, unit)
         order = torch.argsort(increases, stable=True)
         lost, left = left[order[:step]], left[order[step:]].sort().values
         b = unit_indices(lost, unit)
         inverse_b, weight_b, outer_b = inverse[b], weight[b], outer[b]
         factor = torch.linalg.cholesky(inverse_b[:, b])
         gain = torch.cholesky_solve(inverse_b, factor)
-        losses.append(losses[-1] + float((outer_b * torch.cholesky_solve(outer_b, factor)).sum()))
+        lost_more.append((outer_b * torch.cholesky_solve(outer_b, factor)).sum())
         for matrix, rows in ((inverse, inverse_b), (weight, weight_b), (outer, outer_b)):
-            matrix.addmm_(gain.T, rows, alpha=-1)
+            # The refitted weights are of no use after the last number for which they are kept.
+            if matrix is not weight or total - len(left) <= max(keep, default=0):
+                matrix.addmm_(gain.T, rows, alpha=-1)
         removed.append(units[lost])
         counts.append(total - len(left))
         if 2 * len(left) < len(units):  # most rows are zero: remove them to save time
             r = unit_indices(left, unit)
             inverse, weight, outer = inverse[r][:, r], weight[r], outer[r]
             units, left = units[left], torch.arange(len(left), device=left.device)
+    losses = list(accumulate(torch.stack(lost_more).tolist(), initial=0.0))
     return Elimination(torch.cat(removed), losses, counts, weights)
+
+
+def _increases(inverse: Tensor, outer: Tensor, left: Tensor, unit: int) -> Tensor:
+    """Return ``tr(W_Bᵀ V_BB⁻¹ W_B)`` of each remaining unit B, (U',).
+
+    Args:
+        inverse: V, (M, M).
+        outer: W, multiplied by the root of the second moment of the outputs' gradients, (M, N).
+        left: Positions of the remaining units, (U',).
+        unit: Number of consecutive inputs that form a unit.
+    """
+    if unit == 1:
+        return (outer.square().sum(1) / inverse.diagonal())[left]
+    units = len(inverse) // unit
+    blocks = inverse.view(units, unit, units, unit).diagonal(dim1=0, dim2=2).permute(2, 0, 1)[left]
+    parts = outer.view(units, unit, -1)[left]
+    return (parts * torch.linalg.solve(blocks, parts)).sum((1, 2))
 
 
 def block_errors(covariance: Tensor, weight: Tensor, cross: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+from pgb_lightning.grouping import assignment
 from pgb_lightning.grouping.assignment import assign
 
 
@@ -31,3 +32,12 @@ def test_no_other_assignment_has_a_larger_score(values: str, max_sweeps: int) ->
 
 def test_one_group_gets_all_items() -> None:
     assert assign(torch.zeros(3, 1)).tolist() == [[0, 1, 2]]
+
+
+def test_prices_of_an_earlier_assignment_are_right_for_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    score, prices = torch.rand(60, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(3)
+    chosen = assign(score, prices=prices)
+    assert torch.equal(chosen, assign(score))
+    assert prices.any()
+    monkeypatch.setattr(assignment, "linear_sum_assignment", None)  # which would be used if the prices were wrong
+    assert torch.equal(assign(score, max_sweeps=0, prices=prices), chosen)
