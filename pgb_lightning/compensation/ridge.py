@@ -67,6 +67,8 @@ def choose_ridge(
 ) -> float:
     """Choose the ridge whose weights, fitted without the held-out samples, have the smallest error on those samples.
 
+    The error is taken to have one minimum over the ridges, so not all of them are tried.
+
     Args:
         ridge: The setting. A number is returned as is.
         moments: Moments of the matrix's inputs and targets.
