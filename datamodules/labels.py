@@ -4,84 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from datasets import ClassLabel, Dataset
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from transformers import AutoConfig, PretrainedConfig
 
 from pgb_lightning.glue_tasks import normalize_class_name
-from pgb_lightning.packaged import explain_model_errors, resolve_model
-
-ProblemType = Literal["single_label_classification", "multi_label_classification", "regression", "token_classification"]
-PROBLEM_TYPES: tuple[ProblemType, ...] = (
-    "single_label_classification",
-    "multi_label_classification",
-    "regression",
-    "token_classification",
-)
-
-
-@dataclass(frozen=True)
-class Labels:
-    """The labels of a model or a table.
-
-    Args:
-        problem_type: What a row is labeled with: a class, several classes, a number, or a class for each word.
-        num_labels: Number of classes; 1 for numbers.
-        names: Names of the classes; empty if only their numbers are known.
-    """
-
-    problem_type: ProblemType
-    num_labels: int
-    names: tuple[str, ...] = ()
-
-
-def read_head(model_name_or_path: str) -> Labels | None:
-    """Return the labels of a model that is fine-tuned for classification or regression, or ``None`` for an encoder.
-
-    Args:
-        model_name_or_path: The alias, a name on the Hub, or a local folder.
-
-    Raises:
-        MisconfigurationException: If the model's configuration cannot be read.
-
-    Example:
-        >>> read_head("minilm-l6") is None
-        True
-    """
-    with explain_model_errors(model_name_or_path, "configuration"):
-        config = AutoConfig.from_pretrained(resolve_model(model_name_or_path))
-    return head_of(config)
-
-
-def head_of(config: PretrainedConfig) -> Labels | None:
-    """Return the labels of the head that a configuration describes, or ``None`` if there is none.
-
-    Args:
-        config: The configuration of a model that was saved.
-
-    Raises:
-        MisconfigurationException: If it has an unknown ``problem_type``.
-    """
-    architecture = (getattr(config, "architectures", None) or [""])[0]
-    names = tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
-    count = len(names)
-    if all(name == f"LABEL_{number}" for number, name in enumerate(names)):
-        names = ()
-    if architecture.endswith("ForTokenClassification"):
-        return Labels("token_classification", count, names)
-    if not architecture.endswith("ForSequenceClassification"):
-        return None
-    default = "regression" if count == 1 else "single_label_classification"
-    problem: Any = config.problem_type or default
-    if problem not in PROBLEM_TYPES:
-        raise MisconfigurationException(
-            f"The model's configuration has problem_type={problem!r}. Use "
-            f"{', '.join(map(repr, PROBLEM_TYPES[:3]))}, or remove it from config.json."
-        )
-    return Labels(problem, count, () if problem == "regression" else names)
+from pgb_lightning.heads import Labels, ProblemType
 
 
 def find_labels(

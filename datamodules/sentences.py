@@ -31,14 +31,14 @@ class SentencesDataModule(TextDataModule):
         return
 
     @property
-    def has_scores(self) -> bool:
+    def is_labeled(self) -> bool:
         """Whether validation rows are pairs with a score."""
         return len(self.text_columns) == 2 and self.columns.label is not None
 
     def _load_tokenized(self, name: str) -> Dataset:
         rows, source, texts = self.load_rows(name), self.describe(name), self.text_columns
         check_texts(rows, texts, texts, source)
-        if name != "train" and self.has_scores and self.columns.label in rows.column_names:
+        if name != "train" and self.is_labeled and self.columns.label in rows.column_names:
             return self._tokenize_pairs(rows, source)
         unique = dict.fromkeys(text for column in texts for text in rows[column])
         sentences = Dataset.from_dict({"text": list(unique)})

@@ -80,6 +80,11 @@ class Tables:
         """Return whether a split exists; a validation split always does."""
         return split != "test" or self._source(split) is not None
 
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether the rows for training and validation are those of a data set on the Hub."""
+        return self.validation_data is None and not _looks_like_path(self.data)
+
     def describe(self, split: str) -> str:
         """Return a description of a split's source, for messages."""
         found = self._source(split)
@@ -142,15 +147,28 @@ class Tables:
         assert source is not None
         if isinstance(source, str):
             return self._hub[source]
-        loader, options = LOADERS[source.suffix]
-        try:
-            return load_dataset(loader, data_files={split: str(source)}, split=split, **options)
-        except (DatasetsError, OSError, ValueError, StopIteration) as error:  # pandas and pyarrow raise ValueErrors
-            reason = error.__cause__ or error
-            raise MisconfigurationException(
-                f"{source} cannot be read as a {source.suffix} file with rows: {shorten(str(reason), 300)} Check the "
-                "file's content and its suffix."
-            ) from error
+        return read_file(source, split)
+
+
+def read_file(path: Path, split: str = "train") -> Dataset:
+    """Read all rows of a file.
+
+    Args:
+        path: A file with a suffix in :data:`LOADERS`.
+        split: Name of the split that the rows get.
+
+    Raises:
+        MisconfigurationException: If the file cannot be read, or has no rows.
+    """
+    loader, options = LOADERS[path.suffix]
+    try:
+        return load_dataset(loader, data_files={split: str(path)}, split=split, **options)
+    except (DatasetsError, OSError, ValueError, StopIteration) as error:  # pandas and pyarrow raise ValueErrors
+        reason = error.__cause__ or error
+        raise MisconfigurationException(
+            f"{path} cannot be read as a {path.suffix} file with rows: {shorten(str(reason), 300)} Check the "
+            "file's content and its suffix."
+        ) from error
 
 
 def _looks_like_path(data: str) -> bool:

@@ -16,17 +16,11 @@ from transformers import DataCollatorForTokenClassification, PreTrainedTokenizer
 from pgb_lightning.datamodules.base import Batch, TokenizedDataModule
 from pgb_lightning.datamodules.checks import check_texts, check_words
 from pgb_lightning.datamodules.columns import Columns, find_columns
-from pgb_lightning.datamodules.labels import (
-    PROBLEM_TYPES,
-    LabelEncoder,
-    Labels,
-    ProblemType,
-    find_labels,
-    read_head,
-)
+from pgb_lightning.datamodules.labels import LabelEncoder, find_labels
 from pgb_lightning.datamodules.sampling import calibration_rows
 from pgb_lightning.datamodules.tables import Tables
 from pgb_lightning.datamodules.tokenization import tokenize, tokenize_words
+from pgb_lightning.heads import PROBLEM_TYPES, Labels, ProblemType, read_head
 from pgb_lightning.packaged import read_tokenizer
 
 #: The column of a row's label as the model takes it.
@@ -167,6 +161,11 @@ class TextDataModule(TokenizedDataModule):
                 f"has {head.num_labels} labels. Pass one name for each label of the model, in its order."
             )
         return Labels(head.problem_type, head.num_labels, tuple(self._given_names))
+
+    @property
+    def is_labeled(self) -> bool:
+        """Whether the validation rows have labels that a model can be scored by."""
+        return self.columns.label is not None
 
     @property
     def problem_type(self) -> ProblemType | None:

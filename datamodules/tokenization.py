@@ -9,8 +9,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-#: The label of tokens that no loss and no metric takes.
-NOT_SCORED = -100
+from pgb_lightning.heads import IGNORED
 
 
 def tokenize(
@@ -49,7 +48,7 @@ def tokenize_words(
         max_length: Inputs are truncated to this many tokens.
 
     Returns:
-        The tokenizer's columns, without padding, and ``labels`` with :data:`NOT_SCORED` for all other tokens.
+        The tokenizer's columns, without padding, and ``labels`` with :data:`IGNORED` for all other tokens.
     """
     encoded = tokenizer(rows[column], is_split_into_words=True, truncation=True, max_length=max_length)
     columns = dict(encoded)
@@ -60,7 +59,7 @@ def tokenize_words(
         words = encoded.word_ids(row)
         starts = [word is not None and word != before for word, before in zip(words, [None, *words], strict=False)]
         columns["labels"].append(
-            [labels[word] if first else NOT_SCORED for word, first in zip(words, starts, strict=True)]
+            [labels[word] if first else IGNORED for word, first in zip(words, starts, strict=True)]
         )
     return columns
 

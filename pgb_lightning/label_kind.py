@@ -37,7 +37,7 @@ LABEL_LOSSES = {
 }
 VALUE_LOSSES = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"}
 
-#: Label of rows that do not count, by default.
+#: Label of rows and tokens that no loss and no metric takes, by default.
 IGNORED = -100
 
 #: Functions that a user's own loss begins with.

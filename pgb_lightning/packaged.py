@@ -15,6 +15,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 #: The name of the packaged MiniLM in configuration files, which do not know the folder it is installed in.
 MINILM_ALIAS = "minilm-l6"
 
+#: Its name on the Hub.
+MINILM_ON_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+
 
 def package_folder(package: str, requirement: str) -> Path:
     """Return the folder of an installed package without importing it.
@@ -58,6 +61,11 @@ def resolve_model(model_name_or_path: str) -> str:
         'bert-base-uncased'
     """
     return str(packaged_minilm()) if model_name_or_path == MINILM_ALIAS else model_name_or_path
+
+
+def public_name(model_name_or_path: str) -> str:
+    """Return the name on the Hub of the packaged model for its alias, else the argument."""
+    return MINILM_ON_HUB if model_name_or_path == MINILM_ALIAS else model_name_or_path
 
 
 @contextmanager

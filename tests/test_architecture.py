@@ -32,7 +32,7 @@ LAYERS = (
         "plotting",
         "shapes",
     ),
-    ("config", "encoders", "process_group"),
+    ("config", "encoders", "heads", "process_group"),
     ("model_calls", "runtimes"),
     ("calibration", "cost", "distillation", "latency", "plan", "target_warning"),
     ("surgery",),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -23,8 +24,9 @@ from pgb_lightning.benchmark import measures
 from pgb_lightning.benchmark.devices import DTYPES, check_device, describe_machine
 from pgb_lightning.benchmark.latency_figure import draw_latency
 from pgb_lightning.benchmark.models import pruned_models, random_model
-from pgb_lightning.benchmark.runtimes import Runtime, check_runtimes, measure_runtimes
+from pgb_lightning.benchmark.runtimes import Runtime, check_runtimes, loaded_runs, measure_runs
 from pgb_lightning.benchmark.tables import latency_table, runtime_table, size_table
+from pgb_lightning.benchmark.task import Task, check_data_settings
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.pruned_checkpoint import read_checkpoint
@@ -41,6 +43,11 @@ def run(
     num_groups: tuple[int, ...] = (),
     plan: str | None = None,
     ckpt_path: str | None = None,
+    data: str | None = None,
+    model: str | None = None,
+    pruned: tuple[str, ...] = (),
+    text_columns: list[str] | str | None = None,
+    label_column: str | None = None,
     batch_sizes: tuple[int, ...] = (1, 8, 32),
     lengths: tuple[int, ...] = (128,),
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
@@ -70,6 +77,13 @@ def run(
         plan: A ``plan.json`` to measure too, for this ``model_type`` and number of layers.
         ckpt_path: A pruned checkpoint of TextClassification, TokenClassification or QuestionAnswering to measure too.
             Its dense twin is then the dense model, and ``architecture`` and ``num_layers`` are ignored.
+        data: A table of texts, with which ``runtimes`` are scored too: a file, a folder of files or a name on the Hub,
+            as for ``pgb prune``. The score of each model in each runtime stands beside its speed, with the agreement
+            with the dense model, which needs no labels. ``pruning_ratios`` then prune copies of ``model`` in one shot.
+        model: The dense, fine-tuned model that is scored on ``data``: a folder, a name on the Hub, or a checkpoint.
+        pruned: Pruned models of the same task to measure too: folders of ``pgb prune`` or checkpoints.
+        text_columns: The columns of texts in ``data``; found if there is one choice.
+        label_column: The column of labels in ``data``; found by common names.
         batch_sizes: Sequences per batch.
         lengths: Tokens per sequence.
         dtype: Data type of weights and activations.
@@ -79,8 +93,9 @@ def run(
         compile_mode: The mode of ``torch.compile``. "reduce-overhead" replays CUDA graphs, which pays where starting
             the kernels takes longer than running them: small batches, and the narrow layers of pruned models.
         runtimes: Runtimes in which to measure inference, in place of everything else: "torch", "torch-bf16",
-            "onnxruntime", "onnxruntime-int8" (dynamic), "onnxruntime-int8-static", "openvino", "openvino-bf16" and
-            "openvino-int8". All have the same number of threads, and all models are in memory at once.
+            "torch-export", "onnxruntime", "onnxruntime-int8" (dynamic), "onnxruntime-int8-static", "openvino",
+            "openvino-bf16" and "openvino-int8". All have the same number of threads, and all models are in memory at
+            once.
         training: Whether to measure a training step, at the middle batch size.
         repeats: Number of rounds.
         min_time: Minimum duration of one measurement, in seconds.
@@ -90,37 +105,57 @@ def run(
         The content of ``benchmark.json``.
 
     Raises:
-        MisconfigurationException: If a package of a runtime is not installed.
-        ValueError: If a setting is out of range, or the plan does not match the encoder.
+        MisconfigurationException: If a package of a runtime is not installed, or ``data`` or a model of it cannot be
+            read.
+        ValueError: If a setting is out of range, settings contradict each other, or the plan does not match the
+            encoder.
     """
     _check(pruning_ratios, batch_sizes, lengths, repeats=repeats, num_layers=num_layers, num_threads=num_threads)
     check_device(device)
     if compile_mode != "default" and not compiled:
         raise ValueError(f"compile_mode={compile_mode!r} has no effect without compiled=true. Set both, or neither.")
     _check_runtimes(runtimes, dtype, device, compiled)
+    check_data_settings(
+        data,
+        model,
+        runtimes,
+        pruned=pruned,
+        text_columns=text_columns,
+        label_column=label_column,
+        num_layers=num_layers,
+        num_groups=num_groups,
+        plan=plan,
+        ckpt_path=ckpt_path,
+    )
     given = None if plan is None else _read_plan(plan)
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    pruned = None if ckpt_path is None else read_checkpoint(ckpt_path).model
-    dense = random_model(architecture, num_layers) if pruned is None else dense_twin(pruned)
-    models = pruned_models(dense, pruning_ratios, num_groups, given)
-    if pruned is not None:
-        models["checkpoint"] = pruned
-    for model in models.values():
-        model.to(torch.device(device), DTYPES[dtype])  # type: ignore[arg-type]
+    task = None
+    if data is not None and model is not None:
+        columns = {"text_columns": text_columns, "label_column": label_column}
+        with TemporaryDirectory() as folder:
+            task = Task.load(model, pruned, pruning_ratios, data, columns, Path(folder))
+    models = (
+        _models(architecture, num_layers, pruning_ratios, num_groups, given, ckpt_path) if task is None else task.models
+    )
+    dense = models["dense"]
+    for each in models.values():
+        each.to(torch.device(device), DTYPES[dtype])  # type: ignore[arg-type]
     results: dict[str, Any] = {
         "settings": {"architecture": dense.config.model_type, "dtype": dtype, "device": device, "repeats": repeats},
         "machine": describe_machine(device),
-        "models": {name: _size(model, models["dense"]) for name, model in models.items()},
+        "models": {name: _size(each, dense) for name, each in models.items()},
         "latency": [],
     }
     console = Console(width=120)
     if runtimes:
         batches = [_batch(models["dense"], batch_size, length) for length in lengths for batch_size in batch_sizes]
-        for row in measure_runtimes(models, runtimes, batches, repeats, min_time):
-            results["latency"].append(row)
-            console.print(runtime_table(row))
-            _write(results, Path(out_dir))
+        with loaded_runs(models, runtimes, batches[:1] if task is None else task.calibration()) as runs:
+            scores = results["scores"] = {} if task is None else task.score(runs)
+            for row in measure_runs(runs, batches, repeats, min_time):
+                results["latency"].append(row)
+                console.print(runtime_table(row, scores))
+                _write(results, Path(out_dir))
         return results
     for length in lengths:
         for batch_size in batch_sizes:
@@ -129,7 +164,7 @@ def run(
             row["eager"] = measures.summarize(measures.forward_times(models, batch, repeats, min_time))
             if compiled:
                 compiled_models: dict[str, Any] = {
-                    name: torch.compile(model, mode=compile_mode) for name, model in models.items()
+                    name: torch.compile(each, mode=compile_mode) for name, each in models.items()
                 }
                 row["compiled"] = measures.summarize(measures.forward_times(compiled_models, batch, repeats, min_time))
             parts = measures.sublayer_times(models, batch, repeats, min_time)
@@ -138,8 +173,8 @@ def run(
             console.print(latency_table(row, results["models"]))
             _write(results, Path(out_dir))  # keep the results if the run is interrupted
     largest = _batch(models["dense"], max(batch_sizes), max(lengths))
-    for name, model in models.items():
-        results["models"][name]["peak_memory_bytes"] = measures.peak_memory(model, largest)
+    for name, each in models.items():
+        results["models"][name]["peak_memory_bytes"] = measures.peak_memory(each, largest)
     if training:
         batch = _batch(models["dense"], sorted(batch_sizes)[len(batch_sizes) // 2], lengths[0])
         results["training"] = measures.summarize(measures.training_times(models, batch, repeats, min_time))
@@ -147,6 +182,23 @@ def run(
     _write(results, Path(out_dir))
     draw_latency(results, Path(out_dir) / "benchmark.svg")
     return results
+
+
+def _models(
+    architecture: str,
+    num_layers: int | None,
+    ratios: Sequence[float],
+    num_groups: Sequence[int],
+    plan: PruningPlan | None,
+    ckpt_path: str | None,
+) -> dict[str, PreTrainedModel]:
+    """Return models with random weights, or those that belong to a checkpoint."""
+    pruned = None if ckpt_path is None else read_checkpoint(ckpt_path).model
+    dense = random_model(architecture, num_layers) if pruned is None else dense_twin(pruned)
+    models = pruned_models(dense, ratios, num_groups, plan)
+    if pruned is not None:
+        models["checkpoint"] = pruned
+    return models
 
 
 def _write(results: dict[str, Any], folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,13 +18,15 @@ from pgb_lightning.benchmark.measures import Times, summarize
 from pgb_lightning.export.onnx import TensorModel, output_names, write_graph
 from pgb_lightning.export.onnx_quantization import quantize_onnx
 from pgb_lightning.export.openvino import convert_onnx
-from pgb_lightning.export.sessions import Run, onnx_run, openvino_run
+from pgb_lightning.export.sessions import Run, onnx_run, openvino_run, torch_program_run
+from pgb_lightning.export.torch_program import trace
 from pgb_lightning.latency import measure_latency
-from pgb_lightning.runtimes.requirements import require_onnx, require_openvino
+from pgb_lightning.runtimes.requirements import require_onnx, require_openvino, require_torch
 
 Runtime: TypeAlias = Literal[
     "torch",
     "torch-bf16",
+    "torch-export",
     "onnxruntime",
     "onnxruntime-int8",
     "onnxruntime-int8-static",
@@ -33,6 +36,9 @@ Runtime: TypeAlias = Literal[
 ]
 
 Batch: TypeAlias = Mapping[str, Tensor]
+
+#: What runs a model on a batch, by runtime and name of the model.
+Runs: TypeAlias = dict[tuple[Runtime, str], Run]
 
 #: The runtime of the dense model that all others are compared with.
 REFERENCE: Runtime = "torch"
@@ -59,25 +65,45 @@ def check_runtimes(runtimes: Sequence[str], dtype: str, device: str, compiled: b
                 f"{name}={value!r} does not go with runtimes={list(runtimes)}, which need {name}={needed!r}. Change "
                 "one of the two."
             )
+    if "torch-export" in runtimes:
+        require_torch("torch-export")
     if any(name.startswith("onnxruntime") for name in runtimes):
         require_onnx()
     if any(name.startswith("openvino") for name in runtimes):
         require_openvino()
 
 
-def measure_runtimes(
-    models: Mapping[str, PreTrainedModel],
-    runtimes: Sequence[Runtime],
-    batches: Sequence[Batch],
-    repeats: int,
-    min_time: float,
-) -> Iterator[dict[str, Any]]:
-    """Measure inference of all models in all runtimes, in interleaved rounds, with PyTorch's number of threads.
+@contextmanager
+def loaded_runs(
+    models: Mapping[str, PreTrainedModel], runtimes: Sequence[Runtime], calibration: Sequence[Batch]
+) -> Iterator[Runs]:
+    """Export all models for all runtimes and load them, with PyTorch's number of threads.
 
     Args:
         models: Models in single precision on the CPU, in eval mode. The first is ``"dense"``.
         runtimes: The runtimes. PyTorch in single precision is added if it is missing, since it is the reference.
-        batches: Batches without padding. Ranges of activations are taken from the first, which does not affect latency.
+        calibration: Batches from which ranges of activations are taken.
+
+    Yields:
+        What runs a model, by runtime and name. The files are removed afterwards.
+    """
+    chosen = list(dict.fromkeys((REFERENCE, *runtimes)))
+    with TemporaryDirectory() as folder:
+        runs: Runs = {}
+        for number, (name, model) in enumerate(models.items()):
+            target = Path(folder) / str(number)
+            target.mkdir()
+            for runtime, run in _load(model, chosen, target, calibration).items():
+                runs[runtime, name] = run
+        yield runs
+
+
+def measure_runs(runs: Runs, batches: Sequence[Batch], repeats: int, min_time: float) -> Iterator[dict[str, Any]]:
+    """Measure inference of all models in all runtimes, in interleaved rounds.
+
+    Args:
+        runs: What :func:`loaded_runs` yields.
+        batches: Batches without padding.
         repeats: Number of rounds.
         min_time: Minimum duration of one measurement, in seconds.
 
@@ -86,20 +112,15 @@ def measure_runtimes(
         over the dense model in the same runtime (``speedup``), and over the dense model in PyTorch
         (``speedup_over_torch``).
     """
-    chosen = list(dict.fromkeys((REFERENCE, *runtimes)))
-    with TemporaryDirectory() as folder:
-        runs: dict[tuple[Runtime, str], Run] = {}
-        for number, (name, model) in enumerate(models.items()):
-            target = Path(folder) / str(number)
-            target.mkdir()
-            for runtime, run in _load(model, chosen, target, batches[0]).items():
-                runs[runtime, name] = run
-        for batch in batches:
-            size, length = batch["input_ids"].shape
-            calls = {f"{runtime} {name}": partial(run, batch) for (runtime, name), run in runs.items()}
-            times = measure_latency(calls, repeats, min_time)
-            found = {runtime: {name: times[f"{runtime} {name}"] for name in models} for runtime in chosen}
-            yield {"batch_size": size, "length": length, "runtimes": _compare(found)}
+    for batch in batches:
+        size, length = batch["input_ids"].shape
+        times = measure_latency(
+            {f"{runtime} {name}": partial(run, batch) for (runtime, name), run in runs.items()}, repeats, min_time
+        )
+        found: dict[Runtime, Times] = {}
+        for runtime, name in runs:
+            found.setdefault(runtime, {})[name] = times[f"{runtime} {name}"]
+        yield {"batch_size": size, "length": length, "runtimes": _compare(found)}
 
 
 def _compare(times: Mapping[Runtime, Times]) -> dict[Runtime, dict[str, dict[str, float]]]:
@@ -111,7 +132,9 @@ def _compare(times: Mapping[Runtime, Times]) -> dict[Runtime, dict[str, dict[str
     return summaries
 
 
-def _load(model: PreTrainedModel, runtimes: Sequence[Runtime], folder: Path, batch: Batch) -> dict[Runtime, Run]:
+def _load(
+    model: PreTrainedModel, runtimes: Sequence[Runtime], folder: Path, calibration: Sequence[Batch]
+) -> dict[Runtime, Run]:
     """Write the files that the runtimes need, and load the model in each of them."""
     plain, right = folder / "model.onnx", folder / "weights_right.onnx"
     if "onnxruntime" in runtimes:
@@ -122,13 +145,14 @@ def _load(model: PreTrainedModel, runtimes: Sequence[Runtime], folder: Path, bat
     if "openvino" in runtimes or "openvino-bf16" in runtimes:
         convert_onnx(right, ir)
     if "openvino-int8" in runtimes:
-        convert_onnx(right, integers, [batch])
+        convert_onnx(right, integers, calibration)
     loaders: dict[Runtime, Callable[[], Run]] = {
         "torch": lambda: _torch_run(model),
         "torch-bf16": lambda: _torch_run(copy.deepcopy(model).to(dtype=torch.bfloat16)),  # type: ignore[call-arg]
+        "torch-export": lambda: torch_program_run(trace(TensorModel(model, weights_right=None))),
         "onnxruntime": lambda: onnx_run(plain),
         "onnxruntime-int8": lambda: onnx_run(quantize_onnx(right, folder / "dynamic.onnx")),
-        "onnxruntime-int8-static": lambda: onnx_run(quantize_onnx(right, folder / "static.onnx", [batch])),
+        "onnxruntime-int8-static": lambda: onnx_run(quantize_onnx(right, folder / "static.onnx", calibration)),
         "openvino": lambda: openvino_run(ir),
         "openvino-bf16": lambda: openvino_run(ir, precision="bf16"),
         "openvino-int8": lambda: openvino_run(integers),

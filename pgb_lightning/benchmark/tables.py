@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
@@ -41,19 +42,24 @@ def latency_table(row: dict[str, Any], models: dict[str, Any]) -> Table:
     return table
 
 
-def runtime_table(row: dict[str, Any]) -> Table:
-    """Return the table of one batch size and length: latency of every model in every runtime.
+def runtime_table(row: dict[str, Any], scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+    """Return the table of one batch size and length: latency of every model in every runtime, and its scores.
 
     Args:
         row: An entry of ``latency`` in the results of a benchmark of runtimes.
+        scores: The entry ``scores``, by runtime and model; empty without data.
     """
     table = Table(title=f"batch {row['batch_size']} x length {row['length']}: speedup over the dense model")
-    for column in ("runtime", "model", "ms (quartiles)", "over PyTorch fp32", "in the same runtime"):
+    found_scores = [found for models in scores.values() for found in models.values()]
+    metrics = list(dict.fromkeys(name for found in found_scores for name in found if not name.endswith("loss")))
+    for column in ("runtime", "model", "ms (quartiles)", "over PyTorch fp32", "in the same runtime", *metrics):
         table.add_column(column, justify="left" if column in ("runtime", "model") else "right")
     for runtime, models in row["runtimes"].items():
         for name, found in models.items():
             speedups = [f"{found[key]:.2f}" for key in ("speedup_over_torch", "speedup")]
-            table.add_row(runtime, name, format_spread(found), *speedups)
+            own = scores.get(runtime, {}).get(name, {})
+            shown = [f"{own[metric]:.4f}" for metric in metrics]
+            table.add_row(runtime, name, format_spread(found), *speedups, *shown)
     return table
 
 

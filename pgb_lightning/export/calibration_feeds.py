@@ -13,6 +13,9 @@ from torch import Tensor
 #: Batches as a DataLoader yields them: token ids and, optionally, masks and token types. Other entries are ignored.
 Batches: TypeAlias = Iterable[Mapping[str, Any]]
 
+#: Calibration batches from which the ranges of the activations are taken.
+CALIBRATION_BATCHES = 8
+
 Feed: TypeAlias = dict[str, NDArray[np.int64]]
 
 

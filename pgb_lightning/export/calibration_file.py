@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets import Dataset, Value
+from datasets import Value
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-READERS = {".parquet": Dataset.from_parquet, ".csv": Dataset.from_csv}
+from pgb_lightning.datamodules.tables import LOADERS, read_file
 
 #: Rows that are read, spread evenly over the file; rows per batch; and tokens per row at most.
 NUM_ROWS, BATCH_SIZE, MAX_LENGTH = 256, 16, 128
@@ -22,10 +22,10 @@ def check_calibration_file(path: str) -> None:
         MisconfigurationException: If it does not.
     """
     if not Path(path).is_file():
-        raise MisconfigurationException(f"calibration={path!r} is not a file. Pass a parquet or CSV file with texts.")
-    if Path(path).suffix not in READERS:
+        raise MisconfigurationException(f"calibration={path!r} is not a file. Pass a table of texts.")
+    if Path(path).suffix not in LOADERS:
         raise MisconfigurationException(
-            f"calibration={path!r} must end in {' or '.join(READERS)}. Convert the file, or pass batches to "
+            f"calibration={path!r} must end in {', '.join(LOADERS)}. Convert the file, or pass batches to "
             "pgb_lightning.export.export_onnx or export_openvino."
         )
 
@@ -36,14 +36,14 @@ def read_calibration_file(
     """Read and tokenize rows of a file.
 
     Args:
-        path: A parquet or CSV file.
+        path: A CSV, TSV, JSON lines or parquet file.
         tokenizer: The tokenizer of the model.
         columns: The text columns, one or two; by default the first two at most that have texts.
 
     Raises:
         MisconfigurationException: If the file has no rows or lacks the columns.
     """
-    rows = READERS[Path(path).suffix](path)
+    rows = read_file(Path(path))
     texts = [name for name, kind in rows.features.items() if kind in (Value("string"), Value("large_string"))]
     chosen = columns or tuple(texts[:2])
     if not len(rows) or not chosen or not set(chosen) <= set(texts):

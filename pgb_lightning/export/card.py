@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
@@ -12,6 +10,8 @@ from transformers import PreTrainedModel
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.encoders.base import EXPORTED
 from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.export.card_facts import CardFacts
+from pgb_lightning.export.card_metadata import make_metadata, pipeline_tag, title
 from pgb_lightning.export.registered_models import ExportedModel, head_of
 from pgb_lightning.surgery.checks import is_pruned
 from pgb_lightning.surgery.record import dense_encoder
@@ -21,35 +21,13 @@ if TYPE_CHECKING:
 
     from pgb_lightning.plan import PruningPlan
 
-#: The Hub's pipeline tag for each suffix of a model class's name.
-PIPELINES = {
-    "ForSequenceClassification": "text-classification",
-    "ForQuestionAnswering": "question-answering",
-    "ForTokenClassification": "token-classification",
-    "ForMaskedLM": "fill-mask",
-    "ForMultipleChoice": "multiple-choice",
-}
-
-
-@dataclass(frozen=True)
-class CardFacts:
-    """Facts for a model card that cannot be read off the model.
-
-    Args:
-        base_model: Name on the Hub of the model that was fine-tuned. Local paths are left out of the card.
-        task: The task it was fine-tuned for, such as ``"sst2"``.
-        scores: Scores by name, such as ``{"accuracy": 87.4, "accuracy of the dense model": 87.0}``.
-        latency: Milliseconds per call by name, such as ``{"pruned, batch 1": 10.4}``.
-    """
-
-    base_model: str | None = None
-    task: str | None = None
-    scores: Mapping[str, float] = field(default_factory=dict)
-    latency: Mapping[str, float] = field(default_factory=dict)
-
 
 def make_card(
-    model: PreTrainedModel, kind: str, facts: CardFacts | None = None, plan: PruningPlan | None = None
+    model: PreTrainedModel,
+    kind: str,
+    facts: CardFacts | None = None,
+    plan: PruningPlan | None = None,
+    is_quantized: bool = False,
 ) -> ModelCard:
     """Create a model card.
 
@@ -58,30 +36,21 @@ def make_card(
         kind: The content of the folder: ``"huggingface"``, ``"dense"``, or the path of an ONNX or OpenVINO file in it.
         facts: Facts that cannot be read off the model.
         plan: The plan the model was pruned with, if known.
+        is_quantized: Whether the weights of the file are integers.
 
     Returns:
         The card. Write it with ``card.save(path)``.
     """
-    from huggingface_hub import ModelCard, ModelCardData  # slow to import, and needed only here
+    from huggingface_hub import ModelCard  # slow to import, and needed only here
 
     facts = facts or CardFacts()
-    name, suffix = type(model).__name__, Path(kind).suffix
-    pipeline = next((tag for suffix, tag in PIPELINES.items() if name.endswith(suffix)), "feature-extraction")
-    base = _hub_name(facts.base_model)
-    tags = ["pgb-lightning", "pruned"]
-    data = ModelCardData(
-        base_model=base,
-        library_name={".onnx": "transformers.js", ".xml": "openvino"}.get(suffix, "transformers"),
-        pipeline_tag=pipeline,
-        tags=[*tags, *{".onnx": ["onnx"], ".xml": ["openvino"]}.get(suffix, [])],
-    )
-    task = f"on {facts.task}," if facts.task else ""
-    title = " ".join(filter(None, (base or find_encoder(model).model_type, task, "pruned")))
+    data = make_metadata(model, kind, facts, is_quantized)
+    usage = _usage(model, kind, facts).replace("THIS FOLDER", facts.repo_id or "THIS FOLDER")
     parts = [
-        f"# {title}",
+        f"# {title(model, facts)}",
         _size_section(model, plan),
-        *_measurements(facts),
-        f"## Usage\n\n{_usage(model, kind, pipeline)}",
+        *_measurements(facts, is_quantized),
+        f"## Usage\n\n{usage}",
     ]
     return ModelCard("\n\n".join([f"---\n{data.to_yaml()}\n---", *parts]) + "\n")
 
@@ -108,24 +77,37 @@ def _size_section(model: PreTrainedModel, plan: PruningPlan | None) -> str:
     )
 
 
-def _measurements(facts: CardFacts) -> list[str]:
+def _measurements(facts: CardFacts, is_quantized: bool) -> list[str]:
     """Return the sections on scores and latency, if known."""
     sections = []
     if facts.scores:
-        rows = {name: f"{value:.4g}" for name, value in facts.scores.items()}
-        sections.append("## Scores\n\n" + _table("score", rows))
+        note = "\n\nThese are the scores before the weights were quantized." if is_quantized else ""
+        sections.append(f"## Scores\n\n{_score_table(facts)}{note}")
     if facts.latency:
         rows = {name: f"{value:.4g}" for name, value in facts.latency.items()}
         sections.append("## Latency\n\n" + _table("milliseconds per call", rows))
     return sections
 
 
+def _score_table(facts: CardFacts) -> str:
+    """Return the scores, beside those of the dense model if they are known: what pruning costs."""
+    if not facts.dense_scores:
+        return _table("score", {name: f"{value:.4g}" for name, value in facts.scores.items()})
+    lines = ["| score | dense | this model | difference |", "|---|---|---|---|"]
+    for name, value in facts.scores.items():
+        dense = facts.dense_scores.get(name)
+        before = ("", "") if dense is None else (f"{dense:.4g}", f"{value - dense:+.4f}")
+        lines.append(f"| {name} | {before[0]} | {value:.4g} | {before[1]} |")
+    return "\n".join(lines)
+
+
 def _table(title: str, rows: Mapping[str, str]) -> str:
     return "\n".join([f"| {title} | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
-def _usage(model: PreTrainedModel, kind: str, pipeline: str) -> str:
+def _usage(model: PreTrainedModel, kind: str, facts: CardFacts) -> str:
     """Return the code that loads the model from its folder."""
+    pipeline = pipeline_tag(model, facts)
     if kind.endswith(".onnx"):
         lines = ["from onnxruntime import InferenceSession", f'session = InferenceSession("{kind}")']
         dtype = "q8" if "quantized" in kind else "fp32"
@@ -136,6 +118,8 @@ def _usage(model: PreTrainedModel, kind: str, pipeline: str) -> str:
         ]
         intro = "The inputs are those of the tokenizer in this folder. In Python:"
         return "\n\n".join([intro, _code(lines), "With transformers.js:", _code(script, "js")])
+    if kind.endswith(".pt2"):
+        return _torch_usage(model, kind)
     if kind.endswith(".xml"):
         return _openvino_usage(kind)
     lines = ["import pgb_lightning  # pip install pgb-lightning: registers the model type"] if kind != "dense" else []
@@ -144,7 +128,12 @@ def _usage(model: PreTrainedModel, kind: str, pipeline: str) -> str:
     if package != "transformers":
         lines.append(f"import {package}  # which knows {model.config.model_type.removeprefix(EXPORTED)}")
     head = head_of(cls)
-    if head in ("ForSequenceClassification", "ForTokenClassification"):
+    if facts.is_sentence_embedding:
+        lines += [
+            "from sentence_transformers import SentenceTransformer",
+            'embeddings = SentenceTransformer("THIS FOLDER").encode(["a text"])',
+        ]
+    elif head in ("ForSequenceClassification", "ForTokenClassification"):
         # The pipeline returns one label by default.
         several = ", top_k=None" if model.config.problem_type == "multi_label_classification" else ""
         lines += ["from transformers import pipeline", f'model = pipeline("{pipeline}", "THIS FOLDER"{several})']
@@ -153,6 +142,20 @@ def _usage(model: PreTrainedModel, kind: str, pipeline: str) -> str:
             f"from transformers import AutoModel{head}",
             f'model = AutoModel{head}.from_pretrained("THIS FOLDER")',
         ]
+    return _code(lines)
+
+
+def _torch_usage(model: PreTrainedModel, file: str) -> str:
+    has_types = getattr(model.config, "type_vocab_size", 0) > 1
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if has_types else [])]
+    lines = [
+        "import torch  # the version that exported it, or a later one",
+        "from transformers import AutoTokenizer",
+        "",
+        f'model = torch.export.load("{file}").module()',
+        'texts = AutoTokenizer.from_pretrained("THIS FOLDER")(["a text"], padding=True, return_tensors="pt")',
+        f"outputs = model({', '.join(f'texts[{name!r}]' for name in names)})".replace("'", '"'),
+    ]
     return _code(lines)
 
 
@@ -174,10 +177,3 @@ def _openvino_usage(file: str) -> str:
 
 def _code(lines: list[str], language: str = "python") -> str:
     return "\n".join([f"```{language}", *lines, "```"])
-
-
-def _hub_name(name: str | None) -> str | None:
-    """Return the name, or ``None`` if it is a local path."""
-    if name is None or Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        return None
-    return name

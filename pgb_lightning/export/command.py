@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -9,12 +10,15 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from pgb_lightning.export import push
 from pgb_lightning.export.calibration_file import check_calibration_file, read_calibration_file
 from pgb_lightning.export.huggingface import check_folder, export_dense, export_huggingface
 from pgb_lightning.export.onnx import export_onnx
 from pgb_lightning.export.openvino import export_openvino
 from pgb_lightning.export.pruned_checkpoint import PrunedCheckpoint, read_checkpoint
-from pgb_lightning.runtimes.requirements import require_onnx, require_openvino
+from pgb_lightning.export.push import check_repo_id
+from pgb_lightning.export.torch_program import export_torch
+from pgb_lightning.runtimes.requirements import require_onnx, require_openvino, require_torch
 
 #: Formats and quantizations whose ranges of activations are taken from texts.
 CALIBRATED = (("onnx", "int8-static"), ("openvino", "int8"))
@@ -23,9 +27,10 @@ CALIBRATED = (("onnx", "int8-static"), ("openvino", "int8"))
 def run_export(
     ckpt_path: str,
     output_dir: str,
-    format: Literal["huggingface", "dense", "onnx", "openvino"] = "huggingface",
+    format: Literal["huggingface", "dense", "onnx", "openvino", "torch"] = "huggingface",
     quantize: Literal["int8", "int8-static"] | None = None,
     calibration: str | None = None,
+    push_to_hub: str | None = None,
 ) -> None:
     """Export a pruned checkpoint to a folder for transformers, onnxruntime or OpenVINO.
 
@@ -34,12 +39,13 @@ def run_export(
         output_dir: The folder to write, new or empty.
         format: "huggingface": small, loaded by transformers after ``import pgb_lightning``; "dense": a plain
             transformers model with zeros, as large as before pruning; "onnx" and "openvino": small, for onnxruntime and
-            OpenVINO.
+            OpenVINO; "torch": small, a program of torch.export that needs PyTorch only.
         quantize: "int8" for integer weights, with format "onnx" or "openvino"; "int8-static" with format "onnx" for
             fixed ranges of activations too, which "int8" of OpenVINO always has.
-        calibration: A parquet or CSV file with texts like those of the task, such as its training rows, for fixed
-            ranges of activations. The columns are those of the checkpoint's GLUE task, or else the first two at most
-            that have texts.
+        calibration: A CSV, TSV, JSON lines or parquet file with texts like those of the task, such as its training
+            rows, for fixed ranges of activations. The columns are those of the checkpoint's GLUE task, or else the
+            first two at most that have texts.
+        push_to_hub: A name on the Hub, such as "me/my-model", under which the folder is uploaded too.
 
     Raises:
         MisconfigurationException: If a setting is invalid, or a package is missing.
@@ -47,14 +53,18 @@ def run_export(
     _check(format, quantize, calibration)
     try:
         check_folder(output_dir, name="output_dir")
+        if push_to_hub is not None:
+            check_repo_id(push_to_hub)
         if format == "onnx":
             require_onnx()
         elif format == "openvino":
             require_openvino()
+        elif format == "torch":
+            require_torch("torch export")
     except (ValueError, ModuleNotFoundError) as error:
         raise MisconfigurationException(str(error)) from None
     checkpoint = read_checkpoint(ckpt_path)
-    model, tokenizer, card = checkpoint.model, checkpoint.tokenizer, checkpoint.card
+    model, tokenizer, card = checkpoint.model, checkpoint.tokenizer, replace(checkpoint.card, repo_id=push_to_hub)
     batches = None if calibration is None else _read_batches(calibration, checkpoint)
     if format == "huggingface":
         folder = export_huggingface(model, output_dir, checkpoint.plan, tokenizer, card)
@@ -62,11 +72,15 @@ def run_export(
         folder = export_dense(model, output_dir, tokenizer, card)
     elif format == "onnx":
         folder = export_onnx(model, output_dir, tokenizer, card, quantize, batches)
+    elif format == "torch":
+        folder = export_torch(model, output_dir, tokenizer, card)
     else:
         folder = export_openvino(model, output_dir, tokenizer, card, "int8" if quantize else None, batches)
     if format in ("huggingface", "dense"):
         checkpoint.module.write_companion_files(folder)
     rank_zero_info(f"Wrote {folder}: {', '.join(_list_files(folder))}.")
+    if push_to_hub is not None:
+        rank_zero_info(f"Pushed to {push.push_to_hub(folder, push_to_hub)}.")
 
 
 def _check(format: str, quantize: str | None, calibration: str | None) -> None:
@@ -84,7 +98,7 @@ def _check(format: str, quantize: str | None, calibration: str | None) -> None:
     needed = (format, quantize) in CALIBRATED
     if needed and calibration is None:
         raise MisconfigurationException(
-            f"quantize={quantize!r} with format={format!r} needs calibration=FILE, a parquet or CSV file with texts "
+            f"quantize={quantize!r} with format={format!r} needs calibration=FILE, a table with texts "
             "like those of the task, but calibration=None. Pass the training rows."
         )
     if calibration is not None and not needed:

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.encoders.pruned_config import convert_config
-from pgb_lightning.export.card import CardFacts, make_card
+from pgb_lightning.export.card import make_card
+from pgb_lightning.export.card_facts import CardFacts
 from pgb_lightning.export.registered_models import ExportedModel, exported_class, rebuild
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery.checks import matches
@@ -159,10 +160,11 @@ def write_companion_files(
     tokenizer: PreTrainedTokenizerBase | None,
     card: CardFacts | None,
     plan: PruningPlan | None = None,
+    is_quantized: bool = False,
 ) -> None:
     """Write the tokenizer, the plan and the model card."""
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     if plan is not None:
         plan.save(folder / "plan.json")
-    make_card(model, kind, card, plan).save(folder / "README.md")
+    make_card(model, kind, card, plan, is_quantized).save(folder / "README.md")

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.calibration_feeds import Batches, read_calibration
-from pgb_lightning.export.card import CardFacts
+from pgb_lightning.export.card_facts import CardFacts
 from pgb_lightning.export.huggingface import make_folder, to_exported, write_companion_files
 from pgb_lightning.export.onnx_quantization import quantize_onnx
 from pgb_lightning.runtimes.channel_layers import use_channel_layers
@@ -86,7 +86,14 @@ def export_onnx(
         quantize_onnx(target / MODEL_FILE, target / QUANTIZED_FILE, batches)
         (target / MODEL_FILE).unlink()
     save_config(traced, target)
-    write_companion_files(model, target, MODEL_FILE if quantize is None else QUANTIZED_FILE, tokenizer, card)
+    write_companion_files(
+        model,
+        target,
+        MODEL_FILE if quantize is None else QUANTIZED_FILE,
+        tokenizer,
+        card,
+        is_quantized=quantize is not None,
+    )
     return target
 
 
@@ -125,10 +132,11 @@ class TensorModel(nn.Module):
 
     Args:
         model: The model, which is not changed.
-        weights_right: See :class:`~pgb_lightning.runtimes.channel_layers.ChannelLinear`.
+        weights_right: See :class:`~pgb_lightning.runtimes.channel_layers.ChannelLinear`; ``None`` keeps the layers of
+            PyTorch.
     """
 
-    def __init__(self, model: PreTrainedModel, weights_right: bool) -> None:
+    def __init__(self, model: PreTrainedModel, weights_right: bool | None) -> None:
         super().__init__()
         # The exported class rebuilds the layers, so that wrappers in the given model are left out.
         exported = to_exported(model)
@@ -136,7 +144,8 @@ class TensorModel(nn.Module):
         self.model.to(device="cpu", dtype=torch.float32)  # type: ignore[call-arg]
         self.model.eval()  # type: ignore[no-untyped-call]
         self.model.set_attn_implementation("eager")  # fewer operators than the decomposed fused attention
-        use_channel_layers(find_encoder(self.model), weights_right)
+        if weights_right is not None:
+            use_channel_layers(find_encoder(self.model), weights_right)
         has_types = getattr(self.model.config, "type_vocab_size", 0) > 1
         self.inputs = ["input_ids", "attention_mask"] + (["token_type_ids"] if has_types else [])
         self.outputs = output_names(model)

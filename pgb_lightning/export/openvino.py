@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from transformers import PreTrainedModel
 
 from pgb_lightning.export.calibration_feeds import Batches, make_feed, read_batches, read_calibration
-from pgb_lightning.export.card import CardFacts
+from pgb_lightning.export.card_facts import CardFacts
 from pgb_lightning.export.huggingface import make_folder, write_companion_files
 from pgb_lightning.export.onnx import TensorModel, check_inputs, save_config, write_graph
 from pgb_lightning.runtimes.requirements import require_openvino
@@ -67,7 +67,7 @@ def export_openvino(
         write_graph(traced, Path(folder) / "model.onnx")
         convert_onnx(Path(folder) / "model.onnx", target / IR_FILE, batches)
     save_config(traced, target)
-    write_companion_files(model, target, IR_FILE, tokenizer, card)
+    write_companion_files(model, target, IR_FILE, tokenizer, card, is_quantized=quantize is not None)
     return target
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pgb_lightning import modules
 from pgb_lightning._compat import CLASS_PATH_KEY
 from pgb_lightning.checkpoints import get_monitored_scores, load_checkpoint
+from pgb_lightning.datamodules.squad import REPOSITORIES as SQUAD_REPOSITORIES
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.export.card import CardFacts
+from pgb_lightning.export.card_facts import CardFacts, read_inherited
+from pgb_lightning.glue_tasks import GLUE_REPOSITORY, get_task
 from pgb_lightning.modules.finetuning import FineTuning
-from pgb_lightning.packaged import MINILM_ALIAS, read_tokenizer
+from pgb_lightning.packaged import public_name, read_tokenizer
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.surgery.checks import is_pruned, matches
 
@@ -67,10 +69,10 @@ def read_checkpoint(ckpt_path: str | Path) -> PrunedCheckpoint:
     name = str(hparams["model_name_or_path"])
     states = checkpoint.get("callbacks", {})
     plan, scores = _stored_plan(states, encoder), get_monitored_scores(states, ckpt_path)
-    task = hparams.get("task") or (f"SQuAD {hparams['version']}" if "version" in hparams else None)
-    return PrunedCheckpoint(
-        module, _read_tokenizer(name), plan, CardFacts(base_model=_hub_name(name), task=task, scores=scores)
-    )
+    card = replace(_data_facts(hparams), base_model=public_name(name), scores=scores, inherited=read_inherited(name))
+    if isinstance(module, modules.SentenceEmbedding):
+        card = replace(card, is_sentence_embedding=True)
+    return PrunedCheckpoint(module, _read_tokenizer(name), plan, card)
 
 
 def read_module(ckpt_path: str | Path, name: str = "ckpt_path") -> FineTuning:
@@ -127,9 +129,15 @@ def _stored_plan(states: Mapping[str, Any], encoder: Encoder) -> PruningPlan | N
     return next((plan for plan in map(PruningPlan.from_dict, plans) if matches(encoder, plan)), None)
 
 
-def _hub_name(name: str) -> str:
-    """Return the name of a model on the Hub, with the alias resolved."""
-    return "sentence-transformers/all-MiniLM-L6-v2" if name == MINILM_ALIAS else name
+def _data_facts(hparams: Mapping[str, Any]) -> CardFacts:
+    """Return what hyperparameters say about the data."""
+    if hparams.get("task"):
+        task = get_task(hparams["task"])
+        return CardFacts(task=task.name, dataset=f"{GLUE_REPOSITORY}:{task.name}", split=task.validation_splits[0])
+    version = hparams.get("version")
+    if version is None:
+        return CardFacts()
+    return CardFacts(task=f"SQuAD {version}", dataset=SQUAD_REPOSITORIES[version], split="validation")
 
 
 def _read_tokenizer(name: str) -> PreTrainedTokenizerBase | None:

@@ -58,3 +58,23 @@ def openvino_run(path: Path, precision: Literal["f32", "bf16"] = "f32") -> Run:
         return [torch.from_numpy(found[output]) for output in compiled.outputs]
 
     return call
+
+
+def torch_program_run(program: torch.export.ExportedProgram) -> Run:
+    """Make a function that runs a program of ``torch.export`` on a batch.
+
+    Args:
+        program: The program, which takes the token ids, the mask and possibly the token types by position.
+
+    Returns:
+        A function that returns the outputs, in their order.
+    """
+    module = program.module()
+    count = len(program.graph_signature.user_inputs)
+
+    @torch.inference_mode()
+    def call(batch: Mapping[str, Tensor]) -> list[Tensor]:
+        feed = make_feed(batch, ("input_ids", "attention_mask", "token_type_ids")[:count])
+        return list(module(*map(torch.from_numpy, feed.values())))
+
+    return call

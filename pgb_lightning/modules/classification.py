@@ -13,6 +13,7 @@ from torchmetrics import Metric, MetricCollection
 from transformers import PretrainedConfig
 
 from pgb_lightning.glue_tasks import differ_only_in_order, normalize_class_name
+from pgb_lightning.heads import class_names, stored_class
 from pgb_lightning.modules.finetuning import FineTuning
 
 Batch = dict[str, Tensor]
@@ -119,14 +120,9 @@ class Classification(FineTuning):
         is_list = isinstance(names, (list, tuple)) and len(names) == self.num_labels
         return [str(name) for name in names] if is_list else []
 
-    def _names_in_model(self) -> list[str]:
-        """Return the class names of the model; empty if they are those that transformers assigns by default."""
-        names = [str(name) for _, name in sorted((self.model.config.id2label or {}).items())]
-        return [] if names == [f"LABEL_{number}" for number in range(len(names))] else names
-
     def _adopt_class_names(self, names: Sequence[str], stage: str) -> None:
         """Adopt the data's class names in a fit, unless the model has other ones. Warn if the names differ."""
-        own = self._names_in_model()
+        own = class_names(self.model.config)
         if own and list(map(normalize_class_name, own)) != list(map(normalize_class_name, names)):
             rank_zero_warn(
                 f"The classes of the model are {', '.join(own)}, and those of the data {', '.join(names)}. "
@@ -179,7 +175,7 @@ class Classification(FineTuning):
             self._metrics.append(self._make_metrics().to(self.device))
         self._metrics[loader].update(self._predictions(output.logits), batch["labels"])
         count = self._count_scored(batch["labels"])
-        if count == 0:  # the mean over nothing is NaN
+        if count == 0 or output.loss is None:  # the mean over nothing is NaN, and exported models have no loss
             return
         self.log(
             f"{self._prefix(stage, loader)}_loss",
@@ -195,8 +191,3 @@ class Classification(FineTuning):
             prefix = self._prefix(stage, loader)
             values = {f"{prefix}_{name}": value for name, value in metrics.compute().items()}
             self.log_dict(values, prog_bar=True, sync_dist=True)
-
-
-def stored_class(config: PretrainedConfig) -> str:
-    """Return the name of the class that wrote a configuration; empty if it is unknown."""
-    return str((getattr(config, "architectures", None) or [""])[0])

@@ -11,8 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-#: The label of tokens that are not scored.
-IGNORED = -100
+from pgb_lightning.heads import IGNORED
 
 #: What seqeval calls the marks of the schemes IOB, IOBES, BILOU and BMES.
 MARKS = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S", "M": "I"}

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import PretrainedConfig
 
 from pgb_lightning.glue_tasks import GLUETask
-
-ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+from pgb_lightning.heads import TEXT_PROBLEMS, TextProblem, usual_problem
 
 
 def check_given(task: GLUETask | None, num_labels: int | None, problem_type: str | None) -> None:
@@ -27,11 +24,11 @@ def check_given(task: GLUETask | None, num_labels: int | None, problem_type: str
         raise MisconfigurationException(
             f"num_labels={num_labels} is out of range. Use the number of classes, or 1 for regression."
         )
-    if problem_type not in (None, *get_args(ProblemType)):
-        allowed = ", ".join(map(repr, get_args(ProblemType)))
+    if problem_type not in (None, *TEXT_PROBLEMS):
+        allowed = ", ".join(map(repr, TEXT_PROBLEMS))
         raise MisconfigurationException(f"problem_type={problem_type!r} is unknown. Use {allowed}, or None.")
     if task is not None:
-        own: ProblemType = "regression" if task.is_regression else "single_label_classification"
+        own = usual_problem(task.num_labels)
         if num_labels not in (None, task.num_labels):
             raise MisconfigurationException(
                 f"num_labels={num_labels} contradicts task={task.name!r}, which has {task.num_labels}. Omit num_labels."
@@ -47,10 +44,10 @@ def check_given(task: GLUETask | None, num_labels: int | None, problem_type: str
 def resolve(
     task: GLUETask | None,
     num_labels: int | None,
-    problem_type: ProblemType | None,
+    problem_type: TextProblem | None,
     fine_tuned: PretrainedConfig | None,
     name: str,
-) -> tuple[int, ProblemType]:
+) -> tuple[int, TextProblem]:
     """Return the number of labels and the problem type.
 
     Settings that are not given are those of a fine-tuned model. Without one there are two classes, or one number in
@@ -87,12 +84,12 @@ def resolve(
         )
     elif num_labels is None:
         num_labels = 1 if problem_type == "regression" else 2
-    problem = problem_type or ("regression" if num_labels == 1 else "single_label_classification")
+    problem = problem_type or usual_problem(num_labels)
     _check_fit(num_labels, problem, source)
     return num_labels, problem
 
 
-def check_stored(stored: str | None, num_labels: int, problem_type: ProblemType, source: str) -> None:
+def check_stored(stored: str | None, num_labels: int, problem_type: TextProblem, source: str) -> None:
     """Require that a stored head was trained for the same problem type.
 
     Args:

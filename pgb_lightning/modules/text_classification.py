@@ -11,9 +11,10 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pgb_lightning.glue_tasks import GLUETask, get_task
-from pgb_lightning.modules.classification import Batch, Classification, stored_class
+from pgb_lightning.heads import TextProblem, stored_class
+from pgb_lightning.modules.classification import Batch, Classification
 from pgb_lightning.modules.metrics import make_metrics
-from pgb_lightning.modules.problem_type import ProblemType, check_given, check_stored, resolve
+from pgb_lightning.modules.problem_type import check_given, check_stored, resolve
 
 
 class TextClassification(Classification):
@@ -61,7 +62,7 @@ class TextClassification(Classification):
 
     auto_model = AutoModelForSequenceClassification
     head: ClassVar[str] = "ForSequenceClassification"
-    problem_type: ProblemType
+    problem_type: TextProblem
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class TextClassification(Classification):
         embedding_learning_rate: float | None = None,
         fine_tuned_ckpt: str | None = None,
         hf_config: dict[str, Any] | None = None,
-        problem_type: ProblemType | None = None,
+        problem_type: TextProblem | None = None,
         threshold: float = 0.5,
     ) -> None:
         super().__init__()

@@ -11,8 +11,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from transformers import AutoModelForTokenClassification, PretrainedConfig
 from transformers.modeling_outputs import TokenClassifierOutput
 
+from pgb_lightning.heads import IGNORED, class_names
 from pgb_lightning.modules.classification import Batch, Classification
-from pgb_lightning.modules.entity_metrics import IGNORED, EntityMetric, are_entity_tags
+from pgb_lightning.modules.entity_metrics import EntityMetric, are_entity_tags
 
 
 class TokenClassification(Classification):
@@ -110,7 +111,7 @@ class TokenClassification(Classification):
         return outputs
 
     def _make_metrics(self) -> Metric | MetricCollection:
-        names = self._names_in_model() or self._names_in_data()
+        names = list(class_names(self.model.config)) or self._names_in_data()
         if are_entity_tags(names):
             return EntityMetric(names)
         return MetricCollection(

@@ -22,12 +22,25 @@ def require_onnx(purpose: str = "ONNX export", extra: str = "onnx") -> None:
     Raises:
         ModuleNotFoundError: If packages are missing, or PyTorch is too old.
     """
+    require_torch(purpose, extra)
+    _require(purpose, extra, ("onnx", "onnxscript", "onnxruntime"))
+
+
+def require_torch(purpose: str, extra: str = "onnx") -> None:
+    """Raise if PyTorch cannot trace these models for any length.
+
+    Args:
+        purpose: What needs it, for the message.
+        extra: The extra that updates it, for the message.
+
+    Raises:
+        ModuleNotFoundError: If PyTorch is too old.
+    """
     if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
         raise ModuleNotFoundError(
             f"{purpose} needs torch {'.'.join(map(str, OLDEST_TORCH))} or later, but torch {torch.__version__} is "
             f"installed. Update it with `pip install 'pgb-lightning[{extra}]'`."
         )
-    _require(purpose, extra, ("onnx", "onnxscript", "onnxruntime"))
 
 
 def require_openvino() -> None:

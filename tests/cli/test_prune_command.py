@@ -12,9 +12,12 @@ import pytest
 import torch
 import yaml
 from helpers.text_tables import Rows, reviews, write
+from huggingface_hub import ModelCard
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import (
     AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -25,9 +28,9 @@ from pgb_lightning import PruningPlan
 from pgb_lightning.callbacks import PGBCallback
 from pgb_lightning.cli.main import main, run
 from pgb_lightning.cli.prune import command, run_prune
-from pgb_lightning.cli.prune.scoring import agreement
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.modules.pooling import Pooling, read_pooling, write_pooling
+from pgb_lightning.modules.scoring import agreement
 from pgb_lightning.packaged import read_tokenizer
 from pgb_lightning.surgery.checks import is_pruned
 
@@ -79,6 +82,10 @@ def test_the_folder_is_a_pruned_model_with_its_plan_report_and_scores(prune: Pru
     best = torch.load(out / "run" / "best.ckpt", weights_only=True)["state_dict"]
     assert torch.equal(model.state_dict()["classifier.weight"], best["model.classifier.weight"])
     assert not (out / "run" / "teacher").exists()
+    card = ModelCard.load(out / "README.md")
+    [before, after] = (result[stage]["val_accuracy"] for stage in ("dense", "recovered"))
+    assert f"| accuracy | {before:.4g} | {after:.4g} |" in card.text
+    assert (card.data.metrics, card.data.base_model, card.data.eval_results) == (["accuracy"], None, None)
 
 
 def test_the_printed_configuration_is_that_of_the_same_run(
@@ -208,6 +215,7 @@ def test_other_formats_are_written_beside_the_model(prune: Prune, tmp_path: Path
         ({"latency_runtime": "onnxruntime"}, r"latency_runtime='onnxruntime'.*budget='parameters'"),
         ({"target_speedup": 2.0, "latency_runtime": "tvm"}, r"latency_runtime='tvm'"),
         ({"export": ["tflite"]}, r"export has 'tflite'"),
+        ({"push_to_hub": "a/b/c"}, r"push_to_hub='a/b/c'"),
         ({"rows": reviews(48), "recover": "finetune"}, r"recover='finetune' .*label_column"),
         ({"rows": reviews(48, label=lambda row: "fair")}, r"'fair'.*'good', 'bad'"),
         ({"label_column": "stars"}, r"label_column='stars'"),
@@ -236,6 +244,15 @@ def test_a_model_without_a_trained_head_is_refused(
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(MisconfigurationException, match=r"model=.*classifier"):
         prune(model=str(folder), output_dir="other")
+
+
+@pytest.mark.parametrize(
+    ("auto", "task"),
+    [(AutoModelForMaskedLM, "masked language modeling"), (AutoModelForMultipleChoice, "multiple choice")],
+)
+def test_other_heads_are_refused_by_name(auto: Any, task: str, prune: Prune, fine_tuned: Callable[..., str]) -> None:
+    with pytest.raises(MisconfigurationException, match=rf"model='.*' is a Bert.* {task} .*prune\(model, batches\)"):
+        prune(model=fine_tuned(auto))
 
 
 def test_the_command_line_exits_with_one_line(

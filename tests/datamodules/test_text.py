@@ -14,8 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import AutoModelForTokenClassification
 
 from pgb_lightning.datamodules import TextDataModule
-from pgb_lightning.datamodules.labels import Labels
-from pgb_lightning.datamodules.tokenization import NOT_SCORED
+from pgb_lightning.heads import IGNORED, Labels
 
 Make = Callable[..., TextDataModule]
 
@@ -137,11 +136,11 @@ def test_the_label_of_a_word_is_that_of_its_first_token(tmp_path: Path, tiny_mod
     row = data.split("train")[0]
     starts = data.tokenizer(words, is_split_into_words=True).word_ids()
     expected = [
-        NOT_SCORED if word is None or word == before else [0, 1, 2][word]
+        IGNORED if word is None or word == before else [0, 1, 2][word]
         for word, before in zip(starts, [None, *starts], strict=False)
     ]
     assert row["labels"] == expected
-    assert sorted(label for label in row["labels"] if label != NOT_SCORED) == [0, 1, 2]
+    assert sorted(label for label in row["labels"] if label != IGNORED) == [0, 1, 2]
     batch = next(iter(data.train_dataloader()))
     assert batch["labels"].shape == batch["input_ids"].shape
 

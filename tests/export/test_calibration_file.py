@@ -20,14 +20,20 @@ def tokenizer(tiny_model_folder: Callable[..., Path]) -> Any:
     return AutoTokenizer.from_pretrained(tiny_model_folder())
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl", "tsv"])
 def test_rows_are_spread_over_the_file(
     suffix: str, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration_file, "NUM_ROWS", 4)
     path = str(tmp_path / f"rows.{suffix}")
     rows = Dataset.from_dict({"number": list(range(9)), "text": ["a " * (index + 1) for index in range(9)]})
-    getattr(rows, f"to_{suffix}")(path)
+    writers: dict[str, Callable[[], object]] = {
+        "parquet": lambda: rows.to_parquet(path),
+        "csv": lambda: rows.to_csv(path),
+        "jsonl": lambda: rows.to_json(path),
+        "tsv": lambda: rows.to_csv(path, sep="\t"),
+    }
+    writers[suffix]()
     [batch] = read_calibration_file(path, tokenizer)
     assert batch["attention_mask"].sum(1).tolist() == [3, 5, 7, 9]  # rows 0, 2, 4 and 6 with two special tokens
 
@@ -52,5 +58,5 @@ def test_unusable_files_are_refused(tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(MisconfigurationException, match=r"calibration='nowhere\.csv'"):
         check_calibration_file("nowhere.csv")
     (tmp_path / "rows.txt").touch()
-    with pytest.raises(MisconfigurationException, match=r"calibration='.*rows\.txt'.*\.parquet.*\.csv"):
+    with pytest.raises(MisconfigurationException, match=r"calibration='.*rows\.txt'.*\.csv.*\.parquet"):
         check_calibration_file(str(tmp_path / "rows.txt"))

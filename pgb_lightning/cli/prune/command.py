@@ -20,15 +20,18 @@ from rich.table import Table
 
 from pgb_lightning.atomic_write import write_atomically
 from pgb_lightning.callbacks import PGBCallback, PGBReport
-from pgb_lightning.cli.prune.dense_model import find_dense, require_head
 from pgb_lightning.cli.prune.estimate import estimate
-from pgb_lightning.cli.prune.exports import FORMATS, FormatName, write_all
-from pgb_lightning.cli.prune.scoring import agreement, predict, score
+from pgb_lightning.cli.prune.exports import FORMATS, FormatName, make_facts, write_all
 from pgb_lightning.cli.prune.settings import FIT_CONFIG, TEACHER_ANSWERS, PruneSettings, Recover
 from pgb_lightning.config import LatencyRuntime
-from pgb_lightning.datamodules import SentencesDataModule, TextDataModule
+from pgb_lightning.datamodules import TextDataModule
+from pgb_lightning.export import push
+from pgb_lightning.export.dense_model import find_dense
 from pgb_lightning.export.huggingface import check_folder
+from pgb_lightning.export.push import check_repo_id
+from pgb_lightning.modules.fine_tuned import require_head
 from pgb_lightning.modules.finetuning import FineTuning
+from pgb_lightning.modules.scoring import agreement, predict, score
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.runtimes.requirements import require_runtime
 from pgb_lightning.search.costs import check_runtime_device
@@ -58,6 +61,7 @@ def run_prune(
     batch_size: int = 32,
     max_train_samples: int | None = None,
     export: list[FormatName] | None = None,
+    push_to_hub: str | None = None,
     precision: str = "32-true",
     accelerator: str = "auto",
     seed: int = 42,
@@ -92,6 +96,7 @@ def run_prune(
         max_train_samples: Prune and recover with this many rows, drawn at random.
         export: Further formats, in folders of these names: "onnx", "onnx-int8", "onnx-int8-static", "openvino" and
             "openvino-int8".
+        push_to_hub: A name on the Hub, such as "me/my-model", under which the model is uploaded too.
         precision: The Trainer's precision in training, such as "bf16-mixed".
         accelerator: The Trainer's accelerator.
         seed: Seed of all draws.
@@ -104,6 +109,7 @@ def run_prune(
     """
     arguments = dict(locals())
     formats = arguments.pop("export") or []
+    arguments.pop("push_to_hub")
     settings = PruneSettings(**arguments)
     if unknown := [name for name in formats if name not in FORMATS]:
         raise MisconfigurationException(f"export has {unknown[0]!r}. Use {', '.join(map(repr, FORMATS))}.")
@@ -113,13 +119,15 @@ def run_prune(
     _require(partial(require_runtime, pgb.config.latency_runtime))
     for name in formats:
         _require(FORMATS[name].require)
+    if push_to_hub is not None:
+        _require(partial(check_repo_id, push_to_hub))
     with _opened_run(settings, arguments):
         dense = find_dense(model, settings.run_folder)
         head = require_head(dense)
         rows: TextDataModule = instantiate_class((), settings.data_config(dense, head))
         rows.prepare_data()
         rows.setup("fit")
-        is_labeled = rows.has_scores if isinstance(rows, SentencesDataModule) else rows.columns.label is not None
+        is_labeled = rows.is_labeled
         settings.check_recovery(head, is_labeled)
         L.seed_everything(seed)
         module: FineTuning = instantiate_class((), settings.model_config(dense, head))
@@ -149,10 +157,13 @@ def run_prune(
         "agreement with dense": same,
     }
     write_atomically(settings.run_folder / RESULT, json.dumps(result, indent=2) + "\n")
-    write_all(fitted, plan, rows, settings, formats, after)
+    facts = make_facts(fitted, rows, settings, after, known["scores"], push_to_hub)
+    write_all(fitted, plan, rows, settings, formats, facts)
     console.print(_table(result))
     console.print(f"Model: {output_dir}", soft_wrap=True)
     console.print(f"Report: {Path(output_dir) / 'report' / 'index.html'}", soft_wrap=True)
+    if push_to_hub is not None:
+        console.print(f"Pushed: {push.push_to_hub(settings.run_folder.parent, push_to_hub)}", soft_wrap=True)
     return result
 
 

@@ -11,18 +11,18 @@ from typing import Any, Literal
 
 from pgb_lightning.cli.prune.settings import PruneSettings
 from pgb_lightning.datamodules import TextDataModule
-from pgb_lightning.export.card import CardFacts
+from pgb_lightning.export.calibration_feeds import CALIBRATION_BATCHES
+from pgb_lightning.export.card_facts import CardFacts, read_inherited
 from pgb_lightning.export.huggingface import export_huggingface
 from pgb_lightning.export.onnx import export_onnx
 from pgb_lightning.export.openvino import export_openvino
+from pgb_lightning.modules import SentenceEmbedding
 from pgb_lightning.modules.finetuning import FineTuning
+from pgb_lightning.packaged import public_name
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.runtimes.requirements import require_onnx, require_openvino
 
 FormatName = Literal["onnx", "onnx-int8", "onnx-int8-static", "openvino", "openvino-int8"]
-
-#: Calibration batches from which the ranges of activations are taken.
-CALIBRATION_BATCHES = 8
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,42 @@ FORMATS: dict[FormatName, Format] = {
 }
 
 
+def make_facts(
+    module: FineTuning,
+    data: TextDataModule,
+    settings: PruneSettings,
+    scores: dict[str, float],
+    dense_scores: dict[str, float],
+    repo_id: str | None,
+) -> CardFacts:
+    """Return what the model cards say beside what is read off the model.
+
+    Args:
+        module: The module.
+        data: The data on which it was scored.
+        settings: The settings of the run.
+        scores: Its scores as logged.
+        dense_scores: Those of the dense model.
+        repo_id: Name on the Hub to push to, if any.
+    """
+    return CardFacts(
+        base_model=public_name(settings.model),
+        scores=_metrics(scores),
+        dense_scores=_metrics(dense_scores),
+        dataset=settings.data if data.tables.is_on_hub else None,
+        is_sentence_embedding=isinstance(module, SentenceEmbedding),
+        inherited=read_inherited(settings.model),
+        repo_id=repo_id,
+    )
+
+
 def write_all(
     module: FineTuning,
     plan: PruningPlan,
     data: TextDataModule,
     settings: PruneSettings,
     formats: Sequence[FormatName],
-    scores: dict[str, float],
+    facts: CardFacts,
 ) -> None:
     """Write the model into the output folder, and further formats into folders of their names in it.
 
@@ -67,12 +96,8 @@ def write_all(
         data: The data, for the tokenizer and calibration batches.
         settings: The settings of the run.
         formats: Names of further formats.
-        scores: Its scores, for the model card.
+        facts: Facts for the model cards.
     """
-    facts = CardFacts(
-        base_model=None if Path(settings.model).exists() else settings.model,
-        scores={name.removeprefix("val_"): 100 * value for name, value in scores.items() if not name.endswith("loss")},
-    )
     module.to("cpu")
     target = Path(settings.output_dir).expanduser()
     for name in formats:
@@ -92,3 +117,7 @@ def write_all(
     for file in sorted(written.iterdir(), key=lambda path: path.name == "config.json"):
         shutil.move(file, target / file.name)
     written.rmdir()
+
+
+def _metrics(scores: dict[str, float]) -> dict[str, float]:
+    return {name.removeprefix("val_"): value for name, value in scores.items() if not name.endswith("loss")}

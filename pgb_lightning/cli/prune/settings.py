@@ -9,7 +9,8 @@ from typing import Any, Literal
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from pgb_lightning.config import LatencyRuntime
-from pgb_lightning.datamodules.labels import Labels
+from pgb_lightning.heads import Labels
+from pgb_lightning.modules.fine_tuned import module_entry
 
 Recover = Literal["distill", "finetune", "none"]
 
@@ -114,17 +115,7 @@ class PruneSettings:
             model: The folder or name of the dense model.
             head: Its labels; ``None`` for an embedding model.
         """
-        init_args: dict[str, Any] = {
-            "model_name_or_path": model,
-            "learning_rate": self.learning_rate or LEARNING_RATES[self.recover],
-        }
-        if head is None:
-            return {"class_path": "pgb_lightning.modules.SentenceEmbedding", "init_args": init_args}
-        init_args["num_labels"] = head.num_labels
-        if head.problem_type == "token_classification":
-            return {"class_path": "pgb_lightning.modules.TokenClassification", "init_args": init_args}
-        init_args["problem_type"] = head.problem_type
-        return {"class_path": "pgb_lightning.modules.TextClassification", "init_args": init_args}
+        return module_entry(model, head, learning_rate=self.learning_rate or LEARNING_RATES[self.recover])
 
     def check_recovery(self, head: Labels | None, is_labeled: bool) -> None:
         """Require that there is something to recover from.

@@ -10,11 +10,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from torchmetrics.functional.regression import spearman_corrcoef
 
-from pgb_lightning.datamodules import TextDataModule
-from pgb_lightning.datamodules.labels import ProblemType
+from pgb_lightning.heads import ProblemType
 
 
-def score(trainer: L.Trainer, module: L.LightningModule, data: TextDataModule) -> dict[str, float]:
+def score(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule) -> dict[str, float]:
     """Return what a module logs on the validation rows.
 
     Args:
@@ -26,7 +25,7 @@ def score(trainer: L.Trainer, module: L.LightningModule, data: TextDataModule) -
     return dict(logged)
 
 
-def predict(trainer: L.Trainer, module: L.LightningModule, data: TextDataModule) -> list[Tensor]:
+def predict(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule) -> list[Tensor]:
     """Return a module's predictions on the validation rows, one row or one word each.
 
     Args:

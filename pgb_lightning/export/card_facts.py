@@ -1,0 +1,86 @@
+"""Facts for a model card that cannot be read off the model, and those that the card of the dense model has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.hub import cached_file
+
+from pgb_lightning.packaged import resolve_model
+
+#: What a pruned model has in common with the dense one.
+INHERITED = ("language", "license", "license_name", "license_link")
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """Facts for a model card that cannot be read off the model. What is not given is left out of the card.
+
+    Args:
+        base_model: Name on the Hub of the model that was fine-tuned. Local paths are left out of the card.
+        task: The task it was fine-tuned for, such as ``"sst2"``.
+        scores: Scores by name, such as ``{"accuracy": 0.874}``.
+        latency: Milliseconds per call by name, such as ``{"pruned, batch 1": 10.4}``.
+        dense_scores: Scores of the dense model by the same names.
+        dataset: The data set on the Hub on whose validation rows the scores were taken, with its configuration after a
+            colon if it has several (``"nyu-mll/glue:sst2"``). Local files are left out of the card.
+        split: The name of those rows' split there.
+        is_sentence_embedding: Whether the folder is an embedding model of sentence-transformers.
+        inherited: Entries of the dense model's card that hold for the pruned model too, such as its license.
+        repo_id: Name on the Hub under which the folder will be pushed.
+    """
+
+    base_model: str | None = None
+    task: str | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    latency: Mapping[str, float] = field(default_factory=dict)
+    dense_scores: Mapping[str, float] = field(default_factory=dict)
+    dataset: str | None = None
+    split: str | None = None
+    is_sentence_embedding: bool = False
+    inherited: Mapping[str, Any] = field(default_factory=dict)
+    repo_id: str | None = None
+
+
+def hub_name(name: str | None) -> str | None:
+    """Return a name on the Hub, or ``None`` if it is a local path.
+
+    Example:
+        >>> hub_name("bert-base-uncased"), hub_name("./my-model")
+        ('bert-base-uncased', None)
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    if name is None or Path(name).exists():
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def read_inherited(model_name_or_path: str) -> dict[str, Any]:
+    """Return what the card of a dense model says about its pruned models too: its language and its license.
+
+    A model that is not on the Hub passes on its own ``base_model``.
+
+    Args:
+        model_name_or_path: The alias, a name on the Hub, or a local folder.
+
+    Returns:
+        Entries of the card; empty if there is no card, or it cannot be read.
+    """
+    from huggingface_hub import ModelCard
+
+    try:
+        path = cached_file(resolve_model(model_name_or_path), "README.md", _raise_exceptions_for_missing_entries=False)
+        data = {} if path is None else ModelCard.load(path).data.to_dict()
+    except Exception:  # a card is written by hand and may be anything
+        return {}
+    names = INHERITED if hub_name(model_name_or_path) else (*INHERITED, "base_model")
+    return {name: data[name] for name in names if name in data}

@@ -1,0 +1,69 @@
+"""Push an exported folder to the Hub, once the Hub has accepted the metadata of its card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+#: What ``pgb prune`` keeps beside the model: checkpoints, logs and the report.
+LEFT_OUT = ("run/*", "report/*")
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Require a valid name of a repository, and a token, without asking the Hub.
+
+    Args:
+        repo_id: The name, such as ``"me/my-model"``.
+
+    Raises:
+        ValueError: If the name is not valid, or nobody is logged in.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"push_to_hub={repo_id!r} is not a name on the Hub, such as 'me/my-model': {error}") from None
+    if get_token() is None:
+        raise ValueError(
+            f"push_to_hub={repo_id!r} needs a token of the Hub. Log in with `hf auth login`, or set HF_TOKEN."
+        )
+
+
+def push_to_hub(folder: str | Path, repo_id: str, private: bool | None = None) -> str:
+    """Upload an exported folder as a model repository. The Hub checks the metadata of its card first.
+
+    Args:
+        folder: A folder that an export of this package wrote.
+        repo_id: The name on the Hub, such as ``"me/my-model"``. The repository is created if it does not exist.
+        private: Whether a new repository is private; by default what the Hub's settings say.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ValueError: If the folder has no card, ``repo_id`` is not valid, nobody is logged in, or the Hub does not accept
+            the metadata.
+
+    Example:
+        >>> push_to_hub("out/", "me/my-model")  # doctest: +SKIP
+    """
+    from huggingface_hub import HfApi, ModelCard
+
+    check_repo_id(repo_id)
+    card = Path(folder) / "README.md"
+    if not card.is_file():
+        raise ValueError(
+            f"folder={str(folder)!r} has no README.md. Pass a folder that an export of this package wrote."
+        )
+    ModelCard.load(card).validate()
+    api = HfApi()
+    name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    commit = api.upload_folder(
+        repo_id=name,
+        folder_path=folder,
+        commit_message="Upload a pruned model",
+        ignore_patterns=list(LEFT_OUT),
+    )
+    return str(commit.commit_url)
