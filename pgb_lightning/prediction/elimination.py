@@ -138,7 +138,8 @@ def _increases(inverse: Tensor, outer: Tensor, left: Tensor, unit: int) -> Tenso
     units = len(inverse) // unit
     blocks = inverse.view(units, unit, units, unit).diagonal(dim1=0, dim2=2).permute(2, 0, 1)[left]
     parts = outer.view(units, unit, -1)[left]
-    return (parts * torch.linalg.solve(blocks, parts)).sum((1, 2))
+    increases: Tensor = (parts * torch.linalg.solve(blocks, parts)).sum((1, 2))
+    return increases
 
 
 def block_errors(covariance: Tensor, weight: Tensor, cross: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
