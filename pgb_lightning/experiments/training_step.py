@@ -119,7 +119,7 @@ def run(
         variant: {
             name: TrainingStep(each, batch, optimizers[name], *VARIANTS[variant]) for name, each in models.items()
         }
-        for variant in variants
+        for variant in map(str, variants)
     }
     found = measure(steps, rounds, CLOCKS[clock])
     if out is not None:
@@ -239,7 +239,8 @@ def _load(name: str, num_layers: int | None) -> PreTrainedModel:
     if name != MINILM_ALIAS:
         return random_model(name, num_layers)
     model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(resolve_model(name), num_labels=2)
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def _table(title: str, results: dict[str, dict[str, Any]]) -> Table:
