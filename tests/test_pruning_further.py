@@ -142,9 +142,6 @@ def test_what_cannot_be_pruned_further_is_refused() -> None:
     prune(grouped, batches(6), PruningConfig.from_preset("balanced"))
     with pytest.raises(ValueError, match=r"already pruned.*split into blocks.*dense"):
         prune_by(grouped, 0.8)
-    heads = narrow("mpnet", heads=1)  # MPNet's heads stay, with one block of weights in each matrix
-    with pytest.raises(ValueError, match=r"already pruned.*split into blocks.*dense"):
-        prune_by(heads, 0.8)
     without_query = classifier()
     plan = narrowing("bert", 96, 2, None)
     gone = [replace(m, input_index=(), output_index=()) if m.kind == "Q" else m for m in plan.matrices]

@@ -99,6 +99,10 @@ class Family:
             the matrices. They lose the features of the heads that are removed.
         head_counts: Paths of attributes with the number of heads, which must agree with the heads that are left.
         head_widths: Paths of attributes with the features of all heads, likewise.
+        select_heads: Returns the core of attention for some of its heads, if they differ in more than their matrices:
+            (model, core, number of heads left, their positions among those of the core) -> a new core with the same
+            children, or the same core. The new core has a buffer ``head_index``: their numbers in the dense layer. The
+            positions are ``None`` if all are left, or if a state dict that is loaded next has the numbers.
         needs_all_heads: Whether attention is computed for all heads, including those without weights.
         also_read: For matrices that layers also apply to something besides hidden states, such as DeBERTa's embeddings
             of relative positions: (model, mask of real tokens (B, S)) -> the further inputs (R, d), and for each how
@@ -140,6 +144,7 @@ class Family:
     followers: tuple[str, ...] = ()
     head_counts: tuple[str, ...] = ()
     head_widths: tuple[str, ...] = ()
+    select_heads: Callable[[PreTrainedModel, nn.Module, int, Sequence[int] | None], nn.Module] | None = None
     needs_all_heads: bool = False
 
     # Positions that attention reads besides hidden states.

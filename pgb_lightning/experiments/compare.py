@@ -203,7 +203,8 @@ def _finish(model: FineTuned, pruned: PrunedModel, settings: Result, latency_sha
     for module in compared:
         make_permanent(module)  # a mask that is applied in each call would cost time
     dense, left = map(find_encoder, compared)
-    latency = latency_ratio(dense, left, *latency_shape)
+    batch_size, length = latency_shape
+    latency = latency_ratio(dense, left, batch_size, length)
     unused = {"seconds": 0.0, "peak_memory_bytes": None}
     no_training = {**pruned.measured, "after": pruned.measured["before"], "refinetuning": unused}
     result = model.recover(pruned, settings) if settings["epochs"] else no_training

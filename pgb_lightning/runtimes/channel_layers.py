@@ -103,10 +103,10 @@ def use_channel_layers(encoder: Encoder, weights_right: bool = False, layers: It
     *opening, closing = encoder.sublayers["ffn"]
     is_fused = any(len(encoder.family.parts(kind)) > 1 for kind in opening)
     for number in range(len(encoder.layers)) if layers is None else layers:
-        layers = {kind: encoder.find_matrix(number, kind) for kind in encoder.matrices}
-        joined = not is_fused and all(isinstance(layers[kind], GroupedLinear) for kind in (*opening, closing))
+        matrices = {kind: encoder.find_matrix(number, kind) for kind in encoder.matrices}
+        joined = not is_fused and all(isinstance(matrices[kind], GroupedLinear) for kind in (*opening, closing))
         order: Tensor | None = None
-        for kind, layer in layers.items():
+        for kind, layer in matrices.items():
             if isinstance(layer, GroupedLinear):
                 is_opening = joined and kind in opening
                 new = ChannelLinear(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -11,10 +12,12 @@ from transformers import PreTrainedModel
 
 from pgb_lightning._compat import forget_output_hooks
 from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.family import SUBLAYERS
 from pgb_lightning.encoders.find import find_encoder, find_encoders
 from pgb_lightning.layers.matrix import as_matrix
 from pgb_lightning.surgery.checks import is_pruned
 from pgb_lightning.surgery.finish import undo_finish
+from pgb_lightning.surgery.heads import kept_features
 from pgb_lightning.surgery.made_biases import switch_on_biases
 from pgb_lightning.surgery.new_layers import keep_training_state, like_tensor
 from pgb_lightning.surgery.record import dense_encoder
@@ -29,8 +32,9 @@ def dense_twin(model: Model) -> Model:
     It is a copy of the model with new, dense layers in its encoder; everything outside them is as it is. Every block
     goes back into a full matrix with zeros elsewhere (Ŵ*). A dropped sublayer has zero weights, and its constant in the
     closing bias. If the model has no biases there, the configuration of the twin switches them on, and all others are
-    zero. Inside a sublayer, neurons and heads keep their folded order. The twin is as slow as the original dense model,
-    but does not need this package. Hooks registered inside the layers are not copied.
+    zero. Inside a sublayer, neurons and heads keep their folded order, unless heads are not alike, as in MPNet. The
+    twin is as slow as the original dense model, but does not need this package. Hooks registered inside the layers are
+    not copied.
 
     Args:
         model: A transformers model that is, or wraps, a pruned encoder.
@@ -64,7 +68,8 @@ def _make_dense(encoder: Encoder) -> None:
         for kind in encoder.matrices:
             target = dense.matrix(number, kind)
             assert isinstance(target, nn.Linear)
-            _fill(target, encoder.find_matrix(number, kind))
+            inner = kept_features(encoder, number) if kind in encoder.sublayers["attention"] else None
+            _fill(target, encoder.find_matrix(number, kind), inner, is_closing=kind == SUBLAYERS["attention"][-1])
             dense.store(number, kind, target)
         keep_training_state(layer, new)
         for module in new.modules():
@@ -109,13 +114,26 @@ def _padded(value: Tensor | None, like: Tensor, device_of: Tensor) -> Tensor:
     return full
 
 
-def _fill(target: nn.Linear, module: nn.Module | None) -> None:
-    """Set weight and bias of the dense layer for one matrix; the inner features that are left come first."""
+def _fill(target: nn.Linear, module: nn.Module | None, inner: Sequence[int] | None, is_closing: bool) -> None:
+    """Set weight and bias of the dense layer for one matrix.
+
+    Args:
+        target: The dense layer.
+        module: The pruned one; ``None`` if it was removed with its sublayer.
+        inner: The places of the inner features that are left; by default they come first.
+        is_closing: Whether the inner features are the inputs of the matrix, and not the outputs.
+    """
     target.weight.zero_()
     if target.bias is not None:
         target.bias.zero_()
-    if module is not None:
-        pruned = as_matrix(module)
-        target.weight[: pruned.out_features, : pruned.in_features] = pruned.dense_weight()
-        if pruned.bias is not None and target.bias is not None:
-            target.bias[: pruned.out_features] = pruned.bias
+    if module is None:
+        return
+    pruned = as_matrix(module)
+    rows, columns = torch.arange(pruned.out_features), torch.arange(pruned.in_features)
+    if inner is not None and is_closing:
+        columns = torch.tensor(inner)
+    elif inner is not None:
+        rows = torch.tensor(inner)
+    target.weight[rows.unsqueeze(1), columns] = pruned.dense_weight()
+    if pruned.bias is not None and target.bias is not None:
+        target.bias[rows] = pruned.bias

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.family import SUBLAYERS
@@ -23,22 +23,42 @@ def follow_heads(encoder: Encoder, layer: int, features: Sequence[int] | None) -
         layer: Layer index.
         features: The features of heads that are left. If omitted, weights are not kept, only their number is right.
     """
+    family, width = encoder.family, encoder.head_size
     size = as_matrix(encoder.matrix(layer, SUBLAYERS["attention"][-1])).in_features
-    for owner, name in _places(encoder, layer, encoder.family.followers):
+    if family.select_heads is not None:
+        core = encoder.layers[layer].get_submodule(family.cores["attention"])
+        heads = None if features is None else [feature // width for feature in features[::width]]
+        replace_module(core, family.select_heads(encoder.model, core, size // width, heads), encoder.roots)
+    for owner, name in _places(encoder, layer, family.followers):
         old = getattr(owner, name)
-        width = old.out_features if isinstance(old, nn.Linear) else len(old)
-        if width == size:
+        present = old.out_features if isinstance(old, nn.Linear) else len(old)
+        if present == size:
             continue
         # A state dict may have more heads than the model.
-        left = [n % width for n in range(size)] if features is None else list(features)
+        left = [n % present for n in range(size)] if features is None else list(features)
         if isinstance(old, nn.Linear):
             replace_module(old, select_features(old, left, of_inputs=False), encoder.roots)
         else:
             setattr(owner, name, nn.Parameter(old.detach()[left], requires_grad=old.requires_grad))
-    for owner, name in _places(encoder, layer, encoder.family.head_counts):
-        setattr(owner, name, size // encoder.head_size)
-    for owner, name in _places(encoder, layer, encoder.family.head_widths):
+    for owner, name in _places(encoder, layer, family.head_counts):
+        setattr(owner, name, size // width)
+    for owner, name in _places(encoder, layer, family.head_widths):
         setattr(owner, name, size)
+
+
+def kept_features(encoder: Encoder, layer: int) -> list[int] | None:
+    """Return the features of the heads that are left of a layer, as numbered in the dense layer, if that matters.
+
+    Args:
+        encoder: The encoder, dense or pruned.
+        layer: Layer index.
+    """
+    core = encoder.layers[layer].get_submodule(encoder.family.cores["attention"])
+    heads = getattr(core, "head_index", None)
+    if encoder.family.select_heads is None or not isinstance(heads, Tensor):
+        return None
+    size = encoder.head_size
+    return [head * size + feature for head in heads.tolist() for feature in range(size)]
 
 
 def save_heads(encoder: Encoder) -> Callable[[], None]:

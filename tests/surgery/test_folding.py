@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 from pgb_lightning import MatrixPlan, PruningPlan, apply_plan, dense_twin, follow_state_dict
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.encoders.mpnet import MPNET
 from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
 from pgb_lightning.plan import Index
 from pgb_lightning.surgery.apply import prune_linear
@@ -150,7 +152,8 @@ def test_a_constant_q_is_as_wide_as_the_heads_left() -> None:
 
 def test_heads_stay_where_the_model_needs_all() -> None:
     model = classifier("mpnet", layers=1)
-    encoder = find_encoder(model)
+    family = replace(MPNET, select_heads=None, head_counts=(), head_widths=(), needs_all_heads=True)
+    encoder = replace(find_encoder(model), family=family)
     before = encoder_cost(encoder, 9)
     plan = plan_of("mpnet", **PLANS["one head"])
     apply_plan(encoder, plan)
