@@ -12,7 +12,6 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import nn
 
 from pgb_lightning.callbacks.pruning.calibration_data import calibration_batches
 from pgb_lightning.callbacks.pruning.compatibility import check_callbacks, check_optimizers, check_strategy
@@ -24,6 +23,7 @@ from pgb_lightning.callbacks.pruning.reporting import (
     save_plan,
     warn_if_dense,
     warn_of_another_target,
+    warn_without_dropout,
 )
 from pgb_lightning.callbacks.pruning.same_start import check_same_start
 from pgb_lightning.callbacks.pruning.settings import describe_settings
@@ -36,7 +36,7 @@ from pgb_lightning.checkpoints import find_states, state_key
 from pgb_lightning.config import Budget, Fisher, LatencyRuntime, Permutation, PruningConfig, Ridge, Search
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.encoders.base import Encoder
-from pgb_lightning.encoders.find import find_encoder, find_encoders
+from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.encoders.fingerprint import fingerprint
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.pruning import prepare
@@ -303,15 +303,7 @@ class PGBCallback(pl.Callback):
         if self._checked_dropout:
             return
         self._checked_dropout = True
-        # All encoders there: a module may copy its own after the pruning, for example to average weights.
-        encoders = find_encoders(pl_module.get_submodule(self.encoder or ""))
-        modules = [module for encoder in encoders for module in encoder.model.modules()]
-        modes = [module.training for module in modules if isinstance(module, nn.Dropout) and module.p > 0]
-        if modes and not any(modes):
-            rank_zero_warn(
-                "PGB: the encoder is in eval mode, so it is re-finetuned without dropout. from_pretrained returns "
-                "models in eval mode, and Lightning does not change modes. Call .train() on it after building it."
-            )
+        warn_without_dropout(pl_module, self.encoder)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Restore the strategy if the fit fails before the pruning."""

@@ -1,9 +1,10 @@
-"""Report the result of pruning: print and log it, and save the plan."""
+"""Report the result of pruning: print and log it, save the plan, and warn about what the user may not expect."""
 
 from __future__ import annotations
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
 
 from pgb_lightning.callbacks.trainer_queries import run_folder
 from pgb_lightning.config import PruningConfig
@@ -149,6 +150,24 @@ def warn_if_dense(pl_module: pl.LightningModule, name: str | None, restored: obj
         which = "the encoder" if name is None else f"encoder={name!r}"
         source = "in this checkpoint" if restored else "in this module"
         rank_zero_warn(f"PGB: {which} {source} is not pruned. Pass the ckpt_path of a pruned model, or fit first.")
+
+
+def warn_without_dropout(pl_module: pl.LightningModule, name: str | None) -> None:
+    """Warn if dropout is off in training.
+
+    Args:
+        pl_module: The module in training.
+        name: Attribute path of the encoder, if the module has several.
+    """
+    # All encoders there: a module may copy its own after the pruning, for example to average weights.
+    encoders = find_encoders(pl_module.get_submodule(name or ""))
+    modules = [module for encoder in encoders for module in encoder.model.modules()]
+    modes = [module.training for module in modules if isinstance(module, nn.Dropout) and module.p > 0]
+    if modes and not any(modes):
+        rank_zero_warn(
+            "PGB: the encoder is in eval mode, so it is re-finetuned without dropout. from_pretrained returns "
+            "models in eval mode, and Lightning does not change modes. Call .train() on it after building it."
+        )
 
 
 def _log(trainer: pl.Trainer, metrics: dict[str, float], label: str | None) -> None:
