@@ -93,7 +93,7 @@ def run(
         compile_mode: The mode of ``torch.compile``. "reduce-overhead" replays CUDA graphs, which pays where starting
             the kernels takes longer than running them: small batches, and the narrow layers of pruned models.
         runtimes: Runtimes in which to measure inference, in place of everything else: "torch", "torch-bf16",
-            "torch-export", "onnxruntime", "onnxruntime-int8" (dynamic), "onnxruntime-int8-static", "openvino",
+            "torch-export", "onnxruntime", "onnxruntime-int8", "onnxruntime-int8-dynamic", "openvino",
             "openvino-bf16" and "openvino-int8". All have the same number of threads, and all models are in memory at
             once.
         training: Whether to measure a training step, at the middle batch size.

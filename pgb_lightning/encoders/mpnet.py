@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 
 from pgb_lightning.encoders.family import Family
 
 
-class SomeHeads(MPNetSelfAttention):
-    """MPNet's attention with some of its heads, each with its own plane of the position bias.
-
-    Args:
-        config: The configuration.
-        heads: The numbers of the heads of the dense layer that are left, in order.
-        device: The device of the numbers.
-    """
-
-    head_index: Tensor
-
-    def __init__(self, config: Any, heads: Sequence[int], device: torch.device) -> None:
-        super().__init__(config)  # type: ignore[no-untyped-call]
-        self.register_buffer("head_index", torch.tensor(heads, dtype=torch.int32, device=device))
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        position_bias: Tensor | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> tuple[Tensor, ...]:
-        """Run attention; the position bias (B, H, S, S) has the planes of all heads of the dense layer."""
-        if position_bias is not None:
-            # The encoder repeats the same bias for every sequence.
-            position_bias = position_bias[:1].index_select(1, self.head_index)
-        run: Callable[..., tuple[Tensor, ...]] = super().forward
-        return run(hidden_states, attention_mask, position_bias, *args, **kwargs)
-
-
 def _select_heads(model: PreTrainedModel, core: nn.Module, count: int, heads: Sequence[int] | None) -> nn.Module:
+    # transformers imports a model when it is used, so this is only imported for an MPNet.
+    from pgb_lightning.encoders.mpnet_attention import SomeHeads
+
     own = core.head_index.tolist() if isinstance(core, SomeHeads) else list(range(model.config.num_attention_heads))
     if count == len(own) and heads is None:
         return core

@@ -127,7 +127,7 @@ def _export_all(
         if compiled:
             name = f"PyTorch compiled, {label}"
             runs[name], files[name] = torch_run(exported, compiled=True), files[f"PyTorch, {label}"]
-        for kind, quantize in (("ONNX", None), ("ONNX int8", "int8")):
+        for kind, quantize in (("ONNX", None), ("ONNX int8", "int8-dynamic")):
             name = f"{kind}, {label}"
             target = export_onnx(exported, folder / name, quantize=quantize)  # type: ignore[arg-type]
             [files[name]] = target.glob("onnx/*.onnx")

@@ -21,14 +21,14 @@ from pgb_lightning.export.torch_program import export_torch
 from pgb_lightning.runtimes.requirements import require_onnx, require_openvino, require_torch
 
 #: Formats and quantizations whose ranges of activations are taken from texts.
-CALIBRATED = (("onnx", "int8-static"), ("openvino", "int8"))
+CALIBRATED = (("onnx", "int8"), ("openvino", "int8"))
 
 
 def run_export(
     ckpt_path: str,
     output_dir: str,
     format: Literal["huggingface", "dense", "onnx", "openvino", "torch"] = "huggingface",
-    quantize: Literal["int8", "int8-static"] | None = None,
+    quantize: Literal["int8", "int8-dynamic"] | None = None,
     calibration: str | None = None,
     push_to_hub: str | None = None,
 ) -> None:
@@ -40,8 +40,9 @@ def run_export(
         format: "huggingface": small, loaded by transformers after ``import pgb_lightning``; "dense": a plain
             transformers model with zeros, as large as before pruning; "onnx" and "openvino": small, for onnxruntime and
             OpenVINO; "torch": small, a program of torch.export that needs PyTorch only.
-        quantize: "int8" for integer weights, with format "onnx" or "openvino"; "int8-static" with format "onnx" for
-            fixed ranges of activations too, which "int8" of OpenVINO always has.
+        quantize: "int8" for integer weights and fixed ranges of activations, with format "onnx" or "openvino";
+            "int8-dynamic" with format "onnx" for ranges computed at run time, which needs no calibration and is less
+            exact.
         calibration: A CSV, TSV, JSON lines or parquet file with texts like those of the task, such as its training
             rows, for fixed ranges of activations. The columns are those of the checkpoint's GLUE task, or else the
             first two at most that have texts.
@@ -90,16 +91,17 @@ def _check(format: str, quantize: str | None, calibration: str | None) -> None:
             f"quantize={quantize!r} requires format='onnx' or format='openvino', but format={format!r}. Change one of "
             "the two."
         )
-    if quantize == "int8-static" and format == "openvino":
+    if quantize == "int8-dynamic" and format == "openvino":
         raise MisconfigurationException(
-            "quantize='int8-static' requires format='onnx', but format='openvino'. Use quantize='int8', which is "
-            "static for OpenVINO."
+            "quantize='int8-dynamic' requires format='onnx', but format='openvino'. Use quantize='int8', with "
+            "calibration."
         )
     needed = (format, quantize) in CALIBRATED
     if needed and calibration is None:
         raise MisconfigurationException(
             f"quantize={quantize!r} with format={format!r} needs calibration=FILE, a table with texts "
             "like those of the task, but calibration=None. Pass the training rows."
+            + (" Or use quantize='int8-dynamic', which needs none and is less exact." if format == "onnx" else "")
         )
     if calibration is not None and not needed:
         raise MisconfigurationException(

@@ -43,7 +43,7 @@ def export_onnx(
     folder: str | Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
     card: CardFacts | None = None,
-    quantize: Literal["int8", "int8-static"] | None = None,
+    quantize: Literal["int8", "int8-dynamic"] | None = None,
     calibration: Batches | None = None,
 ) -> Path:
     """Export a pruned model for onnxruntime, with dynamic batch size and sequence length.
@@ -57,9 +57,10 @@ def export_onnx(
         folder: The folder to write, new or empty.
         tokenizer: The tokenizer to save in the folder.
         card: Facts for the model card that cannot be read off the model.
-        quantize: ``"int8"`` or ``"int8-static"`` for integer weights and products, with scales of activations computed
-            at run time or taken from calibration batches (:func:`quantize_onnx`).
-        calibration: Batches of token ids for ``quantize="int8-static"``, such as a few hundred training rows.
+        quantize: ``"int8"`` for integer weights and products, with scales of activations taken from calibration
+            batches; ``"int8-dynamic"`` for scales computed at run time, which needs no batches and is less exact
+            (:func:`quantize_onnx`).
+        calibration: Batches of token ids for ``quantize="int8"``, such as a few hundred training rows.
 
     Returns:
         The folder.
@@ -74,9 +75,9 @@ def export_onnx(
         >>> export_onnx(module.model, "out/", tokenizer=tokenizer)  # doctest: +SKIP
     """
     require_onnx()
-    if quantize not in (None, "int8", "int8-static"):
-        raise ValueError(f"quantize={quantize!r} is unknown. Use 'int8', 'int8-static', or None for single precision.")
-    batches = read_calibration(quantize, calibration, needed_by=("int8-static",))
+    if quantize not in (None, "int8", "int8-dynamic"):
+        raise ValueError(f"quantize={quantize!r} is unknown. Use 'int8', 'int8-dynamic', or None for single precision.")
+    batches = read_calibration(quantize, calibration, needed_by=("int8",))
     check_inputs(model)
     traced = TensorModel(model, weights_right=quantize is not None)
     target = make_folder(folder)

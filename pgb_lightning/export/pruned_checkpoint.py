@@ -18,7 +18,8 @@ from pgb_lightning.checkpoints import get_monitored_scores, load_checkpoint
 from pgb_lightning.datamodules.squad import REPOSITORIES as SQUAD_REPOSITORIES
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.export.card_facts import CardFacts, read_inherited
+from pgb_lightning.export.card_facts import CardFacts
+from pgb_lightning.export.inherited_card import read_inherited
 from pgb_lightning.glue_tasks import GLUE_REPOSITORY, get_task
 from pgb_lightning.modules.finetuning import FineTuning
 from pgb_lightning.packaged import public_name, read_tokenizer

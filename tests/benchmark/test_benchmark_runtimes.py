@@ -89,7 +89,7 @@ def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("runtime", "extra"), [("onnxruntime-int8", "onnx"), ("openvino", "openvino")])
+@pytest.mark.parametrize(("runtime", "extra"), [("onnxruntime-int8-dynamic", "onnx"), ("openvino", "openvino")])
 def test_missing_packages_are_named(runtime: Any, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requirements, "find_spec", lambda name: None)
     with pytest.raises(MisconfigurationException, match=rf"runtimes=\['{runtime}'\].*pgb-lightning\[{extra}\]"):

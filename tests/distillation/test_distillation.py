@@ -114,6 +114,10 @@ def test_hidden_states_of_every_family_are_compared_run_by_run(model_type: str) 
     model = copy.deepcopy(teacher.model).requires_grad_()
     prune(model, tiny_batches(4), PruningConfig(pruning_ratio=0.5))
     trained = [parameter for layer in find_encoder(model).layers for parameter in layer.parameters()]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # further from the teacher, so that rounding errors are far below the loss
+        for parameter in trained:
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
 
     def compute() -> torch.Tensor:
         with record_calls(model) as calls:

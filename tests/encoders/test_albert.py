@@ -135,7 +135,7 @@ def test_parameters_count_once_and_flops_for_each_run(model: Any) -> None:
 def test_the_cost_of_candidates_is_that_of_the_encoder(
     model: Any, budget: Budget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(costs, "measure_table", lambda *_: lambda candidate: 1.0 + candidate.parameters)
+    monkeypatch.setattr(costs, "measure_table", lambda *_, **__: lambda candidate: 1.0 + candidate.parameters)
     encoder, config = find_encoder(model), PruningConfig(pruning_ratio=0.5, budget=budget)
     statistics = calibrate(encoder, tiny_batches(2), model_loss(model), moments=True)
     options = search.list_candidates(encoder, statistics, config)

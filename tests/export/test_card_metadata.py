@@ -15,7 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from pgb_lightning.export import CardFacts, export_huggingface, push_to_hub
 from pgb_lightning.export.card import make_card
-from pgb_lightning.export.card_facts import read_inherited
+from pgb_lightning.export.inherited_card import read_inherited
 from pgb_lightning.packaged import MINILM_ALIAS
 
 FACTS = CardFacts(

@@ -53,8 +53,8 @@ def test_a_dense_twin(pruned_checkpoint: Callable[..., Path], tmp_path: Path) ->
     ("format", "quantize", "is_calibrated"),
     [
         ("onnx", None, False),
-        ("onnx", "int8", False),
-        ("onnx", "int8-static", True),
+        ("onnx", "int8", True),
+        ("onnx", "int8-dynamic", False),
         ("openvino", None, False),
         ("openvino", "int8", True),
     ],
@@ -97,11 +97,11 @@ def test_runtimes(
         (["--ckpt_path", "no.ckpt"], r"^pgb: ckpt_path='no\.ckpt'"),
         (["--quantize", "int8"], r"^pgb: quantize='int8' .*format='onnx'.*'huggingface'"),
         (
-            ["--format", "openvino", "--quantize", "int8-static"],
-            r"^pgb: quantize='int8-static' .*format='onnx'.*'openvino'",
+            ["--format", "openvino", "--quantize", "int8-dynamic"],
+            r"^pgb: quantize='int8-dynamic' .*format='onnx'.*'openvino'",
         ),
         (["--format", "openvino", "--quantize", "int8"], r"^pgb: quantize='int8'.*'openvino'.*calibration=None"),
-        (["--format", "onnx", "--quantize", "int8-static"], r"^pgb: quantize='int8-static'.*calibration=None"),
+        (["--format", "onnx", "--quantize", "int8"], r"^pgb: quantize='int8'.*calibration=None.*'int8-dynamic'"),
         (["--calibration", "a.csv"], r"^pgb: calibration='a\.csv'.*'huggingface'.*quantize=None"),
         (
             ["--format", "openvino", "--quantize", "int8", "--calibration", "a.csv"],

@@ -28,7 +28,7 @@ def test_static_int8_quantizes_products_with_weights_only(tmp_path: Path) -> Non
     forms = ("groups", "partial", "narrow")  # attention is kept
     apply_plan(model, random_plan(find_encoder(model), random.Random(0), forms))
     calibration = iter(tiny_batches(4, size=4, length=12))
-    folder = export_onnx(model, tmp_path / "out", quantize="int8-static", calibration=calibration)
+    folder = export_onnx(model, tmp_path / "out", quantize="int8", calibration=calibration)
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert found == {"onnx/model_quantized.onnx", "config.json", "README.md"}
     run = onnx_run(folder / QUANTIZED_FILE)
@@ -58,11 +58,11 @@ def test_static_int8_quantizes_products_with_weights_only(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"quantize": "int8-static"}, ValueError, "quantize='int8-static'.*calibration=None"),
-        ({"quantize": "int8", "calibration": []}, ValueError, "calibration.*quantize='int8'"),
-        ({"quantize": "int8-static", "calibration": []}, ValueError, "calibration has no batches"),
-        ({"quantize": "int8-static", "calibration": [{"labels": 1}]}, TypeError, r"calibration: batch 0 .*'labels'"),
-        ({"quantize": "int8-static", "calibration": [(1, 2)]}, TypeError, "calibration: batch 0 .*tuple"),
+        ({"quantize": "int8"}, ValueError, "quantize='int8'.*calibration=None"),
+        ({"quantize": "int8-dynamic", "calibration": []}, ValueError, "calibration.*quantize='int8-dynamic'"),
+        ({"quantize": "int8", "calibration": []}, ValueError, "calibration has no batches"),
+        ({"quantize": "int8", "calibration": [{"labels": 1}]}, TypeError, r"calibration: batch 0 .*'labels'"),
+        ({"quantize": "int8", "calibration": [(1, 2)]}, TypeError, "calibration: batch 0 .*tuple"),
     ],
 )
 def test_calibration_that_is_missing_or_unusable_is_refused(

@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification
 from pgb_lightning import MatrixPlan, PruningPlan, apply_plan, dense_twin, follow_state_dict
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.encoders.mpnet import SomeHeads
+from pgb_lightning.encoders.mpnet_attention import SomeHeads
 from pgb_lightning.export import export_huggingface
 from pgb_lightning.latency import layer_arguments, random_hidden_states
 from pgb_lightning.layers.matrix import as_matrix

@@ -94,7 +94,7 @@ def run_prune(
         max_length: Texts are truncated to this many tokens.
         batch_size: Rows in a training batch.
         max_train_samples: Prune and recover with this many rows, drawn at random.
-        export: Further formats, in folders of these names: "onnx", "onnx-int8", "onnx-int8-static", "openvino" and
+        export: Further formats, in folders of these names: "onnx", "onnx-int8", "onnx-int8-dynamic", "openvino" and
             "openvino-int8".
         push_to_hub: A name on the Hub, such as "me/my-model", under which the model is uploaded too.
         precision: The Trainer's precision in training, such as "bf16-mixed".

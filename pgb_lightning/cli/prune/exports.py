@@ -12,8 +12,9 @@ from typing import Any, Literal
 from pgb_lightning.cli.prune.settings import PruneSettings
 from pgb_lightning.datamodules import TextDataModule
 from pgb_lightning.export.calibration_feeds import CALIBRATION_BATCHES
-from pgb_lightning.export.card_facts import CardFacts, read_inherited
+from pgb_lightning.export.card_facts import CardFacts
 from pgb_lightning.export.huggingface import export_huggingface
+from pgb_lightning.export.inherited_card import read_inherited
 from pgb_lightning.export.onnx import export_onnx
 from pgb_lightning.export.openvino import export_openvino
 from pgb_lightning.modules import SentenceEmbedding
@@ -22,7 +23,7 @@ from pgb_lightning.packaged import public_name
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.runtimes.requirements import require_onnx, require_openvino
 
-FormatName = Literal["onnx", "onnx-int8", "onnx-int8-static", "openvino", "openvino-int8"]
+FormatName = Literal["onnx", "onnx-int8", "onnx-int8-dynamic", "openvino", "openvino-int8"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Format:
 
 FORMATS: dict[FormatName, Format] = {
     "onnx": Format(export_onnx, require_onnx),
-    "onnx-int8": Format(export_onnx, require_onnx, quantize="int8"),
-    "onnx-int8-static": Format(export_onnx, require_onnx, quantize="int8-static", needs_calibration=True),
+    "onnx-int8": Format(export_onnx, require_onnx, quantize="int8", needs_calibration=True),
+    "onnx-int8-dynamic": Format(export_onnx, require_onnx, quantize="int8-dynamic"),
     "openvino": Format(export_openvino, require_openvino),
     "openvino-int8": Format(export_openvino, require_openvino, quantize="int8", needs_calibration=True),
 }
