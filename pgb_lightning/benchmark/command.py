@@ -9,7 +9,7 @@ Example:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -151,8 +151,7 @@ def run(
     if runtimes:
         batches = [_batch(models["dense"], batch_size, length) for length in lengths for batch_size in batch_sizes]
         with loaded_runs(models, runtimes, batches[:1] if task is None else task.calibration()) as runs:
-            scores: Mapping[str, Mapping[str, Mapping[str, float]]] = {} if task is None else task.score(runs)
-            results["scores"] = scores
+            scores = results["scores"] = {} if task is None else task.score(runs)
             for row in measure_runs(runs, batches, repeats, min_time):
                 results["latency"].append(row)
                 console.print(runtime_table(row, scores))

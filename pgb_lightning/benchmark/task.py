@@ -37,7 +37,7 @@ from pgb_lightning.pruning import prune
 MAX_LENGTH = 128
 
 #: Scores by name, for each runtime and model.
-Scores = dict[Runtime, dict[str, dict[str, float]]]
+Scores = dict[str, dict[str, dict[str, float]]]
 
 
 class RuntimeModel(nn.Module):
