@@ -18,7 +18,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pgb_lightning.benchmark.runtimes import Runs, Runtime
+from pgb_lightning.benchmark.runtimes import Runs
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.datamodules import SentencesDataModule, TextDataModule
 from pgb_lightning.encoders.find import find_encoder
