@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
+from pgb_lightning.config import LatencyRuntime
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.family import SUBLAYERS
 from pgb_lightning.modes import eval_mode
-from pgb_lightning.runtimes import Runtime
 from pgb_lightning.runtimes.channel_layers import use_channel_layers
 from pgb_lightning.runtimes.loading import Run, load_modules
 
@@ -73,7 +73,7 @@ def compare_latency(
     return {name: statistics.median(times) for name, times in measured.items()}
 
 
-def measure_encoder(encoder: Encoder, batch_size: int, length: int, runtime: Runtime = "torch") -> float:
+def measure_encoder(encoder: Encoder, batch_size: int, length: int, runtime: LatencyRuntime = "torch") -> float:
     """Measure the latency of all layers of a dense or pruned encoder, in seconds per batch.
 
     Args:
@@ -86,7 +86,9 @@ def measure_encoder(encoder: Encoder, batch_size: int, length: int, runtime: Run
         return measure_fastest(layers_runner(encoder, batch_size, length, runtime))[0]
 
 
-def latency_ratio(dense: Encoder, pruned: Encoder, batch_size: int, length: int, runtime: Runtime = "torch") -> float:
+def latency_ratio(
+    dense: Encoder, pruned: Encoder, batch_size: int, length: int, runtime: LatencyRuntime = "torch"
+) -> float:
     """Measure the latency of an encoder's layers as a fraction of another encoder's.
 
     Args:
@@ -102,7 +104,7 @@ def latency_ratio(dense: Encoder, pruned: Encoder, batch_size: int, length: int,
     return left / before
 
 
-def layers_runner(encoder: Encoder, batch_size: int, length: int, runtime: Runtime = "torch") -> Run:
+def layers_runner(encoder: Encoder, batch_size: int, length: int, runtime: LatencyRuntime = "torch") -> Run:
     """Return a function that runs all layers of an encoder on fixed random hidden states.
 
     Args:
@@ -119,7 +121,7 @@ def layers_runner(encoder: Encoder, batch_size: int, length: int, runtime: Runti
     return run
 
 
-def encoder_for(runtime: Runtime, encoder: Encoder) -> Encoder:
+def encoder_for(runtime: LatencyRuntime, encoder: Encoder) -> Encoder:
     """Return the encoder to be measured in a runtime: itself for PyTorch, else a copy with the attention of exports.
 
     Args:

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from pgb_lightning.runtimes import Runtime
+from pgb_lightning.config import LatencyRuntime
 from pgb_lightning.runtimes.onnx_modules import load_onnx_modules
 
 Run: TypeAlias = Callable[[], Tensor]
@@ -20,7 +20,7 @@ Run: TypeAlias = Callable[[], Tensor]
 CHUNK = 16
 
 
-def load_modules(modules: Iterable[nn.Module], hidden: Tensor, runtime: Runtime) -> Iterator[Run]:
+def load_modules(modules: Iterable[nn.Module], hidden: Tensor, runtime: LatencyRuntime) -> Iterator[Run]:
     """Load modules in a runtime, with PyTorch's number of threads.
 
     Args:
@@ -45,6 +45,6 @@ def load_modules(modules: Iterable[nn.Module], hidden: Tensor, runtime: Runtime)
         yield from load_onnx_modules(chunk, hidden)
 
 
-def runtime_version(runtime: Runtime) -> str:
+def runtime_version(runtime: LatencyRuntime) -> str:
     """Return the version of a runtime, on which latency depends."""
     return str(torch.__version__) if runtime == "torch" else version(runtime)

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import torch
 
-from pgb_lightning.runtimes import Runtime
+from pgb_lightning.config import LatencyRuntime
 
 #: Earlier versions of ``torch.export`` fail on these models or fix the length of their inputs.
 OLDEST_TORCH = (2, 13)
@@ -54,7 +54,7 @@ def require_openvino() -> None:
     _require(purpose, extra, ("openvino", "nncf"))
 
 
-def require_runtime(runtime: Runtime) -> None:
+def require_runtime(runtime: LatencyRuntime) -> None:
     """Raise if the packages of a runtime are not installed.
 
     Args:
