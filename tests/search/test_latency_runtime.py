@@ -6,7 +6,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -17,11 +17,10 @@ from helpers.tiny import batches, classifier
 from pgb_lightning import PruningConfig, latency, prune
 from pgb_lightning.calibration.collect import calibrate
 from pgb_lightning.calibration.model_loss import model_loss
-from pgb_lightning.config import LatencyRuntime
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.latency import encoder_for, layers_runner
 from pgb_lightning.pruning import prepare
-from pgb_lightning.runtimes import Runtime, requirements
+from pgb_lightning.runtimes import requirements
 from pgb_lightning.runtimes.channel_layers import ChannelLinear
 from pgb_lightning.search import latency_table
 from pgb_lightning.search.candidates import Candidate, list_candidates
@@ -137,10 +136,6 @@ def test_other_data_types_and_devices_are_refused() -> None:
 def test_a_runtime_without_a_budget_of_latency_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"latency_runtime='onnxruntime'.*budget="):
         PruningConfig(latency_runtime="onnxruntime", **settings)
-
-
-def test_the_setting_has_all_runtimes() -> None:
-    assert get_args(LatencyRuntime) == get_args(Runtime)
 
 
 def test_unknown_runtimes_are_refused() -> None:
