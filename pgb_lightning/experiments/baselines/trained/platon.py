@@ -1,10 +1,11 @@
 """PLATON: weights are kept by an upper confidence bound of their importance.
 
 Zhang, Zuo, Liang, Bukharin, He, Chen, Zhao: *PLATON: Pruning Large Transformer Models with Upper Confidence Bound of
-Weight Importance*, ICML 2022. The sensitivity |weight x gradient| of a weight differs from batch to batch. It is
-averaged over a window of steps and then exponentially over windows, and so is its distance from this average, the
-uncertainty. The product of both is the score: a weight of high uncertainty stays although its average is low. Weights
-of the lowest scores are set to zero again and again, and may come back, as training goes on with all of them.
+Weight Importance*, ICML 2022. The sensitivity of a weight, the magnitude of weight x gradient, differs from batch to
+batch. It is averaged over a window of steps and then exponentially over windows, and so is its distance from this
+average, the uncertainty. The product of both is the score: a weight of high uncertainty stays although its average is
+low. Weights of the lowest scores are set to zero again and again, and may come back, as training goes on with all of
+them.
 
 The structured variant scores heads and neurons in the same way.
 
