@@ -9,7 +9,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from pgb_lightning.heads import IGNORED
+from pgb_lightning.label_kind import IGNORED
 
 
 def tokenize(

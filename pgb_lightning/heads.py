@@ -8,23 +8,7 @@ from typing import Any, Literal
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import AutoConfig, PretrainedConfig
 
-from pgb_lightning.label_kind import IGNORED
 from pgb_lightning.packaged import explain_model_errors, resolve_model
-
-__all__ = [
-    "IGNORED",
-    "PROBLEM_TYPES",
-    "TEXT_PROBLEMS",
-    "Labels",
-    "ProblemType",
-    "TextProblem",
-    "class_names",
-    "head_of",
-    "read_config",
-    "read_head",
-    "stored_class",
-    "usual_problem",
-]
 
 #: What a text is labeled with, by the names that transformers uses.
 TextProblem = Literal["single_label_classification", "multi_label_classification", "regression"]

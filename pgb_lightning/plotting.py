@@ -31,6 +31,22 @@ def require_matplotlib() -> None:
         raise ImportError('Figures need matplotlib. Run: pip install "pgb-lightning[figures]"') from error
 
 
+def check_suffix(path: str, setting: str) -> None:
+    """Check that a file is of a format in which equal figures give equal files.
+
+    Args:
+        path: The file.
+        setting: Name of the setting that has it, for the message.
+
+    Raises:
+        ValueError: If it is not an SVG, PNG or PDF file.
+    """
+    if Path(path).suffix not in REPRODUCIBLE_SUFFIXES:
+        raise ValueError(
+            f"{setting}={path!r} is not a figure file. Use one of the suffixes {', '.join(REPRODUCIBLE_SUFFIXES)}."
+        )
+
+
 def save(figure: Figure, path: Path) -> None:
     """Save a figure.
 

@@ -107,8 +107,8 @@ def calibrate(
             moments. Later batches still count for the Fisher information and the moments of gradients.
         moments: Whether to collect :class:`SecondMoments`.
         warn: Issues the warning that some samples have no gradient.
-        fisher_samples: Once this many samples with a gradient have been seen, stop squaring gradients for F, which
-            takes a third of the pass or, for short samples, more.
+        fisher_samples: Once this process has seen this many samples with a gradient, it stops squaring gradients for F,
+            which takes a third of the pass or, for short samples, more.
 
     Returns:
         The statistics. They take one float per encoder weight and d floats per stored token; the moments of a layer

@@ -21,12 +21,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import auto_cli
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -35,9 +35,10 @@ from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.baselines import BASELINES, make_permanent
 from pgb_lightning.experiments.baselines.trained.registry import TRAINED
 from pgb_lightning.experiments.cells import check_methods, check_positive, check_recoveries
-from pgb_lightning.experiments.checkpoint_files import find_tokenizer, hash_file, pair_with_seeds
-from pgb_lightning.experiments.compare_figure import check_figure, draw, label
-from pgb_lightning.experiments.fine_tuned import FineTuned, PrunedModel
+from pgb_lightning.experiments.checkpoint_files import pair_with_seeds
+from pgb_lightning.experiments.compare_figure import draw, label
+from pgb_lightning.experiments.fine_tuned import FineTuned, PrunedModel, dense_models
+from pgb_lightning.experiments.markdown import use_markdown
 from pgb_lightning.experiments.mask_trained import final_settings, train_masks
 from pgb_lightning.experiments.mean_std import format_mean_std
 from pgb_lightning.experiments.records import Result, ResultFile
@@ -45,7 +46,7 @@ from pgb_lightning.experiments.recoveries import RECOVERIES
 from pgb_lightning.experiments.task_setup import TaskSetup
 from pgb_lightning.experiments.training import make_trainer
 from pgb_lightning.latency import latency_ratio
-from pgb_lightning.plotting import save
+from pgb_lightning.plotting import check_suffix, require_matplotlib, save
 
 #: Epochs of re-finetuning after one-shot pruning, as in the paper.
 ONE_SHOT_EPOCHS = 3
@@ -112,34 +113,23 @@ def run(
     check_methods("methods", [method for method in methods if method not in TRAINED], ratios)
     check_recoveries("recoveries", recoveries)
     check_positive(scale=scale, total_epochs=total_epochs, latency_batch_size=latency_batch_size)
-    check_figure(figure)
+    if figure is not None:
+        check_suffix(figure, "figure")
+        require_matplotlib()
     checkpoints = pair_with_seeds(ckpt_path, seed)
     setup = TaskSetup.of(task)
     data_options = setup.check_data_options(data_options)
     stored = ResultFile(out)
     torch.set_num_threads(num_threads)
     results: list[Result] = []
-    for path, own_seed in checkpoints:
-        name = find_tokenizer(path)
-        data = setup.make_data(
-            model_name_or_path=name,
-            data_dir=data_dir,
-            max_train_samples=max_train_samples,
-            seed=own_seed,
-            **data_options,
-        )
-        model = FineTuned(setup=setup, checkpoint=Path(path), data=data, precision=precision, seed=own_seed)
+    models = dense_models(setup, checkpoints, data_dir, max_train_samples, data_options, precision)
+    for model, settings in models:
         for ratio in ratios:
             for method in methods:
                 cell: Result = {
                     "task": task,
-                    "model_name_or_path": name,
-                    "weights": hash_file(path),
-                    "max_train_samples": max_train_samples,
-                    "data_options": data_options,
-                    "precision": precision,
+                    **settings,
                     "latency_shape": [latency_batch_size, latency_length],
-                    "seed": own_seed,
                     "method": method,
                     "ratio": ratio,
                     "epochs": share_epochs(method, scale, total_epochs),
@@ -184,27 +174,33 @@ def measure(model: FineTuned, cell: Result, recoveries: Sequence[str], stored: R
         if found is None:
             if pruned is None:
                 pruned = _prune(model, cell, epochs)
-            found = {**known, **_finish(model, pruned, settings, cell["latency_shape"])}
+            found = {**known, **_finish(model, pruned, settings)}
             stored.add(found)
         results.append(found)
     return results
 
 
 def _prune(model: FineTuned, cell: Result, epochs: float) -> PrunedModel:
-    if cell["method"] in TRAINED:
-        return train_masks(model, cell["method"], cell["ratio"], epochs)
-    return model.prune(cell["method"], cell["ratio"])
+    method, ratio = cell["method"], cell["ratio"]
+    pruned = train_masks(model, method, ratio, epochs) if method in TRAINED else model.prune(method, ratio)
+    latency = _latency_ratio(model, pruned, cell["latency_shape"])
+    return replace(pruned, measured={**pruned.measured, "latency_ratio": latency})
 
 
-def _finish(model: FineTuned, pruned: PrunedModel, settings: Result, latency_shape: Sequence[int]) -> Result:
-    """Train what is left of a pruned model, if the method does that, and return all that was measured."""
-    setup, device = model.setup, make_trainer(1).strategy.root_device
+def _latency_ratio(model: FineTuned, pruned: PrunedModel, shape: Sequence[int]) -> float:
+    """Return the latency of a pruned encoder's layers as a fraction of the dense one's, at (batch size, length)."""
+    device = make_trainer(1).strategy.root_device
     compared = [copy.deepcopy(module).to(device) for module in (model.module, pruned.module)]
     for module in compared:
         make_permanent(module)  # a mask that is applied in each call would cost time
     dense, left = map(find_encoder, compared)
-    batch_size, length = latency_shape
-    latency = latency_ratio(dense, left, batch_size, length)
+    batch_size, length = shape
+    return latency_ratio(dense, left, batch_size, length)
+
+
+def _finish(model: FineTuned, pruned: PrunedModel, settings: Result) -> Result:
+    """Train what is left of a pruned model, if the method does that, and return all that was measured."""
+    setup = model.setup
     unused = {"seconds": 0.0, "peak_memory_bytes": None}
     no_training = {**pruned.measured, "after": pruned.measured["before"], "refinetuning": unused}
     result = model.recover(pruned, settings) if settings["epochs"] else no_training
@@ -218,7 +214,6 @@ def _finish(model: FineTuned, pruned: PrunedModel, settings: Result, latency_sha
         "dense_score": scale * model.validated.scores[setup.metrics[0]],
         "hours": [used["seconds"] / 3600 for used in usage],
         "peak_memory_bytes": max(peaks, default=None),
-        "latency_ratio": latency,
     }
 
 
@@ -231,7 +226,9 @@ def tabulate(results: Sequence[Result], markdown: bool = False) -> Table:
     """
     dense = list({one["weights"]: one["dense_score"] for one in results}.values())
     title = f"{results[0]['task']}: {results[0]['metric']}; dense {format_mean_std(dense)}"
-    table = Table(title=None if markdown else title, box=box.MARKDOWN if markdown else box.HEAVY_HEAD)
+    table = Table(title=title)
+    if markdown:
+        use_markdown(table)
     numbers = ("removed", "GFLOPs", "epochs", "hours", "peak memory, GB", "latency ratio", "score", "seeds")
     for column in ("ratio", "method", *numbers):
         table.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)

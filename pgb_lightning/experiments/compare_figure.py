@@ -4,31 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgb_lightning.experiments.mean_std import standard_deviation
 from pgb_lightning.experiments.records import Result
-from pgb_lightning.plotting import HUES, NEUTRAL, REPRODUCIBLE_SUFFIXES, require_matplotlib
+from pgb_lightning.plotting import HUES, NEUTRAL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-def check_figure(path: str | None) -> None:
-    """Check that a figure can be drawn to a file, if one is given.
-
-    Raises:
-        ValueError: If it is not an SVG, PNG or PDF file.
-        ImportError: If matplotlib is not installed.
-    """
-    if path is None:
-        return
-    if Path(path).suffix not in REPRODUCIBLE_SUFFIXES:
-        raise ValueError(
-            f"figure={path!r} is not a figure file. Use one of the suffixes {', '.join(REPRODUCIBLE_SUFFIXES)}."
-        )
-    require_matplotlib()
 
 
 def label(result: Result) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from pgb_lightning.cost import encoder_cost
 from pgb_lightning.datamodules import GLUEDataModule, SQuADDataModule
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.calibrated_model import CalibratedModel, Module
+from pgb_lightning.experiments.checkpoint_files import find_tokenizer, hash_file
 from pgb_lightning.experiments.metering import metered
 from pgb_lightning.experiments.records import Result
 from pgb_lightning.experiments.recoveries import recover
@@ -155,3 +157,51 @@ def size(module: Module) -> Result:
     """Return the weights of the encoder's matrices, and the FLOPs of one sequence of 128 tokens through it."""
     cost = encoder_cost(find_encoder(module))
     return {"parameters": cost.parameters, "flops": cost.flops}
+
+
+def dense_models(
+    setup: TaskSetup,
+    checkpoints: Iterable[tuple[str, int]],
+    data_dir: str | None,
+    max_train_samples: int | None,
+    data_options: dict[str, Any],
+    precision: str,
+    teacher_cache: str | None = None,
+) -> Iterator[tuple[FineTuned, Result]]:
+    """Yield fine-tuned models with the settings that identify them in result files.
+
+    Args:
+        setup: The task.
+        checkpoints: Lightning checkpoints of dense modules with their seeds.
+        data_dir: Local folder of parquet files; the Hub if not given.
+        max_train_samples: Number of training rows; all if not given.
+        data_options: Further settings of the data module.
+        precision: The Trainer's precision in training.
+        teacher_cache: Folder for the dense models' answers, if they are to be kept.
+    """
+    for path, seed in checkpoints:
+        name = find_tokenizer(path)
+        data = setup.make_data(
+            model_name_or_path=name,
+            data_dir=data_dir,
+            max_train_samples=max_train_samples,
+            seed=seed,
+            **data_options,
+        )
+        settings: Result = {
+            "model_name_or_path": name,
+            "weights": hash_file(path),
+            "max_train_samples": max_train_samples,
+            "data_options": data_options,
+            "precision": precision,
+            "seed": seed,
+        }
+        model = FineTuned(
+            setup=setup,
+            checkpoint=Path(path),
+            data=data,
+            precision=precision,
+            seed=seed,
+            teacher_cache=teacher_cache,
+        )
+        yield model, settings

@@ -95,10 +95,11 @@ class Measurements:
             min_time=self.min_time,
             out_dir=str(self.folder / f"{dtype}{'-compiled' if compiled else ''}"),
         )
-        tables = [latency_table(row, found["models"]) for row in found["latency"]]
-        titles = [f"{row['batch_size']} x {row['length']} tokens:" for row in found["latency"]]
-        pages = [f"{title}\n\n{as_markdown(table)}" for title, table in zip(titles, tables, strict=True)]
-        return found, pages if compiled else [*pages, as_markdown(size_table(found))]
+        tables = [
+            f"{row['batch_size']} x {row['length']} tokens:\n\n{as_markdown(latency_table(row, found['models']))}"
+            for row in found["latency"]
+        ]
+        return found, tables if compiled else [*tables, as_markdown(size_table(found))]
 
     def families(self, names: tuple[str, ...], dtype: Dtype) -> Found:
         """Measure encoders of several families with fewer heads and neurons, at the middle batch size."""

@@ -9,8 +9,17 @@ from rich.console import Console
 from rich.table import Table
 
 
+def use_markdown(table: Table) -> None:
+    """Let a table be printed as Markdown, which has no title.
+
+    Args:
+        table: The table.
+    """
+    table.box, table.title, table.caption = box.MARKDOWN, None, None
+
+
 def as_markdown(table: Table, width: int = 300) -> str:
-    """Return a table as Markdown, without its title.
+    """Return a table as Markdown.
 
     Args:
         table: The table. Its style is changed.
@@ -24,7 +33,7 @@ def as_markdown(table: Table, width: int = 300) -> str:
         |-------|------|
         | dense | 12.0 |
     """
-    table.box, table.title, table.caption = box.MARKDOWN, None, None
+    use_markdown(table)
     text = StringIO()
     Console(file=text, width=width).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().strip().splitlines())

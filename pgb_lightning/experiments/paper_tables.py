@@ -24,7 +24,7 @@ from rich.table import Table
 from pgb_lightning.experiments import paper_numbers
 from pgb_lightning.experiments.lost import Lost, read_lost
 from pgb_lightning.experiments.mean_std import format_mean_std
-from pgb_lightning.plotting import HUES, NEUTRAL, REPRODUCIBLE_SUFFIXES, require_matplotlib, save
+from pgb_lightning.plotting import HUES, NEUTRAL, check_suffix, require_matplotlib, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,10 +52,8 @@ def run(files: tuple[str, ...] | str, markdown: bool = False, out: str | None = 
     paths = [files] if isinstance(files, str) else list(files)
     if missing := [path for path in paths if not Path(path).is_file()]:
         raise ValueError(f"files contains {missing[0]!r}, which does not exist. Pass files that seeds wrote.")
-    if out is not None and Path(out).suffix not in REPRODUCIBLE_SUFFIXES:
-        raise ValueError(
-            f"out={out!r} is not a figure file. Use one of the suffixes {', '.join(REPRODUCIBLE_SUFFIXES)}."
-        )
+    if out is not None:
+        check_suffix(out, "out")
     lost = read_lost(paths)
     tables = [table_1(lost), table_3(lost), table_4(lost)]
     for table in tables:

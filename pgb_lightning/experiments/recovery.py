@@ -15,18 +15,17 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import auto_cli
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from pgb_lightning.experiments.cells import check_methods, check_positive, check_recoveries, measure_pruned
-from pgb_lightning.experiments.checkpoint_files import find_tokenizer, hash_file, pair_with_seeds
-from pgb_lightning.experiments.fine_tuned import FineTuned
+from pgb_lightning.experiments.checkpoint_files import pair_with_seeds
+from pgb_lightning.experiments.fine_tuned import dense_models
+from pgb_lightning.experiments.markdown import use_markdown
 from pgb_lightning.experiments.mean_std import format_mean_std
 from pgb_lightning.experiments.records import Result, ResultFile
 from pgb_lightning.experiments.recoveries import RECOVERIES
@@ -90,34 +89,11 @@ def run(
     torch.set_num_threads(num_threads)
     ways = {name: RECOVERIES[name].settings(epochs) for name in variants}
     results: list[Result] = []
-    for path, own_seed in checkpoints:
-        name = find_tokenizer(path)
-        data = setup.make_data(
-            model_name_or_path=name,
-            data_dir=data_dir,
-            max_train_samples=max_train_samples,
-            seed=own_seed,
-            **data_options,
-        )
-        model = FineTuned(
-            setup=setup,
-            checkpoint=Path(path),
-            data=data,
-            precision=precision,
-            seed=own_seed,
-            teacher_cache=teacher_cache,
-        )
-        cell: Result = {
-            "task": task,
-            "model_name_or_path": name,
-            "weights": hash_file(path),
-            "max_train_samples": max_train_samples,
-            "data_options": data_options,
-            "precision": precision,
-            "seed": own_seed,
-            "method": method,
-            "ratio": ratio,
-        }
+    models = dense_models(
+        setup, checkpoints, data_dir, max_train_samples, data_options, precision, teacher_cache=teacher_cache
+    )
+    for model, settings in models:
+        cell: Result = {"task": task, **settings, "method": method, "ratio": ratio}
         results += measure_pruned(model, cell, ways, stored)
     Console(width=200).print(tabulate(results, setup.metrics[0], 1 if setup.percent else 100, markdown))
     return results
@@ -135,7 +111,9 @@ def tabulate(results: Sequence[Result], metric: str, scale: float, markdown: boo
     before = list({one["weights"]: scale * one["before"][metric] for one in results}.values())
     first = results[0]
     title = f"{first['method']} at {first['ratio']}: {metric} {format_mean_std(before)} before re-finetuning"
-    table = Table(title=None if markdown else title, box=box.MARKDOWN if markdown else box.HEAVY_HEAD)
+    table = Table(title=title)
+    if markdown:
+        use_markdown(table)
     columns = ("variant", "learning rate", "epochs", "task", "logits", "hidden", "score x 100", "divergence", "minutes")
     for column in (*columns, "seeds"):
         table.add_column(column, justify="right", no_wrap=True)

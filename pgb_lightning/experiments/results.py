@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import auto_cli
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pgb_lightning.experiments.markdown import use_markdown
 from pgb_lightning.experiments.mean_std import format_mean_std, standard_deviation
 from pgb_lightning.experiments.records import Result, check_same_settings, read_results
 from pgb_lightning.glue_tasks import get_task
-from pgb_lightning.plotting import HUES, NEUTRAL, REPRODUCIBLE_SUFFIXES, require_matplotlib, save
+from pgb_lightning.plotting import HUES, NEUTRAL, check_suffix, require_matplotlib, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,10 +77,8 @@ def run(
         raise ValueError(
             f"files contains {missing[0]!r}, which does not exist. Pass files that --out of the ablations wrote."
         )
-    if out is not None and Path(out).suffix not in REPRODUCIBLE_SUFFIXES:
-        raise ValueError(
-            f"out={out!r} is not a figure file. Use one of the suffixes {', '.join(REPRODUCIBLE_SUFFIXES)}."
-        )
+    if out is not None:
+        check_suffix(out, "out")
     found = [result for path in paths for result in read_results("files", path, NEEDED)]
     if not found:
         raise ValueError(f"files={paths} contain no results yet. Pass files with at least one result.")
@@ -117,7 +115,9 @@ def tabulate(results: Sequence[Result], markdown: bool = False) -> Table:
     """
     refinetuned = any("refinetuned" in result for result in results)
     title = "One-shot, and re-finetuned" if refinetuned else "One-shot, before re-finetuning"
-    table = Table(title=None if markdown else title, box=box.MARKDOWN if markdown else box.HEAVY_HEAD)
+    table = Table(title=title)
+    if markdown:
+        use_markdown(table)
     stages = [("score x 100", "divergence", "loss"), ("re-finetuned", "divergence", "loss")][: 1 + refinetuned]
     for column in ("task", "ratio", "method", "kind", "removed, %", *itertools.chain(*stages), "seeds"):
         table.add_column(column, justify="right", no_wrap=True)

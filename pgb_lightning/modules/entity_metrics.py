@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from pgb_lightning.heads import IGNORED
+from pgb_lightning.label_kind import IGNORED
 
 #: What seqeval calls the marks of the schemes IOB, IOBES, BILOU and BMES.
 MARKS = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S", "M": "I"}

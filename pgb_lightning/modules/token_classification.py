@@ -11,7 +11,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from transformers import AutoModelForTokenClassification, PretrainedConfig
 from transformers.modeling_outputs import TokenClassifierOutput
 
-from pgb_lightning.heads import IGNORED, class_names
+from pgb_lightning.heads import class_names
+from pgb_lightning.label_kind import IGNORED
 from pgb_lightning.modules.classification import Batch, Classification
 from pgb_lightning.modules.entity_metrics import EntityMetric, are_entity_tags
 

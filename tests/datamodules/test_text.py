@@ -14,7 +14,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import AutoModelForTokenClassification
 
 from pgb_lightning.datamodules import TextDataModule
-from pgb_lightning.heads import IGNORED, Labels
+from pgb_lightning.heads import Labels
+from pgb_lightning.label_kind import IGNORED
 
 Make = Callable[..., TextDataModule]
 
