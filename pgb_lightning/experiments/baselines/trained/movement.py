@@ -16,7 +16,7 @@ Taken where the paper leaves something open, or where this differs:
 - The paper thresholds the sigmoid of the scores and tunes a penalty for each size. Here the number of blocks is given,
   as with the package's ``topK``, over all matrices together.
 - The block is smaller where 32 does not divide the sizes of a head and of the hidden states.
-- Filled weights have the values that they had when they were masked last. Heads are filled in the order of their best
+- Filled weights have the values that they had when they were last masked. Heads are filled in the order of their best
   block, as many as the target permits, so that the filled model has the size that was asked for.
 - Without filling, heads whose blocks are all masked are removed, and the other masked blocks stay zeros.
 """
