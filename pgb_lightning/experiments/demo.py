@@ -74,8 +74,7 @@ def run(
 
     L.seed_everything(seed, verbose=False)
     dense = TextClassification(MINILM_ALIAS, num_labels=2, learning_rate=learning_rate)
-    with torch.random.fork_rng(devices=[]):  # loaders draw from the generator
-        duration = estimate(dense.model, data, pruning_ratio, epochs=1, dense_epochs=1).total()
+    duration = estimate(dense.model, data, pruning_ratio, epochs=1, dense_epochs=1).total()
     console.print(
         f"Fine-tune MiniLM-L6 on {len(data.split('train')):,} sentences of film reviews, remove {pruning_ratio:.0%} of "
         f"its encoder, re-finetune it, and compare. This takes about {duration} here."

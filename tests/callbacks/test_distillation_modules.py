@@ -122,7 +122,7 @@ def test_a_teacher_of_another_depth_or_a_pruned_one_is_refused(trainer: MakeTrai
     deep.backbone = deep.net.bert
     trainer(PGBCallback(0.5)).fit(pruned, make_loader(16))
     broken = AliasBefore()
-    nn.init.constant_(broken.net.classifier.bias, float("nan"))
+    broken.net.classifier.bias.data.fill_(float("nan"))
     for name, module in {"deep": deep, "pruned": pruned, "broken": broken}.items():
         torch.save({"state_dict": module.state_dict()}, tmp_path / f"{name}.ckpt")
         with pytest.raises(MisconfigurationException, match=rf"teacher='.*{name}\.ckpt'"):
@@ -282,7 +282,7 @@ def test_a_teacher_with_nan_outputs_is_refused(trainer: MakeTrainer) -> None:
         def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             super().on_fit_start(trainer, pl_module)
             assert self.teacher is not None
-            nn.init.constant_(self.teacher.model.classifier.bias, float("inf"))
+            self.teacher.model.classifier.bias.data.fill_(float("inf"))
 
     module = OwnModule()
     before = copy.deepcopy(module.net.state_dict())

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+import torch
 from helpers.tiny import classifier
 
-from pgb_lightning.cli.prune.estimate import FIXED, Estimate, estimate
+from pgb_lightning.cli.prune.estimate import FIXED, PRUNING, Estimate, estimate
 from pgb_lightning.datamodules import GLUEDataModule
 
 
@@ -15,13 +17,19 @@ def test_epochs_of_the_dense_model_are_counted(
     tiny_model_folder: Callable[..., Path], glue_folder: Callable[..., Path]
 ) -> None:
     folder = str(tiny_model_folder("bert"))
-    data = GLUEDataModule("sst2", folder, str(glue_folder("sst2")), max_length=16, calibration_batch_size=4)
+    data = GLUEDataModule("sst2", folder, str(glue_folder("sst2")), max_length=16, batch_size=100, calibration_batch_size=100)
     data.setup("fit")
     model = classifier(layers=1, vocab_size=len(data.tokenizer))
+    weights, generator = model.state_dict(), torch.get_rng_state()
+    before = {name: value.clone() for name, value in weights.items()}
     found = estimate(model, data, ratio=0.5, epochs=2, dense_epochs=3)
     assert found.fine_tuning > 0
-    # Two epochs of half a model and three of a whole one, each with the part that pruning does not save.
-    assert abs(found.fine_tuning / found.recovery - 3 * (FIXED + 1) / (2 * (FIXED + 0.5))) < 1e-6
+    # Two epochs of half a model, with the part that pruning does not save, and three of a whole one.
+    assert found.fine_tuning / found.recovery == pytest.approx(3 / (2 * (FIXED + (1 - FIXED) * 0.5)))
+    assert found.pruning / found.fine_tuning == pytest.approx(PRUNING / 3)  # the same rows in the same batch
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert not model.training
+    assert all(torch.equal(value, before[name]) for name, value in weights.items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert estimate(model, data, ratio=0.5, epochs=2).fine_tuning == 0
 

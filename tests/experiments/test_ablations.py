@@ -81,7 +81,7 @@ def test_invalid_settings_raise_before_anything_is_written(
 def test_several_dense_models_are_averaged(sst2: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(1)
     module = TextClassification.load_from_checkpoint(sst2["ckpt_path"])
-    torch.nn.init.normal_(module.model.classifier.weight, std=0.5)
+    module.model.classifier.weight.data.normal_(std=0.5)
     paths = (sst2["ckpt_path"], str(tmp_path / "second.ckpt"))
     trainer = quiet_trainer()
     trainer.strategy.connect(module)

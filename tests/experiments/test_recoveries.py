@@ -7,7 +7,6 @@ import copy
 import pytest
 import torch
 from helpers.tiny import classifier
-from torch import nn
 
 from pgb_lightning.experiments.dense_reference import DenseReference
 from pgb_lightning.experiments.recoveries import RECIPE, RECOVERIES, Recovery, have_same_hidden_states, recover
@@ -66,8 +65,8 @@ def test_a_narrower_model_learns_from_the_outputs_alone(reference: DenseReferenc
 @pytest.mark.parametrize(("name", "trained"), [("distill", True), ("frozen embeddings", False)])
 def test_embeddings_can_be_frozen(name: str, trained: bool, reference: DenseReference) -> None:
     module = copy.deepcopy(reference.module)
-    nn.init.zeros_(module.model.classifier.bias)
-    nn.init.zeros_(module.model.classifier.weight)
+    module.model.classifier.bias.data.zero_()
+    module.model.classifier.weight.data.zero_()
     embeddings = module.model.bert.embeddings.word_embeddings.weight
     before = embeddings.detach().clone()
     settings = RECOVERIES[name].settings(epochs=1, learning_rate=1e-3)

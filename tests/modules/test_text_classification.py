@@ -162,7 +162,7 @@ def randomize(module: TextClassification) -> TextClassification:
     torch.manual_seed(3)
     for parameter in module.parameters():
         if parameter.ndim == 2:
-            nn.init.normal_(parameter, std=0.5)
+            parameter.data.normal_(std=0.5)
     return module
 
 

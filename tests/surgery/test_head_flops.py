@@ -67,7 +67,7 @@ def test_half_of_the_heads_have_half_of_the_operations(name: str) -> None:
 def mpnet(seed: int = 0) -> Any:
     """A model with four heads, in which the planes of the position bias differ."""
     model = tiny_model("mpnet", num_attention_heads=4, seed=seed).eval()
-    torch.nn.init.normal_(find_encoder(model).model.encoder.relative_attention_bias.weight, std=3.0)
+    find_encoder(model).model.encoder.relative_attention_bias.weight.data.normal_(std=3.0)
     return model
 
 
