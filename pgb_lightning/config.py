@@ -58,6 +58,9 @@ class PruningConfig:
             model is to be served there. Layers are exported to ONNX then, which takes minutes the first time and
             needs the CPU and the extra ``onnx``.
         max_groups: G_max, the largest number of groups. Algorithm 1 removes a matrix that would need more.
+        width_multiple: With ``search="shapes"``, the features of the heads that are kept, the neurons and the rows and
+            columns of blocks come in multiples of this number, such as 8, 16 or 64 for the tensor cores of a GPU.
+            Dense matrices keep their sizes.
         num_permutations: N_perm, the maximum number of row and column sorts for each block (Algorithm 2).
         permutation: How weights are arranged into blocks. ``"greedy"``: the paper's alternating sort. ``"balanced"``:
             improves the greedy result by balanced assignment. ``"compensated"``: assigns rows and columns by the error
@@ -97,6 +100,7 @@ class PruningConfig:
     latency_length: int = 128
     latency_runtime: LatencyRuntime = "torch"
     max_groups: int = 6
+    width_multiple: int = 1
     num_permutations: int = 6
     permutation: Permutation = "balanced"
     compensation: bool = True
@@ -112,6 +116,7 @@ class PruningConfig:
             _check_float("importance_threshold", self.importance_threshold, 0, None, 'a τ such as 1e-5, or "auto"')
         _check_count("max_groups", self.max_groups, "6 as in the paper")
         _check_count("num_permutations", self.num_permutations, "6 as in the paper")
+        _check_count("width_multiple", self.width_multiple, "1, or 64 for tensor cores")
         choices = {"permutation": Permutation, "search": Search, "budget": Budget, "fisher": Fisher}
         for name, names in {**choices, "latency_runtime": LatencyRuntime}.items():
             if getattr(self, name) not in get_args(names):
@@ -121,6 +126,11 @@ class PruningConfig:
             raise ValueError(
                 f"importance_threshold={self.importance_threshold!r} requires search='groups', but search='shapes'. "
                 "Remove importance_threshold, or use preset 'paper' or 'balanced'."
+            )
+        if self.search == "groups" and self.width_multiple != 1:
+            raise ValueError(
+                f"width_multiple={self.width_multiple} has no effect with search='groups', in which Algorithm 1 "
+                "chooses the blocks. Use search='shapes' (preset 'default'), or leave width_multiple out."
             )
         if self.target_speedup is not None:
             _check_float("target_speedup", self.target_speedup, 1, None, "a speedup such as 2.0")

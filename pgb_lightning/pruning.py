@@ -26,6 +26,7 @@ from pgb_lightning.plan import PruningPlan
 from pgb_lightning.search.candidates import Candidate, CandidateCost
 from pgb_lightning.search.costs import check_target
 from pgb_lightning.search.planning import plan_by_shapes
+from pgb_lightning.search.widths import check_width_multiple
 from pgb_lightning.surgery.apply import apply_plan
 from pgb_lightning.surgery.checks import check_complete, check_prunable
 
@@ -99,11 +100,13 @@ def prepare(model: nn.Module, config: PruningConfig, encoder: str | None = None)
     Raises:
         ModuleNotFoundError: If a package that ``config.latency_runtime`` needs is not installed.
         ValueError: If there is no such encoder, it cannot be pruned (further), it cannot be measured in
-            ``config.latency_runtime``, or the target cannot be reached.
+            ``config.latency_runtime``, the target cannot be reached, or ``config.width_multiple`` does not divide its
+            sizes.
     """
     found = find_encoder(model, encoder)
     check_prunable(found)
     check_target(found, config)
+    check_width_multiple(found, config.width_multiple)
     if config.search == "groups":
         check_complete(found)
     if config.search == "groups" and config.importance_threshold == "auto":

@@ -20,10 +20,9 @@ from pgb_lightning.grouping.permutation import group
 from pgb_lightning.plan import Index, MatrixPlan
 from pgb_lightning.prediction.elimination import block_loss, eliminate, unit_indices
 from pgb_lightning.prediction.quadratic import QuadraticModel
+from pgb_lightning.search.widths import has_multiples, width_step
 from pgb_lightning.shapes import Dropped, Groups, Heads, Neurons, Shape
 
-#: Smallest number of widths that are tried for a feed-forward sublayer, if it has as many neurons.
-WIDTHS = 48
 #: Fractions of the neurons that are also tried in groups.
 GROUPED_FRACTIONS = (1.0, 0.5, 0.25)
 
@@ -65,7 +64,7 @@ def list_candidates(encoder: Encoder, statistics: Calibration, config: PruningCo
     Args:
         encoder: The encoder that ``statistics`` belong to.
         statistics: The calibration, moments included.
-        config: G_max, N_perm, the permutation and the ridge.
+        config: G_max, N_perm, the permutation, the ridge and ``width_multiple``.
 
     Returns:
         The candidates of each sublayer, first the one that keeps it as it is. A sublayer that an earlier pruning has
@@ -84,9 +83,11 @@ def list_candidates(encoder: Encoder, statistics: Calibration, config: PruningCo
                 continue
             matrices = {kind: _Matrix.from_calibration(encoder, statistics, config, layer, kind) for kind in kinds}
             if sublayer == "attention":
-                found.append(list(_attention(matrices, layer, encoder.head_group)))
+                listed = _attention(matrices, layer, encoder.head_group)
             else:
-                found.append(list(_feed_forward(matrices, layer)))
+                listed = _feed_forward(matrices, layer, config.width_multiple)
+            multiple = config.width_multiple
+            found.append([each for each in listed if all(has_multiples(one, multiple) for one in each.matrices)])
     return found
 
 
@@ -168,24 +169,11 @@ class _Matrix(QuadraticModel):
         return height if rows is None else rows, width if columns is None else columns
 
 
-def width_step(neurons: int) -> int:
-    """Return the step between the widths that are tried: a power of two, for efficient matrix products.
-
-    Args:
-        neurons: The neurons of the dense sublayer.
-
-    Example:
-        >>> [width_step(neurons) for neurons in (4096, 3072, 1536, 512, 40)]
-        [64, 64, 32, 8, 1]
-    """
-    return 1 << max((neurons // WIDTHS).bit_length() - 1, 0)
-
-
-def _feed_forward(matrices: dict[str, _Matrix], layer: int) -> Iterator[Candidate]:
+def _feed_forward(matrices: dict[str, _Matrix], layer: int, multiple: int) -> Iterator[Candidate]:
     """Yield the candidates with some neurons, with some neurons in groups, and without any."""
     *opening, closing = matrices.values()
     total = len(closing.weight)
-    step = width_step(total)
+    step = width_step(total, multiple)
     grouped = tuple(round((1 - fraction) * total / step) * step for fraction in GROUPED_FRACTIONS)
     found = eliminate(closing.covariance, closing.weight, closing.gradient, step=max(step // 2, 1), keep=grouped)
     for count, loss in zip(found.counts, found.losses, strict=True):

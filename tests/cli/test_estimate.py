@@ -17,7 +17,8 @@ def test_epochs_of_the_dense_model_are_counted(
     tiny_model_folder: Callable[..., Path], glue_folder: Callable[..., Path]
 ) -> None:
     folder = str(tiny_model_folder("bert"))
-    data = GLUEDataModule("sst2", folder, str(glue_folder("sst2")), max_length=16, batch_size=100, calibration_batch_size=100)
+    rows = str(glue_folder("sst2"))
+    data = GLUEDataModule("sst2", folder, rows, max_length=16, batch_size=100, calibration_batch_size=100)
     data.setup("fit")
     model = classifier(layers=1, vocab_size=len(data.tokenizer))
     weights, generator = model.state_dict(), torch.get_rng_state()
