@@ -54,16 +54,17 @@ def read_head(model_name_or_path: str) -> Labels | None:
     return head_of(read_config(model_name_or_path))
 
 
-def read_config(model_name_or_path: str) -> PretrainedConfig:
+def read_config(model_name_or_path: str, setting: str = "model_name_or_path") -> PretrainedConfig:
     """Read the configuration of a model.
 
     Args:
         model_name_or_path: The alias, a name on the Hub, or a local folder.
+        setting: The name of the user's setting, for messages.
 
     Raises:
         MisconfigurationException: If it cannot be read.
     """
-    with explain_model_errors(model_name_or_path, "configuration"):
+    with explain_model_errors(model_name_or_path, "configuration", setting):
         config: PretrainedConfig = AutoConfig.from_pretrained(resolve_model(model_name_or_path))
     return config
 

@@ -69,12 +69,13 @@ def public_name(model_name_or_path: str) -> str:
 
 
 @contextmanager
-def explain_model_errors(model_name_or_path: str, part: str) -> Iterator[None]:
+def explain_model_errors(model_name_or_path: str, part: str, setting: str = "model_name_or_path") -> Iterator[None]:
     """Turn errors of transformers while it reads a model into errors that name the setting.
 
     Args:
         model_name_or_path: The user's setting.
         part: The part that is read, such as ``"tokenizer"``.
+        setting: The name of the setting.
 
     Raises:
         MisconfigurationException: If the part cannot be found, downloaded or read.
@@ -84,11 +85,21 @@ def explain_model_errors(model_name_or_path: str, part: str) -> Iterator[None]:
     except (MisconfigurationException, MemoryError):
         raise
     except Exception as error:  # a damaged file can raise any exception
+        if _is_path(model_name_or_path) and not Path(model_name_or_path).is_dir():
+            problem, reason = "there is no such folder", ""
+        else:
+            problem = f"its {part} cannot be read"
+            reason = f" The error was: {shorten(f'{type(error).__name__}: {error}', 300)}"
         raise MisconfigurationException(
-            f"model_name_or_path={model_name_or_path!r}: its {part} cannot be read. Use a name on the Hub, a local "
-            f"folder that save_pretrained wrote, or {MINILM_ALIAS!r} for the packaged model. The error was: "
-            f"{shorten(f'{type(error).__name__}: {error}', 300)}"
+            f"{setting}={model_name_or_path!r}: {problem}. Use a name on the Hub, a local folder that save_pretrained "
+            f"wrote, or {MINILM_ALIAS!r} for the packaged model.{reason}"
         ) from error
+
+
+def _is_path(model_name_or_path: str) -> bool:
+    """Return whether a text can only be a path: a name on the Hub has one slash at most, in the middle."""
+    name = model_name_or_path
+    return name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1
 
 
 def read_tokenizer(model_name_or_path: str, **settings: Any) -> PreTrainedTokenizerBase:

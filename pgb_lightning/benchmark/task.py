@@ -185,7 +185,7 @@ def _read(model: str, setting: str) -> FineTuning:
                 f"{setting}={model!r} is for question answering, which is not scored on tables. Omit data."
             )
         return module
-    fine_tuned: FineTuning = instantiate_class((), module_entry(model, require_head(model)))
+    fine_tuned: FineTuning = instantiate_class((), module_entry(model, require_head(model, setting)))
     return fine_tuned.eval()
 
 

@@ -21,16 +21,17 @@ OTHER_HEADS = {
 }
 
 
-def require_head(model: str) -> Labels | None:
+def require_head(model: str, setting: str = "model") -> Labels | None:
     """Return the labels of a fine-tuned model, or ``None`` for an embedding model of sentence-transformers.
 
     Args:
         model: A folder, or a name on the Hub.
+        setting: The name of the user's setting, for messages.
 
     Raises:
         MisconfigurationException: If the model cannot be read, or is neither.
     """
-    config = read_config(model)
+    config = read_config(model, setting)
     head = head_of(config)
     if head is None:
         if read_pooling(model) is not None:
@@ -38,22 +39,22 @@ def require_head(model: str) -> Labels | None:
         name = stored_class(config)
         if other := next((suffix for suffix in OTHER_HEADS if name.endswith(suffix)), None):
             raise MisconfigurationException(
-                f"model={model!r} is a {name}, and {OTHER_HEADS[other]} is not a task of this command. "
+                f"{setting}={model!r} is a {name}, and {OTHER_HEADS[other]} is not a task of this command. "
                 "Fine-tune it for another task first, or prune it in Python: pgb_lightning.prune(model, batches)."
             )
         raise MisconfigurationException(
-            f"model={model!r} is not fine-tuned for classification, regression or token classification (its "
+            f"{setting}={model!r} is not fine-tuned for classification, regression or token classification (its "
             "configuration names no such class under 'architectures'), and is no embedding model (there is no "
             "modules.json). Fine-tune it first, such as with `pgb fit`, and pass the result."
         )
     is_tagger = head.problem_type == "token_classification"
     auto = AutoModelForTokenClassification if is_tagger else AutoModelForSequenceClassification
-    with explain_model_errors(model, "weights"):
+    with explain_model_errors(model, "weights", setting):
         _, info = auto.from_pretrained(resolve_model(model), output_loading_info=True)
     if missing := sorted(info["missing_keys"]):
         raise MisconfigurationException(
-            f"model={model!r} is not fine-tuned: it has no weights for {', '.join(missing[:4])}. Pass the folder that "
-            "was saved after fine-tuning."
+            f"{setting}={model!r} is not fine-tuned: it has no weights for {', '.join(missing[:4])}. Pass the folder "
+            "that was saved after fine-tuning."
         )
     return head
 

@@ -220,6 +220,8 @@ def test_other_formats_are_written_beside_the_model(prune: Prune, tmp_path: Path
         ({"rows": reviews(48, label=lambda row: "fair")}, r"'fair'.*'good', 'bad'"),
         ({"label_column": "stars"}, r"label_column='stars'"),
         ({"model": "missing.ckpt"}, r"model='missing\.ckpt' is not a file"),
+        ({"model": "missing/"}, "model='missing/'.* no such folder"),
+        ({"model": "runs/a/missing"}, "model='runs/a/missing'.* no such folder"),
     ],
 )
 def test_what_cannot_be_right_is_refused_before_any_work(
