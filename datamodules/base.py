@@ -122,10 +122,16 @@ class TokenizedDataModule(L.LightningDataModule):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's fast tokenizer."""
         tokenizer = read_tokenizer(self.model_name_or_path)
+        fewest = tokenizer.num_special_tokens_to_add(pair=len(self.text_columns) > 1) + 1
         if self.max_length > tokenizer.model_max_length:
             raise MisconfigurationException(
                 f"max_length={self.max_length} is more than the model {self.model_name_or_path!r} supports. "
-                f"Use 1 to {tokenizer.model_max_length}."
+                f"Use {fewest} to {tokenizer.model_max_length}."
+            )
+        if self.max_length < fewest:
+            raise MisconfigurationException(
+                f"max_length={self.max_length} leaves no room for texts beside the {fewest - 1} special tokens of the "
+                f"model {self.model_name_or_path!r}. Use {fewest} or more."
             )
         return tokenizer
 

@@ -65,6 +65,10 @@ def check_words(rows: Dataset, text_columns: tuple[str, ...], required: tuple[st
                 f"{source}: column {column!r} has no words in {int((counts == 0).sum())} of {len(rows)} rows, first in "
                 f"row {int(np.flatnonzero(counts == 0)[0])}. Remove these rows."
             )
+        if missing := words.combine_chunks().flatten().null_count:
+            raise MisconfigurationException(
+                f"{source}: column {column!r} has {missing} words that are null. Replace them, or remove these rows."
+            )
 
 
 def check_labels(rows: Dataset, num_labels: int, source: str) -> None:

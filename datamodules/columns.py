@@ -78,8 +78,10 @@ def find_columns(
             f"Column {label!r} of {source} cannot have both texts and labels. Set text_columns and label_column to "
             "different columns."
         )
-    if not 1 <= len(texts) <= 2:
-        raise MisconfigurationException(f"text_columns={list(texts)} must be one column, or two for pairs of texts.")
+    if not 1 <= len(set(texts)) == len(texts) <= 2:
+        raise MisconfigurationException(
+            f"text_columns={list(texts)} must be one column, or two different ones for pairs of texts."
+        )
     are_words = len(texts) == 1 and not isinstance(rows.features[texts[0]], Value)
     return Columns(texts=texts, label=label, are_words=are_words)
 

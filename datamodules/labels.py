@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from datasets import ClassLabel, Dataset
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from pgb_lightning.datamodules.label_numbers import LabelNumbers, are_positions, numbers_in_names, read_numbers
 from pgb_lightning.glue_tasks import normalize_class_name
 from pgb_lightning.heads import Labels, ProblemType
 
@@ -37,8 +39,26 @@ def find_labels(
         separator: What separates several labels in a string.
 
     Raises:
-        MisconfigurationException: If labels are missing, or are not of one kind.
+        MisconfigurationException: If labels are missing, are not of one kind, or are all the same class.
     """
+    labels = _find_labels(rows, column, source, are_words, problem_type, names, separator)
+    if labels.num_labels < 2 and labels.problem_type != "regression":
+        raise MisconfigurationException(
+            f"{source}: column {column!r} has the one class {', '.join(map(repr, labels.names))}. Use rows of two "
+            "classes or more, or set label_names to all classes."
+        )
+    return labels
+
+
+def _find_labels(
+    rows: Dataset,
+    column: str,
+    source: str,
+    are_words: bool,
+    problem_type: ProblemType | None,
+    names: Sequence[str] | None,
+    separator: str | None,
+) -> Labels:
     feature = rows.features[column]
     inner = getattr(feature, "feature", feature)
     is_list = inner is not feature or separator is not None
@@ -65,6 +85,8 @@ def find_labels(
         return Labels(problem_type, len(inner.names), tuple(inner.names))
     if not numbers:
         return Labels(problem_type, len(values), tuple(sorted(map(str, values))))
+    if problem_type == "multi_label_classification" and read_numbers(rows[column]).are_flags:
+        return Labels(problem_type, len(rows[column][0]))
     if fractions := [number for number in numbers if not float(number).is_integer()]:
         raise MisconfigurationException(
             f"{source}: column {column!r} has the number {fractions[0]}, but problem_type={problem_type!r} needs "
@@ -114,22 +136,36 @@ class LabelEncoder:
         column: Name of the column, for messages.
         source: Description of the rows' source, for messages.
         separator: What separates several labels in a string.
+        numbers: How the table writes numbers.
+
+    Raises:
+        MisconfigurationException: If the table's integers may be classes in their order, or numbers in their names.
     """
 
     def __init__(
-        self, labels: Labels, own_names: Sequence[str], column: str, source: str, separator: str | None = None
+        self,
+        labels: Labels,
+        own_names: Sequence[str],
+        column: str,
+        source: str,
+        separator: str | None = None,
+        numbers: LabelNumbers | None = None,
     ) -> None:
         self.labels = labels
-        self.own_names = tuple(own_names)
+        # Names that only count the classes say nothing that their numbers do not.
+        self.own_names = () if are_positions(own_names) else tuple(own_names)
         self.column = column
         self.source = source
         self.separator = separator
-        self._numbers: Mapping[str, int] = {name: number for number, name in enumerate(labels.names)}
-        self._normalized = {normalize_class_name(name): number for name, number in self._numbers.items()}
-        if len(self._normalized) < len(self._numbers):  # names such as "+" and "-" are told apart only as they are
+        self.numbers = numbers or LabelNumbers()
+        names = labels.names or [f"LABEL_{number}" for number in range(labels.num_labels)]
+        # Two classes of one name, and variants of one name, are found by their numbers only.
+        self._numbers = _unique(names)
+        self._normalized = _unique([normalize_class_name(name) for name in names])
+        if len(self._normalized) < len(names):  # names such as "+" and "-" are told apart only as they are
             self._normalized = {}
-        # Integers are the table's own classes if their names are those of the model, in whatever order.
-        self._translates = bool(own_names) and all(self._find(name) is not None for name in own_names)
+        self._in_names = numbers_in_names(labels.names)
+        self._is_by_name = self._reads_by_name()
 
     def encode(self, value: Any) -> int | float | list[int] | list[float]:
         """Return the label of one row.
@@ -154,8 +190,11 @@ class LabelEncoder:
         several = split_labels(value, self.separator)
         if problem == "token_classification":
             return [self._number(each) for each in several]
-        if len(several) == self.labels.num_labels and all(isinstance(each, (bool, float)) for each in several):
-            return [float(each) for each in several]  # one 0 or 1 for each class
+        is_complete = len(several) == self.labels.num_labels
+        if self.numbers.are_flags or (is_complete and all(isinstance(each, (bool, float)) for each in several)):
+            if is_complete and all(each in (0, 1) for each in several):
+                return [float(each) for each in several]
+            raise self._error(value, f"a list of {self.labels.num_labels} numbers, a 0 or 1 for each class")
         chosen = {self._number(each) for each in several}
         return [float(number in chosen) for number in range(self.labels.num_labels)]
 
@@ -163,32 +202,84 @@ class LabelEncoder:
         if isinstance(value, str):
             if (number := self._find(value)) is not None:
                 return number
+        elif isinstance(value, bool):
+            return self._of_bool(value)
         elif isinstance(value, (int, float)) and float(value).is_integer():
-            if self._translates and 0 <= value < len(self.own_names):
-                return self._find(self.own_names[int(value)])  # type: ignore[return-value]  # checked above
-            if 0 <= value < self.labels.num_labels and not self._has_numbers_for_names():
+            if self.own_names and self.labels.names:
+                return self._of_own(int(value))
+            if self._is_by_name:
+                if (number := self._in_names.get(int(value))) is not None:
+                    return number
+            elif 0 <= value < self.labels.num_labels:
                 return int(value)
-            if (number := self._find(str(int(value)))) is not None:
-                return number
         raise self._error(value, self._allowed())
+
+    def _of_bool(self, value: bool) -> int:
+        """Return the class of true or false. A CSV file has those of classes with these names, too."""
+        for pair in (("false", "true"), ("no", "yes")):
+            found = [self._find(name) for name in pair]
+            if None not in found:
+                return found[value]  # type: ignore[return-value]  # checked above
+        if self._is_by_name:
+            raise self._error(value, self._allowed())
+        return int(value)
+
+    def _of_own(self, value: int) -> int:
+        """Return the model's class with the name that a number has in the table."""
+        if not 0 <= value < len(self.own_names):
+            raise self._error(value, f"an integer from 0 to {len(self.own_names) - 1}")
+        name = self.own_names[value]
+        number = self._find(name)
+        if number is None and name.lstrip("-").isdigit():
+            number = self._in_names.get(int(name))
+        if number is None:
+            raise self._error(name, f"one of {self._shown_names()}")
+        return number
 
     def _find(self, name: str) -> int | None:
         number = self._numbers.get(name)
         return self._normalized.get(normalize_class_name(name)) if number is None else number
 
-    def _has_numbers_for_names(self) -> bool:
-        """Return whether the classes are named by numbers, such as one to five stars."""
-        return bool(self.labels.names) and all(name.lstrip("-").isdigit() for name in self.labels.names)
+    def _reads_by_name(self) -> bool:
+        """Return whether integers are the numbers in the names of the classes, such as one to five stars."""
+        names, numbers = self._in_names, self.numbers.integers
+        if not names or are_positions(self.labels.names):
+            return False
+        if all(name.lstrip("-").isdigit() for name in self.labels.names):
+            return True
+        are_named = bool(numbers) and numbers <= names.keys()
+        are_classes = numbers <= set(range(self.labels.num_labels))
+        if are_named and are_classes and not self.own_names and any(names[number] != number for number in numbers):
+            number, count = max(numbers), len(names)
+            by_name, by_number = (self.labels.names[each] for each in (names[number], number))
+            raise MisconfigurationException(
+                f"{self.source}: column {self.column!r} has integers such as {number}, which may be the class "
+                f"{by_name!r} or the class {by_number!r}. Set label_names to {list(map(str, names))} for the first, or "
+                f"to {list(map(str, range(count)))} for the second."
+            )
+        return are_named and not are_classes
 
     def _allowed(self) -> str:
-        count, names = self.labels.num_labels, self.labels.names
-        shown = ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")
-        return f"an integer from 0 to {count - 1}" + (f", or one of {shown}" if names else "")
+        integers = f"an integer from 0 to {self.labels.num_labels - 1}"
+        return f"{integers}, or one of {self._shown_names()}" if self.labels.names else integers
+
+    def _shown_names(self) -> str:
+        names = self.labels.names
+        return ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")
 
     def _error(self, value: Any, allowed: str) -> MisconfigurationException:
-        unnamed = isinstance(value, str) and not self.labels.names
-        remedy = "set label_names to the model's classes in their order" if unnamed else "pass another label_column"
+        remedy = "pass another label_column"
+        if value is None:
+            remedy += ", or set use_labels=False"
+        elif isinstance(value, str) and self.labels.problem_type != "regression":
+            remedy = "set label_names to the names that the table uses, in the order of the model's classes"
         return MisconfigurationException(
             f"{self.source}: column {self.column!r} has the label {value!r}. It must be {allowed}. Correct the rows, "
             f"or {remedy}."
         )
+
+
+def _unique(names: Sequence[str]) -> dict[str, int]:
+    """Return the positions of the names that occur once and are not empty."""
+    counts = Counter(names)
+    return {name: number for number, name in enumerate(names) if name and counts[name] == 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,13 @@ LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
 }
+
+#: What may separate the fields of a file, and the rows in which it is looked for.
+SEPARATORS = (",", ";", "\t", "|")
+CHECKED_ROWS = 100
+
+#: The column that pyarrow makes of the names of rows in pandas.
+ROW_NAMES = "__index_level_0__"
 
 #: The names of a split's file in a folder, and of the split on the Hub, in the order in which they are tried.
 SPLIT_NAMES: dict[str, tuple[str, ...]] = {
@@ -162,13 +170,41 @@ def read_file(path: Path, split: str = "train") -> Dataset:
     """
     loader, options = LOADERS[path.suffix]
     try:
-        return load_dataset(loader, data_files={split: str(path)}, split=split, **options)
+        # `datasets` takes brackets and question marks in names for patterns, which other files may match.
+        rows = load_dataset(loader, data_files={split: glob.escape(str(path))}, split=split, **options)
     except (DatasetsError, OSError, ValueError, StopIteration) as error:  # pandas and pyarrow raise ValueErrors
         reason = error.__cause__ or error
         raise MisconfigurationException(
             f"{path} cannot be read as a {path.suffix} file with rows: {shorten(str(reason), 300)} Check the "
             "file's content and its suffix."
         ) from error
+    if loader == "csv":
+        _check_fields(rows, path, options.get("sep", ","))
+    return rows
+
+
+def _check_fields(rows: Dataset, path: Path, separator: str) -> None:
+    """Require that the header and the rows of a file have the same fields.
+
+    Raises:
+        MisconfigurationException: If the rows have more of them than the header, whose first ones pandas would take for
+            names of rows, or if another separator was used.
+    """
+    if ROW_NAMES in rows.column_names and ROW_NAMES not in path.open(encoding="utf-8-sig").readline():
+        raise MisconfigurationException(
+            f"{path}: the rows have more fields than the header. Put texts with {separator!r} in quotes, and remove "
+            "separators at the ends of lines."
+        )
+    if len(rows.column_names) > 1:
+        return
+    [name] = rows.column_names
+    values = [str(value) for value in rows[:CHECKED_ROWS][name]]
+    for other in SEPARATORS:
+        if other != separator and other in name and all(other in value for value in values):
+            raise MisconfigurationException(
+                f"{path}: the only column is {name!r}. Fields are separated by {other!r}, but those of a {path.suffix} "
+                f"file by {separator!r}. Save the file with {separator!r}."
+            )
 
 
 def _looks_like_path(data: str) -> bool:

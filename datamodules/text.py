@@ -16,6 +16,7 @@ from transformers import DataCollatorForTokenClassification, PreTrainedTokenizer
 from pgb_lightning.datamodules.base import Batch, TokenizedDataModule
 from pgb_lightning.datamodules.checks import check_texts, check_words
 from pgb_lightning.datamodules.columns import Columns, find_columns
+from pgb_lightning.datamodules.label_numbers import LabelNumbers, read_numbers
 from pgb_lightning.datamodules.labels import LabelEncoder, find_labels
 from pgb_lightning.datamodules.sampling import calibration_rows
 from pgb_lightning.datamodules.tables import Tables
@@ -23,8 +24,8 @@ from pgb_lightning.datamodules.tokenization import tokenize, tokenize_words
 from pgb_lightning.heads import PROBLEM_TYPES, Labels, ProblemType, read_head
 from pgb_lightning.packaged import read_tokenizer
 
-#: The column of a row's label as the model takes it.
-ENCODED = "encoded_label"
+#: The column of a row's label as the model takes it: the first name that is not a column of texts.
+ENCODED = ("label", "label_", "label__")
 
 #: The type of :data:`ENCODED`.
 FEATURES = {
@@ -91,6 +92,8 @@ class TextDataModule(TokenizedDataModule):
             )
         if label_separator == "":
             raise MisconfigurationException("label_separator='' is empty. Use the separator, such as '|', or None.")
+        if label_names is not None and len(set(label_names)) < len(label_names):
+            raise MisconfigurationException(f"label_names={list(label_names)} has a name twice. Use different names.")
         if label_column is not None and not use_labels:
             raise MisconfigurationException(
                 f"use_labels=False contradicts label_column={label_column!r}. Remove one of them."
@@ -236,15 +239,15 @@ class TextDataModule(TokenizedDataModule):
         check(rows, columns.texts, required, source)
         if name == "train":
             rows = self._subsample(rows)
-        if is_labeled:
-            rows = self._encode_labels(rows, source)
-        label = ENCODED if is_labeled else None
+        label = next(column for column in ENCODED if column not in columns.texts) if is_labeled else None
+        if label is not None:
+            rows = self._encode_labels(rows, source, label)
         if columns.are_words:
             return self._tokenize(rows, name, tokenize_words, column=columns.texts[0], word_labels=label)
         return self._tokenize(rows, name, tokenize, label, columns=columns.texts)
 
-    def _encode_labels(self, rows: Dataset, source: str) -> Dataset:
-        """Add the labels as the model takes them.
+    def _encode_labels(self, rows: Dataset, source: str, name: str) -> Dataset:
+        """Return the texts, and the labels as the model takes them in a column of some name.
 
         Raises:
             MisconfigurationException: If a label is missing, or is not one of the model.
@@ -253,7 +256,7 @@ class TextDataModule(TokenizedDataModule):
         assert self.labels is not None
         feature = rows.features[self.columns.label]
         own = getattr(getattr(feature, "feature", feature), "names", None) or ()
-        encoder = LabelEncoder(self.labels, own, self.columns.label, source, self.label_separator)
+        encoder = LabelEncoder(self.labels, own, self.columns.label, source, self.label_separator, self._label_numbers)
         encoded = [encoder.encode(value) for value in rows[self.columns.label]]
         if self.columns.are_words:
             for row, (words, each) in enumerate(zip(rows[self.columns.texts[0]], encoded, strict=True)):
@@ -262,9 +265,19 @@ class TextDataModule(TokenizedDataModule):
                         f"{source}: row {row} has {len(words)} words, but {len(each)} labels in column "  # type: ignore[arg-type]
                         f"{self.columns.label!r}. Correct or remove this row."
                     )
-        type_of = Features({ENCODED: FEATURES[self.labels.problem_type]})
-        added = Dataset.from_dict({ENCODED: encoded}, features=type_of)
-        return rows.add_column(ENCODED, added.with_format("arrow")[:][ENCODED], feature=type_of[ENCODED])
+        type_of = Features({name: FEATURES[self.labels.problem_type]})
+        added = Dataset.from_dict({name: encoded}, features=type_of)
+        texts = rows.select_columns(list(self.columns.texts))
+        return texts.add_column(name, added.with_format("arrow")[:][name], feature=type_of[name])
+
+    @cached_property
+    def _label_numbers(self) -> LabelNumbers:
+        """How the training rows write numbers in their labels; other splits may have too few rows to tell."""
+        assert self.labels is not None
+        if self.problem_type == "regression":
+            return LabelNumbers()
+        is_multi_label = self.problem_type == "multi_label_classification"
+        return read_numbers(self.load_rows("train")[self.columns.label], self.num_labels, may_be_flags=is_multi_label)
 
     # ---- data loaders ---------------------------------------------------------------------------------------
 

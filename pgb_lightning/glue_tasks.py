@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -94,13 +96,22 @@ def get_task(name: str) -> GLUETask:
 
 
 def normalize_class_name(name: object) -> str:
-    """Return the lowercase letters and digits of a class name, so that spelling variants are equal.
+    """Return a class name in lowercase without spaces and punctuation, so that spelling variants are equal.
+
+    Symbols, combining marks, the sign of a number and its decimal point are kept: they tell classes apart.
 
     Example:
         >>> normalize_class_name("Not-Entailment") == normalize_class_name("not_entailment")
         True
+        >>> [normalize_class_name(name) for name in ("C++", "-1", "1.5")]
+        ['c++', '-1', '1.5']
     """
-    return "".join(filter(str.isalnum, str(name).casefold()))
+    parts = re.split(r"((?<!\w)-(?=\d)|(?<=\d)\.(?=\d))", str(name).casefold())
+    return "".join(part if number % 2 else _without_separators(part) for number, part in enumerate(parts))
+
+
+def _without_separators(text: str) -> str:
+    return "".join(char for char in text if char.isalnum() or unicodedata.category(char)[0] in "SM")
 
 
 def differ_only_in_order(names: Iterable[object], others: Iterable[object]) -> bool:

@@ -251,7 +251,7 @@ def test_a_negative_number_of_workers_is_rejected(make: Make) -> None:
 
 
 def test_a_length_beyond_the_model_is_rejected(make: Make) -> None:
-    with pytest.raises(MisconfigurationException, match=r"max_length=65 .*1 to 64"):
+    with pytest.raises(MisconfigurationException, match=r"max_length=65 .*3 to 64"):
         make(max_length=65).setup("fit")
 
 

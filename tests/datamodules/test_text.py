@@ -90,6 +90,18 @@ def test_classes_of_the_table_in_another_order_are_translated(tmp_path: Path, fi
     assert data.split("train")["labels"][:] == [1 - label for label in own]
 
 
+@pytest.mark.parametrize("names", [["pos", "neg"], ["unsure", "negative", "positive"]])
+def test_classes_of_the_table_that_the_model_does_not_have_are_refused(
+    names: list[str], tmp_path: Path, fine_tuned: Callable[..., str]
+) -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    rows = Dataset.from_dict({"text": ["good film"] * 20, "label": [0] * 20}, features=features)
+    rows.to_parquet(tmp_path / "rows.parquet")
+    model = fine_tuned(names=("negative", "positive"))
+    with pytest.raises(MisconfigurationException, match=rf"the label '{names[0]}'.*'negative'.*label_names"):
+        TextDataModule(str(tmp_path / "rows.parquet"), model, max_length=32).split("train")
+
+
 @pytest.mark.parametrize("value", [lambda row: row + 0.5, lambda row: 1.0 * row + 0.25])
 def test_fractions_are_values_of_a_regression(value: Callable[[int], float], make: Make) -> None:
     data = make(reviews(score=value))
@@ -160,6 +172,94 @@ def test_the_text_na_is_no_missing_text(make: Make) -> None:
     assert set(make(rows).load_rows("train")["review"]) == {"NA"}
 
 
+def encoded(data: TextDataModule) -> dict[str, Any]:
+    """Return what each label in the training rows becomes."""
+    assert data.columns.label is not None
+    values = data.load_rows("train")[data.columns.label]
+    return {str(value): label for value, label in zip(values, data.split("train")["labels"], strict=True)}
+
+
+@pytest.mark.parametrize("names", [("True", "False"), ("yes", "no")])
+def test_true_and_false_of_a_csv_file_are_the_classes_of_these_names(
+    names: tuple[str, str], make: Make, fine_tuned: Callable[..., str]
+) -> None:
+    data = make(reviews(label=lambda row: row % 2 == 0), model_name_or_path=fine_tuned(names=names))
+    assert encoded(data) == {"True": 0, "False": 1}
+
+
+STARS = ("1 star", "2 stars", "3 stars")
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "expected"),
+    [
+        ((1, 2, 3), {}, {"1": 0, "2": 1, "3": 2}),
+        ((0, 1, 2), {}, {"0": 0, "1": 1, "2": 2}),
+        ((1, 2), {"label_names": ["1", "2", "3"]}, {"1": 0, "2": 1}),
+        ((1, 2), {"label_names": ["0", "1", "2"]}, {"1": 1, "2": 2}),
+    ],
+)
+def test_integers_are_the_numbers_in_names_if_they_can_be_nothing_else(
+    values: tuple[int, ...],
+    settings: dict[str, Any],
+    expected: dict[str, int],
+    make: Make,
+    fine_tuned: Callable[..., str],
+) -> None:
+    rows = reviews(label=lambda row: values[row % len(values)])
+    assert encoded(make(rows, model_name_or_path=fine_tuned(names=STARS), **settings)) == expected
+
+
+@pytest.mark.parametrize("values", [([0, 1, 1], [1, 0, 0]), ([0.0, 1.0, 1.0], [1.0, 0.0, 0.0]), ([False, True, True],)])
+@pytest.mark.parametrize("is_fine_tuned", [True, False])
+def test_lists_of_zeros_and_ones_are_a_number_for_each_class(
+    values: tuple[list[float], ...], is_fine_tuned: bool, make: Make, fine_tuned: Callable[..., str]
+) -> None:
+    model = fine_tuned(names=("a", "b", "c"), problem_type="multi_label_classification")
+    settings = {"model_name_or_path": model} if is_fine_tuned else {}
+    data = make(reviews(labels=lambda row: values[row % len(values)]), "rows.jsonl", **settings)
+    assert data.num_labels == 3
+    assert encoded(data) == {str(value): [float(each) for each in value] for value in values}
+
+
+@pytest.mark.parametrize("column", ["encoded_label", "label", "input_ids", "labels"])
+def test_columns_may_have_any_name(column: str, make: Make) -> None:
+    rows = [{column: f"good {row}", "label_": row % 2, "attention_mask": "x"} for row in range(20)]
+    data = make(rows, text_columns=column, label_column="label_")
+    assert encoded(data) == {"0": 0, "1": 1}
+    assert set(data.split("train").column_names) == {"input_ids", "token_type_ids", "attention_mask", "labels"}
+
+
+@pytest.mark.parametrize("name", ["reviews [1].csv", "reviews?.csv", "[a]/rows*.csv"])
+def test_characters_of_patterns_in_a_path_are_only_characters(name: str, make: Make, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    write(tmp_path / "reviewsX.csv", reviews(label=lambda row: row % 2))
+    data = make(reviews(20, label=lambda row: row % 2), name)
+    assert (len(data.split("train")), len(data.split("validation"))) == (18, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.csv", "text;label\n" + "a good film;1\n" * 20, r"rows\.csv: the only column is 'text;label'.*';'"),
+        ("rows.tsv", "text,label\n" + "a good film,1\n" * 20, r"rows\.tsv: the only column is 'text,label'.*','"),
+        ("rows.csv", "text,label\n" + "bad, a film,1\n" * 20, r"rows\.csv: the rows have more fields.*','"),
+        ("rows.csv", "text,label\n" + "a film,1,,\n" * 20, r"rows\.csv: the rows have more fields.*','"),
+    ],
+)
+def test_a_file_with_other_separators_than_its_suffix_says_is_refused(
+    name: str, content: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(MisconfigurationException, match=message):
+        TextDataModule(str(tmp_path / name), "unused").load_rows("train")
+
+
+def test_a_separator_in_a_text_is_none_of_fields(make: Make) -> None:
+    rows = [{"text; or so": "good; bad" if row else "good"} for row in range(20)]
+    assert make(rows).text_columns == ("text; or so",)
+
+
 TWO_TEXTS = [{"title": "a", "body": "b", "label": row % 2} for row in range(20)]
 
 
@@ -186,6 +286,13 @@ TWO_TEXTS = [{"title": "a", "body": "b", "label": row % 2} for row in range(20)]
             {"problem_type": "single_label_classification"},
             r"'label' has the number 0\.5",
         ),
+        (reviews(label=lambda row: "good"), {}, r"'label' has the one class 'good'"),
+        (
+            reviews(label=lambda row: row % 2),
+            {"text_columns": ["review", "review"]},
+            r"text_columns=\['review', 'review'\]",
+        ),
+        (reviews(label=lambda row: row % 2), {"label_names": ["a", "a"]}, r"label_names=\['a', 'a'\]"),
     ],
 )
 def test_rows_that_cannot_be_right_are_refused(
@@ -201,6 +308,14 @@ def test_rows_that_cannot_be_right_are_refused(
         (lambda row: row % 4, {"num_labels": 3}, {}, r"the label 3\..*0 to 2"),
         (lambda row: "pos", {"num_labels": 2}, {}, r"the label 'pos'.*label_names"),
         (lambda row: "odd", {"names": ("pos", "neg")}, {}, r"the label 'odd'.*'pos', 'neg'"),
+        (lambda row: "C#", {"names": ("C++", "Java")}, {}, r"the label 'C#'.*'C\+\+', 'Java'"),
+        (lambda row: row % 3 - 1, {"names": ("-1", "0")}, {}, r"the label 1\..*'-1', '0'"),
+        (
+            lambda row: 1 + row % 2,
+            {"names": STARS},
+            {},
+            r"integers such as 2.*'2 stars'.*'3 stars'.*label_names",
+        ),
         (lambda row: 1, {"num_labels": 3}, {"label_names": ["a", "b"]}, r"label_names has 2 .*3 labels"),
         (lambda row: 1, {"num_labels": 3}, {"problem_type": "regression"}, r"problem_type='regression'"),
         (lambda row: 1, {"auto": AutoModelForTokenClassification}, {}, r"'token_classification'"),
@@ -248,8 +363,24 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, tiny_model_folder: 
 
 
 def test_words_without_a_label_each_are_refused(tmp_path: Path, tiny_model_folder: Callable[..., Path]) -> None:
-    rows = [{"tokens": ["a", "film"], "tags": ["O", "O"][: 1 + (row != 7)]} for row in range(20)]
+    rows = [{"tokens": ["a", "film"], "tags": ["O", "B-x"][: 1 + (row != 7)]} for row in range(20)]
     path = write(tmp_path / "rows.jsonl", rows)
     held_out = write(tmp_path / "held_out.jsonl", rows[:2])
     with pytest.raises(MisconfigurationException, match=r"row 7 has 2 words, but 1 labels .*'tags'"):
         TextDataModule(str(path), str(tiny_model_folder("bert")), validation_data=str(held_out)).split("train")
+
+
+def test_words_that_are_null_are_refused(tmp_path: Path, tiny_model_folder: Callable[..., Path]) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"tokens": ["a", "film" if row else None]} for row in range(20)])
+    data = TextDataModule(str(path), str(tiny_model_folder("bert")), validation_data=str(path), max_length=32)
+    with pytest.raises(MisconfigurationException, match=r"'tokens' has 1 words that are null"):
+        data.split("train")
+
+
+@pytest.mark.parametrize(("columns", "length"), [(["title"], 2), (["title", "body"], 3)])
+def test_a_max_length_that_is_taken_by_special_tokens_is_refused(columns: list[str], length: int, make: Make) -> None:
+    data = make(TWO_TEXTS, text_columns=columns)
+    data.max_length = length
+    del data.tokenizer
+    with pytest.raises(MisconfigurationException, match=rf"max_length={length} .*Use {length + 1}"):
+        _ = data.tokenizer
