@@ -9,7 +9,7 @@ from pgb_lightning.layers.fast_dropout import use_default_dropout, use_fast_drop
 
 
 class FastDropout(pl.Callback):
-    """Train with :class:`~pgb_lightning.layers.FastDropout` in place of ``nn.Dropout``.
+    """Train with :class:`~pgb_lightning.layers.Dropout16` in place of ``nn.Dropout``.
 
     On a CPU the random numbers of dropout take a part of the training step that pruning does not reduce
     (``docs/performance.md``). Dropout keeps its probability, to within 1/131,072, but drops other entries than without

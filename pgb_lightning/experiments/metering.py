@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from pgb_lightning.peak_memory import peak_memory
+
+#: Which time is measured: "process" is the time that the process computes, which other programs affect less.
+Clock = Literal["wall", "process"]
+CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "process": time.process_time}
 
 #: Writing 5 to it resets the peak memory of this process on Linux.
 LINUX_RESET = Path("/proc/self/clear_refs")

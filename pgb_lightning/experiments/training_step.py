@@ -34,6 +34,7 @@ from pgb_lightning.benchmark.models import random_model
 from pgb_lightning.benchmark.tables import format_spread
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.experiments.families import pruned_copies
+from pgb_lightning.experiments.metering import CLOCKS, Clock
 from pgb_lightning.layers.fast_dropout import use_default_dropout, use_fast_dropout
 from pgb_lightning.modules.optimizer import find_embeddings, parameter_groups
 from pgb_lightning.packaged import MINILM_ALIAS, resolve_model
@@ -54,8 +55,6 @@ VARIANTS = {
     "both": (True, True),
 }
 
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "process": time.process_time}
-
 
 def run(
     model: str = "bert-base",
@@ -67,7 +66,7 @@ def run(
     variants: tuple[Literal["default", "fast dropout", "frozen embeddings", "both"], ...] = ("default", "both"),
     rounds: int = 9,
     num_samples: int = 16,
-    clock: Literal["wall", "process"] = "wall",
+    clock: Clock = "wall",
     num_threads: int | None = None,
     out: str | None = None,
 ) -> dict[str, Any]:

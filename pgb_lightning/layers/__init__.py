@@ -1,7 +1,7 @@
 """The layers that replace pruned matrices, and dropout with fewer random numbers."""
 
 from pgb_lightning.layers.dropped import DroppedCore, DroppedTable
-from pgb_lightning.layers.fast_dropout import FastDropout, use_default_dropout, use_fast_dropout
+from pgb_lightning.layers.fast_dropout import Dropout16, use_default_dropout, use_fast_dropout
 from pgb_lightning.layers.linear import ConstantLinear, GroupedLinear
 from pgb_lightning.layers.matrix import REMOVED, BlockIndex, BlockShape, DenseMatrix, MatrixLayer, as_matrix
 from pgb_lightning.layers.token_chunks import TokenChunks
@@ -17,9 +17,9 @@ __all__ = [
     "BlockShape",
     "ConstantLinear",
     "DenseMatrix",
+    "Dropout16",
     "DroppedCore",
     "DroppedTable",
-    "FastDropout",
     "GroupedLinear",
     "MatrixLayer",
     "TokenChunks",

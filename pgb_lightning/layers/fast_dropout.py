@@ -11,7 +11,7 @@ from pgb_lightning._compat import is_transformed
 VALUES = 2**16
 
 
-class FastDropout(nn.Dropout):
+class Dropout16(nn.Dropout):
     """Dropout that decides by 16 random bits for each entry, where torch draws 64.
 
     torch's generator for the CPU is serial, so the random numbers of dropout take as long in a pruned model as in the
@@ -23,7 +23,7 @@ class FastDropout(nn.Dropout):
     evaluation it is ``nn.Dropout``.
 
     Example:
-        >>> FastDropout(0.5)(torch.ones(1000)).unique().tolist()
+        >>> Dropout16(0.5)(torch.ones(1000)).unique().tolist()
         [0.0, 2.0]
     """
 
@@ -53,7 +53,7 @@ def use_fast_dropout(model: nn.Module) -> list[nn.Dropout]:
     """
     found = [module for module in model.modules() if type(module) is nn.Dropout]
     for module in found:
-        module.__class__ = FastDropout
+        module.__class__ = Dropout16
     return found
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from pgb_lightning.callbacks import FastDropout, PGBCallback
 from pgb_lightning.datamodules import GLUEDataModule
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.layers import FastDropout as FastLayer
+from pgb_lightning.layers import Dropout16
 from pgb_lightning.modules import TextClassification
 from pgb_lightning.surgery.checks import is_pruned
 
@@ -56,7 +56,7 @@ def test_layers_are_replaced_while_a_pruned_module_is_trained(tiny: str, data: G
     )
     trainer.fit(module, data)
     assert is_pruned(find_encoder(module))
-    assert seen.kinds == {FastLayer}
+    assert seen.kinds == {Dropout16}
     assert kinds(module) == {nn.Dropout}
     assert len(list(module.state_dict())) <= len(keys)
 

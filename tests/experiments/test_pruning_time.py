@@ -6,6 +6,7 @@ import pytest
 from transformers import BertConfig
 
 from pgb_lightning.experiments import pruning_time
+from pgb_lightning.experiments.metering import CLOCKS, Clock
 from pgb_lightning.experiments.pruning_time import PASS, PRUNING_STEPS
 
 
@@ -27,8 +28,9 @@ def tiny_bert(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("tiny_bert")
-def test_every_step_is_measured_and_summed(capsys: pytest.CaptureFixture[str]) -> None:
-    measured = pruning_time.run(num_samples=4, length=8, batch_size=2, num_layers=1)
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_every_step_is_measured_and_summed(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    measured = pruning_time.run(num_samples=4, length=8, batch_size=2, num_layers=1, clock=clock)
     assert list(measured.seconds) == [PASS, *PRUNING_STEPS]
     assert min(measured.seconds.values()) > 0
     total = sum(measured.seconds[name] for name in PRUNING_STEPS)

@@ -12,7 +12,7 @@ from helpers.tiny import batches, classifier
 
 from pgb_lightning.experiments import training_step
 from pgb_lightning.experiments.training_step import OPERATIONS, PHASES, VARIANTS, TrainingStep, make_optimizer
-from pgb_lightning.layers import FastDropout
+from pgb_lightning.layers import Dropout16
 
 TABLE = attrgetter("bert.embeddings.word_embeddings.weight")
 
@@ -61,7 +61,7 @@ def test_a_step_updates_what_its_variant_trains() -> None:
         assert torch.equal(TABLE(model), table) is frozen
         assert step.optimizer.defaults["fused"]
         assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
-        assert not any(isinstance(module, FastDropout) for module in model.modules())
+        assert not any(isinstance(module, Dropout16) for module in model.modules())
 
 
 @pytest.mark.parametrize("setting", [{"rounds": 0}, {"batch_size": 0}, {"length": -1}, {"pruning_ratios": (1.5,)}])
