@@ -36,6 +36,7 @@ SLOW = (
     "callbacks/test_target_speedup.py",
     "cli/test_commands.py",
     "cli/test_prune_command.py",
+    "cli/test_prune_refusals.py",
     "experiments/",
     "test_tutorial.py",
 )

@@ -134,12 +134,8 @@ class FineTuning(L.LightningModule):
         """
         own, data = self.hparams["model_name_or_path"], self._active_datamodule()
         length = getattr(data, "max_length", None)
-        for encoder in find_encoders(self.model):  # not all tokenizers know the maximum length of their model
-            if isinstance(length, int) and length > encoder.max_length:
-                raise MisconfigurationException(
-                    f"max_length={length} of the data is more than the model {own!r} supports. "
-                    f"Use 1 to {encoder.max_length}."
-                )
+        if isinstance(length, int):
+            self.check_length(length)
         name = str(getattr(data, "model_name_or_path", own))
         tokenizer = None if name == own else getattr(data, "tokenizer", None)
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
@@ -152,6 +148,22 @@ class FineTuning(L.LightningModule):
             )
         if tokenizer.get_vocab() != _read_local_vocabulary(own):
             rank_zero_warn(f"{both}. Unless both have the same vocabulary, the model gets wrong token ids. {remedy}.")
+
+    def check_length(self, length: int) -> None:
+        """Check that the model takes inputs of some length. Not all tokenizers know the maximum of their model.
+
+        Args:
+            length: Number of tokens.
+
+        Raises:
+            MisconfigurationException: If it does not.
+        """
+        for encoder in find_encoders(self.model):
+            if length > encoder.max_length:
+                raise MisconfigurationException(
+                    f"max_length={length} of the data is more than the model {self.hparams['model_name_or_path']!r} "
+                    f"supports. Use 1 to {encoder.max_length}."
+                )
 
     def on_train_start(self) -> None:
         """Warn about settings that differ from those of a resumed optimizer."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from helpers.text_tables import Rows, reviews, write
+
+from pgb_lightning.cli.prune import run_prune
 
 
 @pytest.fixture(autouse=True)
@@ -26,3 +30,26 @@ def overrides(tiny_model_folder: Callable[..., Path], glue_folder: Callable[...,
         *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
         *("--trainer.enable_model_summary", "false", "--trainer.max_epochs", "1"),
     ]
+
+
+@pytest.fixture
+def prune(tmp_path: Path, fine_tuned: Callable[..., str]) -> Callable[..., dict[str, Any]]:
+    """Run the command on rows that are written to a file, with 48 rows of two classes by default."""
+
+    def call(
+        rows: Rows | None = None, output_dir: str = "out", name: str = "rows.csv", **settings: Any
+    ) -> dict[str, Any]:
+        rows = reviews(48, label=lambda row: ("bad", "good")[row % 2]) if rows is None else rows
+        settings.setdefault("model", str(tmp_path / "model"))
+        if not Path(settings["model"]).exists() and settings["model"] == str(tmp_path / "model"):
+            fine_tuned(names=("good", "bad"), initializer_range=0.2)
+        return run_prune(
+            data=str(write(tmp_path / name, rows)),
+            output_dir=str(tmp_path / output_dir),
+            max_length=32,
+            batch_size=8,
+            accelerator="cpu",
+            **settings,
+        )
+
+    return call

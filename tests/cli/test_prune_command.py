@@ -1,4 +1,4 @@
-"""The command ``pgb prune``: what it writes for each task, that it continues, and what it refuses before any work."""
+"""The command ``pgb prune``: what it writes for each task, and that it continues."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ import lightning as L
 import pytest
 import torch
 import yaml
-from helpers.text_tables import Rows, reviews, write
+from helpers.text_tables import reviews
 from huggingface_hub import ModelCard
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import (
     AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForMultipleChoice,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -26,8 +24,8 @@ from transformers import (
 
 from pgb_lightning import PruningPlan
 from pgb_lightning.callbacks import PGBCallback
-from pgb_lightning.cli.main import main, run
-from pgb_lightning.cli.prune import command, run_prune
+from pgb_lightning.cli.main import run
+from pgb_lightning.cli.prune import command
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.modules.pooling import Pooling, read_pooling, write_pooling
 from pgb_lightning.modules.scoring import agreement
@@ -35,29 +33,6 @@ from pgb_lightning.packaged import read_tokenizer
 from pgb_lightning.surgery.checks import is_pruned
 
 Prune = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def prune(tmp_path: Path, fine_tuned: Callable[..., str]) -> Prune:
-    """Run the command on rows that are written to a file, with 48 rows of two classes by default."""
-
-    def call(
-        rows: Rows | None = None, output_dir: str = "out", name: str = "rows.csv", **settings: Any
-    ) -> dict[str, Any]:
-        rows = reviews(48, label=lambda row: ("bad", "good")[row % 2]) if rows is None else rows
-        settings.setdefault("model", str(tmp_path / "model"))
-        if not Path(settings["model"]).exists() and settings["model"] == str(tmp_path / "model"):
-            fine_tuned(names=("good", "bad"), initializer_range=0.2)
-        return run_prune(
-            data=str(write(tmp_path / name, rows)),
-            output_dir=str(tmp_path / output_dir),
-            max_length=32,
-            batch_size=8,
-            accelerator="cpu",
-            **settings,
-        )
-
-    return call
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
@@ -179,6 +154,45 @@ def test_an_interrupted_run_is_continued_and_gives_the_same_model(
         prune(epochs=2)
 
 
+def test_a_run_that_computed_nothing_may_be_started_with_other_settings(
+    prune: Prune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "score", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prune(recover="none")
+    assert (tmp_path / "out" / "run" / "settings.json").is_file()
+    prune(recover="none", pruning_ratio=0.3, text_columns=("review",))
+
+
+def test_a_run_is_continued_with_the_same_rows_only(
+    prune: Prune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "write_all", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prune(recover="none", text_columns=("review",))
+    with pytest.raises(MisconfigurationException, match=r"data='.*rows\.csv' has other rows"):
+        prune(reviews(48, label=lambda row: ("good", "bad")[row % 2]), recover="none", text_columns=("review",))
+    prune(recover="none", text_columns=("review",))
+
+
+def stop(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_paths_may_have_brackets_and_be_paths(prune: Prune, fine_tuned: Callable[..., str], tmp_path: Path) -> None:
+    model = Path(fine_tuned(names=("good", "bad"))).rename(tmp_path / "mö del [1]")
+    prune(model=model, output_dir="o [a] [/b]", name="rows [c].csv", recover="none")
+    assert (tmp_path / "o [a] [/b]" / "config.json").is_file()
+
+
+def test_labels_without_a_correlation_are_no_obstacle(prune: Prune, fine_tuned: Callable[..., str]) -> None:
+    fine_tuned(num_labels=1, initializer_range=0.2)
+    result = prune(reviews(48, score=lambda row: 1), recover="none")
+    assert result["dense"]["val_loss"] > 0
+
+
 def stop_in_second_epoch(self: PGBCallback, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
     if trainer.current_epoch == 1:
         raise KeyboardInterrupt
@@ -202,70 +216,6 @@ def test_other_formats_are_written_beside_the_model(prune: Prune, tmp_path: Path
     [found] = session.run(["logits"], {name: value.numpy() for name, value in inputs.items() if name in names})
     expected = logits(AutoModelForSequenceClassification.from_pretrained(tmp_path / "out"))
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"recover": "retrain"}, r"recover='retrain'"),
-        ({"epochs": 0}, r"epochs=0 .*recover='none'"),
-        ({"learning_rate": -1.0}, r"learning_rate=-1\.0"),
-        ({"pruning_ratio": 1.2}, r"pruning_ratio=1\.2"),
-        ({"pruning_ratio": 0.5, "target_speedup": 2.0}, r"pruning_ratio=0\.5 and target_speedup=2\.0"),
-        ({"latency_runtime": "onnxruntime"}, r"latency_runtime='onnxruntime'.*budget='parameters'"),
-        ({"target_speedup": 2.0, "latency_runtime": "tvm"}, r"latency_runtime='tvm'"),
-        ({"export": ["tflite"]}, r"export has 'tflite'"),
-        ({"push_to_hub": "a/b/c"}, r"push_to_hub='a/b/c'"),
-        ({"rows": reviews(48), "recover": "finetune"}, r"recover='finetune' .*label_column"),
-        ({"rows": reviews(48, label=lambda row: "fair")}, r"'fair'.*'good', 'bad'"),
-        ({"label_column": "stars"}, r"label_column='stars'"),
-        ({"model": "missing.ckpt"}, r"model='missing\.ckpt' is not a file"),
-        ({"model": "missing/"}, "model='missing/'.* no such folder"),
-        ({"model": "runs/a/missing"}, "model='runs/a/missing'.* no such folder"),
-    ],
-)
-def test_what_cannot_be_right_is_refused_before_any_work(
-    settings: dict[str, Any], message: str, prune: Prune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(command, "score", None)
-    monkeypatch.setattr(command, "estimate", None)
-    with pytest.raises(MisconfigurationException, match=message):
-        prune(**settings)
-    assert not list((tmp_path / "out").glob("*"))  # the next try may have other settings
-
-
-def test_a_model_without_a_trained_head_is_refused(
-    prune: Prune, tiny_model_folder: Callable[..., Path], tmp_path: Path
-) -> None:
-    with pytest.raises(MisconfigurationException, match=r"model=.*not fine-tuned"):
-        prune(model=str(tiny_model_folder("bert")))
-    folder = tmp_path / "headless"
-    AutoModel.from_pretrained(tiny_model_folder("bert")).save_pretrained(folder)
-    read_tokenizer(str(tiny_model_folder("bert"))).save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["BertForSequenceClassification"]}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(MisconfigurationException, match=r"model=.*classifier"):
-        prune(model=str(folder), output_dir="other")
-
-
-@pytest.mark.parametrize(
-    ("auto", "task"),
-    [(AutoModelForMaskedLM, "masked language modeling"), (AutoModelForMultipleChoice, "multiple choice")],
-)
-def test_other_heads_are_refused_by_name(auto: Any, task: str, prune: Prune, fine_tuned: Callable[..., str]) -> None:
-    with pytest.raises(MisconfigurationException, match=rf"model='.*' is a Bert.* {task} .*prune\(model, batches\)"):
-        prune(model=fine_tuned(auto))
-
-
-def test_the_command_line_exits_with_one_line(
-    fine_tuned: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as raised:
-        main(
-            ["prune", "--model", fine_tuned(), "--data", str(tmp_path / "no.csv"), "--output_dir", str(tmp_path / "o")]
-        )
-    assert str(raised.value).startswith("pgb: data=")
-    assert "\n" not in str(raised.value)
 
 
 def test_agreement_is_that_of_rows_or_tokens() -> None:

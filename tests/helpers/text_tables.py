@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pgb_lightning.datamodules import TextDataModule
+
 Rows = list[dict[str, Any]]
 
 
@@ -33,3 +35,10 @@ def reviews(count: int = 40, **columns: Callable[[int], Any]) -> Rows:
         }
         for row in range(count)
     ]
+
+
+def encoded(data: TextDataModule) -> dict[str, Any]:
+    """Return what each label in the training rows becomes."""
+    assert data.columns.label is not None
+    values = data.load_rows("train")[data.columns.label]
+    return {str(value): label for value, label in zip(values, data.split("train")["labels"], strict=True)}

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from pgb_lightning.atomic_write import write_atomically
 from pgb_lightning.callbacks import PGBCallback, PGBReport
+from pgb_lightning.cli.prune.checks import check_inputs, check_trainer, check_weights, finite, hash_rows, require
 from pgb_lightning.cli.prune.estimate import estimate
 from pgb_lightning.cli.prune.exports import FORMATS, FormatName, make_facts, write_all
 from pgb_lightning.cli.prune.settings import FIT_CONFIG, TEACHER_ANSWERS, PruneSettings, Recover
@@ -33,6 +34,7 @@ from pgb_lightning.modules.fine_tuned import require_head
 from pgb_lightning.modules.finetuning import FineTuning
 from pgb_lightning.modules.scoring import agreement, predict, score
 from pgb_lightning.plan import PruningPlan
+from pgb_lightning.pruning import prepare
 from pgb_lightning.runtimes.requirements import require_runtime
 from pgb_lightning.search.costs import check_runtime_device
 
@@ -108,6 +110,8 @@ def run_prune(
         MisconfigurationException: If a setting, the model or the data cannot be used; before any work.
     """
     arguments = dict(locals())
+    arguments |= {"model": str(model), "data": str(data), "output_dir": str(Path(output_dir).expanduser())}
+    arguments |= {"validation_data": None if validation_data is None else str(validation_data)}
     formats = arguments.pop("export") or []
     arguments.pop("push_to_hub")
     settings = PruneSettings(**arguments)
@@ -116,13 +120,14 @@ def run_prune(
     pgb = PGBCallback(
         pruning_ratio=pruning_ratio, target_speedup=target_speedup, latency_runtime=latency_runtime, preset=preset
     )
-    _require(partial(require_runtime, pgb.config.latency_runtime))
+    require(partial(require_runtime, pgb.config.latency_runtime))
     for name in formats:
-        _require(FORMATS[name].require)
+        require(FORMATS[name].require)
     if push_to_hub is not None:
-        _require(partial(check_repo_id, push_to_hub))
+        require(partial(check_repo_id, push_to_hub))
+    check_trainer(settings)
     with _opened_run(settings, arguments):
-        dense = find_dense(model, settings.run_folder)
+        dense = find_dense(settings.model, settings.run_folder)
         head = require_head(dense)
         rows: TextDataModule = instantiate_class((), settings.data_config(dense, head))
         rows.prepare_data()
@@ -132,21 +137,31 @@ def run_prune(
         L.seed_everything(seed)
         module: FineTuning = instantiate_class((), settings.model_config(dense, head))
         pgb.check(module)
+        require(partial(prepare, module, pgb.config))  # a pruned model, too
+        check_inputs(module, rows, settings)
         tester = _tester(settings)
-        _require(partial(check_runtime_device, pgb.config.latency_runtime, tester.strategy.root_device.type))
+        require(partial(check_runtime_device, pgb.config.latency_runtime, tester.strategy.root_device.type))
     console = Console()
-    if not (settings.run_folder / DENSE_SCORES).is_file():
+    dense_scores, rows_hash = settings.run_folder / DENSE_SCORES, hash_rows(rows)
+    if not dense_scores.is_file():
         module.to(tester.strategy.root_device)
         spent = epochs if recover != "none" else 0
         expected = estimate(module.model, rows, pruning_ratio or 0.5, spent, has_teacher=recover == "distill")
         console.print(expected.describe(), soft_wrap=True)
         scores = score(tester, module, rows) if is_labeled else {}
-        known = {"scores": scores, "predictions": predict(tester, module, rows)}
-        torch.save(known, settings.run_folder / DENSE_SCORES)
-    known = torch.load(settings.run_folder / DENSE_SCORES, weights_only=True)
-    config = settings.fit_config(dense, head, is_labeled, known["scores"])
+        known = {"scores": scores, "predictions": predict(tester, module, rows), "rows": rows_hash}
+        torch.save(known, unfinished := dense_scores.with_suffix(".tmp"))
+        unfinished.replace(dense_scores)
+    known = torch.load(dense_scores, weights_only=True)
+    if known["rows"] != rows_hash:
+        raise MisconfigurationException(
+            f"data={settings.data!r} has other rows than when the run in output_dir={settings.output_dir!r} began. Run "
+            "it with the same rows to continue it, or choose another folder."
+        )
+    config = settings.fit_config(dense, head, is_labeled, finite(known["scores"]))
     _write_config(config, settings.run_folder / FIT_CONFIG, console)
     fitted, plan, report = _fit(config, settings)
+    check_weights(fitted, settings)
     after = score(tester, fitted, rows) if is_labeled else {}
     same = agreement(predict(tester, fitted, rows), known["predictions"], None if head is None else head.problem_type)
     result = {
@@ -157,13 +172,13 @@ def run_prune(
         "agreement with dense": same,
     }
     write_atomically(settings.run_folder / RESULT, json.dumps(result, indent=2) + "\n")
-    facts = make_facts(fitted, rows, settings, after, known["scores"], push_to_hub)
+    facts = make_facts(fitted, rows, settings, finite(after), finite(known["scores"]), push_to_hub)
     write_all(fitted, plan, rows, settings, formats, facts)
     console.print(_table(result))
-    console.print(f"Model: {output_dir}", soft_wrap=True)
-    console.print(f"Report: {Path(output_dir) / 'report' / 'index.html'}", soft_wrap=True)
+    _say(console, f"Model: {settings.output_dir}")
+    _say(console, f"Report: {settings.run_folder.parent / 'report' / 'index.html'}")
     if push_to_hub is not None:
-        console.print(f"Pushed: {push.push_to_hub(settings.run_folder.parent, push_to_hub)}", soft_wrap=True)
+        _say(console, f"Pushed: {push.push_to_hub(settings.run_folder.parent, push_to_hub)}")
     return result
 
 
@@ -172,16 +187,21 @@ def _opened_run(settings: PruneSettings, arguments: dict[str, Any]) -> Iterator[
     """Create the folder of a run, or continue in that of an unfinished one. A new one is removed if a check fails.
 
     Raises:
-        MisconfigurationException: If the output folder has anything else.
+        MisconfigurationException: If the output folder has anything else, or a check fails.
     """
-    file = settings.run_folder / SETTINGS
-    given = {name: value for name, value in arguments.items() if name != "output_dir"}
-    is_new = not file.is_file()
+    folder, out = settings.run_folder, settings.run_folder.parent
+    file = folder / SETTINGS
+    # As in the file, where tuples are lists.
+    given = json.loads(json.dumps({name: value for name, value in arguments.items() if name != "output_dir"}))
+    is_finished = (out / "config.json").is_file()
+    if file.is_file() and not is_finished and not (folder / DENSE_SCORES).is_file():
+        shutil.rmtree(folder)  # it was stopped before anything was computed
+    is_new, existed = not file.is_file(), out.exists()
     if is_new:
-        _require(lambda: check_folder(settings.output_dir, name="output_dir"))
-        file.parent.mkdir(parents=True, exist_ok=True)
+        require(lambda: check_folder(settings.output_dir, name="output_dir"))
+        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(given, indent=2) + "\n")
-    elif (settings.run_folder.parent / "config.json").is_file():
+    elif is_finished:
         raise MisconfigurationException(
             f"output_dir={settings.output_dir!r} has the model of a finished run. Choose another folder."
         )
@@ -189,10 +209,14 @@ def _opened_run(settings: PruneSettings, arguments: dict[str, Any]) -> Iterator[
         _check_same(settings, json.loads(file.read_text()), given)
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         if is_new:  # nothing was computed yet, and the next try may have other settings
-            shutil.rmtree(settings.run_folder)
-        raise
+            shutil.rmtree(folder if existed else out)
+        if not isinstance(error, MisconfigurationException):
+            raise
+        # The setting is called otherwise in data modules and modules, and a checkpoint's model is in a folder there.
+        text = str(error).replace(repr(str(folder / "dense")), repr(settings.model))
+        raise MisconfigurationException(text.replace("model_name_or_path=", "model=")) from error.__cause__
 
 
 def _check_same(settings: PruneSettings, before: dict[str, Any], given: dict[str, Any]) -> None:
@@ -202,13 +226,6 @@ def _check_same(settings: PruneSettings, before: dict[str, Any], given: dict[str
             f"output_dir={settings.output_dir!r} has an unfinished run with other settings: {'; '.join(changed)}. Run "
             "it with the same ones to continue it, or choose another folder."
         )
-
-
-def _require(check: Any) -> None:
-    try:
-        check()
-    except (ValueError, ModuleNotFoundError) as error:
-        raise MisconfigurationException(str(error)) from None
 
 
 def _tester(settings: PruneSettings) -> L.Trainer:
@@ -221,11 +238,16 @@ def _tester(settings: PruneSettings) -> L.Trainer:
     )
 
 
+def _say(console: Console, text: str) -> None:
+    """Print a line as it is. Brackets in paths are no markup."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def _write_config(config: dict[str, Any], file: Path, console: Console) -> None:
     text = yaml.safe_dump(config, sort_keys=False)
     file.write_text(f"# The same run: pgb fit --config {file}\n\n{text}")
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"The same run: pgb fit --config {file}", markup=False, soft_wrap=True)
+    _say(console, text)
+    _say(console, f"The same run: pgb fit --config {file}")
 
 
 def _fit(config: dict[str, Any], settings: PruneSettings) -> tuple[FineTuning, PruningPlan, PGBReport]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -69,13 +70,18 @@ class PruneSettings:
             raise MisconfigurationException(
                 f"epochs={self.epochs} is out of range. Use 1 or more, or recover='none' to prune only."
             )
-        if self.learning_rate is not None and self.learning_rate <= 0:
+        if self.learning_rate is not None and not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise MisconfigurationException(f"learning_rate={self.learning_rate} is out of range. Use a positive one.")
 
     @property
     def run_folder(self) -> Path:
         """The folder with everything of the run that is not the exported model."""
         return Path(self.output_dir).expanduser() / "run"
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The peak learning rate of the recovery."""
+        return self.learning_rate or LEARNING_RATES[self.recover]
 
     def data_config(self, model: str, head: Labels | None) -> dict[str, Any]:
         """Return the configuration of the data module.
@@ -115,7 +121,7 @@ class PruneSettings:
             model: The folder or name of the dense model.
             head: Its labels; ``None`` for an embedding model.
         """
-        return module_entry(model, head, learning_rate=self.learning_rate or LEARNING_RATES[self.recover])
+        return module_entry(model, head, learning_rate=self.peak_learning_rate)
 
     def check_recovery(self, head: Labels | None, is_labeled: bool) -> None:
         """Require that there is something to recover from.

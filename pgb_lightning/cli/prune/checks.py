@@ -1,0 +1,127 @@
+"""What ``pgb prune`` checks before any work: the Trainer's settings, and that the model takes the rows."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from numpy.typing import NDArray
+
+from pgb_lightning.cli.prune.settings import PruneSettings
+from pgb_lightning.datamodules import TextDataModule
+from pgb_lightning.encoders.find import find_encoder
+from pgb_lightning.modules.finetuning import FineTuning
+from pgb_lightning.surgery.checks import is_pruned
+
+
+def require(check: Callable[[], Any], setting: str = "") -> None:
+    """Run a check, and raise its error as one of this package.
+
+    Args:
+        check: Raises a ``ValueError`` or ``ModuleNotFoundError``.
+        setting: The setting and its value, if the error does not name them.
+
+    Raises:
+        MisconfigurationException: If the check fails.
+    """
+    try:
+        check()
+    except (MisconfigurationException, ValueError, ModuleNotFoundError) as error:
+        raise MisconfigurationException(f"{setting}: {error}" if setting else str(error)) from None
+
+
+def check_trainer(settings: PruneSettings) -> None:
+    """Require that a Trainer takes the settings.
+
+    Args:
+        settings: The settings of the run.
+
+    Raises:
+        MisconfigurationException: If it does not.
+    """
+    given: dict[str, Any] = {"accelerator": settings.accelerator, "precision": settings.precision}
+    quiet: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar"), False
+    )
+    require(lambda: L.seed_everything(settings.seed, verbose=False), f"seed={settings.seed}")
+    names = " with ".join(f"{name}={value!r}" for name, value in given.items())
+    require(lambda: L.Trainer(devices=1, **given, **quiet), names)
+
+
+def check_inputs(module: FineTuning, rows: TextDataModule, settings: PruneSettings) -> None:
+    """Require that the model takes the rows, and is not pruned if it is to be the teacher.
+
+    Args:
+        module: The module with the model.
+        rows: The rows.
+        settings: The settings of the run.
+
+    Raises:
+        MisconfigurationException: If it does not.
+    """
+    if settings.recover == "distill" and is_pruned(find_encoder(module.model)):
+        raise MisconfigurationException(
+            f"recover='distill' needs a dense model to learn from, but model={settings.model!r} is already pruned. Use "
+            "recover='finetune' or 'none' to prune it further, or pass the dense model."
+        )
+    module.check_length(rows.max_length)
+    embeddings: Any = module.model.get_input_embeddings()
+    count = len(embeddings.weight)
+    for name, values in _columns(rows):
+        if name.endswith("input_ids") and values.size and values.max() >= count:
+            raise MisconfigurationException(
+                f"model={settings.model!r} has {count} tokens, but its tokenizer gives the rows the token "
+                f"{int(values.max())}. Save the model's own tokenizer in its folder."
+            )
+
+
+def hash_rows(rows: TextDataModule) -> str:
+    """Return a hash of the tokens and labels of the rows for training and validation."""
+    found = hashlib.sha256()
+    for name, values in _columns(rows):
+        found.update(f"{name} {values.dtype} {values.shape}".encode())
+        found.update(np.ascontiguousarray(values).tobytes())
+    return found.hexdigest()
+
+
+def check_weights(module: FineTuning, settings: PruneSettings) -> None:
+    """Require that training has not diverged.
+
+    Args:
+        module: The trained module.
+        settings: The settings of the run.
+
+    Raises:
+        MisconfigurationException: If a weight is not finite.
+    """
+    if all(bool(torch.isfinite(weight).all()) for weight in module.model.parameters()):
+        return
+    raise MisconfigurationException(
+        f"learning_rate={settings.peak_learning_rate} with precision={settings.precision!r} gave weights that are not "
+        "finite. Use a lower learning_rate or another precision, and another output_dir."
+    )
+
+
+def finite(scores: dict[str, float]) -> dict[str, float]:
+    """Return the scores that are numbers. The correlation with labels that are all the same is not."""
+    return {name: value for name, value in scores.items() if math.isfinite(value)}
+
+
+def _columns(rows: TextDataModule) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the tokens and labels of the rows, with lists joined, and the lengths of these lists."""
+    for split in ("train", "validation"):
+        table = rows.split(split).with_format("arrow")[:]
+        for name in sorted(table.column_names):
+            if not name.endswith(("input_ids", "labels")):
+                continue
+            column = table[name].combine_chunks()
+            if hasattr(column, "value_lengths"):
+                yield f"{split} {name} lengths", column.value_lengths().to_numpy(zero_copy_only=False)
+                column = column.flatten()
+            yield f"{split} {name}", column.to_numpy(zero_copy_only=False)
