@@ -1,4 +1,4 @@
-"""Lightning callbacks: pruning, reports, distillation, exact resumption, dropout, checkpoints, prediction files."""
+"""Lightning callbacks: pruning, reports, distillation, exact resumption, dropout, checkpoints and prediction files."""
 
 from pgb_lightning.callbacks.best_checkpoint import BestCheckpoint
 from pgb_lightning.callbacks.distillation import Distillation

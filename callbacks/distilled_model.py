@@ -1,4 +1,4 @@
-"""Find the transformers model of a module that is distilled, make its teacher, and choose the layers to compare."""
+"""Find the transformers model to distill into, make its teacher, and choose the layers to compare."""
 
 from __future__ import annotations
 

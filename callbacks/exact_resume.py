@@ -18,8 +18,8 @@ class ExactResume(pl.Callback):
 
     Lightning restores weights, optimizers, schedulers and counters, but not the generators behind dropout and the order
     of batches. With this callback, k epochs, a checkpoint, a new process and m epochs give bit for bit the same weights
-    as k + m epochs. This requires deterministic operations, and a checkpoint that was saved when an epoch was over, as
-    :class:`BestCheckpoint` does, and ``ModelCheckpoint`` with validation after every epoch. ``docs/lightning.md`` lists
+    as k + m epochs. This requires deterministic operations, and a checkpoint that was saved at the end of an epoch, as
+    by :class:`BestCheckpoint`, or by ``ModelCheckpoint`` with validation after every epoch. ``docs/lightning.md`` lists
     what Lightning itself does not restore. Checkpoints saved without this callback resume as usual.
 
     The states are those of Python, NumPy, torch on the CPU and the process's own CUDA device, for every process. Under

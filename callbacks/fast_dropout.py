@@ -11,9 +11,9 @@ from pgb_lightning.layers.fast_dropout import use_default_dropout, use_fast_drop
 class FastDropout(pl.Callback):
     """Train with :class:`~pgb_lightning.layers.Dropout16` in place of ``nn.Dropout``.
 
-    On a CPU the random numbers of dropout take a part of the training step that pruning does not reduce
-    (``docs/performance.md``). Dropout keeps its probability, to within 1/131,072, but drops other entries than without
-    this callback, so a run with the same seed ends with other weights. On a GPU nothing changes.
+    On a CPU, drawing the random numbers of dropout takes time that pruning does not reduce (``docs/performance.md``).
+    The probability of dropout is the same to within 1/131,072, but other entries are dropped than without this
+    callback, so a run with the same seed ends with other weights. On a GPU nothing changes.
 
     Example:
         >>> trainer = pl.Trainer(callbacks=[FastDropout()], logger=False, enable_progress_bar=False,

@@ -64,11 +64,11 @@ class PGBCallback(pl.Callback):
     from the training set. The loss is that of the module's own ``training_step``, or of ``calibration_step(batch)``
     where the module has that method.
 
-    Calibration reads no training row that training does not read. What the step and the batch hooks change in Python
-    objects that can be reached from the module, its data module and its loaders is put back. Iterators and files that
-    advance cannot be put back and are named in a warning. Not noticed are changes of global variables, files on disk,
-    other processes and state inside C extensions; use ``calibration_step`` for a module whose ``training_step`` makes
-    such changes.
+    Calibration reads no training row that training does not read. Changes that the step and the batch hooks make
+    to Python objects are undone, if the objects can be reached from the module, its data module or its loaders.
+    Iterators and files that advance cannot be reset and are named in a warning. Changes to global variables, files on
+    disk, other processes and state inside C extensions are not noticed; use ``calibration_step`` for a module whose
+    ``training_step`` makes such changes.
 
     Settings that are ``None`` take the value of the preset, or the default of
     :class:`~pgb_lightning.PruningConfig`, for which ``pruning_ratio`` is 0.5.

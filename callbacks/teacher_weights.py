@@ -1,4 +1,4 @@
-"""Read the weights of a transformers model from the state dict of a module that holds it, maybe under several names."""
+"""Read the weights of a transformers model from the state dict of a module, which may hold it under several names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the numbers in a column of labels mean: classes in their order, numbers in their names, or flags."""
+"""The meaning of numbers in a column of labels: positions of classes, numbers in class names, or flags."""
 
 from __future__ import annotations
 

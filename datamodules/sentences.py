@@ -1,4 +1,4 @@
-"""Sentences for embedding models: plain ones to learn from, pairs with scores to validate on."""
+"""Sentences for embedding models: plain sentences for training, and pairs with scores for validation."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pgb_lightning.datamodules.tokenization import tokenize
 class SentencesDataModule(TextDataModule):
     """Provide the sentences of any table, without their labels, and pairs with scores for validation.
 
-    The training rows are the different texts of all text columns, one each. Validation and test rows are pairs with a
-    score if there are two text columns and a column of scores, else plain sentences too.
+    The training rows are the distinct texts of all text columns. Validation and test rows are pairs with a score if
+    there are two text columns and a column of scores, otherwise plain sentences.
 
     The settings are those of :class:`TextDataModule`.
 

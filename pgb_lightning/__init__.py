@@ -1,7 +1,8 @@
 """One-shot pruning of fine-tuned BERT-like encoders by weight grouping and permutation (PGB).
 
 The method works on any transformers encoder whose family is registered (:mod:`pgb_lightning.encoders`). The Lightning
-side is in :mod:`pgb_lightning.callbacks` and :mod:`pgb_lightning.datamodules`, which this module does not import.
+side is in :mod:`pgb_lightning.callbacks`, :mod:`pgb_lightning.datamodules` and :mod:`pgb_lightning.modules`, which this
+module does not import.
 """
 
 # Importing export registers the exported model types, so that transformers' Auto classes load them.

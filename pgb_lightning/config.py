@@ -42,7 +42,7 @@ class PruningConfig:
         importance_threshold: τ, the importance above which a weight counts as important: a float, or ``"auto"`` for
             the τ with the least predicted loss of those that meet ``pruning_ratio``. A given τ is used as is;
             ``pruning_ratio`` then limits how many feed-forward sublayers Algorithm 1 keeps, and a τ that would remove
-            more than ``pruning_ratio`` is an error.
+            more than ``pruning_ratio + tolerance`` is an error.
         search: How the structure is chosen. ``"groups"``: the paper's Algorithm 1, which sets the group number of each
             matrix by τ. ``"shapes"``: a joint search over the number of heads, neurons and groups of every sublayer
             that minimizes the loss predicted after compensation. The importance of single weights then only arranges
@@ -54,12 +54,12 @@ class PruningConfig:
             ``budget="latency"``.
         latency_batch_size: Batch size, in sequences, at which latency is measured.
         latency_length: Sequence length, in tokens, at which latency is measured and FLOPs are counted.
-        latency_runtime: What runs the layers when latency is measured: ``"torch"``, or ``"onnxruntime"`` if the pruned
-            model is to be served there. Layers are exported to ONNX then, which takes minutes the first time and
-            needs the CPU and the extra ``onnx``.
+        latency_runtime: The runtime in which latency is measured: ``"torch"``, or ``"onnxruntime"`` if the pruned model
+            is to be served there. The latter exports layers to ONNX, which takes minutes the first time and needs the
+            CPU and the extra ``onnx``.
         max_groups: G_max, the largest number of groups. Algorithm 1 removes a matrix that would need more.
-        width_multiple: With ``search="shapes"``, the features of the heads that are kept, the neurons and the rows and
-            columns of blocks come in multiples of this number, such as 8, 16 or 64 for the tensor cores of a GPU.
+        width_multiple: With ``search="shapes"``, the numbers of kept neurons, of features of the kept heads, and of
+            rows and columns of blocks are multiples of this number, such as 8, 16 or 64 for the tensor cores of a GPU.
             Dense matrices keep their sizes.
         num_permutations: N_perm, the maximum number of row and column sorts for each block (Algorithm 2).
         permutation: How weights are arranged into blocks. ``"greedy"``: the paper's alternating sort. ``"balanced"``:
@@ -70,8 +70,8 @@ class PruningConfig:
         compensation_tokens: Number of calibration tokens, not counting padding, on which the weights are refitted.
             Later batches still contribute to the gradients. This limits time and memory.
         ridge: λ, the strength of the penalty in Eq. 4 on the distance from the original weights, as a fraction of the
-            mean input power; or ``"auto"`` to choose it for each matrix by the error on held-out calibration samples,
-            one fifth of all.
+            mean input power; or ``"auto"`` to choose it for each matrix by the error on a held-out fifth of the
+            calibration samples.
         fisher: The loss whose gradients calibration collects. ``"labels"``: the loss with the data's labels, as in the
             paper. ``"predictions"``: the negative log-likelihood of labels drawn from the model's own predictions.
             ``"outputs"``: random directions of its logits or, without a head, of its last hidden states. The last two
@@ -79,7 +79,7 @@ class PruningConfig:
         fisher_temperature: Divides the logits from which ``fisher="predictions"`` draws.
         tolerance: Largest distance from ``pruning_ratio`` that planning accepts, as a fraction of all weights (or of
             the budget's unit). No plan removes more than ``pruning_ratio + tolerance``, except in measured time, which
-            varies. It removes less where nothing is closer; a warning is issued for distances above 0.01 (0.03 for
+            varies. If nothing is close enough, it removes less; a warning is issued for distances above 0.01 (0.03 for
             ``budget="latency"``).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Export pruned models: a Hugging Face folder, a dense twin, ONNX, or OpenVINO.
+"""Export pruned models: Hugging Face folders, dense twins, ONNX, OpenVINO, and programs of ``torch.export``.
 
 Importing this package registers the exported model types with transformers. It imports neither Lightning nor the
 runtimes.

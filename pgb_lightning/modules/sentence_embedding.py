@@ -1,4 +1,4 @@
-"""Embed sentences with a transformers encoder, and keep the embeddings while the encoder becomes smaller."""
+"""Embed sentences with a transformers encoder that is pruned without labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pgb_lightning.modules.pooling import Pooling, PoolingMode, read_pooling, wr
 
 
 class SentenceEmbedding(FineTuning):
-    """A transformers encoder with the pooling of a sentence-transformers model, to be pruned as it is.
+    """A transformers encoder with the pooling of a sentence-transformers model, for pruning without fine-tuning.
 
     It needs no labels. Calibration takes the gradients of random directions of the embeddings, and re-finetuning
     matches the hidden states of the dense model on plain sentences, by the callback ``Distillation(logits_weight=0)``;

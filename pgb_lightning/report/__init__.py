@@ -1,4 +1,4 @@
-"""Reports on a pruning run: tables for the terminal, an HTML page, figures."""
+"""Reports on a pruning run: tables for the terminal, an HTML page, and figures."""
 
 from pgb_lightning.report.facts import Facts, Latency
 from pgb_lightning.report.folder import write_report

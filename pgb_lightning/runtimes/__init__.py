@@ -1,1 +1,1 @@
-"""Other runtimes than PyTorch: their packages, the layers that they run fastest, and modules loaded in them."""
+"""Runtimes other than PyTorch: their packages, the layers that they run fastest, and modules loaded in them."""

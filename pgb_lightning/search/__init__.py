@@ -1,4 +1,4 @@
-"""The search over block shapes: candidates, their cost, and the choice of one per sublayer."""
+"""The search over shapes: candidates, their cost, and the choice of one per sublayer."""
 
 from pgb_lightning.search.candidates import Candidate, CandidateCost, list_candidates
 from pgb_lightning.search.costs import candidate_cost

@@ -1,4 +1,4 @@
-"""The command ``pgb prune``: from a fine-tuned model and a table of texts to a smaller model, in one line."""
+"""The command ``pgb prune``: prune a fine-tuned model with a table of texts."""
 
 from pgb_lightning.cli.prune.command import run_prune
 
