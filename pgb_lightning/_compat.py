@@ -1,9 +1,9 @@
 """Private API of other packages, wrapped in one function (or constant) each.
 
-No other module of this package may use private API. Every entry names what it wraps and why there is no public way;
-``tests/test_compat.py`` has a test for each that fails when the private API changes. All were tested with the versions
-of ``constraints-oldest.txt`` and ``constraints.txt``: Lightning 2.6.0 to 2.6.6, jsonargparse 4.51.0 to 4.53.0,
-transformers 5.0.0 to 5.24.0 and torch 2.6.0 to 2.13.0.
+No other module of this package may use private API. Each entry names the private API that it wraps and says why the
+public API is not enough; ``tests/test_compat.py`` has a test for each that fails when the private API changes. All were
+tested with the versions of ``constraints-oldest.txt`` and ``constraints.txt``: Lightning 2.6.0 to 2.6.6, jsonargparse
+4.51.0 to 4.53.0, transformers 5.0.0 to 5.24.0 and torch 2.6.0 to 2.13.0.
 
 Lightning is imported inside the functions, so that ``import pgb_lightning`` does not import it.
 """
@@ -60,9 +60,9 @@ def disable_shuffling(combined: CombinedLoader) -> None:
 
 
 def follows_its_sampler(loader: DataLoader[Any]) -> bool:
-    """Return whether the batches of a loader are those of its sampler, not of a subclass's own iteration.
+    """Return whether a loader yields the batches of its sampler, and not those of an iterable dataset or a subclass.
 
-    Wraps ``DataLoader._get_iterator``, which subclasses may override to read something else.
+    Wraps ``DataLoader._get_iterator``, which subclasses may override to iterate differently.
     """
     kind = type(loader)
     own = kind.__iter__ is DataLoader.__iter__ and kind._get_iterator is DataLoader._get_iterator
@@ -70,7 +70,7 @@ def follows_its_sampler(loader: DataLoader[Any]) -> bool:
 
 
 def provides_data(trainer: pl.Trainer, datamodule: Any) -> bool:
-    """Return whether the running loop, if one runs, takes its data loader from a data module.
+    """Return whether the running loop takes its data loaders from a data module; true if no loop is running.
 
     Wraps ``trainer._active_loop`` and its ``_data_source``. ``trainer.datamodule`` is public, but keeps the data module
     of the previous run.
@@ -82,7 +82,7 @@ def provides_data(trainer: pl.Trainer, datamodule: Any) -> bool:
 def before_batch_transfer(module: pl.LightningModule, batch: Any) -> Any:
     """Call ``on_before_batch_transfer`` of the data module, where it overrides the hook, or of the module.
 
-    Wraps ``LightningModule._on_before_batch_transfer``. The public hook does not look for the data module's.
+    Wraps ``LightningModule._on_before_batch_transfer``. The module's public hook ignores the data module's hook.
     """
     return module._on_before_batch_transfer(batch, dataloader_idx=0)
 
@@ -90,7 +90,8 @@ def before_batch_transfer(module: pl.LightningModule, batch: Any) -> Any:
 def launches_child_processes(trainer: pl.Trainer) -> bool:
     """Return whether the strategy forks or spawns processes that work on copies of the module.
 
-    Wraps the class ``_MultiProcessingLauncher``. Names such as ``"ddp_fork"`` are not kept by the strategy.
+    Wraps the class ``_MultiProcessingLauncher``. A strategy does not store the name it was created by, such as
+    ``"ddp_fork"``.
     """
     from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
@@ -157,7 +158,7 @@ def allow_clipping(optimizer: torch.optim.Optimizer) -> None:
 def has_forward_hooks(module: nn.Module) -> bool:
     """Return whether forward hooks or forward pre-hooks are registered on a module itself (not on its children).
 
-    Wraps ``_forward_hooks`` and ``_forward_pre_hooks``. torch has public functions to register hooks only.
+    Wraps ``_forward_hooks`` and ``_forward_pre_hooks``. The public API of torch can register hooks, but not list them.
     """
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
@@ -165,8 +166,8 @@ def has_forward_hooks(module: nn.Module) -> bool:
 def share_hooks(old: nn.Module, new: nn.Module) -> None:
     """Make the hooks registered on a module run on another one too; their handles then remove them from both.
 
-    Wraps the dictionaries of hooks of ``nn.Module``. torch has public functions to register hooks only, and a handle
-    holds the dictionary that the hook was added to.
+    Wraps the dictionaries of hooks of ``nn.Module``. The public API of torch can only register hooks, and a handle
+    removes its hook from the one dictionary to which the hook was added.
     """
     for name in vars(nn.Module()):
         if "forward" in name or "backward" in name:  # such as _forward_hooks_with_kwargs and _is_full_backward_hook
@@ -181,7 +182,7 @@ COMPILED = "_orig_mod"
 
 
 def is_transformed() -> bool:
-    """Return whether a transform of ``torch.func``, or forward-mode differentiation, records the operations.
+    """Return whether a ``torch.func`` transform or forward-mode differentiation is active.
 
     Wraps ``torch._C._are_functorch_transforms_active`` and ``torch.autograd.forward_ad._current_level``. There is no
     public way to ask.
@@ -190,10 +191,10 @@ def is_transformed() -> bool:
 
 
 def save_tensor_hooks(tensor: Tensor) -> Callable[[], None]:
-    """Return a function that puts the hooks registered on a tensor back as they are now.
+    """Return a function that restores the hooks that are registered on a tensor now.
 
-    Wraps ``Tensor._backward_hooks`` and ``_post_accumulate_grad_hooks``. torch has public functions to register hooks
-    only.
+    Wraps ``Tensor._backward_hooks`` and ``_post_accumulate_grad_hooks``. The public API of torch can register hooks,
+    but not list them.
     """
     names = ("_backward_hooks", "_post_accumulate_grad_hooks")
     saved = [(name, getattr(tensor, name), dict(getattr(tensor, name) or {})) for name in names]
@@ -202,7 +203,7 @@ def save_tensor_hooks(tensor: Tensor) -> Callable[[], None]:
         for name, hooks, members in saved:
             now = getattr(tensor, name)
             if now is not hooks and now is not None:
-                now.clear()  # autograd may keep it
+                now.clear()  # autograd may hold a reference to it
                 setattr(tensor, name, hooks)
             if hooks is not None and dict(hooks) != members:
                 hooks.clear()
@@ -212,7 +213,7 @@ def save_tensor_hooks(tensor: Tensor) -> Callable[[], None]:
 
 
 def state_dict_versions(state_dict: Mapping[str, Any]) -> dict[str, int]:
-    """Return the layout version that each module wrote into a state dict, by the module's name.
+    """Return the layout version that each module stored in a state dict, by module name.
 
     Wraps the attribute ``_metadata`` of the mapping that ``state_dict()`` returns. torch passes each module its own
     entry only, in ``_load_from_state_dict``.
@@ -222,16 +223,16 @@ def state_dict_versions(state_dict: Mapping[str, Any]) -> dict[str, int]:
 
 
 def forget_output_hooks(model: nn.Module) -> None:
-    """Make a transformers model register its hooks that collect hidden states and attention weights again.
+    """Make a transformers model register its hooks for hidden states and attention weights again.
 
-    Wraps the attribute ``_output_capturing_hooks_installed``, which remains set if the modules with the hooks are
-    replaced. transformers 5.0 registers no hooks and does not have it.
+    Wraps the attribute ``_output_capturing_hooks_installed``, which remains set when the modules with the hooks are
+    replaced. transformers 5.0 uses no such hooks and does not have the attribute.
     """
     vars(model).pop("_output_capturing_hooks_installed", None)
 
 
 def is_fsdp_name(name: str) -> bool:
-    """Return whether a module's qualified name shows that FSDP (version 1) wraps the module or one around it.
+    """Return whether a module's qualified name shows that FSDP (version 1) wraps the module or one of its parents.
 
     Wraps the attribute name ``_fsdp_wrapped_module``. A module inside a wrapper is not an instance of the public class.
     """
@@ -247,11 +248,11 @@ def attention_implementation(config: Any) -> str | None:
 
 
 def leave_uninitialized(module: nn.Module) -> None:
-    """Keep transformers from initializing a module's parts, as all of their weights are loaded.
+    """Keep transformers from initializing the submodules of a module whose weights are all loaded.
 
-    ``from_pretrained`` runs ``_init_weights`` of the model's class on every module that has no mark, and those
-    functions know the layers of the dense model only (``Wqkv.weight``). Tensors that are not stored are still
-    initialized.
+    ``from_pretrained`` calls the model's ``_init_weights`` for every module that is not marked as initialized, and
+    ``_init_weights`` expects the layers of the dense model (``Wqkv.weight``). Modules with non-persistent buffers are
+    not marked, so that these buffers are initialized.
     """
     for part in module.modules():
         if not part._non_persistent_buffers_set:
@@ -261,9 +262,10 @@ def leave_uninitialized(module: nn.Module) -> None:
 def registered_models(auto: Any, config: type | None) -> tuple[type, ...]:
     """Return the model classes that an ``Auto`` class of transformers knows for a configuration's class.
 
-    There is a public mapping for each ``Auto`` class, but nothing public says which.
+    The mappings are public, but which of them belongs to an ``Auto`` class is not.
     """
     found = None if config is None else auto._model_mapping.get(config, None)
     models = found if isinstance(found, (tuple, list)) else (found,)
-    # Transformers also finds its own class for a user's configuration whose class has the name of one of theirs.
+    # transformers looks up classes by name, so it also finds its own model class for a user's configuration class
+    # that has the name of one of its own.
     return tuple(model for model in models if model is not None and model.config_class is config)

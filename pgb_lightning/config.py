@@ -16,12 +16,13 @@ Ridge = float | Literal["auto"]
 #: Number of calibration samples: the paper's "2K samples from the training data".
 CALIBRATION_SIZE = 2048
 
-#: With ``search="shapes"``, the calibration samples with a gradient from which the importance of single weights is
-#: computed. It only arranges groups there, and squaring the gradients of all samples takes a third of calibration.
+#: With ``search="shapes"``, the number of calibration samples from whose gradients the importance of single weights is
+#: computed. There, importance is only used to arrange groups, and squaring the gradients of all samples would take a
+#: third of the calibration time.
 FISHER_SAMPLES = 256
 
-#: The ridge that ``ridge="auto"`` stands for where no held-out samples can choose one: in predictions, and with too few
-#: calibration samples.
+#: The ridge used for ``ridge="auto"`` where it is not chosen on held-out samples: when the search predicts errors, and
+#: with too few calibration samples.
 DEFAULT_RIDGE = 1e-2
 
 #: Settings by preset name. ``paper`` is the published method; ``default`` scored better in our measurements.
@@ -34,13 +35,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """Settings of one pruning run, named as in the paper's Table A1 where it has them.
+    """Settings of one pruning run, named as in the paper's Table A1 where it lists them.
 
     Args:
         pruning_ratio: Fraction of the dense encoder's Q, K, V, O, W1, W2 and W3 weights to remove, in (0, 1), including
-            what an earlier pruning has removed. The paper's compression rate is γ = 1 - ``pruning_ratio``.
-        importance_threshold: τ, the importance above which a weight counts as important: a float, or ``"auto"`` for
-            the τ with the least predicted loss of those that meet ``pruning_ratio``. A given τ is used as is;
+            weights that an earlier pruning removed. The paper's compression rate is γ = 1 - ``pruning_ratio``.
+        importance_threshold: τ, the importance above which a weight counts as important: a float, or ``"auto"`` to
+            choose the τ with the least predicted loss among those that meet ``pruning_ratio``. A given τ is used as is;
             ``pruning_ratio`` then limits how many feed-forward sublayers Algorithm 1 keeps, and a τ that would remove
             more than ``pruning_ratio + tolerance`` is an error.
         search: How the structure is chosen. ``"groups"``: the paper's Algorithm 1, which sets the group number of each
@@ -48,15 +49,15 @@ class PruningConfig:
             that minimizes the loss predicted after compensation. The importance of single weights then only arranges
             groups, and is computed from the first 256 calibration samples.
         budget: The unit of ``pruning_ratio`` with ``search="shapes"``. ``"parameters"``: weights. ``"flops"``: FLOPs of
-            one sequence of ``latency_length`` tokens. ``"latency"``: run time of the encoder's layers on this device,
-            for which all shapes are measured.
+            one sequence of ``latency_length`` tokens. ``"latency"``: run time of the encoder's layers, computed from
+            measurements of all shapes on this device.
         target_speedup: Speedup over the dense encoder's layers to reach. It replaces ``pruning_ratio`` and sets
             ``budget="latency"``.
         latency_batch_size: Batch size, in sequences, at which latency is measured.
         latency_length: Sequence length, in tokens, at which latency is measured and FLOPs are counted.
-        latency_runtime: The runtime in which latency is measured: ``"torch"``, or ``"onnxruntime"`` if the pruned model
-            is to be served there. The latter exports layers to ONNX, which takes minutes the first time and needs the
-            CPU and the extra ``onnx``.
+        latency_runtime: The runtime in which latency is measured: ``"torch"``, or ``"onnxruntime"`` for models that
+            will be served with it. The latter exports layers to ONNX, which takes minutes the first time, and requires
+            the CPU and the extra ``onnx``.
         max_groups: G_max, the largest number of groups. Algorithm 1 removes a matrix that would need more.
         width_multiple: With ``search="shapes"``, the numbers of kept neurons, of features of the kept heads, and of
             rows and columns of blocks are multiples of this number, such as 8, 16 or 64 for the tensor cores of a GPU.
@@ -76,11 +77,11 @@ class PruningConfig:
             paper. ``"predictions"``: the negative log-likelihood of labels drawn from the model's own predictions.
             ``"outputs"``: random directions of its logits or, without a head, of its last hidden states. The last two
             need no labels. ``"auto"``: labels if there are any, else predictions, else outputs; the plan records which.
-        fisher_temperature: Divides the logits from which ``fisher="predictions"`` draws.
+        fisher_temperature: Temperature by which the logits are divided before ``fisher="predictions"`` draws labels.
         tolerance: Largest distance from ``pruning_ratio`` that planning accepts, as a fraction of all weights (or of
-            the budget's unit). No plan removes more than ``pruning_ratio + tolerance``, except in measured time, which
-            varies. If nothing is close enough, it removes less; a warning is issued for distances above 0.01 (0.03 for
-            ``budget="latency"``).
+            the budget's unit). No plan removes more than ``pruning_ratio + tolerance``, except with
+            ``budget="latency"``, since measured times vary. If no plan is close enough, one that removes less is used;
+            a warning is issued for distances above 0.01 (0.03 for ``budget="latency"``).
 
     Raises:
         TypeError: If a setting has the wrong type.

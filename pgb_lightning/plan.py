@@ -36,15 +36,16 @@ class MatrixPlan:
     Args:
         layer: Layer index, from 0.
         kind: One of Q, K, V, O, W1, W2, or W3 in a gated feed-forward network.
-        rows: M, the inputs; those that an earlier pruning has left, if there was one.
-        columns: N, the outputs, likewise.
+        rows: M, the number of inputs; if the matrix was pruned before, those that were kept.
+        columns: N, the number of outputs, likewise.
         input_index: The rows of each block (π_r, split into G parts); ``()`` if the matrix is removed, ``None`` if it
             stays dense.
         output_index: The columns of each block (π_c), likewise.
         importance_kept: Fraction of the matrix's importance that lies in the blocks, in [0, 1].
         predicted_error: Predicted increase of the loss; ``None`` if unknown. Under ``search="groups"`` it is half the
-            importance of the removed weights (Eq. 2), before compensation. Under ``search="shapes"`` it is what remains
-            after compensation; the neurons or heads of a sublayer are counted at its closing matrix.
+            importance of the removed weights (Eq. 2), before compensation. Under ``search="shapes"`` it is the increase
+            that remains after compensation, and that due to removed neurons or heads is counted at the sublayer's
+            closing matrix.
 
     Raises:
         ValueError: If the blocks overlap, differ in size, or lie outside the matrix.
@@ -102,7 +103,7 @@ class MatrixPlan:
 
     @property
     def kept_share(self) -> float:
-        """Fraction of the matrix's weights in the blocks; 0 if it has none."""
+        """Fraction of the matrix's weights in the blocks; 0 for a matrix without weights."""
         return self.kept_parameters / self.total_parameters if self.total_parameters else 0.0
 
     @property
@@ -123,10 +124,10 @@ class PruningPlan:
         num_samples: Number of calibration samples.
         fingerprint: Hash of the dense weights that the plan was made for, as returned by
             :func:`~pgb_lightning.encoders.fingerprint.fingerprint`; empty if unknown.
-        schema_version: Version of this record's format.
-        dense_sizes: Features of all heads, and neurons, of a sublayer of the dense encoder, if the plan was made for an
-            encoder pruned before; else ``None``. If keys and values have fewer heads than queries, also the features of
-            ``"K"`` and ``"V"``. :attr:`pruning_ratio` always refers to the dense encoder.
+        schema_version: Version of the plan's format.
+        dense_sizes: Sizes of the sublayers of the dense encoder (features of all heads, and number of neurons), if the
+            plan was made for an encoder that was pruned before; else ``None``. If keys and values have fewer heads than
+            queries, also the features of ``"K"`` and ``"V"``. :attr:`pruning_ratio` always refers to the dense encoder.
 
     Raises:
         ValueError: If the entries do not form complete layers, a dropped sublayer keeps a matrix, or a matrix is larger
@@ -210,7 +211,7 @@ class PruningPlan:
         return width * self.dense_sizes.get(matrix.kind, self.dense_sizes[sublayer_of(matrix.kind)])
 
     def kept_share(self, matrix: MatrixPlan) -> float:
-        """Return the fraction of a matrix's weights in the dense encoder that is kept."""
+        """Return the number of kept weights of a matrix, as a fraction of its weights in the dense encoder."""
         return matrix.kept_parameters / self.dense_parameters(matrix)
 
     @property
@@ -227,13 +228,13 @@ class PruningPlan:
         """Return the plan as JSON primitives, with derived entries for readers."""
         plain = {**asdict(self), "config": dict(self.config), "summary": self._summary()}
         if self.dense_sizes is None:
-            del plain["dense_sizes"]  # so that releases without the field read the plan
+            del plain["dense_sizes"]  # so that releases without this field can read the plan
         for entry, matrix in zip(plain["matrices"], self.matrices, strict=True):
             entry.update(num_groups=matrix.num_groups, kept_share=matrix.kept_share)
         return json.loads(json.dumps(plain))  # type: ignore[no-any-return]  # tuples become lists
 
     def _summary(self) -> dict[str, Any]:
-        """Return how much is removed, and which sublayers are dropped."""
+        """Return the pruning ratio, the number of kept weights, and which sublayers are dropped."""
         sublayers = [
             {"layer": layer, **{name: "dropped" if self.is_dropped(layer, name) else "kept" for name in SUBLAYERS}}
             for layer in range(self.num_layers)

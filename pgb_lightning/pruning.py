@@ -1,4 +1,4 @@
-"""The whole method: calibrate, make a plan, apply it with compensation."""
+"""The whole method: calibrate, make a plan, and apply it with compensation."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def prune(
     Args:
         model: A module that holds one transformers encoder; fine-tuned, since importance is derived from its loss or
             predictions.
-        batches: Calibration batches, with or without labels, about 2,048 samples in total; read once. A warning says
-            what is used where there are no labels (``fisher`` of :class:`PruningConfig`).
+        batches: Calibration batches, with or without labels, about 2,048 samples in total; read once. If there are no
+            labels, a warning names the loss that is used instead (``fisher`` of :class:`PruningConfig`).
         config: The settings; the default preset if omitted.
-        loss: Runs ``model`` on a batch and returns the mean loss of its samples, or ``None`` to leave the batch out. By
+        loss: Runs ``model`` on a batch and returns the mean loss of its samples, or ``None`` to skip the batch. By
             default a batch is a mapping of the model's arguments, and the model's output has a ``loss`` if labels are
             among them.
         encoder: Attribute path of the encoder; required if ``model`` holds several.
@@ -122,14 +122,14 @@ def make_plan(
     candidates: Sequence[Sequence[Candidate]] | None = None,
     cost: CandidateCost | None = None,
 ) -> PruningPlan:
-    """Plan every matrix; nothing is changed.
+    """Plan every matrix, without changing the encoder.
 
     Any number of plans can be made from one calibration.
 
     Args:
         encoder: An encoder that :func:`prepare` accepts.
         statistics: Its calibration.
-        config: The target and the paper's hyperparameters.
+        config: The settings, including the target.
         candidates: For ``search="shapes"``, the result of
             :func:`~pgb_lightning.search.candidates.list_candidates`, which does not depend on the ratio.
         cost: For ``search="shapes"``, the cost of a candidate; determined by ``config.budget`` if omitted.
@@ -144,7 +144,7 @@ def make_plan(
 
 
 def record_fisher(plan: PruningPlan, loss: FisherLoss) -> PruningPlan:
-    """Return a plan that records which gradients it was made from, in place of ``fisher="auto"``."""
+    """Return a copy of a plan whose settings name the loss that calibration used, in place of ``fisher="auto"``."""
     return replace(plan, config={**plan.config, "fisher": loss.used})
 
 
@@ -166,7 +166,7 @@ def carry_out(
         config: Determines whether and how to compensate.
         all_reduce: Sums a tensor over the processes that share the calibration.
         track: Iterates over the layers, to show progress.
-        errors: Records the errors that compensation leaves.
+        errors: Records the errors that remain after compensation.
     """
     if config.compensation:
         compensate(encoder, plan, statistics.inputs, config.ridge, all_reduce, track, errors)

@@ -18,7 +18,7 @@ NO_NAME = re.compile(r"[\n{]|:(\s|$)|://|^-$")
 #: The ``config:`` line of a YAML file, by which it reads another file.
 CONFIG_LINE = re.compile(r"^config:[ \t]+(?P<quote>['\"]?)(?P<name>[^'\"#\n]+?)(?P=quote)[ \t]*(#.*)?$", re.MULTILINE)
 
-#: Files that others are composed from. They can be named but are no complete configurations.
+#: Name of the files that other configurations include. They can be passed by name, but are incomplete.
 PARTIAL = "base"
 
 
@@ -79,7 +79,7 @@ def packaged_configs() -> dict[str, Path]:
 def resolve_config_line(text: str) -> str:
     """Replace the name of a packaged configuration in the ``config:`` line of a YAML file by its path.
 
-    A path that exists, relative to the working directory, stays.
+    A path that exists (relative to the working directory) is left unchanged.
 
     Args:
         text: The content of the file.

@@ -72,7 +72,7 @@ class PGBCLI(LightningCLI):
     def add_commands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         """Add all commands with their descriptions, including those that :func:`main` runs without a Trainer.
 
-        Lightning would take the first line of the Trainer's docstrings, which ends in mid-sentence.
+        By default, LightningCLI uses the first line of the Trainer's docstrings, which ends in mid-sentence.
         """
         assert isinstance(self.trainer_class, type)  # Lightning's Trainer
         commands = parser.add_subcommands(title="commands", description="Each has its own --help.")
@@ -111,7 +111,7 @@ class PGBCLI(LightningCLI):
             )
 
     def apply_checkpoint(self) -> None:
-        """Apply the checkpoint's hyperparameters over those of the files, and the command line's over both.
+        """Apply the checkpoint's hyperparameters, which override the files and are overridden by the command line.
 
         Raises:
             MisconfigurationException: If a command-line argument would change only a part of a hyperparameter that is
@@ -140,8 +140,8 @@ class PGBCLI(LightningCLI):
     def _merge_checkpoint(self) -> None:
         """Merge the checkpoint's hyperparameters into the configuration.
 
-        Lightning does so for checkpoints that its command line wrote, which name their class. For checkpoints that a
-        Python program wrote, the class is the one in the configuration.
+        Lightning does this only for checkpoints written by LightningCLI, which name the module's class. For checkpoints
+        written by a Python program, the class in the configuration is used.
         """
         config = self.config[self.config.subcommand]
         model = config.get("model")
@@ -224,7 +224,7 @@ def main(args: list[str] | None = None) -> None:
         args: The command-line arguments, or ``None`` for those of the process.
     """
     arguments = sys.argv[1:] if args is None else args
-    # Users' own classes are in the working directory. It comes last so that it hides no installed package.
+    # Make users' own classes in the working directory importable, without shadowing installed packages.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     is_plain_command = bool(arguments) and arguments[0] in COMMANDS
@@ -237,6 +237,6 @@ def main(args: list[str] | None = None) -> None:
     except (MisconfigurationException, FileNotFoundError, IsADirectoryError, StructureError) as error:
         sys.exit(f"pgb: {error}")
     except ValueError as error:
-        if is_plain_command:  # in a fit, the error may come from anywhere and needs its traceback
+        if is_plain_command:  # other commands run user code, whose errors need their traceback
             sys.exit(f"pgb: {error}")
         raise

@@ -13,7 +13,7 @@ from pgb_lightning.cli.suggestions import suggest_setting
 
 
 class PGBArgumentParser(LightningArgumentParser):
-    """Lightning's parser with packaged configurations by name and a suggestion for unknown settings."""
+    """Lightning's parser, which also accepts names of packaged configurations and suggests corrections of settings."""
 
     def parse_string(self, content: str, path: str | PathLike[str] = "", *args: Any, **kwargs: Any) -> Namespace:
         """Parse the content of a configuration file, whose ``config:`` line may name a packaged configuration."""

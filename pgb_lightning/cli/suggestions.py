@@ -1,4 +1,4 @@
-"""Suggest the setting that was probably meant when a setting is unknown."""
+"""Suggest the closest existing setting when a setting is unknown."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _suggest_closest(name: str, known: Collection[str]) -> list[str]:
 
 
 def _list_settings(cls: object) -> list[str]:
-    """Return the known arguments of a class, including those that ``**kwargs`` pass to its bases."""
+    """Return the known arguments of a class, including those that it passes to its bases by ``**kwargs``."""
     names: list[str] = []
     for base in getattr(cls, "__mro__", [cls]):
         try:

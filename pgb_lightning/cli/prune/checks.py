@@ -1,4 +1,4 @@
-"""What ``pgb prune`` checks before any work: the Trainer's settings, and that the model takes the rows."""
+"""Checks of ``pgb prune``: the Trainer's settings, the inputs of the model, and the trained weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pgb_lightning.surgery.checks import is_pruned
 
 
 def require(check: Callable[[], Any], setting: str = "") -> None:
-    """Run a check, and raise its error as one of this package.
+    """Run a check, and raise its error as a ``MisconfigurationException``.
 
     Args:
         check: Raises a ``ValueError`` or ``ModuleNotFoundError``.
@@ -37,13 +37,13 @@ def require(check: Callable[[], Any], setting: str = "") -> None:
 
 
 def check_trainer(settings: PruneSettings) -> None:
-    """Require that a Trainer takes the settings.
+    """Check that the Trainer accepts the settings.
 
     Args:
         settings: The settings of the run.
 
     Raises:
-        MisconfigurationException: If it does not.
+        MisconfigurationException: If the Trainer rejects a setting.
     """
     given: dict[str, Any] = {"accelerator": settings.accelerator, "precision": settings.precision}
     quiet: dict[str, Any] = dict.fromkeys(
@@ -55,7 +55,7 @@ def check_trainer(settings: PruneSettings) -> None:
 
 
 def check_inputs(module: FineTuning, rows: TextDataModule, settings: PruneSettings) -> None:
-    """Require that the model takes the rows, and is not pruned if it is to be the teacher.
+    """Check that the model can process the rows, and that it is dense if it is to be the teacher.
 
     Args:
         module: The module with the model.
@@ -63,7 +63,7 @@ def check_inputs(module: FineTuning, rows: TextDataModule, settings: PruneSettin
         settings: The settings of the run.
 
     Raises:
-        MisconfigurationException: If it does not.
+        MisconfigurationException: If a row is too long or has an unknown token, or the teacher would be pruned.
     """
     if settings.recover == "distill" and is_pruned(find_encoder(module.model)):
         raise MisconfigurationException(
@@ -76,13 +76,13 @@ def check_inputs(module: FineTuning, rows: TextDataModule, settings: PruneSettin
     for name, values in _columns(rows):
         if name.endswith("input_ids") and values.size and values.max() >= count:
             raise MisconfigurationException(
-                f"model={settings.model!r} has {count} tokens, but its tokenizer gives the rows the token "
-                f"{int(values.max())}. Save the model's own tokenizer in its folder."
+                f"model={settings.model!r} has {count} tokens in its vocabulary, but its tokenizer produces the token "
+                f"id {int(values.max())}. Save the tokenizer that belongs to the model in its folder."
             )
 
 
 def hash_rows(rows: TextDataModule) -> str:
-    """Return a hash of the tokens and labels of the rows for training and validation."""
+    """Return a hash of the tokens and labels of the training and validation rows."""
     found = hashlib.sha256()
     for name, values in _columns(rows):
         found.update(f"{name} {values.dtype} {values.shape}".encode())
@@ -91,7 +91,7 @@ def hash_rows(rows: TextDataModule) -> str:
 
 
 def check_weights(module: FineTuning, settings: PruneSettings) -> None:
-    """Require that training has not diverged.
+    """Check that training has not diverged.
 
     Args:
         module: The trained module.
@@ -109,12 +109,12 @@ def check_weights(module: FineTuning, settings: PruneSettings) -> None:
 
 
 def finite(scores: dict[str, float]) -> dict[str, float]:
-    """Return the scores that are numbers. The correlation with labels that are all the same is not."""
+    """Return the scores that are finite. A correlation is NaN if all labels are equal, for example."""
     return {name: value for name, value in scores.items() if math.isfinite(value)}
 
 
 def _columns(rows: TextDataModule) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield the tokens and labels of the rows, with lists joined, and the lengths of these lists."""
+    """Yield the columns of tokens and labels. Columns of lists are flattened, after a column with their lengths."""
     for split in ("train", "validation"):
         table = rows.split(split).with_format("arrow")[:]
         for name in sorted(table.column_names):

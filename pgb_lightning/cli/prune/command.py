@@ -38,7 +38,7 @@ from pgb_lightning.pruning import prepare
 from pgb_lightning.runtimes.requirements import require_runtime
 from pgb_lightning.search.costs import check_runtime_device
 
-#: Files in the folder of the run: the settings, and the dense model's scores and predictions.
+#: Files in the folder of the run: the settings, the dense model's scores and predictions, and the result.
 SETTINGS, DENSE_SCORES, RESULT = "settings.json", "dense.pt", "scores.json"
 
 
@@ -70,8 +70,8 @@ def run_prune(
 ) -> dict[str, Any]:
     """Prune a fine-tuned model with a table of texts, recover it, score it and export it, in one command.
 
-    An interrupted run is continued by the same command. ``output_dir`` becomes a Hugging Face folder with ``plan.json``
-    and the page ``report/index.html``; ``run/`` in it has the scores, the checkpoints, and ``fit.yaml``, the
+    To continue an interrupted run, repeat the command. ``output_dir`` becomes a Hugging Face folder with ``plan.json``
+    and the page ``report/index.html``; its subfolder ``run/`` has the scores, the checkpoints, and ``fit.yaml``, the
     configuration of the same run for ``pgb fit``.
 
     Args:
@@ -81,33 +81,35 @@ def run_prune(
             are not needed.
         output_dir: The folder to write, new or empty.
         pruning_ratio: Fraction of the encoder's weights to remove; 0.5 if there is no target_speedup.
-        target_speedup: How many times as fast as the dense model the encoder should be on this machine.
-        latency_runtime: What runs the model when the target_speedup is measured: "torch" or "onnxruntime".
+        target_speedup: Speedup of the encoder over the dense one to reach on this machine, such as 2.0.
+        latency_runtime: The runtime in which latency is measured for target_speedup: "torch" or "onnxruntime".
         preset: "default", "paper" or "balanced".
         recover: "distill" (from the dense model, without labels), "finetune" (from the labels) or "none".
         epochs: Epochs of recovery.
         learning_rate: Peak learning rate; by default 1e-4 for distillation and 3e-5 for fine-tuning.
-        text_columns: One column of texts or lists of words, or two of pairs; found if there is one choice.
-        label_column: The column of labels; found by common names.
+        text_columns: The column of texts (or lists of words), or the two columns of text pairs; detected if there is
+            only one choice.
+        label_column: The column of labels; detected by common names if omitted.
         use_labels: Whether to use labels at all.
-        label_names: The model's classes in their order, if its configuration has no names.
-        label_separator: What separates several labels in a string, such as "|".
-        validation_data: A file for validation; a tenth of the rows is held out if there is none.
+        label_names: Names of the model's classes, in order, if its configuration does not have them.
+        label_separator: Separator of multiple labels in one string, such as "|".
+        validation_data: A file with validation rows; if omitted, a tenth of the rows is held out.
         max_length: Texts are truncated to this many tokens.
         batch_size: Rows in a training batch.
         max_train_samples: Prune and recover with this many rows, drawn at random.
-        export: Further formats, in folders of these names: "onnx", "onnx-int8", "onnx-int8-dynamic", "openvino" and
-            "openvino-int8".
-        push_to_hub: A name on the Hub, such as "me/my-model", under which the model is uploaded too.
+        export: Additional export formats, each written to a subfolder of the same name: "onnx", "onnx-int8",
+            "onnx-int8-dynamic", "openvino" and "openvino-int8".
+        push_to_hub: Name of a Hub repository to upload the model to, such as "me/my-model".
         precision: The Trainer's precision in training, such as "bf16-mixed".
         accelerator: The Trainer's accelerator.
-        seed: Seed of all draws.
+        seed: Random seed.
 
     Returns:
         The content of ``run/scores.json``.
 
     Raises:
-        MisconfigurationException: If a setting, the model or the data cannot be used; before any work.
+        MisconfigurationException: If a setting, the model or the data cannot be used. All are checked before any work
+            starts.
     """
     arguments = dict(locals())
     arguments |= {"model": str(model), "data": str(data), "output_dir": str(Path(output_dir).expanduser())}
@@ -137,7 +139,7 @@ def run_prune(
         L.seed_everything(seed)
         module: FineTuning = instantiate_class((), settings.model_config(dense, head))
         pgb.check(module)
-        require(partial(prepare, module, pgb.config))  # a pruned model, too
+        require(partial(prepare, module, pgb.config))  # also checks a model that is already pruned
         check_inputs(module, rows, settings)
         tester = _tester(settings)
         require(partial(check_runtime_device, pgb.config.latency_runtime, tester.strategy.root_device.type))
@@ -155,8 +157,8 @@ def run_prune(
     known = torch.load(dense_scores, weights_only=True)
     if known["rows"] != rows_hash:
         raise MisconfigurationException(
-            f"data={settings.data!r} has other rows than when the run in output_dir={settings.output_dir!r} began. Run "
-            "it with the same rows to continue it, or choose another folder."
+            f"data={settings.data!r} has other rows than at the start of the run in output_dir={settings.output_dir!r}."
+            " Continue it with the same rows, or choose another folder."
         )
     config = settings.fit_config(dense, head, is_labeled, finite(known["scores"]))
     _write_config(config, settings.run_folder / FIT_CONFIG, console)
@@ -184,18 +186,18 @@ def run_prune(
 
 @contextmanager
 def _opened_run(settings: PruneSettings, arguments: dict[str, Any]) -> Iterator[None]:
-    """Create the folder of a run, or continue in that of an unfinished one. A new one is removed if a check fails.
+    """Create the folder of a run, or reuse that of an unfinished run. A new folder is removed if a check fails.
 
     Raises:
-        MisconfigurationException: If the output folder has anything else, or a check fails.
+        MisconfigurationException: If the output folder has other content, or a check fails.
     """
     folder, out = settings.run_folder, settings.run_folder.parent
     file = folder / SETTINGS
-    # As in the file, where tuples are lists.
+    # Converted as in the file, where tuples become lists.
     given = json.loads(json.dumps({name: value for name, value in arguments.items() if name != "output_dir"}))
     is_finished = (out / "config.json").is_file()
     if file.is_file() and not is_finished and not (folder / DENSE_SCORES).is_file():
-        shutil.rmtree(folder)  # it was stopped before anything was computed
+        shutil.rmtree(folder)  # the run stopped before it computed anything
     is_new, existed = not file.is_file(), out.exists()
     if is_new:
         require(lambda: check_folder(settings.output_dir, name="output_dir"))
@@ -210,11 +212,12 @@ def _opened_run(settings: PruneSettings, arguments: dict[str, Any]) -> Iterator[
     try:
         yield
     except BaseException as error:
-        if is_new:  # nothing was computed yet, and the next try may have other settings
+        if is_new:  # nothing is computed yet, and the next attempt may use other settings
             shutil.rmtree(folder if existed else out)
         if not isinstance(error, MisconfigurationException):
             raise
-        # The setting is called otherwise in data modules and modules, and a checkpoint's model is in a folder there.
+        # Name the setting and the value of this command: modules call it model_name_or_path, and get a checkpoint's
+        # model as a folder.
         text = str(error).replace(repr(str(folder / "dense")), repr(settings.model))
         raise MisconfigurationException(text.replace("model_name_or_path=", "model=")) from error.__cause__
 
@@ -223,8 +226,8 @@ def _check_same(settings: PruneSettings, before: dict[str, Any], given: dict[str
     changed = [f"{name}={given[name]!r}, not {before.get(name)!r}" for name in given if given[name] != before.get(name)]
     if changed:
         raise MisconfigurationException(
-            f"output_dir={settings.output_dir!r} has an unfinished run with other settings: {'; '.join(changed)}. Run "
-            "it with the same ones to continue it, or choose another folder."
+            f"output_dir={settings.output_dir!r} has an unfinished run with other settings: {'; '.join(changed)}. "
+            "Continue it with the same settings, or choose another folder."
         )
 
 
@@ -239,7 +242,7 @@ def _tester(settings: PruneSettings) -> L.Trainer:
 
 
 def _say(console: Console, text: str) -> None:
-    """Print a line as it is. Brackets in paths are no markup."""
+    """Print a line verbatim, without reading brackets in paths as markup."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -251,7 +254,7 @@ def _write_config(config: dict[str, Any], file: Path, console: Console) -> None:
 
 
 def _fit(config: dict[str, Any], settings: PruneSettings) -> tuple[FineTuning, PruningPlan, PGBReport]:
-    """Run the fit of a configuration as ``pgb fit`` does, and return the best module."""
+    """Run a configuration as ``pgb fit`` does, and return the best module, the plan and the report callback."""
     L.seed_everything(config["seed_everything"])
     trainer_config = dict(config["trainer"])
     callbacks = [instantiate_class((), each) for each in trainer_config.pop("callbacks")]

@@ -18,14 +18,14 @@ from torch.utils.data import DataLoader
 from pgb_lightning.datamodules import TokenizedDataModule
 from pgb_lightning.modules.optimizer import FUSED_DEVICES
 
-#: Training steps that are timed, after one that is not.
+#: Number of training steps that are timed, after one warm-up step.
 TIMED = 4
 
-#: Batches whose tokens are counted, of each loader.
+#: Number of batches of each loader whose tokens are counted.
 COUNTED = 50
 
-# Times for each token, relative to a training step of the dense model. They were measured in the demo, with MiniLM-L6
-# on two cores. A larger model spends less of a step outside the encoder.
+# Times per token, relative to a training step of the dense model, as measured in the demo with MiniLM-L6 on two cores.
+# Larger models spend a smaller part of a step outside the encoder.
 
 #: Calibration, plan and compensation, for each token of the calibration samples.
 PRUNING = 2.3
@@ -39,7 +39,7 @@ FIXED = 0.2
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of the parts of a run.
+    """The estimated time of each part of a run, in seconds.
 
     Args:
         pruning: Calibration, plan and compensation.
@@ -71,17 +71,17 @@ def estimate(
     has_teacher: bool = False,
     dense_epochs: int = 0,
 ) -> Estimate:
-    """Estimate the time of a run. Neither the model nor the state of random number generators changes.
+    """Estimate the time of a run, without changing the model or the state of random number generators.
 
     Args:
         model: The dense transformers model, on the device that is used.
         data: The data.
-        ratio: Fraction of the encoder that will be removed.
+        ratio: Fraction of the encoder's weights that will be removed.
         epochs: Number of epochs; 0 without recovery.
         has_teacher: Whether the dense model is run in the first epoch.
         dense_epochs: Number of epochs of fine-tuning before the model is pruned.
     """
-    with torch.random.fork_rng():  # loaders and dropout draw from the generators
+    with torch.random.fork_rng():  # loaders and dropout draw random numbers
         loaders = {"train": data.train_dataloader(), "calibration": data.calibration_dataloader()}
         step = _time_steps(copy.deepcopy(model), loaders["train"])
         train, calibration = (step * _count_tokens(loader) for loader in loaders.values())
@@ -99,7 +99,7 @@ def estimate(
 
 
 def _time_steps(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> float:
-    """Return the median seconds that a training step takes for each token. The model is trained."""
+    """Return the median seconds per token of a training step. The model is modified."""
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=0.0, fused=device.type in FUSED_DEVICES)
     seconds: list[float] = []
@@ -116,13 +116,13 @@ def _time_steps(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> float
 
 
 def _count_tokens(loader: DataLoader[Any]) -> float:
-    """Return the number of tokens in all batches of a loader, with padding, from the first ones."""
+    """Estimate the number of tokens in all batches of a loader, including padding, from the first batches."""
     counts = [_num_tokens(batch) for batch in islice(loader, COUNTED)]
     return statistics.mean(counts) * len(loader)
 
 
 def _num_tokens(batch: Mapping[str, Any]) -> int:
-    """Return the number of tokens in a batch, or in the two batches of pairs of texts."""
+    """Return the number of tokens in a batch, or in both parts of a batch of text pairs."""
     if "input_ids" in batch:
         return int(batch["input_ids"].numel())
     return sum(_num_tokens(part) for part in batch.values() if isinstance(part, Mapping))

@@ -1,4 +1,4 @@
-"""What ``pgb prune`` writes: the Hugging Face folder, and further formats in folders in it."""
+"""Write the results of ``pgb prune``: the Hugging Face folder, with other formats in its subfolders."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ FormatName = Literal["onnx", "onnx-int8", "onnx-int8-dynamic", "openvino", "open
 
 @dataclass(frozen=True)
 class Format:
-    """A format of another runtime.
+    """An export format for another runtime.
 
     Args:
         write: Exports a model to a folder.
         require: Raises if a package is missing.
-        quantize: The setting of ``write``.
-        needs_calibration: Whether ranges of activations are taken from calibration batches.
+        quantize: The argument ``quantize`` of ``write``.
+        needs_calibration: Whether quantization reads the ranges of activations from calibration batches.
     """
 
     write: Callable[..., Path]
@@ -60,15 +60,15 @@ def make_facts(
     dense_scores: dict[str, float],
     repo_id: str | None,
 ) -> CardFacts:
-    """Return what the model cards say beside what is read off the model.
+    """Return the facts for the model cards that cannot be read from the model.
 
     Args:
         module: The module.
         data: The data on which it was scored.
         settings: The settings of the run.
-        scores: Its scores as logged.
-        dense_scores: Those of the dense model.
-        repo_id: Name on the Hub to push to, if any.
+        scores: The module's scores, as logged.
+        dense_scores: The dense model's scores, as logged.
+        repo_id: Name of the Hub repository to push to, if any.
     """
     return CardFacts(
         base_model=public_name(settings.model),
@@ -89,11 +89,11 @@ def write_all(
     formats: Sequence[FormatName],
     facts: CardFacts,
 ) -> None:
-    """Write the model into the output folder, and further formats into folders of their names in it.
+    """Write the model to the output folder, and each further format to a subfolder of its name.
 
     Args:
         module: The module.
-        plan: The plan it was pruned by.
+        plan: The plan with which it was pruned.
         data: The data, for the tokenizer and calibration batches.
         settings: The settings of the run.
         formats: Names of further formats.
@@ -106,7 +106,7 @@ def write_all(
         calibration: Any = None
         if chosen.needs_calibration:
             calibration = list(islice(data.calibration_dataloader(), CALIBRATION_BATCHES))
-        shutil.rmtree(target / name, ignore_errors=True)  # of an earlier try
+        shutil.rmtree(target / name, ignore_errors=True)  # left by an earlier attempt
         chosen.write(
             module.model, target / name, data.tokenizer, facts, quantize=chosen.quantize, calibration=calibration
         )
@@ -114,7 +114,7 @@ def write_all(
     shutil.rmtree(written, ignore_errors=True)
     export_huggingface(module.model, written, plan, data.tokenizer, facts)
     module.write_companion_files(written, settings.max_length)
-    # config.json comes last: it tells that the run is finished.
+    # config.json comes last, since it marks the run as finished.
     for file in sorted(written.iterdir(), key=lambda path: path.name == "config.json"):
         shutil.move(file, target / file.name)
     written.rmdir()

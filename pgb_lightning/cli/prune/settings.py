@@ -15,7 +15,7 @@ from pgb_lightning.modules.fine_tuned import module_entry
 
 Recover = Literal["distill", "finetune", "none"]
 
-#: Peak learning rates: that of the recipe, and that of the paper.
+#: Default peak learning rates: for distillation that of the recipe, else that of the paper.
 LEARNING_RATES: dict[Recover, float] = {"distill": 1e-4, "finetune": 3e-5, "none": 3e-5}
 
 #: The metric that selects the best epoch.
@@ -32,7 +32,7 @@ FIT_CONFIG, TEACHER_ANSWERS = "fit.yaml", "teacher"
 
 @dataclass(frozen=True)
 class PruneSettings:
-    """What ``pgb prune`` was asked for. All fields are arguments of :func:`~pgb_lightning.cli.prune.run_prune`.
+    """The settings of ``pgb prune``. All fields are arguments of :func:`~pgb_lightning.cli.prune.run_prune`.
 
     Raises:
         MisconfigurationException: If a setting is out of range, or contradicts another one.
@@ -75,7 +75,7 @@ class PruneSettings:
 
     @property
     def run_folder(self) -> Path:
-        """The folder with everything of the run that is not the exported model."""
+        """The folder with all files of the run other than the exported model and the report."""
         return Path(self.output_dir).expanduser() / "run"
 
     @property
@@ -124,14 +124,14 @@ class PruneSettings:
         return module_entry(model, head, learning_rate=self.peak_learning_rate)
 
     def check_recovery(self, head: Labels | None, is_labeled: bool) -> None:
-        """Require that there is something to recover from.
+        """Check that the data and the model have labels if the model is to learn from them.
 
         Args:
             head: The labels of the model; ``None`` for an embedding model.
             is_labeled: Whether the validation rows have labels, or are pairs with scores.
 
         Raises:
-            MisconfigurationException: If the model should learn from labels, but there are none.
+            MisconfigurationException: If ``recover="finetune"`` and there are no labels.
         """
         if self.recover == "finetune" and not is_labeled:
             raise MisconfigurationException(
