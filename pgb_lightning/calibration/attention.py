@@ -7,16 +7,16 @@ import torch
 from pgb_lightning._compat import attention_implementation
 from pgb_lightning.encoders.base import Encoder
 
-#: The precisions that flash attention computes in.
+#: The data types that flash attention supports.
 HALF = (torch.float16, torch.bfloat16)
 
 
 def check_attention(encoder: Encoder) -> None:
-    """Require an attention implementation that has gradients on the encoder's device, in its precision.
+    """Check that the attention implementation computes gradients on the encoder's device and in its precision.
 
     Raises:
-        ValueError: If flash attention is to be computed in single precision, also where training uses autocast, or flex
-            attention on a CPU.
+        ValueError: If flash attention would run in single precision (even if training uses autocast), or flex attention
+            on a CPU.
     """
     name = attention_implementation(encoder.model.config) or ""
     device, dtype = encoder.model.device.type, encoder.model.dtype

@@ -30,17 +30,17 @@ class UnavailableError(ValueError):
 def call_likelihood(
     model: PreTrainedModel, call: Call, watcher: LossWatcher, generator: Generator, temperature: float
 ) -> Tensor:
-    """Return the negative log-likelihood of labels drawn from the predictions of a call, as the mean over samples.
+    """Return the mean over samples of the negative log-likelihood of labels drawn from a call's predictions.
 
     Args:
         model: The model that was called.
         call: The call, with logits.
-        watcher: The loss functions that were applied to the logits, which tell the kind of labels.
+        watcher: The loss functions that were applied to the logits; they determine the kind of labels.
         generator: Source of random numbers.
         temperature: Divides the logits.
 
     Raises:
-        UnavailableError: If it is unknown whether the labels exclude each other.
+        UnavailableError: If it is unknown whether the labels are mutually exclusive.
         ValueError: If the loss and ``config.problem_type`` disagree.
     """
     total = call.hidden[-1].new_zeros((), dtype=torch.float32)
@@ -61,7 +61,7 @@ def call_likelihood(
 
 
 def seen_likelihood(seen: SeenFunction, generator: Generator, temperature: float) -> Tensor:
-    """Return the negative log-likelihood of labels drawn from the outputs that a loss was applied to, as a sum.
+    """Return the summed negative log-likelihood of labels drawn from the outputs to which a loss was applied.
 
     Args:
         seen: A function of :data:`LIKELIHOODS`.
@@ -80,9 +80,9 @@ def seen_likelihood(seen: SeenFunction, generator: Generator, temperature: float
 
 
 def call_direction(model: PreTrainedModel, call: Call, generator: Generator) -> Tensor:
-    """Return v · f for the outputs f of a call and a random direction v, as the mean over samples.
+    """Return the mean over samples of v · f, for the outputs f of a call and a random direction v.
 
-    The outputs are the logits, or else the last hidden states, without padding.
+    The outputs are the logits if there are any, else the last hidden states; padding is excluded.
 
     Args:
         model: The model that was called.
@@ -113,9 +113,9 @@ def _without_padding(scores: Tensor, call: Call) -> Tensor:
 
 
 def _token_mask(model: PreTrainedModel, logits: Tensor, call: Call) -> Tensor | None:
-    """Return which tokens count, (B, S), if each token has logits; else ``None``.
+    """Return a mask of the tokens that contribute to the loss, (B, S), if each token has logits; else ``None``.
 
-    Tokens that are labeled as ignored do not count.
+    Tokens with the label that the loss ignores are masked out.
     """
     tokens = _tokens(call)
     scores_of_tokens = logits.dim() == 2 and logits.shape[-1] != getattr(model.config, "num_labels", None)

@@ -33,8 +33,8 @@ class LayerInput:
     """The inputs of the encoder's layers for one calibration batch; compensation needs no other data.
 
     Args:
-        hidden: The first layer's hidden states, (B, S, d), on the CPU. Positions that are padding in every sample are
-            removed if the form of the mask allows it.
+        hidden: The first layer's input hidden states, (B, S, d), on the CPU. Positions that are padding in every sample
+            are removed if the shape of the mask allows it.
         tokens: True at real tokens, False at padding, (B, S).
         arguments: For each run of a layer, in order, the other arguments that the family's sublayers need.
     """
@@ -94,30 +94,30 @@ def calibrate(
     """Collect the diagonal empirical Fisher information of every matrix in one forward and backward pass.
 
     The weight gradient of a single sample's loss is X_bᵀ G_b, where X_b (S, M) are the sample's inputs to the matrix
-    and G_b (S, N) is the gradient with respect to its outputs. Gradients are therefore squared per sample, whatever the
+    and G_b (S, N) is the gradient with respect to its outputs. Gradients can therefore be squared per sample for any
     batch size. The ``grad`` of parameters is not modified. The encoder runs in eval mode; if the model's head has
     dropout, switch the head to eval mode before the call.
 
     Args:
         encoder: The dense encoder.
         batches: Calibration batches in a form that ``loss`` accepts; iterated once.
-        loss: Runs the model on a batch and returns the mean loss of its samples, or ``None`` to leave the batch out.
+        loss: Runs the model on a batch and returns the mean loss of its samples, or ``None`` to skip the batch.
         all_reduce: Sums a tensor over the processes that share the calibration.
         max_tokens: Once this many real tokens have been seen, stop storing first-layer inputs and accumulating input
-            moments. Later batches still count for the Fisher information and the moments of gradients.
+            moments. Later batches still contribute to the Fisher information and the moments of gradients.
         moments: Whether to collect :class:`SecondMoments`.
         warn: Issues the warning that some samples have no gradient.
-        fisher_samples: Once this process has seen this many samples with a gradient, it stops squaring gradients for F,
-            which takes a third of the pass or, for short samples, more.
+        fisher_samples: Once this process has seen this many samples with a gradient, it stops squaring gradients for F.
+            Squaring them takes a third of the pass, or more for short samples.
 
     Returns:
-        The statistics. They take one float per encoder weight and d floats per stored token; the moments of a layer
-        add the squares of its widths.
+        The statistics. They take one float per encoder weight and d floats per stored token. Moments additionally take
+        the square of each width of a layer.
 
     Raises:
         ValueError: If the attention implementation cannot be used, the family runs the layers differently from the
             model, there are no batches, the loss of all batches is ``None``, no sample has a gradient, a loss, gradient
-            or statistic is not finite, or the device runs out of memory. Where one batch is the cause, the message
+            or statistic is not finite, or the device runs out of memory. If a single batch is the cause, the message
             names it.
     """
     check_attention(encoder)
@@ -177,14 +177,14 @@ def calibrate(
 
 
 def _layer_input(call: EncoderCall) -> LayerInput:
-    """Return the layers' input, hidden states on the CPU, without the positions that are padding in every sample."""
+    """Return the layers' input, without positions that are padding in every sample; hidden states are on the CPU."""
     hidden, tokens = call.hidden.detach(), call.token_mask()
     length = tokens.shape[1]
     used = tokens.any(0).nonzero().flatten().tolist()
     span = slice(used[0], used[-1] + 1) if used else slice(0, length)
     masks = [arguments.get("attention_mask") for arguments in call.arguments]
     is_trimmed = len(used) not in (0, length) and all(isinstance(m, Tensor) and m.shape[-1] == length for m in masks)
-    stored: dict[int, Tensor] = {}  # a tensor that several layers are given is stored once
+    stored: dict[int, Tensor] = {}  # a tensor that several layers receive is stored once
 
     def store(name: str, value: Any) -> Any:
         if isinstance(value, tuple):
@@ -204,7 +204,7 @@ def _layer_input(call: EncoderCall) -> LayerInput:
 
 
 def _trim(name: str, value: Tensor, span: slice, length: int) -> Tensor:
-    """Return an argument of a layer for some of the positions: a mask, or a vector for each position."""
+    """Return an argument of a layer (a mask, or a vector for each position) restricted to some of the positions."""
     if name != "attention_mask":
         return value[..., span, :].clone()
     mask = value[..., span]
@@ -215,9 +215,9 @@ def _trim(name: str, value: Tensor, span: slice, length: int) -> Tensor:
 
 
 def _share_rows(mask: Tensor) -> Tensor:
-    """Return a mask of (..., S, S) whose rows share memory if they are equal, as for padding.
+    """Return a mask (..., S, S) whose rows share memory if all are equal, as in a padding mask.
 
-    For long sentences it would take more memory than their hidden states.
+    For long sequences, a full mask would take more memory than the hidden states.
     """
     if mask.dim() < 4:
         return mask
@@ -231,9 +231,9 @@ def _add_batch(number: int, value: Any, calls: EncoderCalls, sums: MomentSums | 
     Args:
         number: Index of the batch.
         value: What the loss function returned.
-        calls: The encoder's calls in the forward pass; emptied if the batch is left out.
+        calls: The encoder's calls in the forward pass; emptied if the batch is skipped.
         sums: Sums of second moments, if they were requested.
-        counts: What has been read.
+        counts: The counts to update.
 
     Returns:
         An error message if the loss or a gradient is unusable, else ``None``.
@@ -254,7 +254,7 @@ def _add_batch(number: int, value: Any, calls: EncoderCalls, sums: MomentSums | 
     # A pass whose output is detached does not count, unless the loss depends on no pass at all.
     used = [call for call in calls if call.is_used] or calls
     finite = [each.isfinite().all() for each in (value, *gradients)]
-    # All that the host must know in one transfer, for which a GPU has to finish its work.
+    # Everything that the host needs, in one transfer, since each transfer waits for the GPU.
     known = [*finite, *(call.has_gradient.sum() for call in used)]
     loss_is_finite, *numbers = torch.stack([each.to(value.device, torch.int64) for each in known]).tolist()
     if not loss_is_finite:
@@ -283,7 +283,8 @@ def _run_backward(value: Tensor, calls: EncoderCalls, sums: MomentSums | None) -
     if not calls or not value.requires_grad:
         return []
     # Requesting only the gradient of the first layer's input makes autograd visit every matrix's output, where the
-    # hooks are, without computing any weight gradient. Outputs for other inputs are not on the way there.
+    # hooks are, without computing any weight gradient. Outputs for further inputs are not on this path, so their
+    # gradients are requested as well.
     hidden, further = [call.hidden for call in calls], [output for call in calls for *_, output in call.further]
     calls.in_backward = True
     try:
@@ -298,7 +299,7 @@ def _run_backward(value: Tensor, calls: EncoderCalls, sums: MomentSums | None) -
 
 
 def _raise_on_all_processes(problem: str | None, all_reduce: AllReduce, device: torch.device) -> None:
-    """Raise on every process if any process has a problem, so that the others do not wait for it forever."""
+    """Raise on every process if any process has a problem, so that no process waits forever."""
     count = int(all_reduce(torch.tensor(float(problem is not None), device=device)))
     if problem is not None:
         raise ValueError(problem)

@@ -100,7 +100,7 @@ def random_direction(outputs: Tensor, generator: Generator) -> Tensor:
     return outputs.float() * torch.randn(outputs.shape, generator=generator).to(outputs.device)
 
 
-#: The function that draws, by the kind of labels.
+#: The function that draws labels, by the kind of labels.
 DRAWN: dict[Kind, Callable[[Tensor, Generator, float], Tensor]] = {
     "classes": drawn_classes,
     "labels": drawn_labels,

@@ -26,17 +26,17 @@ from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.label_kind import LossWatcher
 from pgb_lightning.model_calls import Call, outermost_models, record_calls
 
-#: What ``fisher="auto"`` uses: the first that is available.
+#: The order of preference of ``fisher="auto"``, which uses the first that is available.
 ORDER: tuple[Fisher, ...] = ("labels", "predictions", "outputs")
 
-#: What is used, in words.
+#: Descriptions for messages.
 DESCRIPTIONS: dict[Fisher, str] = {
     "labels": "the model's own loss",
     "predictions": "labels drawn from the model's predictions",
     "outputs": "random directions of the model's outputs",
 }
 
-#: Calls, each with the model that was called.
+#: Calls of models, each paired with the model that was called.
 Recorded = list[tuple[PreTrainedModel, Call]]
 
 
@@ -46,7 +46,7 @@ class Pass:
 
     Args:
         value: The loss with the data's labels, if there is one.
-        failure: The error of the code that calls the model, such as one about missing labels.
+        failure: The error raised by the code that calls the model, such as one about missing labels.
         calls: The differentiable calls of the models that hold the encoder.
         watcher: The loss functions that were applied.
     """
@@ -69,24 +69,25 @@ class Pass:
 
 
 class FisherLoss:
-    """Runs a model on a batch and returns the mean over samples of a loss, whose gradients calibration squares.
+    """Runs a model on a batch and returns the mean over samples of the loss whose gradients calibration squares.
 
     Without labels, the loss of a sample is a sum over its outputs or tokens, such that its gradients have the Fisher
-    information (``"predictions"``) or JᵀJ (``"outputs"``) as their second moment. What is drawn depends only on the
-    seed and the number of the batch. The global random state is not used.
+    information (``"predictions"``) or JᵀJ (``"outputs"``) as their second moment. Random draws depend only on the seed
+    and the number of the batch. The global random state is not used.
 
     Args:
         root: The module that holds the encoder.
         encoder: The encoder.
-        run: Runs ``root`` on a batch and returns the loss with the data's labels. Without labels only its calls of
-            transformers models matter: afterwards it may fail because labels are missing.
-        fisher: The setting of :class:`~pgb_lightning.PruningConfig`. ``"auto"`` decides by the first batch.
+        run: Runs ``root`` on a batch and returns the loss with the data's labels. Without labels, only its calls of
+            transformers models are used, and it may fail after them because labels are missing.
+        fisher: The setting of :class:`~pgb_lightning.PruningConfig`. With ``"auto"``, the first batch determines which
+            loss is used.
         temperature: The setting ``fisher_temperature``.
-        seed: Seed of all draws.
-        failures: Errors of ``run`` that may be about missing labels.
+        seed: Random seed.
+        failures: Types of errors of ``run`` that may be caused by missing labels.
 
     Attributes:
-        used: What is used; ``None`` until the first batch if that decides.
+        used: The setting that is used; with ``"auto"``, ``None`` until the first batch.
         reason: Why ``"auto"`` does not use the labels; empty if it does.
     """
 
@@ -111,11 +112,11 @@ class FisherLoss:
         self._numbers = count()
 
     def __call__(self, batch: Any, number: int | None = None) -> Tensor | None:
-        """Return the loss of a batch, or ``None`` to leave it out.
+        """Return the loss of a batch, or ``None`` to skip it.
 
         Args:
             batch: The batch.
-            number: Its number, on which draws depend; by default the number of earlier calls.
+            number: Its number, on which random draws depend; by default the number of earlier calls.
 
         Raises:
             ValueError: If the model does not have what ``fisher`` needs.
@@ -128,13 +129,13 @@ class FisherLoss:
         if found.failure is not None and not (found.calls and lacks_labels):
             raise found.failure
         if found.failure is None and found.value is None and not (found.has_head and lacks_labels):
-            return None  # left out by the code that calls the model
+            return None  # skipped by the code that calls the model
         if self.used is None:
             self.used = self._choose(found, number)
         return found.value if self.used == "labels" else self._drawn(self.used, found, number)
 
     def describe(self) -> str:
-        """Return what is used and why, for messages."""
+        """Return a description of the loss that is used and the reason, for messages."""
         if self.used is None:
             return "no batch has a loss"
         because = f", because {self.reason}" if self.reason else ""
@@ -160,7 +161,7 @@ class FisherLoss:
         raise ValueError(", and ".join(reasons))
 
     def _observe(self, batch: Any) -> Pass:
-        """Run the model on a batch and record its calls. A batch without labels may be given to the model directly."""
+        """Run the model on a batch and record its calls. A batch without labels may be passed to the model directly."""
         value: Tensor | None = None
         failure: Exception | None = None
         with self._recorded() as calls, LossWatcher() as watcher:
@@ -177,7 +178,7 @@ class FisherLoss:
         return Pass(value, failure, calls, watcher)
 
     def _lacks_labels(self, batch: Any, failure: Exception | None) -> bool:
-        """Return whether a batch has no labels. Where this is unknown, an error of a lookup says so."""
+        """Return whether a batch has no labels. If this is not known, a failed lookup counts as missing labels."""
         labeled = [has_labels(model, batch) for model in self._outermost]
         is_lookup = failure is not None and isinstance(failure.__cause__ or failure, LOOKUP_ERRORS)
         return not any(labeled) and (is_lookup or None not in labeled)

@@ -28,14 +28,14 @@ class EncoderCall:
 
     Args:
         hidden: The first layer's input, (B, S, d), which requires a gradient.
-        encoder_mask: The mask that the encoder was given, usually (B, S).
+        encoder_mask: The mask that was passed to the encoder, usually (B, S).
         arguments: For each run of a layer, the other arguments that the family's sublayers need.
         inputs: The inputs of the matrices, (B, S, M), that are not yet part of the moments.
-        seen: The matrices that have been read, with the run of their layer.
-        further: Matrices that were applied to something besides hidden states (``Family.also_read``), with that input,
-            (1, R, M), and the output, (1, R, N).
+        seen: The matrices that were applied so far, with the run of their layer.
+        further: Matrices that were also applied to inputs other than hidden states (``Family.also_read``), with that
+            input, (1, R, M), and the output, (1, R, N).
         repeated: For matrices of layers that run several times, the inputs and output gradients of each run.
-        shared: The arguments that layers have been given and their detached copies, by identity.
+        shared: Arguments that were passed to layers, with their detached copies, by identity.
         is_used: Whether the loss depends on the call; set by the backward pass.
         has_gradient: Whether each sample has a gradient whose square is not zero, (B,); set by the backward pass.
     """
@@ -55,7 +55,7 @@ class EncoderCall:
         self.has_gradient = torch.zeros(len(self.hidden), dtype=torch.bool, device=self.hidden.device)
 
     def detached(self, value: Any) -> Any:
-        """Return an argument of a layer without the graph that computed it: one copy for all layers with it."""
+        """Return a layer's argument detached from the autograd graph. Layers that share an argument share the copy."""
         if isinstance(value, tuple):
             return tuple(map(self.detached, value))
         if not isinstance(value, Tensor):
@@ -65,7 +65,7 @@ class EncoderCall:
     def token_mask(self) -> Tensor:
         """Return a mask that is True at real tokens, (B, S)."""
         if self.encoder_mask is None or self.encoder_mask.shape != self.hidden.shape[:2]:
-            # Without a mask, or with one of another form, all tokens count.
+            # Without a mask, or with a mask of another shape, all tokens are real.
             return torch.ones(self.hidden.shape[:2], dtype=torch.bool, device=self.hidden.device)
         return self.encoder_mask.bool()
 
@@ -73,7 +73,7 @@ class EncoderCall:
     def rows(self) -> Tensor | None:
         """Indices of the real tokens among all B·S positions, (T,); ``None`` if all tokens are real.
 
-        A GPU must finish its work before the host knows their number, so this is found once for all matrices.
+        Computed once for all matrices, since reading their number waits for the GPU.
         """
         rows = self.token_mask().flatten().nonzero().flatten()
         return None if len(rows) == self.hidden[..., 0].numel() else rows
@@ -91,9 +91,9 @@ class EncoderCalls(list[EncoderCall]):
         squares: Sums of squared weight gradients to add to, (M, N) each.
 
     Attributes:
-        in_backward: Whether the backward pass of the batch's loss runs. Gradients of others, which a step may compute
-            itself (such as those of adversarial training), do not count.
-        adds_squares: Whether squared gradients are added. They take as long as the gradients of a layer's inputs.
+        in_backward: Whether the backward pass of the batch's loss is running. Other backward passes, which a step may
+            run itself (for example in adversarial training), are ignored.
+        adds_squares: Whether squared gradients are added, which takes as long as the gradients of a layer's inputs.
         run: Number of the current run of a layer, from 0.
     """
 
@@ -105,10 +105,10 @@ class EncoderCalls(list[EncoderCall]):
         self.run = -1
 
     def add_further(self, gradients: Iterable[Tensor | None], sums: MomentSums | None) -> None:
-        """Add the gradients with respect to outputs for further inputs, which all samples of a batch share.
+        """Add the gradients with respect to the outputs for further inputs, which all samples of a batch share.
 
-        Only the gradient of the mean loss is known. Its square stands for the mean square over samples, as if the
-        gradients of samples were independent with mean zero.
+        Only the gradient of the mean loss is known. The mean square over samples is estimated from its square, on the
+        assumption that the gradients of samples are independent with mean zero.
 
         Args:
             gradients: Gradients with respect to the outputs in ``further`` of all calls, in order.
@@ -116,7 +116,7 @@ class EncoderCalls(list[EncoderCall]):
         """
         found = [(call, key, inputs) for call in self for key, inputs, _ in call.further]
         for (call, key, inputs), gradient in zip(found, gradients, strict=True):
-            if gradient is not None:  # a matrix may be applied without an effect
+            if gradient is not None:  # the loss may not depend on this output
                 gradient = gradient * len(call.hidden)
                 if self.adds_squares:
                     add_squares(self.squares[key], inputs, gradient)
@@ -126,7 +126,7 @@ class EncoderCalls(list[EncoderCall]):
             call.further.clear()
 
     def finish_batch(self) -> None:
-        """Add the squared gradients of matrices that were used several times, which are sums over all uses."""
+        """Add the squared gradients of matrices that were used several times, summing each gradient over all uses."""
         for call in self:
             for key, pairs in call.repeated.items():
                 inputs, gradients = zip(*pairs, strict=True)
@@ -145,7 +145,7 @@ class MomentSums:
     def __init__(self, encoder: Encoder, max_tokens: float) -> None:
         self.max_tokens = {layer: max_tokens * encoder.num_runs(layer) for layer in range(len(encoder.layers))}
         self.inputs: dict[tuple[int, str], Covariance] = {}
-        self.tokens: dict[tuple[int, str], int] = {}  # on the host, where comparing them takes no time
+        self.tokens: dict[tuple[int, str], int] = {}  # on the host, so that comparisons do not wait for the GPU
         self.gradients: dict[tuple[int, str], Tensor] = {}
         for key, linear in encoder.linears():
             device, width = linear.weight.device, linear.out_features
@@ -165,7 +165,7 @@ class MomentSums:
             call.inputs.clear()
 
     def add_gradients(self, key: tuple[int, str], gradients: Tensor, rows: Tensor | None) -> None:
-        """Add the gradients of the batch's mean loss with respect to a matrix's outputs, (B, S, N), at some positions.
+        """Add the gradients of the batch's mean loss with respect to a matrix's outputs, at the given positions.
 
         Args:
             key: Layer index and matrix kind.
@@ -232,7 +232,7 @@ def calibration_hooks(
         arguments = encoder.arguments_of(args, kwargs)
         name, hidden = next(iter(arguments.items()))
         if calls.run == 0:
-            if not hidden.requires_grad:  # Else it stays connected: a step may ask for the gradient of the embeddings.
+            if not hidden.requires_grad:  # Otherwise keep the graph: a step may compute the gradient of the embeddings.
                 hidden = hidden.detach().requires_grad_()
             calls.append(EncoderCall(hidden, encoder_mask[0]))
         if not calls.in_backward:  # where a checkpointed layer runs again
@@ -293,7 +293,7 @@ def calibration_hooks(
 
 
 def _token_rows(states: Tensor, rows: Tensor | None) -> Tensor:
-    """Return the rows of (B, S, N) states at some positions, (T, N); at all positions without a copy."""
+    """Return the rows of (B, S, N) states at some positions, (T, N); without a copy if these are all positions."""
     states = states.flatten(0, 1)
     return states if rows is None else states[rows.to(states.device)]
 

@@ -17,7 +17,7 @@ STRIPE = 256
 
 
 def add_gram(gram: Tensor, x: Tensor) -> None:
-    """Add XᵀX to a sum, in stripes of columns and only below the diagonal, which takes about half the operations.
+    """Add the lower triangle of XᵀX to a sum, in stripes of columns, which takes about half the operations.
 
     Args:
         gram: The sum, (..., M, M), modified in place. :func:`symmetric_from_lower` restores the upper triangle.
@@ -63,12 +63,12 @@ class Moments:
         self.total_squares = zeros(1)
         self.count = zeros(1)
         self.origin = zeros(num_inputs)
-        self._is_empty = True  # known on the host, where comparing a count on the device would wait for it
+        self._is_empty = True  # on the host, since reading the count would wait for the device
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add the inputs (T, M) and targets (T, N) of a batch of tokens."""
-        # Products are computed in single precision and accumulated in double. Subtracting the mean of the first batch,
-        # which does not change centered moments, avoids the loss of digits for inputs far from zero.
+        # Products are computed in single precision and accumulated in double precision. Subtracting the mean of the
+        # first batch, which does not change centered moments, avoids cancellation for inputs far from zero.
         if self._is_empty and len(x):
             self.origin = x.mean(0, dtype=torch.float64)
             self._is_empty = False
@@ -96,9 +96,9 @@ class Moments:
         self.total_squares -= self.count * self.mean_y.square().sum()
 
     def uncentered(self) -> Moments:
-        """Return the moments without the means subtracted, for a matrix without a bias that could absorb them.
+        """Return the uncentered moments, for a matrix without a bias that could absorb the means.
 
-        These must be finished. The means of the result are zero.
+        The moments must be finished. The means of the result are zero.
         """
         raw = copy.copy(self)
         x, y = self.mean_x[self.rows], self.mean_y[self.columns]
@@ -109,10 +109,10 @@ class Moments:
         return raw
 
     def power(self, rows: Tensor) -> Tensor:
-        """Return the sum of the squares of some inputs, not centered, as the mean over the inputs of each block.
+        """Return the uncentered sum of squares of some inputs, averaged over the inputs of each block.
 
         Args:
-            rows: Indices of the inputs, (G, m), of which the moments have the variances.
+            rows: Indices of the inputs, (G, m). The moments must contain their variances.
 
         Returns:
             The sums, (G,).

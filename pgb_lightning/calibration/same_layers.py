@@ -1,4 +1,4 @@
-"""Check on the first calibration batch that a family runs layers as the model does: compensation relies on it."""
+"""Check on the first calibration batch that a family runs layers as the model does, as compensation requires."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pgb_lightning.calibration.hooks import EncoderCalls
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.family import SUBLAYERS
 
-#: Largest relative difference of the outputs of a layer, in single precision and in a lower one. Rounding makes at most
-#: a tenth of it.
+#: Largest accepted relative difference of a layer's outputs, in single precision and in lower precisions. Rounding
+#: causes at most a tenth of it.
 _TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3}
 _LOW_PRECISION = 0.1
 
@@ -38,7 +38,7 @@ def rounding_tolerance(dtype: torch.dtype, uses_autocast: bool = False) -> float
 
 @dataclass
 class Outputs:
-    """What the layers of a model return in the first call of the encoder in a batch.
+    """The outputs of a model's layers in the first call of the encoder in a batch.
 
     Args:
         states: The hidden states after each run of a layer, (B, S, d).
@@ -51,11 +51,11 @@ class Outputs:
 
 @contextmanager
 def layer_outputs(encoder: Encoder, calls: EncoderCalls) -> Iterator[Outputs]:
-    """Record what the layers return in the first of the encoder's calls.
+    """Record the outputs of the layers in the first of the encoder's calls.
 
     Args:
         encoder: The dense encoder.
-        calls: The calls, which the hooks of calibration add to before a layer runs.
+        calls: The calls, to which calibration hooks add before a layer runs.
     """
     found = Outputs()
 
@@ -77,14 +77,14 @@ def layer_outputs(encoder: Encoder, calls: EncoderCalls) -> Iterator[Outputs]:
 def why_not_same(
     encoder: Encoder, hidden: Tensor, tokens: Tensor, arguments: Sequence[dict[str, Any]], found: Outputs, mask: Tensor
 ) -> str | None:
-    """Return why the family does not compute what the layers of the model return, or ``None`` if it does.
+    """Return how the family's outputs differ from those of the model's layers, or ``None`` if they are the same.
 
     Args:
         encoder: The dense encoder.
         hidden: The first layer's input, (B, S, d), as it is stored for compensation: padding may be cut off.
         tokens: True at its real tokens, (B, S).
         arguments: The stored arguments of each run of a layer.
-        found: What the layers returned.
+        found: The outputs of the model's layers.
         mask: True at the real tokens of these outputs.
     """
     device = encoder.model.device

@@ -1,4 +1,4 @@
-"""Whether a calibration found gradients, on which every plan is based."""
+"""Check that calibration found usable gradients, on which every plan is based."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 
 from pgb_lightning.calibration.moments import AllReduce
 
-#: Where the loss can be replaced.
+#: Where users can replace the loss, for messages.
 WHERE = "(loss= of prune(), calibration_step of a LightningModule)"
 
 
 @dataclass
 class Counts:
-    """What calibration has read.
+    """Counts of the batches and samples that calibration has read.
 
     Args:
-        batches: Batches, including those that follow.
+        batches: All batches, including the skipped and unused ones.
         skipped: Batches whose loss was ``None``.
         unused: Batches whose loss was computed without a differentiable pass through the encoder.
         samples: Samples that passed through the encoder.
-        with_gradient: Samples whose loss has a gradient that is not zero when it is squared.
+        with_gradient: Samples whose loss has a gradient whose square is not zero.
         squared: Samples whose gradients are in the sums of squared gradients.
     """
 
@@ -41,7 +41,7 @@ class Counts:
         return Counts(**dict(zip(names, map(int, all_reduce(counts).tolist()), strict=True)))
 
     def check(self, encoder: str) -> None:
-        """Raise if there is nothing to plan by.
+        """Raise if no sample has a gradient.
 
         Args:
             encoder: The encoder's attribute path, for the message.
@@ -77,10 +77,10 @@ class Counts:
 
 
 def check_usable(name: str, values: Iterable[Tensor]) -> None:
-    """Raise if values that a plan is based on do not allow to compare weights.
+    """Raise if the values that a plan is based on are all zero or not finite, so that weights cannot be compared.
 
     Args:
-        name: What they are, for the message, in the plural.
+        name: Name of the values, in the plural, for the message.
         values: The values, such as a statistic of every matrix.
 
     Raises:

@@ -67,8 +67,8 @@ def list_candidates(encoder: Encoder, statistics: Calibration, config: PruningCo
         config: G_max, N_perm, the permutation, the ridge and ``width_multiple``.
 
     Returns:
-        The candidates of each sublayer, first the one that keeps it as it is. A sublayer that an earlier pruning has
-        dropped has no others.
+        The candidates of each sublayer, starting with the one that leaves it unchanged. This is the only one for a
+        sublayer that an earlier pruning dropped.
 
     Raises:
         ValueError: If the statistics lack moments.
@@ -118,7 +118,7 @@ class _Matrix(QuadraticModel):
         return MatrixPlan(self.layer, self.kind, height, width, (), (), predicted_error=loss)
 
     def drop(self, loss: float) -> MatrixPlan:
-        """Remove a closing matrix with its sublayer, of which a made bias may be left."""
+        """Remove a closing matrix with its sublayer. A matrix without a bias is given one for its mean outputs."""
         return self.remove(loss if self.constant_loss is None else self.constant_loss)
 
     def narrow(self, rows: Tensor | None, columns: Tensor | None, loss: float) -> MatrixPlan:
@@ -228,7 +228,7 @@ def _attention(matrices: dict[str, _Matrix], layer: int, unit: int) -> Iterator[
 
 
 def _grouped_attention(matrices: dict[str, _Matrix], layer: int) -> Iterator[Candidate]:
-    """Yield the candidates with groups, or without Q, K or both, which makes attention less selective."""
+    """Yield the candidates with groups, or without Q, K or both, in which attention is less selective."""
     options: dict[str, dict[int, MatrixPlan]] = {}
     for kind, matrix in matrices.items():
         options[kind] = {1: matrix.keep(), **dict(matrix.grouped())}

@@ -79,14 +79,14 @@ def _dense_candidate(encoder: Encoder, layer: int, sublayer: Sublayer) -> Candid
 
 
 def check_target(encoder: Encoder, config: PruningConfig) -> None:
-    """Require that latency can be measured, and more is removed from a pruned encoder than has been removed before.
+    """Check that latency can be measured, and that the target removes more than earlier prunings have removed.
 
     The target always refers to the dense encoder.
 
     Raises:
         ModuleNotFoundError: If a package that the runtime needs is not installed.
-        ValueError: If the model cannot be measured in the runtime, it does not take texts of ``latency_length``, or no
-            more is to be removed; the message has both numbers.
+        ValueError: If the model cannot be measured in the runtime, it does not accept ``latency_length`` tokens, or the
+            target does not remove more; the message has both fractions.
     """
     if config.budget == "latency":
         require_runtime(config.latency_runtime)
@@ -114,14 +114,14 @@ def check_target(encoder: Encoder, config: PruningConfig) -> None:
 
 
 def check_runtime_device(runtime: LatencyRuntime, device: str) -> None:
-    """Require a device on which a runtime can be measured.
+    """Check that a runtime can be measured on a device.
 
     Args:
         runtime: The runtime.
         device: The type of the device, such as ``"cuda"``.
 
     Raises:
-        ValueError: If the runtime runs on the CPU, and this is another device.
+        ValueError: If the runtime requires the CPU, and the device is another one.
     """
     if runtime != "torch" and device != "cpu":
         raise ValueError(
@@ -131,10 +131,10 @@ def check_runtime_device(runtime: LatencyRuntime, device: str) -> None:
 
 
 def _check_weights(encoder: Encoder, runtime: LatencyRuntime) -> None:
-    """Require weights that can be measured in a runtime as they are.
+    """Check that a runtime can measure the weights on their device and in their data type.
 
     Raises:
-        ValueError: If they are on another device or of another data type than those of an exported model.
+        ValueError: If their device or data type differs from that of an exported model.
     """
     check_runtime_device(runtime, encoder.model.device.type)
     dtype = encoder.model.dtype
@@ -146,10 +146,10 @@ def _check_weights(encoder: Encoder, runtime: LatencyRuntime) -> None:
 
 
 def _check_length(encoder: Encoder, length: int) -> None:
-    """Require that the model takes texts of a length, if it must run for its layers to be measured.
+    """Check that the model accepts sequences of a length, if it must run for its layers to be measured.
 
     Raises:
-        ValueError: If it does not; the message has the longest length.
+        ValueError: If it does not; the message has the maximum length.
     """
     if length > encoder.max_length:
         try:

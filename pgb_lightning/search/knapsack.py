@@ -24,9 +24,8 @@ def solve_knapsack(
 ) -> list[int]:
     """Choose one candidate from each list such that the total loss is minimal and the total cost meets the budget.
 
-    The problem is solved by dynamic programming over the cost that is removed, compared with the most expensive
-    candidates. The table ends where ``budget - slack`` is left, so that no choice can remove more, whatever the losses
-    are.
+    The problem is solved by dynamic programming over the removed cost, relative to the most expensive candidates. The
+    table ends at a remaining cost of ``budget - slack``, so no choice can remove more, for any losses.
 
     Args:
         losses: Predicted loss of each candidate, one list per sublayer. A loss that is not finite is worse than any sum
@@ -34,11 +33,11 @@ def solve_knapsack(
         costs: Cost of each candidate, nonnegative, one list per sublayer.
         budget: The total cost to reach.
         slack: The total cost is between ``budget - slack`` and ``budget`` if possible. Otherwise it is the smallest
-            total above the budget. If all choices are cheaper than ``budget - slack``, it is the largest total. Of
-            choices with equal loss, the one with the higher cost is taken.
+            total above the budget. If all choices are cheaper than ``budget - slack``, it is the largest total. Among
+            choices with equal loss, the one with the highest cost is taken.
         cells: Resolution of the cost. Costs are exact if they are multiples of one number that fits into the largest
-            removal at most ``cells`` times; otherwise what a candidate removes is rounded up to a multiple of 1/
-            ``cells`` of that removal.
+            removal at most ``cells`` times. Otherwise, the cost that a candidate removes is rounded up to a multiple of
+            the largest removal divided by ``cells``.
 
     Returns:
         The index of the chosen candidate in each list.
@@ -52,15 +51,15 @@ def solve_knapsack(
     wanted = highest - budget
     # Costs below a billionth of a billionth are not distinguished, so that a cell is never empty.
     cell, cells = _cell_size(costs, max(wanted + slack, 1e-18 * highest), cells)
-    # After i lists, best[c] is the smallest loss at which the first i candidates remove c cells together, and
-    # removed[c] is what they remove exactly.
+    # After i lists, best[c] is the smallest loss at which the first i candidates together remove c cells, and
+    # removed[c] is the exact cost that they remove.
     best = np.full(cells + 1, np.inf)
     best[0] = 0.0
     removed = np.zeros(cells + 1)
     picks: list[Integers] = []
     sizes: list[Integers] = []
     for loss, removal in zip(_comparable(losses), removals, strict=True):
-        # Subtract a tiny number before rounding up, lest a rounding error make an exact multiple one cell larger.
+        # Subtract a tiny number before rounding up, so that a rounding error adds no cell to an exact multiple.
         steps = np.ceil(np.minimum(removal / cell, cells + 1) - 1e-9).astype(np.int64)
         after, pick = np.full(cells + 1, np.inf), np.full(cells + 1, -1)
         for index in _best_of_each_size(loss, removal, steps):
@@ -102,10 +101,10 @@ def _cell_size(costs: Sequence[Sequence[float]], largest: float, cells: int) -> 
 
 
 def _comparable(losses: Sequence[Sequence[float]]) -> list[Floats]:
-    """Return losses in the range of -1 to 1, and a larger number for those that are not finite.
+    """Return losses scaled to the range from -1 to 1, with a larger number in place of those that are not finite.
 
-    A choice with fewer losses that are not finite has a smaller sum. Losses are divided by a power of two, which does
-    not round them.
+    The fewer such losses a choice has, the smaller is its sum. Losses are divided by a power of two, which does not
+    round them.
     """
     arrays = [np.asarray(loss, dtype=float) for loss in losses]
     largest = max(float(np.abs(loss[np.isfinite(loss)]).max(initial=0.0)) for loss in arrays)
@@ -117,7 +116,7 @@ def _comparable(losses: Sequence[Sequence[float]]) -> list[Floats]:
 def _best_of_each_size(loss: Floats, removal: Floats, steps: Integers) -> Iterator[int]:
     """Yield one candidate for each number of cells, in ascending order: the one with the least loss.
 
-    Of candidates with equal loss it is the one that removes less.
+    Among candidates with equal loss, the one that removes less is used.
     """
     order = np.lexsort((removal, loss, steps))
     _, first = np.unique(steps[order], return_index=True)

@@ -39,8 +39,8 @@ from pgb_lightning.surgery.folding import fold
 class LatencyTable:
     """Latency of sublayer shapes, in seconds per batch.
 
-    Calling the table with a candidate returns its cost. A shape that is not faster than the dense sublayer is never
-    chosen, because the dense one has less loss at the same or a lower cost.
+    Call the table with a candidate to get its cost. A shape that is not faster than the dense sublayer is never chosen,
+    because the dense sublayer has less loss at the same or a lower cost.
 
     Args:
         seconds: Seconds per batch of each shape, by :func:`shape_key`.
@@ -63,9 +63,9 @@ def measure_table(
     folder: Path | None = None,
     runtime: LatencyRuntime = "torch",
 ) -> LatencyTable:
-    """Measure the latency of all shapes among the candidates that the cached table of this setting does not contain.
+    """Measure the latency of all shapes of the candidates that are missing in the cached table of this setting.
 
-    The cache file is updated with the new shapes. See :func:`table_setting` for what identifies a table.
+    The new shapes are added to the cache file. See :func:`table_setting` for what identifies a table.
 
     Args:
         encoder: The dense encoder. It is unchanged afterwards.
@@ -73,7 +73,7 @@ def measure_table(
         batch_size: Number of sequences per batch.
         length: Number of tokens per sequence.
         folder: Folder of the cached tables; by default :func:`cache_folder`.
-        runtime: What runs the sublayers.
+        runtime: The runtime of the sublayers.
 
     Returns:
         A table that contains the shape of every candidate.
@@ -86,7 +86,7 @@ def measure_table(
         for candidate in options:
             shape = shape_key(candidate, encoder)
             if shape not in seconds:
-                missing[shape] = candidate  # of the last such layer, as the first may lack a pre-norm
+                missing[shape] = candidate  # the last layer of this shape, as the first layer may lack a pre-norm
     if missing:
         with eval_mode(encoder.model):
             times = _time_candidates(encoder, list(missing.values()), batch_size, length, runtime)
@@ -97,7 +97,7 @@ def measure_table(
 
 
 def shape_key(candidate: Candidate, encoder: Encoder) -> str:
-    """Describe what the latency of a candidate depends on: the blocks of each matrix, and gathers and scatters.
+    """Return a text for all that a candidate's latency depends on: the blocks of each matrix, gathers and scatters.
 
     A matrix of G blocks of m x n is written ``Gxmxn``, with ``<`` before it if its inputs are gathered and ``>`` after
     it if its outputs are scattered; a removed matrix is ``-``. If some layers have local attention, the type of the
@@ -119,13 +119,13 @@ def cache_folder() -> Path:
 
 
 def table_setting(encoder: Encoder, batch_size: int, length: int, runtime: LatencyRuntime = "torch") -> dict[str, Any]:
-    """Return all that a table's latencies depend on apart from the shapes; its hash names the cache file.
+    """Return everything but the shapes that a table's latencies depend on; its hash is the name of the cache file.
 
     Args:
         encoder: The dense encoder.
         batch_size: Number of sequences per batch.
         length: Number of tokens per sequence.
-        runtime: What runs the sublayers.
+        runtime: The runtime of the sublayers.
     """
     config, device = encoder.model.config, encoder.model.device
     on_gpu = device.type == "cuda"
@@ -181,20 +181,20 @@ def _time_candidates(
 
 
 class _Pruned(nn.Module):
-    """A sublayer of a pruned copy of a layer, on hidden states alone.
+    """A sublayer of a pruned copy of a layer, as a module that takes only hidden states.
 
     Args:
         encoder: The dense encoder. It is unchanged afterwards.
-        candidate: What the sublayer is pruned to.
-        arguments: The arguments with which the model calls the layer.
-        is_exported: Whether the copy gets the layers for other runtimes.
+        candidate: The candidate to which the sublayer is pruned.
+        arguments: The other arguments with which the model calls the layer.
+        is_exported: Whether the copy gets the layers for export to other runtimes.
     """
 
     def __init__(self, encoder: Encoder, candidate: Candidate, arguments: Mapping[str, Any], is_exported: bool) -> None:
         super().__init__()
         self.encoder, self.arguments = encoder, arguments
         self.sublayer = candidate.sublayer
-        self.model = encoder.model  # An exporter has to know the parameters that layers share.
+        self.model = encoder.model  # Exporters need the parameters that layers share.
         stack, number = encoder.stack, candidate.layer
         original = stack[number]
         try:

@@ -1,4 +1,4 @@
-"""The search over block shapes: the least predicted loss within a budget."""
+"""The search for the block shapes with the least predicted loss within a budget."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def plan_by_shapes(
     candidates: Sequence[Sequence[Candidate]] | None = None,
     cost: CandidateCost | None = None,
 ) -> PruningPlan:
-    """Choose a shape for every sublayer; nothing is changed.
+    """Choose a shape for every sublayer, without changing the encoder.
 
     Args:
         encoder: An encoder, dense or with fewer heads, neurons or sublayers.
-        statistics: Its calibration, moments included.
-        config: The target.
+        statistics: Its calibration, with moments.
+        config: The settings, including the target.
         candidates: The result of :func:`~pgb_lightning.search.candidates.list_candidates`; computed if omitted.
         cost: The cost of a candidate; determined by ``config.budget`` if omitted.
 
@@ -81,14 +81,14 @@ def choose_shapes(
     cost: CandidateCost,
     total: float | None = None,
 ) -> list[Candidate]:
-    """Choose one candidate for each sublayer: the least predicted loss within the budget.
+    """Choose one candidate for each sublayer such that the predicted loss is minimal within the budget.
 
     Args:
         candidates: The candidates of each sublayer, the dense one first. Those that cost more than it are not chosen.
         ratio: The fraction of the dense cost to remove.
-        tolerance: How much more may be removed, as a fraction of the dense cost. Never more, whatever the losses are.
+        tolerance: How much more than ``ratio`` may be removed, as a fraction of the dense cost. This limit is strict.
         cost: The cost of a candidate.
-        total: The dense cost; that of the first candidates by default.
+        total: The dense cost; by default that of the first candidates.
     """
     first = [cost(options[0]) for options in candidates]
     cheaper = [[one for one in part if cost(one) <= limit] for part, limit in zip(candidates, first, strict=True)]
@@ -100,7 +100,7 @@ def choose_shapes(
 
 
 def _importance_kept(matrix: MatrixPlan, importance: Tensor | None) -> float:
-    """Return the fraction of a matrix's importance that lies in its blocks. A matrix without weights has none."""
+    """Return the fraction of a matrix's importance that lies in its blocks; 0 if it has no weights before pruning."""
     if matrix.input_index is None or matrix.output_index is None:
         return 1.0
     if not matrix.num_groups or importance is None:

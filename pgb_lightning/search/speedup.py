@@ -1,7 +1,7 @@
-"""Plans for a target speedup: measure the speedup of a plan's whole encoder and correct the budget by the difference.
+"""Plans for a target speedup: measure the speedup of the whole pruned encoder and correct the budget by the difference.
 
-The latency table measures single sublayers, whose weights and activations stay in the CPU's cache from call to call.
-Those of a whole encoder do not, so a plan made from the table alone would miss the target by about 10 percent.
+The latency table measures single sublayers, whose weights and activations stay in the CPU's cache between calls. Those
+of a whole encoder do not, so a plan based on the table alone would miss the target by about 10 percent.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ TOLERANCE = 0.02
 def meet_speedup(
     encoder: Encoder, config: PruningConfig, plan_at: Callable[[float], tuple[PruningPlan, float]]
 ) -> tuple[PruningPlan, float]:
-    """Find the plan whose measured latency comes nearest to the target.
+    """Find the plan whose measured latency is nearest to the target.
 
-    A plan that removes more than the target by over :data:`TOLERANCE` is returned only if all measured plans do.
+    A plan that exceeds the target by more than :data:`TOLERANCE` is returned only if all measured plans do.
 
     Args:
         encoder: The encoder. It is unchanged afterwards.
@@ -38,7 +38,7 @@ def meet_speedup(
             the fraction that it removes.
 
     Returns:
-        The plan, and the fraction of the encoder's latency that it removes as measured.
+        The plan, and the measured fraction of the encoder's latency that it removes.
     """
     target = left = 1 - config.cut
     found: list[tuple[float, PruningPlan]] = []
@@ -68,7 +68,7 @@ def measure_latency_ratio(
         plan: The plan for the copy.
         batch_size: Number of sequences per batch.
         length: Number of tokens per sequence.
-        runtime: What runs the layers.
+        runtime: The runtime of the layers.
     """
     pruned = replace(encoder, model=copy.deepcopy(encoder.model))
     apply_plan(pruned, plan)

@@ -1,4 +1,4 @@
-"""The widths that are tried, and ``width_multiple``, of which they are multiples."""
+"""The widths that the search tries, which are multiples of ``width_multiple``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import math
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.plan import MatrixPlan
 
-#: Smallest number of widths that are tried for a feed-forward sublayer, if it has as many neurons.
+#: Minimum number of widths that are tried for a feed-forward sublayer with enough neurons for ``width_multiple``.
 WIDTHS = 48
 
-#: What is counted in each sublayer, by its closing matrix.
+#: Name of the features of a sublayer that ``width_multiple`` must divide, by its closing matrix, for messages.
 COUNTED = {"O": "features of heads", "W2": "neurons"}
 
 
@@ -19,7 +19,7 @@ def width_step(neurons: int, multiple: int = 1) -> int:
 
     Args:
         neurons: The neurons of the dense sublayer.
-        multiple: The step is a multiple of this number, too.
+        multiple: A number of which the step is also a multiple.
 
     Example:
         >>> [width_step(neurons) for neurons in (4096, 3072, 1536, 512, 40)]
@@ -31,16 +31,16 @@ def width_step(neurons: int, multiple: int = 1) -> int:
 
 
 def has_multiples(matrix: MatrixPlan, multiple: int) -> bool:
-    """Return whether the rows and the columns of all blocks are multiples of a number, or all that the matrix has."""
+    """Return whether the rows and columns of all blocks are multiples of a number, or are all those of the matrix."""
     sides = ((matrix.rows, matrix.input_index), (matrix.columns, matrix.output_index))
     return all(len(block) % multiple == 0 or len(block) == size for size, index in sides for block in index or ())
 
 
 def check_width_multiple(encoder: Encoder, multiple: int) -> None:
-    """Require that ``width_multiple`` divides the neurons and the features of heads of every sublayer.
+    """Check that ``width_multiple`` divides the number of neurons and of head features of every sublayer.
 
     Raises:
-        ValueError: If it does not: no smaller width would then be a multiple of it and of the steps of the search.
+        ValueError: If it does not, since no smaller width would be a multiple of it and of the steps of the search.
     """
     for (layer, kind), linear in encoder.linears():
         if kind in COUNTED and linear.in_features % multiple:
