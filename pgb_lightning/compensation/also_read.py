@@ -1,7 +1,7 @@
 """Inputs that a matrix reads besides hidden states, such as DeBERTa's embeddings of relative positions.
 
-They are the same in the dense and in the pruned model. Without them, a refitted matrix would be right for the tokens
-and wrong for the positions.
+They are the same in the dense and in the pruned model. If they were ignored, a matrix would be refitted to the hidden
+states alone, and its outputs for these inputs would be wrong.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def add_further_inputs(
     Args:
         moments: Moments of the hidden states in the pruned and in the dense model, finished.
         inputs: Moments of the hidden states in the dense model alone, finished.
-        read: Returns the further inputs, given the mask of real tokens of a batch, and how often each counts.
+        read: Takes a batch's mask of real tokens, and returns the further inputs and how many times each counts.
         streams: The calibration samples.
         all_reduce: Sums a tensor over the processes that share the calibration.
     """
@@ -43,7 +43,7 @@ def add_further_inputs(
         tokens, held = stream.tokens.to(device), held_out_samples(stream.tokens).to(device)
         for number, samples in enumerate((~held, held)):
             found = read(tokens[samples])
-            assert found is not None  # it depends on the model alone
+            assert found is not None  # it depends only on the model
             counts[number] += found[1]
     counts = all_reduce(counts)
     merged = copy.copy(moments)
@@ -58,7 +58,7 @@ def _of_rows(like: Moments, rows: Tensor, counts: Tensor) -> Moments:
     """Return the moments of inputs that are their own targets, finished.
 
     Args:
-        like: Moments with the blocks that the result has.
+        like: Moments with the same blocks as the result.
         rows: The inputs, (R, M).
         counts: How many times each input counts, (R,).
     """

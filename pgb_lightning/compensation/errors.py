@@ -20,8 +20,8 @@ class FitErrors:
     dense model's values from their mean: 0 means equal to the dense model, 1 means no better than a constant.
 
     Args:
-        matrices: Error of each matrix's outputs for its inputs in the pruned model, by (layer index, matrix
-            kind). Outputs that the pruned model no longer uses are excluded.
+        matrices: Error of each matrix's outputs, given its inputs in the pruned model, by (layer index, matrix
+            kind). Outputs that the pruned model does not use are excluded.
         sublayers: Error of the hidden states after each sublayer, including residual and LayerNorm, by (layer index,
             sublayer). It includes the errors of all earlier sublayers.
     """
@@ -54,7 +54,7 @@ def relative_error(
 
     Returns:
         The sum of squared differences divided by the sum of squared deviations of the expected vectors from their mean;
-        0 if these do not deviate.
+        0 if the expected vectors are all equal.
 
     Example:
         >>> expected = torch.tensor([[0.0], [2.0]])

@@ -45,11 +45,11 @@ def compensate(
 ) -> None:
     """Apply a plan layer by layer, refitting the kept weights to the dense model's outputs (Eq. 4).
 
-    If the encoder was pruned before, "the dense model" is the encoder as it is before this plan.
+    If the encoder was pruned before, "the dense model" is the encoder before this plan is applied.
 
-    Two streams of hidden states run through the encoder side by side: that of the dense model, and that of the model
-    pruned so far. Every matrix is refitted to produce the dense outputs from the *pruned* inputs, so each layer also
-    corrects the errors of the previous ones. Padding tokens do not count.
+    The hidden states of the dense model and of the model pruned so far are computed side by side, layer by layer. Every
+    matrix is refitted to produce the dense outputs from the *pruned* inputs, so each layer also corrects the errors of
+    the previous ones. Padding tokens are ignored.
 
     Args:
         encoder: An encoder that the plan fits. It is pruned in place, and restored if an error occurs.
@@ -62,12 +62,13 @@ def compensate(
         errors: Records the remaining errors, if given.
 
     Raises:
-        ValueError: If the plan does not fit the encoder, or the family does not say all that depends on the heads.
+        ValueError: If the plan does not fit the encoder, or the family does not declare everything that depends on the
+            number of heads.
     """
     check_plan(encoder, plan)
     streams = [Stream(given, encoder.model.device, hold_out=ridge == "auto") for given in inputs]
     originals: list[nn.Module] = []
-    dense = [layer.state_dict() for layer in encoder.layers]  # the tensors themselves, without a copy
+    dense = [layer.state_dict() for layer in encoder.layers]  # the tensors themselves, not copies
     exact = True  # nothing is pruned so far, so both streams are equal and need no refit
     heads_checked = False
     with eval_mode(encoder.model), torch.no_grad(), undone_on_error(encoder):
@@ -92,7 +93,7 @@ def compensate(
                     name for name in fits if any(_changes(plan.matrix(layer, kind)) for kind in plan.sublayers[name])
                 ]
                 if encoder.num_runs(layer) > 1:
-                    exact = exact and not changed  # what changes in one run reaches the others
+                    exact = exact and not changed  # a change in one run affects the next runs
                     fit = partial(_fit_all, list(fits.values()), exact)
                     fit_runs(encoder, layer, originals[layer], streams, fit, all_reduce, errors)
                     continue
@@ -111,7 +112,7 @@ def compensate(
 
 
 def _fit_all(sublayers: Iterable[SublayerFit], exact: bool, streams: list[Stream]) -> None:
-    """Refit sublayers one after another, or move the streams past them if neither they nor any before were pruned."""
+    """Refit sublayers one after another, or only run them if neither they nor any earlier sublayer was pruned."""
     for sublayer in sublayers:
         if exact:
             sublayer.skip(streams)
@@ -120,7 +121,7 @@ def _fit_all(sublayers: Iterable[SublayerFit], exact: bool, streams: list[Stream
 
 
 def _restore_weights(layers: list[dict[str, Tensor]], originals: list[nn.Module]) -> None:
-    """Copy weights back into the tensors of the dense layers, of which some are refitted in place."""
+    """Copy weights back into the tensors of the dense layers, some of which are refitted in place."""
     for state, original in zip(layers, originals, strict=False):
         for name, value in original.state_dict().items():
             state[name].copy_(value)
@@ -140,7 +141,7 @@ class SublayerFit:
         original: A copy of the layer before pruning.
         layer: Layer index.
         name: The sublayer.
-        features: For each matrix the inner features that are left; ``None`` if all are.
+        features: The inner features that are kept for each matrix; ``None`` if all are.
         ridge: Weight of the penalty on the distance from the original weights.
         all_reduce: Sums a tensor over the processes that share the calibration.
         errors: Records the remaining errors, if given.

@@ -1,4 +1,4 @@
-"""Check that a layer without some of its heads computes what the whole layer does for the others."""
+"""Check that a layer with some heads removed computes the same as the full layer does for the remaining heads."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pgb_lightning.surgery.folding import Hidden
 
 
 def check_heads(encoder: Encoder, layer: int, original: nn.Module, features: Hidden, stream: Stream) -> bool:
-    """Require that heads can be removed as the family says, before any weight is refitted.
+    """Check that heads can be removed as the family declares, before any weight is refitted.
 
-    The outputs must be those of the whole layer with the outputs of the removed heads set to zero. Otherwise something
-    in the layer still counts the heads of the dense model, and mixes the features of those that are left.
+    The outputs must equal those of the full layer with the outputs of the removed heads set to zero. Otherwise a part
+    of the layer still uses the dense model's number of heads, and mixes the features of the remaining heads.
 
     Args:
         encoder: The encoder, in which the layer is pruned already.
         layer: Layer index.
         original: A copy of the layer before pruning.
-        features: The features of heads that are left; ``None`` if all are.
+        features: The features of the heads that are kept; ``None`` if all are.
         stream: Hidden states of a batch.
 
     Returns:

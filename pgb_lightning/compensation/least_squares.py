@@ -19,8 +19,8 @@ class LeastSquares:
     Args:
         gram: Centered X̂ᵀX̂ of each block's inputs in the pruned model, (G, m, m).
         cross: Centered X̂ᵀY of each block's inputs and its target outputs (the dense model's), (G, m, n).
-        power: Sum of the squares of a block's inputs, not centered, as the mean over its inputs, (G,). The rounding
-            errors of ``cross`` are relative to it.
+        power: Uncentered sum of squares of a block's inputs, averaged over its inputs, (G,). The rounding errors of
+            ``cross`` are relative to it.
     """
 
     gram: Tensor
@@ -30,20 +30,21 @@ class LeastSquares:
     def solve(self, start: Tensor, ridge: float) -> Tensor:
         """Solve for the weights of every block: Ŵ = (X̂ᵀX̂ + λI)⁻¹ (X̂ᵀY + λ W).
 
-        They minimize the squared error of the block's outputs plus λ times the squared distance from ``start``. The
-        error is therefore never larger than that of ``start``.
+        They minimize the squared error of the block's outputs plus λ times the squared distance from ``start``.
+        Therefore, the error is never larger than that of ``start``.
 
         Args:
             start: W, the weights before compensation, (G, m, n).
-            ridge: λ as a fraction of the mean diagonal entry of ``gram``. λ is raised to the rounding error of single
-                precision, and where rounding makes a block indefinite.
+            ridge: λ as a fraction of the mean diagonal entry of ``gram``. λ is at least the rounding error of single
+                precision, and is raised for blocks that rounding makes indefinite.
 
         Returns:
             Ŵ in float64, (G, m, n).
         """
         gram, cross, start = self.gram.double(), self.cross.double(), start.double()
-        # Inputs that hardly vary, such as the outputs of uniform attention to a single sample, have a Gram matrix of
-        # rounding errors, squared. Divided by these, the rounding errors of ``cross`` would be taken for weights.
+        # If inputs hardly vary, such as the outputs of uniform attention to a single sample, the entries of the Gram
+        # matrix are squared rounding errors. Dividing the rounding errors of ``cross`` by them would give large weights
+        # without meaning.
         rounding = torch.finfo(torch.float32).eps * self.power
         damping = torch.maximum(ridge * gram.diagonal(dim1=1, dim2=2).mean(1), rounding).clamp_min(1e-30)
         factor, damping = factorize_damped(gram, damping)

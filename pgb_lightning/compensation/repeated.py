@@ -1,4 +1,4 @@
-"""The fit of a layer that runs several times, whose inputs depend on the weights that are fitted."""
+"""The fit of a layer that runs several times, so that its inputs depend on the fitted weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pgb_lightning.compensation.streams import Stream
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.family import SUBLAYERS
 
-#: Most fits of a layer that runs several times. A fourth one changed next to nothing.
+#: Maximum number of fits of a layer that runs several times. In our measurements, a fourth fit changed almost nothing.
 MAX_FITS = 3
 
 
@@ -27,11 +27,11 @@ def fit_runs(
     all_reduce: AllReduce,
     errors: FitErrors | None,
 ) -> None:
-    """Fit a layer to all of its runs, and move the streams past them.
+    """Fit a layer to all of its runs, and advance the streams to the states after them.
 
-    The first fit is to the inputs that the dense model has in each run. The next one is to those that the pruned model
-    has with the weights of the fit before, and so on as long as the states after all runs come nearer to the dense
-    model's. The best fit is kept.
+    The first fit uses the dense model's inputs of each run. Each further fit uses the inputs that the pruned model has
+    with the weights of the previous fit, as long as the states after all runs get closer to the dense model's. The best
+    fit is kept.
 
     Args:
         encoder: The encoder, in which the layer is pruned already.
@@ -40,13 +40,13 @@ def fit_runs(
         streams: The streams, before the first run.
         fit: Refits the layer to streams, one for each run.
         all_reduce: Sums a tensor over the processes that share the calibration.
-        errors: What ``fit`` records, if anything.
+        errors: The errors that ``fit`` records, if any.
     """
     steps = [step for step, number in enumerate(encoder.order) if number == layer]
     for stream in streams:
         stream.go_to(encoder, steps[0])
     targets = [states_of_runs(encoder, original, stream, stream.dense, steps) for stream in streams]
-    # The first run's input is known.
+    # The input of the first run does not depend on the fit.
     inputs = [[stream.pruned, *dense[1:]] for stream, dense in zip(streams, targets, strict=True)]
     best, kept, ends = math.inf, _copy_of(encoder.layers[layer]), [states[-1] for states in inputs]
     for _ in range(MAX_FITS):

@@ -12,7 +12,7 @@ from pgb_lightning.calibration.moments import AllReduce, Moments
 from pgb_lightning.compensation.least_squares import LeastSquares
 from pgb_lightning.config import Ridge, ridge_or_default
 
-#: The ridges that "auto" chooses from.
+#: The ridges from which "auto" chooses.
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 #: One in this many samples of a batch is held out.
@@ -67,7 +67,7 @@ def choose_ridge(
 ) -> float:
     """Choose the ridge whose weights, fitted without the held-out samples, have the smallest error on those samples.
 
-    The error is taken to have one minimum over the ridges, so not all of them are tried.
+    The error is assumed to have a single minimum over the ridges, so not all of them are tried.
 
     Args:
         ridge: The setting. A number is returned as is.
@@ -76,7 +76,7 @@ def choose_ridge(
         start: W, the weights before compensation, (G, m, n).
 
     Returns:
-        The ridge; :data:`~pgb_lightning.config.DEFAULT_RIDGE` for ``"auto"`` without held-out or without other samples.
+        The ridge; :data:`~pgb_lightning.config.DEFAULT_RIDGE` for ``"auto"`` if all samples or none are held out.
     """
     if ridge != "auto" or moments.held is None or not moments.held.count or not moments.fitted.count:
         return ridge_or_default(ridge)
@@ -85,9 +85,10 @@ def choose_ridge(
 
 
 def largest_of_one_peak(choices: Sequence[float], value: Callable[[float], float]) -> float:
-    """Return the choice with the largest value, if values rise up to one choice and fall from there on.
+    """Return the choice with the largest value, if values rise up to one choice and fall after it.
 
-    The search starts in the middle, and evaluates no choice beyond the first that is worse than its neighbor.
+    The search starts in the middle and goes in one direction, and in the other if that does not increase the value. It
+    stops as soon as the value does not increase.
 
     Args:
         choices: The choices, in order.
@@ -114,8 +115,8 @@ def largest_of_one_peak(choices: Sequence[float], value: Callable[[float], float
 def held_out_samples(tokens: Tensor) -> Tensor:
     """Return which samples of a batch are held out, (B,).
 
-    Every fifth sample of a batch is held out, or the last one of a smaller batch; none of a batch of one sample. This
-    depends only on the position in the batch, so the result does not depend on the number of processes.
+    Every fifth sample of a batch is held out. From a smaller batch, the last sample is held out, unless it is the only
+    one. This depends only on positions in the batch, so the result does not depend on the number of processes.
 
     Args:
         tokens: True at real tokens, False at padding, (B, S).

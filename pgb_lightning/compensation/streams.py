@@ -1,4 +1,4 @@
-"""The hidden states of the calibration samples on their way through the dense and the pruned model."""
+"""The hidden states of the calibration samples in the dense and the pruned model, advanced layer by layer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Stream:
         hold_out: Whether some samples are held out, to choose the ridge.
 
     Attributes:
-        step: Index of the run of a layer that the states are at.
+        step: Index of the run of a layer of which the states are the input.
     """
 
     def __init__(self, given: LayerInput, device: torch.device, hold_out: bool = False) -> None:
@@ -41,7 +41,7 @@ class Stream:
         self.step = step
 
     def pass_on(self, encoder: Encoder, step: int, dense: Tensor, pruned: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the states that the next run of a layer reads, given those after a run."""
+        """Return the input states of the next run of a layer, given the output states of a run."""
         if encoder.family.between is None:
             return dense, pruned
         first, tokens = self.first.to(self.device), self.tokens.to(self.device)
@@ -65,12 +65,12 @@ class Stream:
     def run_until(
         self, matrix: nn.Module, encoder: Encoder, layer: nn.Module, sublayer: Sublayer, hidden: Tensor
     ) -> Tensor:
-        """Return the input of a matrix of a sublayer, and run nothing of the sublayer from there on.
+        """Run a sublayer up to a matrix, and return the matrix's input.
 
         Args:
-            matrix: The layer that holds the matrix.
+            matrix: The module that holds the matrix.
             encoder: The encoder.
-            layer: The layer that the sublayer is of.
+            layer: The layer to which the sublayer belongs.
             sublayer: The sublayer.
             hidden: Hidden states, (B, S, d).
         """
@@ -89,7 +89,7 @@ class Stream:
 
 
 class _ReachedError(Exception):
-    """Ends a run where the input of a matrix is known.
+    """Raised to end a run as soon as the input of a matrix is known.
 
     Args:
         states: The input.

@@ -17,8 +17,7 @@ def assign(score: Tensor, max_sweeps: int = 200, prices: Tensor | None = None) -
     Args:
         score: Score of each item in each group, (M, G).
         max_sweeps: Maximum number of rounds of price updates.
-        prices: Prices to start from, (G,), on the CPU; changed to those that were found. Those of similar scores are
-            nearly right, which saves rounds.
+        prices: Initial prices, (G,), on the CPU; updated in place. Prices found for similar scores save rounds.
 
     Returns:
         The item indices of each group, ascending, (G, M/G).
@@ -27,7 +26,7 @@ def assign(score: Tensor, max_sweeps: int = 200, prices: Tensor | None = None) -
     size, device = items // groups, score.device
     if groups == 1:
         return torch.arange(items, device=device).view(1, -1)
-    score = score.cpu()  # many small steps, of which each decides whether there is another
+    score = score.cpu()  # many small steps, each of which decides whether to continue
     price = score.new_zeros(groups) if prices is None else prices
     numbers = torch.arange(groups)
     before: Tensor | None = None

@@ -82,7 +82,7 @@ class ImportanceSummary:
         return cls(rows, columns, float(importance.double().sum()), thresholds)
 
     def group_number_at(self, threshold: float) -> int:
-        """Return the same G for a given τ as :func:`determine_group_number`."""
+        """Return the G that :func:`determine_group_number` chooses for a given τ."""
         if threshold >= self.thresholds[0]:
             return 0
         return max(g for g in (1, *self.thresholds) if g <= 1 or threshold >= self.thresholds[g])
@@ -131,7 +131,7 @@ def assign_group_numbers(summaries: Summaries, threshold: float, budget: float) 
 def group_sublayer(summaries: Summaries, layer: int, sublayer: Sublayer, threshold: float) -> GroupNumbers:
     """Choose the group numbers of a sublayer's matrices by τ.
 
-    A sublayer without V, O or a matrix of a feed-forward network only adds a constant, so all of its matrices are
+    Without V, O or any matrix of a feed-forward network, a sublayer only adds a constant, so all of its matrices are
     removed.
     """
     groups = {key: summaries[key].group_number_at(threshold) for key in keys_of(summaries, layer, sublayer)}

@@ -1,4 +1,4 @@
-"""The loss predicted for group numbers, by which ``importance_threshold="auto"`` chooses τ (not in the paper)."""
+"""Prediction of the loss for given group numbers, for ``importance_threshold="auto"`` (not in the paper)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def predict_losses(
 ) -> list[float]:
     """Predict the increase of the loss after compensation, for several choices of group numbers.
 
-    Each sublayer is predicted as if the others were dense, and each matrix as if the others of its sublayer were.
+    The prediction for each sublayer assumes that the others are dense; that for each matrix assumes that the other
+    matrices of its sublayer are dense.
 
     Args:
         encoder: The encoder.
@@ -64,7 +65,7 @@ def predict_losses(
 
 
 def _counted(numbers: GroupNumbers) -> list[tuple[MatrixKey, int]]:
-    """Return the matrices whose losses count, with their group numbers: of a dropped sublayer only the closing one."""
+    """Return the matrices whose losses are summed, with group numbers: of a dropped sublayer, only the closing one."""
     counted: list[tuple[MatrixKey, int]] = []
     for layer in range(num_layers(numbers)):
         for sublayer in SUBLAYERS:

@@ -42,8 +42,8 @@ def group(importance: Tensor, num_groups: int, permutation: Permutation, num_per
         The blocks. With rows permuted by π_r and columns by π_c, they form the block-diagonal matrix Ŵ of Eq. 2.
 
     Raises:
-        ValueError: If G does not divide both M and N, or ``permutation="compensated"``, which requires more than
-            importance.
+        ValueError: If G does not divide both M and N, or if ``permutation="compensated"``, which requires other
+            statistics than importance.
     """
     if permutation == "compensated":
         raise ValueError(
@@ -57,7 +57,7 @@ def group(importance: Tensor, num_groups: int, permutation: Permutation, num_per
 
 
 def greedy_groups(importance: Tensor, num_groups: int, num_permutations: int) -> Blocks:
-    """Form one block after the other from the remaining rows and columns (the paper's heuristic, Algorithm 2).
+    """Form one block after another from the remaining rows and columns (the paper's heuristic, Algorithm 2).
 
     Args:
         importance: I, (M, N).
@@ -119,9 +119,9 @@ def permute(importance: Tensor, height: int, width: int, num_permutations: int) 
 def balanced_groups(importance: Tensor, groups: Blocks, max_rounds: int = 30) -> Blocks:
     """Improve blocks by alternating balanced assignments of all rows and of all columns (not in the paper).
 
-    The greedy heuristic gives the best rows and columns to the first block and leaves the rest to the last one. Here,
-    for fixed columns, all rows are assigned to blocks jointly, M/G to each, such that the kept importance is maximal;
-    then all columns for fixed rows; until the kept importance no longer increases.
+    The greedy heuristic gives the best rows and columns to the first block and whatever remains to the last one. Here,
+    all rows are assigned to blocks jointly for fixed columns, M/G to each, such that the kept importance is maximal,
+    then all columns for fixed rows. This repeats until the kept importance no longer increases.
 
     Args:
         importance: I, (M, N).

@@ -25,7 +25,7 @@ from pgb_lightning.target_warning import warn_if_missed
 
 
 def plan_by_groups(encoder: Encoder, statistics: Calibration, config: PruningConfig) -> PruningPlan:
-    """Choose the group number of every matrix, then its groups; nothing is changed.
+    """Choose the group number of every matrix, then its groups, without changing the encoder.
 
     Args:
         encoder: An encoder, dense or with fewer heads or neurons.
@@ -53,7 +53,7 @@ def plan_at_rank(encoder: Encoder, statistics: Calibration, config: PruningConfi
         encoder: An encoder, dense or with fewer heads or neurons.
         statistics: Its calibration.
         config: The target and the paper's hyperparameters; ``importance_threshold`` is not used.
-        rank: Which τ: 0 for the smallest, 1 for the largest, and in between by the number of smaller ones.
+        rank: Rank of the τ among those that meet the target, as a fraction: 0 for the smallest, 1 for the largest.
     """
     importances, summaries = _summarize(encoder, statistics, config)
     candidates = numbers_by_threshold(summaries, config, dense_cost(encoder).parameters)
@@ -64,7 +64,7 @@ def plan_at_rank(encoder: Encoder, statistics: Calibration, config: PruningConfi
 def _summarize(
     encoder: Encoder, statistics: Calibration, config: PruningConfig
 ) -> tuple[dict[MatrixKey, Tensor], dict[MatrixKey, ImportanceSummary]]:
-    """Return the importances of every matrix, and what Algorithm 1 needs of them."""
+    """Return the importances of every matrix, and their summaries for Algorithm 1."""
     importances = encoder_importances(encoder, statistics.fisher)
     check_usable("importances of the weights", importances.values())
     summaries = {key: ImportanceSummary.from_importance(each, config.max_groups) for key, each in importances.items()}

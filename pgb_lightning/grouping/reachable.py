@@ -16,7 +16,7 @@ def nearest_reachable(
 ) -> float:
     """Return the pruning ratio nearest to ``config.pruning_ratio`` that some choice of group numbers reaches.
 
-    Ratios above ``pruning_ratio + tolerance`` do not count, since no plan removes more than that.
+    Ratios above ``pruning_ratio + tolerance`` are excluded, since no plan removes more than that.
 
     Args:
         shapes: (M, N) of every matrix.
@@ -48,7 +48,7 @@ def nearest_reachable(
 def check_reachable(
     shapes: Mapping[MatrixKey, tuple[int, int]], config: PruningConfig, dense_parameters: int | None = None
 ) -> None:
-    """Raise if no choice of group numbers comes near the pruning ratio, before any calibration.
+    """Raise if no choice of group numbers is near the pruning ratio. Call it before calibration.
 
     Args:
         shapes: (M, N) of every matrix.

@@ -1,4 +1,4 @@
-"""Search for the threshold τ that meets the pruning ratio, and adjust single group numbers to reach it exactly."""
+"""Search for the threshold τ that meets the pruning ratio, and adjust single group numbers to come closer to it."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ def choose_group_numbers(
 def numbers_by_threshold(
     summaries: Summaries, config: PruningConfig, total: int | None = None
 ) -> list[tuple[float, GroupNumbers]]:
-    """List what Algorithm 1 makes of every τ that meets ``config.pruning_ratio``.
+    """List the group numbers that Algorithm 1 chooses for every τ that meets ``config.pruning_ratio``.
 
-    The smallest τ leave attention dense and drop feed-forward sublayers; the largest group every matrix, so that
-    Algorithm 1 just reaches every feed-forward sublayer. What is missing to the budget is closed by changes of single
-    group numbers (:func:`adjust_to_budget`), since there are few group numbers and large matrices.
+    The smallest τ leave attention dense and drop feed-forward sublayers. The largest τ group every matrix, so that
+    Algorithm 1 just reaches every feed-forward sublayer. Since there are few group numbers and matrices are large, the
+    remaining difference from the budget is reduced by changing single group numbers (:func:`adjust_to_budget`).
 
     Args:
         summaries: The summary of every matrix.
@@ -110,8 +110,8 @@ def adjust_to_budget(groups: GroupNumbers, summaries: Summaries, budget: float, 
     comes within the tolerance, pairs of steps are tried as well. Among steps that end equally near the budget, the one
     that removes the least importance, or restores the most, is taken.
 
-    No step goes below the budget by more than the tolerance, and from below it every step goes up. Unless everything is
-    dense there is always a step up, so the result is not below it, whatever the importances are.
+    No step ends below the budget minus the tolerance. If the cost is already below it, every step increases the cost,
+    which is always possible unless everything is dense. Therefore, the result is never below it.
 
     Args:
         groups: The initial group numbers.
@@ -120,8 +120,8 @@ def adjust_to_budget(groups: GroupNumbers, summaries: Summaries, budget: float, 
         tolerance: Accepted distance from the budget, as a fraction of all parameters.
 
     Returns:
-        Group numbers whose cost is at least the budget minus the tolerance. If that of ``groups`` is, too, they are at
-        most as far from the budget.
+        Group numbers whose cost is at least the budget minus the tolerance. If the cost of ``groups`` is so as well,
+        the result is no farther from the budget.
     """
     slack = tolerance * total_cost(summaries)
     while abs(gap := cost_of(summaries, groups) - budget) > slack:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pgb_lightning.calibration.damping import factorize_damped
 
-#: From this ridge on, H + λI is positive definite in spite of rounding in single precision.
+#: The smallest ridge for which H + λI is positive definite in spite of rounding in single precision.
 STABLE_RIDGE = 1e-4
 
 
@@ -62,7 +62,7 @@ def add_damping(covariance: Tensor, ridge: float) -> Tensor:
         ridge: λ as a fraction of the mean diagonal entry of H.
     """
     damping = (max(ridge, 1e-9) * covariance.diagonal().mean()).clamp_min(1e-30)
-    if ridge < STABLE_RIDGE:  # otherwise the factorization cannot fail and would only take time
+    if ridge < STABLE_RIDGE:  # with a larger ridge, the factorization cannot fail
         _, damping = factorize_damped(covariance, damping)
     return covariance + damping * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
 
@@ -70,7 +70,7 @@ def add_damping(covariance: Tensor, ridge: float) -> Tensor:
 def eliminate(
     covariance: Tensor, weight: Tensor, outputs: Tensor, unit: int = 1, step: int = 1, keep: tuple[int, ...] = ()
 ) -> Elimination:
-    """Remove units of inputs one after the other, the least harmful first, and refit the remaining weights each time.
+    """Remove units of inputs one after another, the least harmful first, and refit the remaining weights each time.
 
     With V = H⁻¹ over the remaining inputs and W their refitted weights, removing the inputs B increases the error's
     covariance by ``W_Bᵀ V_BB⁻¹ W_B``. The updates are ``W -= V_:B V_BB⁻¹ W_B`` and ``V -= V_:B V_BB⁻¹ V_B:``. The sum
@@ -97,7 +97,7 @@ def eliminate(
     units = torch.arange(total, device=weight.device)  # the unit at each position; removed units leave zeros there
     left = units  # positions of the remaining units
     removed: list[Tensor] = []
-    lost_more: list[Tensor] = []  # read at the end, since a GPU would have to finish each step first
+    lost_more: list[Tensor] = []  # read at the end, since reading waits for the GPU
     counts, weights = [0], {}
     while len(left):
         if total - len(left) in keep:
@@ -111,7 +111,7 @@ def eliminate(
         gain = torch.cholesky_solve(inverse_b, factor)
         lost_more.append((outer_b * torch.cholesky_solve(outer_b, factor)).sum())
         for matrix, rows in ((inverse, inverse_b), (weight, weight_b), (outer, outer_b)):
-            # The refitted weights are of no use after the last number for which they are kept.
+            # The refitted weights are not needed after the last number for which they are kept.
             if matrix is not weight or total - len(left) <= max(keep, default=0):
                 matrix.addmm_(gain.T, rows, alpha=-1)
         removed.append(units[lost])
@@ -153,7 +153,7 @@ def block_errors(covariance: Tensor, weight: Tensor, cross: Tensor, rows: Tensor
         columns: Outputs of each block, (G, n).
 
     Returns:
-        The errors, (N,). For an output in no block it is the output's full variance.
+        The errors, (N,). For an output in no block, the error is its full variance.
     """
     errors = (weight * cross).sum(0)
     block_covariance = covariance[rows.unsqueeze(2), rows.unsqueeze(1)]
@@ -180,5 +180,5 @@ def block_loss(
 
 
 def unit_indices(units: Tensor, unit: int) -> Tensor:
-    """Return the indices of the inputs that belong to some units, each of ``unit`` consecutive inputs."""
+    """Return the indices of the inputs that belong to the given units of ``unit`` consecutive inputs each."""
     return (units.unsqueeze(1) * unit + torch.arange(unit, device=units.device)).flatten()

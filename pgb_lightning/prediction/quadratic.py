@@ -32,8 +32,8 @@ class QuadraticModel:
         gradient: A, the second moment of the gradients with respect to the outputs, (N, N), or its diagonal, (N,).
         config: The pruning settings.
         has_bias: Whether the matrix has a bias.
-        constant_loss: Predicted increase of the loss if the outputs are replaced by their mean, for a matrix without a
-            bias that is given one then; ``None`` for other matrices.
+        constant_loss: Predicted increase of the loss if a matrix without a bias is replaced by a bias with the mean of
+            its outputs; ``None`` for other matrices.
     """
 
     layer: int
@@ -81,7 +81,7 @@ class QuadraticModel:
             if encoder.family.makes_bias(kind):
                 spread = weight.T @ add_damping(covariance, ridge) @ weight
                 constant_loss = float((gradient * spread).sum() / 2)
-            # Means count, since no bias can absorb them.
+            # Means contribute, since no bias can absorb them.
             covariance = covariance + torch.outer(moments.means[read], moments.means[read])
         damped = add_damping(covariance, ridge)
         return cls(layer, kind, weight, fisher, damped, gradient, config, has_bias, constant_loss)
@@ -98,15 +98,15 @@ class QuadraticModel:
     def removed_loss(self) -> float:
         """Return the predicted increase of the loss if Q or K is removed and the rest of the sublayer is kept.
 
-        Without biases, all scores are zero as soon as one of them is removed, so the other is of no use. Both of their
-        losses are then estimates of the same change, of which the mean is taken.
+        Without biases, removing either of them makes all attention scores zero, so the other has no effect. Both losses
+        then estimate the same change, and each is halved so that their sum is the mean estimate.
         """
         return float(self.variance_losses().sum()) / (1 if self.has_bias else 2)
 
     def dropped_loss(self) -> float:
         """Return the predicted increase of the loss if all outputs are replaced by their means.
 
-        With the full A, correlations between outputs count, as they do if a closing matrix goes with its sublayer.
+        If A is the full matrix, as for closing matrices, correlations between outputs are taken into account.
         """
         if self.constant_loss is not None:
             return self.constant_loss

@@ -24,8 +24,8 @@ from pgb_lightning.surgery.structure import SublayerStructure
 def apply_plan(model: nn.Module | Encoder, plan: PruningPlan, encoder: str | None = None) -> None:
     """Apply a plan to an encoder, in place.
 
-    Each block is cut out of its matrix together with the positions of its inputs and outputs, which is all that
-    re-permutation needs (Section 3.3). The kept weights are not changed; compensation refits them.
+    Each block is stored with the positions of its inputs and outputs, from which layers re-permute (Section 3.3). The
+    values of the kept weights are not changed; compensation refits them.
 
     Args:
         model: A module that holds an encoder, or the :class:`~pgb_lightning.encoders.base.Encoder` itself. The encoder
@@ -57,7 +57,7 @@ def apply_plan(model: nn.Module | Encoder, plan: PruningPlan, encoder: str | Non
 
 
 def prune_layer(encoder: Encoder, plan: PruningPlan, layer: int) -> dict[str, Hidden]:
-    """Apply a plan to one layer, in place, and return the inner features left of each matrix."""
+    """Apply a plan to one layer, in place, and return the inner features that are kept of each matrix."""
     features: dict[str, Hidden] = {}
     for sublayer, kinds in encoder.sublayers.items():
         features |= prune_sublayer(encoder, layer, sublayer, [plan.matrix(layer, kind) for kind in kinds])
@@ -76,8 +76,7 @@ def prune_sublayer(
         matrices: The plan of each of its matrices.
 
     Returns:
-        For each matrix the neurons, or features of heads, that are left, in their new order; ``None`` if all are, in
-        order.
+        For each matrix the kept neurons (or features of heads) in their new order; ``None`` if all are kept in order.
     """
     if encoder.is_dropped(layer, sublayer):
         return dict.fromkeys(encoder.sublayers[sublayer])

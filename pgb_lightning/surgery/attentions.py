@@ -15,13 +15,13 @@ HANDLE = "pgb_attentions_hook"
 def keep_attention_entries(encoder: Encoder) -> None:
     """Add ``None`` to the model's ``attentions`` for each layer whose attention was dropped.
 
-    transformers collects attention weights from the modules that compute them, so that the others have no entry, and
-    an index in ``attentions`` would no longer be that of the layer.
+    transformers collects attention weights only from modules that compute them. Without the added entries, indices in
+    ``attentions`` would not be those of the layers.
     """
     if any(attention_is_dropped(encoder)):
         for model in encoder.owners:
             if HANDLE not in vars(model):
-                # Before the hooks of others, which then see all entries.
+                # Runs before other hooks, so that they see all entries.
                 vars(model)[HANDLE] = model.register_forward_hook(_add_entries, prepend=True, with_kwargs=True)
 
 
@@ -44,7 +44,7 @@ def _add_entries(model: Any, _: object, kwargs: dict[str, Any], output: Any) -> 
     requested = kwargs.get("output_attentions")
     requested = model.config.output_attentions if requested is None else requested
     if isinstance(output, tuple):
-        # The outputs that are requested, without names: hidden states are (B, S, d), attention weights (B, H, S, S).
+        # The requested outputs have no names here: hidden states are (B, S, d), attention weights (B, H, S, S).
         places = (n for n, part in enumerate(output) if isinstance(part, tuple) and (not part or _is_weights(part[0])))
         place = next(places, None)
         if place is None:  # not requested, or transformers 5.0 found no layer with attention
@@ -62,7 +62,7 @@ def _is_weights(part: Any) -> bool:
 
 
 def _complete(model: Any, attentions: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return attention weights with an entry for each run, if there is one for each run of a layer with attention."""
+    """Return attention weights with an entry for every run, given one for every run of a layer with attention."""
     encoder = Encoder("", model, FAMILIES[model_type_of(model)])
     by_layer = attention_is_dropped(encoder)
     dropped = [by_layer[layer] for layer in encoder.order]

@@ -1,4 +1,4 @@
-"""Put layers into an encoder: the one place where its modules are replaced."""
+"""Install layers in an encoder. All replacements of its modules are made here."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def install(
         layer: Layer index.
         sublayer: The sublayer.
         modules: The new layers, by matrix kind.
-        is_dropped: Whether nothing is left of the sublayer but the constant that it adds.
-        features: The inner features that are left, if some were removed and their weights are to be kept.
+        is_dropped: Whether the sublayer is dropped and only adds a constant.
+        features: The inner features that are kept, if some were removed and the weights of the others are to be kept.
     """
     encoder.set_matrices(layer, modules)
     if is_dropped:
@@ -45,7 +45,7 @@ def install(
 
 
 def drop_sublayer(encoder: Encoder, layer: int, sublayer: Sublayer) -> None:
-    """Remove all of a sublayer but the constant that it adds, which is the bias of its closing matrix."""
+    """Remove a sublayer, except for the constant that it adds, which is the bias of its closing matrix."""
     family = encoder.family
     core, closing = family.cores[sublayer], family.paths[family.sublayers[sublayer][-1]]
     block = encoder.layers[layer]
@@ -84,7 +84,7 @@ def drop_sublayer(encoder: Encoder, layer: int, sublayer: Sublayer) -> None:
 
 
 def _freeze(module: nn.Module, kept: Collection[int] = ()) -> None:
-    """Freeze parameters that nothing reads any more; they stay in the module where it has another name."""
+    """Freeze the parameters of a module that is no longer used. It may remain in the model under another name."""
     for parameter in module.parameters():
         if id(parameter) not in kept:
             parameter.requires_grad_(False)
@@ -92,7 +92,7 @@ def _freeze(module: nn.Module, kept: Collection[int] = ()) -> None:
 
 @contextmanager
 def undone_on_error(encoder: Encoder) -> Iterator[None]:
-    """Put back the modules that are replaced in an encoder inside the ``with`` block, if the block raises an error."""
+    """Restore the modules of an encoder that are replaced inside the ``with`` block, if the block raises an error."""
     before = [
         (root, path, child)
         for root in encoder.roots

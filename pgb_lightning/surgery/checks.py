@@ -17,7 +17,9 @@ from pgb_lightning.surgery.structure import Structure
 
 
 def check_prunable(encoder: Encoder) -> None:
-    """Require plain linear layers everywhere: an encoder that is dense, or pruned to fewer heads, neurons or sublayers.
+    """Check that all matrices of an encoder are plain linear layers, so that it can be pruned (further).
+
+    An encoder qualifies if it is dense, or pruned to fewer heads, neurons or sublayers.
 
     Raises:
         ValueError: If its configuration is not supported, the model does not run all of its layers, it has been pruned
@@ -42,7 +44,7 @@ def check_prunable(encoder: Encoder) -> None:
                     "or resume with ckpt_path."
                 )
             if type(module) is not nn.Linear or parametrize.is_parametrized(module):
-                found = f"{type(module).__module__}.{type(module).__name__}"  # other libraries use the name Linear, too
+                found = f"{type(module).__module__}.{type(module).__name__}"  # other libraries have a Linear, too
                 raise ValueError(
                     f"Layer {layer} {kind} of the encoder at {encoder.where} is a {found}, but must be a plain "
                     "nn.Linear. Merge adapters and undo quantization first."
@@ -63,7 +65,7 @@ def check_prunable(encoder: Encoder) -> None:
 
 
 def _check_all_run(encoder: Encoder) -> None:
-    """Require that the model runs all layers that it has.
+    """Check that the model runs all of its layers.
 
     Raises:
         ValueError: If the configuration was changed to fewer layers, or other layers run between the runs of a layer.
@@ -84,9 +86,9 @@ def _check_all_run(encoder: Encoder) -> None:
 
 
 def _check_not_shared(encoder: Encoder) -> None:
-    """Require that every matrix belongs to one place: a plan cannot prune it differently in two.
+    """Check that every matrix is used in one place only, since a plan cannot prune it differently in two places.
 
-    Other names of a layer or of the whole encoder are not a second place.
+    Several names for the same layer or for the whole encoder are allowed.
 
     Raises:
         ValueError: If a weight is used by two layers, by another module, or by another encoder.
@@ -120,7 +122,7 @@ def _check_not_shared(encoder: Encoder) -> None:
 
 
 def check_complete(encoder: Encoder) -> None:
-    """Require an encoder without dropped sublayers, as the paper's search for group numbers does.
+    """Check that no sublayer is dropped, as the paper's search for group numbers requires.
 
     Raises:
         ValueError: If an earlier pruning has dropped a sublayer.
@@ -136,7 +138,7 @@ def check_complete(encoder: Encoder) -> None:
 
 
 def check_plan(encoder: Encoder, plan: PruningPlan) -> None:
-    """Require that a plan fits an encoder as it is, dense or pruned.
+    """Check that a plan fits an encoder in its current state, dense or pruned.
 
     Raises:
         ValueError: If it does not; the message names the first mismatch.
@@ -195,9 +197,9 @@ def is_pruned(encoder: Encoder) -> bool:
 
 
 def matches(encoder: Encoder, plan: PruningPlan) -> bool:
-    """Return whether an encoder is the result of a plan.
+    """Return whether an encoder has the structure that a plan gives.
 
-    Permutations may be folded or not, as in encoders pruned by earlier releases.
+    Permutations may be folded, or not folded as in encoders that were pruned by earlier releases.
     """
     if plan.model_type != encoder.model_type or plan.num_layers != len(encoder.layers):
         return False
@@ -219,7 +221,7 @@ def matches(encoder: Encoder, plan: PruningPlan) -> bool:
 
 
 def _has_index(encoder: Encoder, matrix: MatrixPlan) -> bool:
-    """Return whether the blocks of a matrix, if it has any, are at the positions of a plan."""
+    """Return whether the blocks of a matrix, if it has any, are at the positions that a plan gives."""
     module = encoder.find_matrix(matrix.layer, matrix.kind)
     if module is None or not matrix.input_index or not matrix.output_index:
         return True

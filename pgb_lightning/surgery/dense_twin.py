@@ -1,4 +1,4 @@
-"""A plain transformers model that computes what a pruned one computes."""
+"""Convert a pruned model to a plain transformers model with the same outputs."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 @torch.no_grad()
 def dense_twin(model: Model) -> Model:
-    """Return the plain transformers model that computes what a pruned model computes.
+    """Return a plain transformers model that computes the same outputs as a pruned model.
 
-    It is a copy of the model with new, dense layers in its encoder; everything outside them is as it is. Every block
-    goes back into a full matrix with zeros elsewhere (Ŵ*). A dropped sublayer has zero weights, and its constant in the
-    closing bias. If the model has no biases there, the configuration of the twin switches them on, and all others are
-    zero. Inside a sublayer, neurons and heads keep their folded order, unless heads are not alike, as in MPNet. The
-    twin is as slow as the original dense model, but does not need this package. Hooks registered inside the layers are
-    not copied.
+    It is a copy of the model with new, dense layers in its encoder; everything else is unchanged. Every block is placed
+    in a full matrix with zeros elsewhere (Ŵ*). A dropped sublayer has zero weights, and its constant as the closing
+    bias. If the model has no biases there, the configuration of the twin enables them, and all others are zero. Within
+    a sublayer, neurons and heads keep their folded order, unless heads are not interchangeable, as in MPNet. The twin
+    is as slow as the original dense model, but does not need this package. Hooks registered inside the layers are not
+    copied.
 
     Args:
         model: A transformers model that is, or wraps, a pruned encoder.
@@ -77,7 +77,7 @@ def _make_dense(encoder: Encoder) -> None:
                 # set_attn_implementation changes the model's own configuration.
                 vars(module)["config"] = encoder.model.config
     for layer, new in zip(old, dense.layers, strict=True):
-        # The object stays the same, under all its names and for compiled wrappers, which keep calling it.
+        # Keep the same object, since it may have several names, and compiled wrappers call it.
         layer.__class__, layer.__dict__ = new.__class__, vars(new)
     undo_finish(encoder, dense)
     for model in encoder.owners:
@@ -85,10 +85,10 @@ def _make_dense(encoder: Encoder) -> None:
 
 
 def dense_reference(encoder: Encoder) -> Encoder:
-    """Return a dense encoder of the same architecture, device and data type, to be measured.
+    """Return a dense encoder of the same architecture, device and data type, for measurements.
 
     Args:
-        encoder: The encoder, dense or pruned. It is returned itself if nothing was removed from it.
+        encoder: The encoder, dense or pruned. If nothing was removed from it, it is returned itself.
     """
     if not is_pruned(encoder):
         return encoder
@@ -120,7 +120,7 @@ def _fill(target: nn.Linear, module: nn.Module | None, inner: Sequence[int] | No
     Args:
         target: The dense layer.
         module: The pruned one; ``None`` if it was removed with its sublayer.
-        inner: The places of the inner features that are left; by default they come first.
+        inner: The positions of the kept inner features; by default they come first.
         is_closing: Whether the inner features are the inputs of the matrix, and not the outputs.
     """
     target.weight.zero_()

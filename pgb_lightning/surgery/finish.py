@@ -1,4 +1,4 @@
-"""What an encoder needs besides new layers, once its structure has changed."""
+"""Complete a change of an encoder's structure after its layers were replaced."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pgb_lightning.surgery.saving import record_when_saved, save_as_usual
 def finish(encoder: Encoder) -> None:
     """Complete a change of an encoder's structure, in place.
 
-    Tables that nothing reads any more are removed or frozen, ``attentions`` keeps an entry for each layer, and the
-    models that hold the encoder write its structure when they are saved.
+    Position tables that are no longer used are removed or frozen, ``attentions`` gets an entry for each layer, and the
+    models that hold the encoder save its structure in ``save_pretrained``.
 
     Args:
         encoder: The encoder, with all of its new layers. Calling it again has no effect.
@@ -37,7 +37,7 @@ def finish(encoder: Encoder) -> None:
 
 @torch.no_grad()
 def undo_finish(encoder: Encoder, dense: Encoder) -> None:
-    """Undo :func:`finish`, in place; a table that was removed has zeros.
+    """Undo :func:`finish`, in place. Tables that were removed are filled with zeros.
 
     Args:
         encoder: The encoder, with dense layers.

@@ -1,8 +1,8 @@
 """Folding: make permutations inside a sublayer part of the weights, so that they cost nothing at run time.
 
 The neurons of a feed-forward network and the heads of attention can be stored in any order, and those that no block of
-the closing matrix reads need not be computed. At the ends of a sublayer, the residual stream fixes the order. (The
-paper says that permutations fold or cancel, Section 4; this is how far that is possible.)
+the closing matrix reads need not be computed. At the input and output of a sublayer, the residual stream fixes the
+order. (The paper says that permutations fold or cancel, Section 4; here they are folded as far as possible.)
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Folded:
     """A sublayer's part of a plan, with its inner features in the cheapest order.
 
     Args:
-        hidden: The inner features of the dense sublayer that are left, in their new order; ``None`` if all are left in
-            their order.
-        matrices: The plan of each matrix for the new order. A matrix can be smaller than the dense one, and is dense
-            itself if it connects all features that are left.
-        key_value: The inner features that are left of keys and values, which may have fewer heads than queries.
+        hidden: The inner features of the dense sublayer that are kept, in their new order; ``None`` if all are kept in
+            their original order.
+        matrices: The plan of each matrix for the new order. A matrix can be smaller than in the dense encoder, and is
+            dense if it connects all kept features.
+        key_value: The kept inner features of keys and values, which may have fewer heads than queries.
     """
 
     hidden: Hidden
@@ -34,7 +34,7 @@ class Folded:
     key_value: Hidden = None
 
     def features(self, kind: str) -> Hidden:
-        """Return the inner features that are left of a matrix."""
+        """Return the inner features that are kept of a matrix."""
         return self.key_value if kind in KEY_VALUE else self.hidden
 
 
@@ -89,7 +89,7 @@ def fold_plan(plan: PruningPlan, attention_unit: int, fold_orders: bool = True) 
     Args:
         plan: The plan.
         attention_unit: Features of attention that are removed together.
-        fold_orders: Whether permutations are folded; if not, the matrices are as the plan has them.
+        fold_orders: Whether permutations are folded; if not, the matrices are those of the plan.
 
     Returns:
         Layer index, sublayer and the structure to build, in order.
@@ -104,7 +104,7 @@ def fold_plan(plan: PruningPlan, attention_unit: int, fold_orders: bool = True) 
 
 
 def _of_units(units: Iterable[int], size: int) -> tuple[int, ...]:
-    """Return the features of some units, each of ``size`` features."""
+    """Return the features of the given units, each of ``size`` features."""
     return tuple(unit * size + feature for unit in sorted(units) for feature in range(size))
 
 
@@ -118,7 +118,7 @@ def _flat(index: Index, size: int) -> list[int]:
 
 
 def _keeps_equal_blocks(index: Index, kept: set[int]) -> bool:
-    """Return whether the blocks are still of one size if only some outputs are kept."""
+    """Return whether all blocks still have the same size if only some outputs are kept."""
     sizes = {len(kept.intersection(block)) for block in index or ()}
     return len(sizes) <= 1 and 0 not in sizes
 
@@ -139,7 +139,7 @@ def _group_of(index: Index) -> dict[int, int]:
 
 
 def _reindex(inner: Index, outer: Index, position: Mapping[int, int]) -> tuple[Index, Index]:
-    """Re-index blocks to the new order of the inner features, and sort them by it."""
+    """Re-index blocks for the new order of the inner features, and sort them in this order."""
     if not inner or not outer:
         return inner, outer
     moved = (tuple(sorted(position[n] for n in block if n in position)) for block in inner)
@@ -148,7 +148,7 @@ def _reindex(inner: Index, outer: Index, position: Mapping[int, int]) -> tuple[I
 
 
 def _simplify(matrix: MatrixPlan) -> MatrixPlan:
-    """Keep a matrix dense if it is one block of all its rows and columns."""
+    """Mark a matrix as dense if it is one block of all its rows and columns."""
     if matrix.num_groups == 1 and matrix.kept_parameters == matrix.total_parameters:
         return replace(matrix, input_index=None, output_index=None)
     return matrix

@@ -21,16 +21,16 @@ from pgb_lightning.surgery.structure import Structure
 
 
 class StructureError(ValueError):
-    """Raised if the module's encoder cannot be given the structure that a state dict has."""
+    """Raised if the module's encoder cannot be rebuilt with the structure of a state dict."""
 
 
 def follow_state_dict(module: nn.Module) -> None:
     """Make a module rebuild its pruned layers whenever a pruned state dict is loaded into it.
 
-    The structure of a pruned encoder can be read off its state dict
-    (:meth:`~pgb_lightning.surgery.structure.Structure.from_state_dict`). Layers are replaced accordingly before torch
-    copies the weights. Call it once in the ``__init__`` of a ``LightningModule``: ``load_from_checkpoint``, resuming
-    and every ``ckpt_path`` then rebuild the pruned model. Calling it again has no effect.
+    The structure of a pruned encoder is determined from its state dict
+    (:meth:`~pgb_lightning.surgery.structure.Structure.from_state_dict`), and layers are replaced accordingly before
+    torch copies the weights. Call this function once in the ``__init__`` of a ``LightningModule``. Then
+    ``load_from_checkpoint``, resuming and every ``ckpt_path`` rebuild the pruned model. Calling it again has no effect.
 
     Loading raises :class:`StructureError`, a ``ValueError``, if the state dict belongs to another encoder or was
     written by a newer release. The module is unchanged then.
@@ -50,9 +50,9 @@ def follow_state_dict(module: nn.Module) -> None:
 
 
 def find_missing_encoder(module: nn.Module, state_dict: Mapping[str, Any]) -> str | None:
-    """Return a message about an encoder of which a state dict has no entries, ``None`` if there is no such encoder.
+    """Return a message about an encoder that has no entries in a state dict, or ``None`` if there is no such encoder.
 
-    Torch itself lists every missing entry, and only in a strict load.
+    Torch would list every missing entry, and only in a strict load.
     """
     for encoder in find_encoders(module):
         if _find_stored(encoder, state_dict, "") is None and not _is_sharded(encoder):
@@ -73,8 +73,8 @@ def follows_state_dict(module: nn.Module) -> bool:
 def _rebuild(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: object) -> None:
     """Give encoders the structure of ``state_dict`` (a ``load_state_dict`` pre-hook).
 
-    Torch does not tell the hook whether loading is strict. What a non-strict load may leave out is therefore left to
-    torch: encoders without any entry, and parts of a dense encoder, which do not tell a structure.
+    Torch does not pass to the hook whether loading is strict. Entries that a non-strict load may omit are therefore
+    left to torch: those of an encoder without any entries, and of parts of a dense encoder, which define no structure.
     """
     encoders = [encoder for encoder in find_encoders(module) if not _is_sharded(encoder)]
     stored = [found for encoder in encoders if (found := _find_stored(encoder, state_dict, prefix))]
@@ -92,25 +92,25 @@ def _rebuild(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: 
 
 
 def _stack_prefix(encoder: Encoder, prefix: str) -> str:
-    """Return what the names of the layers' entries start with in a state dict."""
+    """Return the prefix of the names of the layers' entries in a state dict."""
     return f"{prefix}{state_dict_path(encoder.name, encoder.family.layers)}."
 
 
 def _find_stored(encoder: Encoder, state_dict: Mapping[str, Any], prefix: str) -> Encoder | None:
-    """Return the encoder under the first of its names that has entries in a state dict, ``None`` if none has."""
+    """Return the encoder under the first of its names that has entries in a state dict, or ``None`` if none has."""
     named = (replace(encoder, name=name) for name in encoder.names)
     return next((e for e in named if any(key.startswith(_stack_prefix(e, prefix)) for key in state_dict)), None)
 
 
 def _is_sharded(encoder: Encoder) -> bool:
-    """Return whether FSDP or DeepSpeed has sharded a model: its shapes tell nothing, and its structure is final."""
+    """Return whether FSDP or DeepSpeed has sharded a model: its shapes are meaningless, and it cannot be rebuilt."""
     wrapped = any(is_fsdp_name(name) for name, _ in encoder.model.named_modules())
     in_pieces = any(hasattr(p, "ds_id") or hasattr(p, "device_mesh") for p in encoder.model.parameters())
     return wrapped or in_pieces or is_fsdp_name(encoder.name)
 
 
 def _read_structure(encoder: Encoder, state_dict: Mapping[str, Tensor], prefix: str) -> Structure:
-    """Read a structure and require that the module's encoder can be given it.
+    """Read a structure and check that the module's encoder can be rebuilt with it.
 
     Raises:
         StructureError: If the state dict is of another encoder, of a newer release, or dense where the module's encoder
@@ -137,7 +137,7 @@ def _read_structure(encoder: Encoder, state_dict: Mapping[str, Tensor], prefix: 
 
 
 def _check_prefix(encoders: list[Encoder], state_dict: Mapping[str, Any], prefix: str) -> None:
-    """Refuse a state dict whose names have one prefix too many: loading it would leave all encoders as they are."""
+    """Refuse a state dict whose names have an extra prefix, since loading it would not change any encoder."""
     for encoder in encoders:
         inner = f".{_stack_prefix(encoder, '')}"
         longer = next(
@@ -158,7 +158,7 @@ def _layer_numbers(encoder: Encoder, state_dict: Mapping[str, Any], prefix: str)
 
 
 def _check_names(encoder: Encoder, state_dict: Mapping[str, Any], prefix: str) -> None:
-    """Require entries of as many layers as the module has, in a layout that this release reads."""
+    """Check that there are entries for all layers of the module, in a layout that this release reads."""
     numbers = _layer_numbers(encoder, state_dict, prefix)
     if len(numbers) != len(encoder.layers):
         raise StructureError(
@@ -179,7 +179,7 @@ def _check_names(encoder: Encoder, state_dict: Mapping[str, Any], prefix: str) -
 
 
 def _newest_layout(weight: Tensor | None) -> int:
-    """Return the newest layout that this release reads of a layer with a given weight."""
+    """Return the newest layout that this release can read for a layer with a given weight."""
     return GroupedLinear._version if weight is not None and weight.numel() else ConstantLinear._version
 
 
@@ -191,7 +191,7 @@ def _check_entries(
     size: tuple[int, int],
     dense: tuple[int, int],
 ) -> None:
-    """Require that the layer of a matrix can take what is stored for it.
+    """Check that the stored entries of a matrix fit its layer.
 
     Args:
         path: The layer's path in the state dict.
@@ -205,7 +205,7 @@ def _check_entries(
     if weight is None or shape == REMOVED:
         return
     current = find_matrix_layer(module)
-    if module is not None and current is None:  # a layer of another library takes what torch loads into it
+    if module is not None and current is None:  # for layers of other libraries, torch checks the entries
         return
     is_dense = tuple(weight.shape) == dense[::-1]
     is_narrowed = current is None or (current.in_features, current.out_features) != dense
@@ -240,7 +240,7 @@ def _check_entries(
 
 
 def _check_other_entries(encoders: list[Encoder], state_dict: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Require that all entries outside the layers fit, before the encoder is changed and torch refuses them."""
+    """Check that all entries outside the layers fit, before the encoder is changed and torch refuses them."""
     inside = {id(value) for e in encoders for value in e.stack.state_dict(keep_vars=True).values()}
     for name, value in own.items():
         stored = state_dict.get(name)
@@ -256,7 +256,7 @@ def _check_other_entries(encoders: list[Encoder], state_dict: Mapping[str, Any],
 def _covers(state_dict: Mapping[str, Any], encoder: Encoder, prefix: str) -> bool:
     """Return whether a state dict has a complete encoder, and not only a part such as its biases and LayerNorms."""
     stack, count = _stack_prefix(encoder, prefix), len(encoder.layers)
-    removable = tuple(f".{path}" for path in encoder.family.norms.values())  # LayerNorms that go with their sublayer
+    removable = tuple(f".{path}" for path in encoder.family.norms.values())  # removed with their sublayer
     norms = [name for name, child in encoder.stack.named_modules() if _is_norm(child) and not name.endswith(removable)]
     state_dict = split_fused(encoder, state_dict, prefix)
     paths = {kind: [stored_path(encoder, n, kind, prefix) for n in range(count)] for kind in encoder.matrices}
@@ -276,7 +276,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _differs(state_dict: Mapping[str, Any], encoder: Encoder, prefix: str, own: Mapping[str, Any]) -> bool:
-    """Return whether an entry of a layer that the module has is unknown to the module, or of another shape."""
+    """Return whether an entry of an existing layer is unknown to the module or has another shape."""
     stack = _stack_prefix(encoder, prefix)
     known = tuple(f"{stack}{number}." for number in range(len(encoder.layers)))
     entries = {

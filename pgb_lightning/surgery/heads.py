@@ -1,4 +1,4 @@
-"""What else in a layer depends on the heads that are left: position projections, biases and head counts."""
+"""Adapt the other parts of a layer that depend on its heads: position projections, biases and head counts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pgb_lightning.surgery.new_layers import select_features
 
 
 def follow_heads(encoder: Encoder, layer: int, features: Sequence[int] | None) -> None:
-    """Remove the features of removed heads from all that a layer computes for its heads besides the matrices, in place.
+    """Remove the features of removed heads from all other parts of a layer that depend on its heads, in place.
 
     Args:
         encoder: The encoder, in which the matrices are pruned already.
         layer: Layer index.
-        features: The features of heads that are left. If omitted, weights are not kept, only their number is right.
+        features: The features of the kept heads. If omitted, only the sizes are adapted, and weights are not preserved.
     """
     family, width = encoder.family, encoder.head_size
     size = as_matrix(encoder.matrix(layer, SUBLAYERS["attention"][-1])).in_features
@@ -34,7 +34,7 @@ def follow_heads(encoder: Encoder, layer: int, features: Sequence[int] | None) -
         present = old.out_features if isinstance(old, nn.Linear) else len(old)
         if present == size:
             continue
-        # A state dict may have more heads than the model.
+        # A state dict to be loaded may have more heads than the model.
         left = [n % present for n in range(size)] if features is None else list(features)
         if isinstance(old, nn.Linear):
             replace_module(old, select_features(old, left, of_inputs=False), encoder.roots)
@@ -47,7 +47,7 @@ def follow_heads(encoder: Encoder, layer: int, features: Sequence[int] | None) -
 
 
 def kept_features(encoder: Encoder, layer: int) -> list[int] | None:
-    """Return the features of the heads that are left of a layer, as numbered in the dense layer, if that matters.
+    """Return the features of a layer's kept heads, as numbered in the dense layer; ``None`` if heads are equivalent.
 
     Args:
         encoder: The encoder, dense or pruned.
@@ -62,7 +62,7 @@ def kept_features(encoder: Encoder, layer: int) -> list[int] | None:
 
 
 def save_heads(encoder: Encoder) -> Callable[[], None]:
-    """Return a function that puts parameters and head counts back that :func:`follow_heads` changes.
+    """Return a function that restores the parameters and head counts that :func:`follow_heads` changes.
 
     Modules are not restored.
     """
@@ -83,7 +83,7 @@ def save_heads(encoder: Encoder) -> Callable[[], None]:
 
 
 def reads_positions(encoder: Encoder) -> bool:
-    """Return whether a layer still reads what the family calls ``position_modules``."""
+    """Return whether a layer still uses the family's ``position_modules``."""
     nothing = torch.zeros(0, 1, dtype=torch.bool, device=encoder.model.device)
     readers = [kind for kind, read in encoder.family.also_read.items() if read(encoder.model, nothing) is not None]
     for layer in range(len(encoder.layers)):
@@ -98,7 +98,7 @@ def reads_positions(encoder: Encoder) -> bool:
 
 
 def _places(encoder: Encoder, layer: int, paths: Sequence[str]) -> Iterator[tuple[nn.Module, str]]:
-    """Yield the module and the attribute's name of each path that a layer has."""
+    """Yield the owner and the attribute's name for each of the paths that exist in a layer."""
     for path in paths:
         parent, _, name = path.rpartition(".")
         try:

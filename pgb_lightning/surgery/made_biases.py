@@ -1,4 +1,4 @@
-"""Biases that are made for dropped sublayers, in the configuration of a dense twin."""
+"""Enable the biases that dropped sublayers need in the configuration of a dense twin."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pgb_lightning.surgery.saving import models_around
 
 
 def switch_on_biases(encoder: Encoder) -> None:
-    """Switch on the biases of a configuration's matrices where dropped sublayers hold made ones, in place.
+    """Enable the configuration's biases if dropped sublayers of a model without biases were given one, in place.
 
-    Layers outside the encoder's, such as a language-modeling head, may have a bias under the same setting. It is zero.
+    The same setting may add biases to modules outside the encoder, such as a language-modeling head. These are zero.
 
     Args:
         encoder: The pruned encoder of a model that will be dense.
@@ -35,7 +35,7 @@ def switch_on_biases(encoder: Encoder) -> None:
 
 
 def _add_zero_biases(model: PreTrainedModel, outside: nn.Module) -> None:
-    """Add biases of zeros to the linear layers that have one according to the configuration, outside of a module."""
+    """Add zero biases to the linear layers outside a module that have a bias according to the configuration."""
     with torch.device("meta"):
         like = transformers_class(type(model))(model.config)
     inside, modules = set(outside.modules()), dict(model.named_modules())

@@ -1,4 +1,4 @@
-"""New layers in the place of others: blank ones of a given structure, and some inputs or outputs of a dense one."""
+"""Create layers that replace others: blank layers of a given structure, and selections of inputs or outputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pgb_lightning.layers.matrix import REMOVED, BlockShape, as_matrix
 
 @torch.no_grad()
 def select_features(linear: nn.Linear, features: Sequence[int] | None, of_inputs: bool) -> nn.Linear:
-    """Return a layer with some inputs or outputs of another, in the given order.
+    """Return a layer with the given inputs or outputs of another layer, in the given order.
 
     Args:
         linear: The layer.
@@ -37,7 +37,7 @@ def select_features(linear: nn.Linear, features: Sequence[int] | None, of_inputs
 def blank_layer(
     old: nn.Module, size: tuple[int, int], shape: BlockShape | None, make_bias: bool = False
 ) -> nn.Linear | GroupedLinear | ConstantLinear:
-    """Return a layer of a given structure, whose weights are still to be set, to replace another one.
+    """Return a layer of a given structure to replace another one. Its weights are not initialized.
 
     Args:
         old: The layer to replace; it determines the bias, the device, the data type, the mode, and which parameters
@@ -74,17 +74,17 @@ def blank_layer(
 
 
 def like_tensor(module: nn.Module) -> Tensor:
-    """Return a tensor of a module that tells its device and data type.
+    """Return a tensor of a module with its device and data type.
 
-    Without biases, all that is left of a pruned module may be the empty weights of removed matrices, which are buffers.
+    Without biases, a pruned module may only have the empty weights of removed matrices, which are buffers.
     """
     return next(t for t in chain(module.parameters(), module.buffers()) if t.is_floating_point())
 
 
 def keep_training_state(old: nn.Module, new: nn.Module) -> None:
-    """Give a module the mode of the one that it replaces, and the same frozen parameters.
+    """Copy the mode (training or eval) and ``requires_grad`` of the parameters from the replaced module.
 
-    A parameter that the old module does not have is trained if any of its parameters is, or if it has none.
+    A parameter that the old module lacks is trained if any of the old module's parameters is, or if it has none.
     """
     trained = {name: parameter.requires_grad for name, parameter in old.named_parameters()}
     for name, parameter in new.named_parameters():

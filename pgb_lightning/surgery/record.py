@@ -15,7 +15,7 @@ from pgb_lightning.encoders.base import Encoder, model_type_of
 from pgb_lightning.encoders.pruned_config import PrunedConfig, convert_config
 from pgb_lightning.surgery.structure import Structure
 
-#: The key of a record for the modules that the encoder's class has, and the encoder does not.
+#: The key of a record for the modules of the encoder's class that the encoder lacks.
 ABSENT = "absent"
 
 
@@ -44,7 +44,7 @@ def build_record(encoder: Encoder, record: Mapping[str, Any], remove_absent: boo
     Args:
         encoder: The encoder.
         record: The result of :func:`make_record`.
-        remove_absent: Whether to remove the modules that the recorded encoder does not have.
+        remove_absent: Whether to remove the modules that the recorded encoder lacks.
 
     Raises:
         ValueError: If the record cannot be read or does not fit the encoder.
@@ -55,16 +55,16 @@ def build_record(encoder: Encoder, record: Mapping[str, Any], remove_absent: boo
 
 
 def recorded_absent(config: PretrainedConfig) -> list[str]:
-    """Return the paths of the modules that a recorded encoder does not have, or may not have.
+    """Return the paths of the modules that a recorded encoder lacks or may lack.
 
-    0.1.0 did not record that there is no pooler.
+    Release 0.1.0 did not record whether there is a pooler.
     """
     record = getattr(config, "pgb", None) or {}
     return list(record.get(ABSENT, [])) if record.get("version", 1) > 1 else ["pooler"]
 
 
 def absent_modules(encoder: Encoder) -> list[str]:
-    """Return the paths of the modules that the encoder's class has and the encoder does not, such as the pooler."""
+    """Return the paths of the modules of the encoder's class that the encoder lacks, such as the pooler."""
     found: list[str] = []
     for path, _ in dense_encoder(encoder).model.named_modules():
         parent, _, name = path.rpartition(".")
@@ -88,7 +88,7 @@ def dense_encoder(encoder: Encoder) -> Encoder:
     """Return a dense encoder of the same transformers class, configuration and depth, on the meta device.
 
     Raises:
-        ValueError: If layers were removed or moved so that their attention is not what the configuration says.
+        ValueError: If layers were removed or moved so that their attention differs from that in the configuration.
     """
     config = dense_config(encoder.model)
     if encoder.family.order is None:  # else it is the number of runs
@@ -115,7 +115,7 @@ def _lacks_norm(encoder: Encoder, dense: Encoder, layer: int) -> bool:
 
 
 def dense_config(model: PreTrainedModel) -> Any:
-    """Return a copy of a model's configuration without a record, as that of a dense transformers model."""
+    """Return a copy of a model's configuration without the record, as the configuration of a dense model."""
     config = model.config
     if not isinstance(config, PrunedConfig):
         return copy.deepcopy(config)
@@ -126,7 +126,7 @@ def dense_config(model: PreTrainedModel) -> Any:
 def transformers_class(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """Return the class known to transformers that a model class is derived from, or the class itself.
 
-    For the class of a pruned model it is that of the dense model.
+    For the class of a pruned model, this is the class of the dense model.
 
     Example:
         >>> from transformers import BertModel

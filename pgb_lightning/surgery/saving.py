@@ -24,16 +24,16 @@ PRUNED_CLASSES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {}
 
 METHOD = "save_pretrained"
 
-#: The parameters of the method after the folder, which may be given by position.
+#: The parameters of the method after the folder, which may be positional.
 PARAMETERS = tuple(signature(PreTrainedModel.save_pretrained).parameters)[2:]
 
 
 class PrunedSave:
     """``save_pretrained`` of a model with pruned encoders.
 
-    It replaces the method on the model instance. While it runs, the configuration of each pruned encoder is one of a
-    pruned model, with a record of the structure that the encoder has at that time. ``push_to_hub``, the ``Trainer`` of
-    transformers and sentence-transformers call it. At all other times the configuration is that of the dense model.
+    It replaces the method on the model instance. While it runs, the configuration of each pruned encoder is that of a
+    pruned model, with a record of the encoder's current structure; at all other times, it is that of the dense model.
+    ``push_to_hub``, the ``Trainer`` of transformers and sentence-transformers call this method.
 
     Args:
         model: The model.
@@ -47,7 +47,7 @@ class PrunedSave:
         """Save the model as transformers does, with its structure in the configuration.
 
         Raises:
-            ValueError: If the model's class would not load what is written. Nothing is written then.
+            ValueError: If the model's class could not load the folder. Nothing is written then.
         """
         kwargs |= dict(zip(PARAMETERS, args, strict=False))
         structures = _structures(self.model, kwargs.get("state_dict"))
@@ -62,7 +62,7 @@ class PrunedSave:
 
 
 def record_when_saved(encoder: Encoder) -> None:
-    """Make the models that hold an encoder write its structure when they are saved. Calling it again has no effect."""
+    """Make the models that hold an encoder save its structure in their folders. Calling it again has no effect."""
     for model in models_around(encoder):
         if not isinstance(vars(model).get(METHOD), PrunedSave):
             vars(model)[METHOD] = PrunedSave(model)
@@ -91,7 +91,7 @@ def models_around(encoder: Encoder) -> list[PreTrainedModel]:
 
 
 def _structures(model: PreTrainedModel, state_dict: Mapping[str, Any] | None) -> dict[str, Structure]:
-    """Return the structure of each encoder by its path; that of a state dict, if one is given to be saved."""
+    """Return the structure of each encoder by its path, from the state dict to be saved if one is given."""
     return {
         encoder.name: Structure.of(encoder) if state_dict is None else Structure.from_state_dict(encoder, state_dict)
         for encoder in find_encoders(model)
@@ -104,7 +104,7 @@ def _has_wrappers(model: PreTrainedModel) -> bool:
 
 
 def _plain_state_dict(model: PreTrainedModel, given: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """Return a state dict of a model, its own if none is given, without the names of wrappers."""
+    """Return the given state dict, or that of the model, without the names of wrappers."""
     state: dict[str, Tensor] = model.state_dict() if given is None else given
     for encoder in find_encoders(model):
         encoder.check_wrappers()
@@ -126,7 +126,7 @@ def _recorded(model: PreTrainedModel, structures: Mapping[str, Structure]) -> It
             record = make_record(encoder, structures[encoder.name])
             for config in (owner.config for owner in models_around(encoder)):
                 if isinstance(config, PrunedConfig):
-                    config.pgb = record  # as it remains
+                    config.pgb = record  # not undone: this is the configuration of a pruned model
                 elif getattr(config, "model_type", None) == encoder.model_type:
                     pruned = pruned_config(encoder.model_type)
                     own: dict[str, Any] = {}
@@ -144,7 +144,7 @@ def _recorded(model: PreTrainedModel, structures: Mapping[str, Structure]) -> It
 
 
 def _check_loads(model: PreTrainedModel, structures: Mapping[str, Structure]) -> None:
-    """Require that the class that loads the folder builds the structure from the configuration."""
+    """Check that the class that loads the folder builds the structure from the configuration."""
     name = type(model).__name__
     loading = next((cls for cls in type(model).__mro__ if not cls.__name__.startswith("FSDP")), type(model))
     loading = PRUNED_CLASSES.get(loading, loading)

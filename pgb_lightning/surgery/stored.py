@@ -1,4 +1,4 @@
-"""What a state dict holds of each matrix, whether it is stored alone or as a part of a fused linear layer."""
+"""Find the entries of each matrix in a state dict, whether stored separately or in a fused linear layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pgb_lightning.layers.linear import SIZE
 def split_fused(encoder: Encoder, state_dict: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
     """Return a state dict in which each part of a dense fused linear layer has an entry of its own.
 
-    Only shapes are right: interleaved parts are not put in order.
+    Only the shapes of these entries are valid, since interleaved parts are not reordered.
 
     Args:
         encoder: The encoder.
@@ -45,10 +45,11 @@ def is_removed(state_dict: Mapping[str, Tensor], path: str) -> bool:
 
 
 def stored_size(encoder: Encoder, name: Sublayer, kind: str, path: str, state_dict: Mapping[str, Tensor]) -> int | None:
-    """Return the inner features left, given the tensors of an opening matrix.
+    """Return the number of kept inner features, given the tensors of an opening matrix.
 
     Returns:
-        The features; all of them if the tensors are of another model, and ``None`` if there are none.
+        The number; that of the dense encoder if the stored number cannot be one of the encoder's, and ``None`` if there
+        are no tensors.
     """
     weight, bias, size = (state_dict.get(f"{path}.{tensor}") for tensor in ("weight", "bias", SIZE))
     if bias is not None:

@@ -31,7 +31,7 @@ READABLE_VERSIONS = (1, 2)
 #: The entry of a removed matrix in a record.
 GONE = "gone"
 
-#: Stored in every exported ``config.json``, for readers who wonder why the model does not load.
+#: Stored in every exported ``config.json``, for users who find that the model does not load without this package.
 REQUIRES = (
     "This model was pruned by pgb-lightning and needs it: `pip install pgb-lightning`, then `import pgb_lightning` "
     "before loading."
@@ -43,7 +43,7 @@ class SublayerStructure:
     """The structure of one sublayer.
 
     Args:
-        inner_size: The features of the heads left, or the neurons left.
+        inner_size: Number of neurons, or of features of the heads, that are kept.
         blocks: For each matrix kind its block shape: :data:`REMOVED` if it is removed, ``None`` if it is dense.
     """
 
@@ -67,7 +67,7 @@ class SublayerStructure:
         return self.inner_size == encoder.inner_size(name) and all(shape is None for shape in self.blocks.values())
 
     def check(self, encoder: Encoder, name: Sublayer) -> None:
-        """Require that the blocks fit the matrices, and that a sublayer without an essential matrix is dropped.
+        """Check that the blocks fit the matrices, and that a sublayer without an essential matrix is dropped.
 
         Args:
             encoder: The encoder.
@@ -131,7 +131,7 @@ class Structure:
         Args:
             encoder: The encoder, dense or pruned.
             plan: A plan for it.
-            fold_orders: Whether permutations are folded, as they are today.
+            fold_orders: Whether permutations are folded, as in the current release.
         """
         layers: list[dict[Sublayer, SublayerStructure]] = [{} for _ in range(plan.num_layers)]
         for layer, name, folded in fold_plan(plan, encoder.attention_unit, fold_orders):
@@ -140,15 +140,15 @@ class Structure:
 
     @classmethod
     def from_state_dict(cls, encoder: Encoder, state_dict: Mapping[str, Tensor], prefix: str = "") -> Structure:
-        """Read the structure off the shapes in a state dict.
+        """Determine the structure from the shapes in a state dict.
 
         A three-dimensional weight holds blocks, a bias without weights is a removed matrix, and a bias that is shorter
-        than the configuration says belongs to a sublayer with fewer neurons or heads. A matrix without entries, or with
-        those of another library (adapters, parametrizations), keeps the structure and the size that the encoder has,
-        unless its sublayer is dropped.
+        than in the configuration belongs to a sublayer with fewer neurons or heads. A matrix without entries, or with
+        entries of another library (adapters, parametrizations), keeps its structure and size in the encoder, unless its
+        sublayer is dropped.
 
         Args:
-            encoder: The encoder that the state dict is meant for.
+            encoder: The encoder for which the state dict is meant.
             state_dict: Tensors by name.
             prefix: Prefix of the names.
         """
@@ -181,7 +181,7 @@ class Structure:
         """Read a record in ``config.json``.
 
         Args:
-            encoder: The dense encoder that the record is meant for.
+            encoder: The dense encoder for which the record is meant.
             record: The result of :meth:`to_record`.
 
         Raises:
@@ -214,9 +214,9 @@ class Structure:
             encoder: The encoder, for the sizes of dense sublayers.
 
         Returns:
-            For every layer an entry for each sublayer with fewer heads or neurons (the inner features left), and for
-            each matrix that is not dense: ``"GxMxN"`` for G blocks of M x N, ``"gone"`` if it is removed. These are
-            strings because JSON writers put each number of a list on a line of its own.
+            For every layer, an entry for each sublayer with fewer heads or neurons (the number of kept inner features),
+            and for each matrix that is not dense: ``"GxMxN"`` for G blocks of M x N, ``"gone"`` if it is removed. These
+            are strings because JSON writers put each number of a list on a line of its own.
 
         Example:
             >>> from transformers import BertConfig, BertModel
@@ -244,7 +244,7 @@ class Structure:
         """Give an encoder this structure, in place. The weights of new layers are not initialized.
 
         Args:
-            encoder: The encoder; layers that have the structure already are kept.
+            encoder: The encoder; layers that already have the structure are kept.
         """
         if self.is_dense(encoder):
             return
@@ -260,7 +260,7 @@ class Structure:
 
 
 def _read_entry(encoder: Encoder, entry: Mapping[str, str]) -> dict[Sublayer, SublayerStructure]:
-    """Read what a record says of one layer.
+    """Read the entry of one layer in a record.
 
     Raises:
         ValueError: If an entry is unknown, malformed, or does not fit the encoder.
@@ -295,12 +295,12 @@ def _read_shape(kind: str, shape: object) -> BlockShape | None:
 
 
 def _own_size(encoder: Encoder, layer: int, name: Sublayer) -> int:
-    """Return the inner features that the encoder has left, as far as its layers tell it; else all of them."""
+    """Return a sublayer's number of inner features, or that of the dense encoder if its layers do not show it."""
     closing = find_matrix_layer(encoder.find_matrix(layer, encoder.sublayers[name][-1]))
     return encoder.inner_size(name) if closing is None else closing.in_features
 
 
 def _has(module: nn.Module, size: tuple[int, int], shape: BlockShape | None) -> bool:
-    """Return whether a layer has M, N and a block shape. The layers of other libraries are left alone."""
+    """Return whether a layer has the given size and block shape; true for layers of other libraries, which are kept."""
     matrix = find_matrix_layer(module)
     return matrix is None or ((matrix.in_features, matrix.out_features) == size and matrix.block_shape == shape)
