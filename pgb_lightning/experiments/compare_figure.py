@@ -29,6 +29,7 @@ def draw(results: Sequence[Result]) -> Figure:
         results: The results, of one task.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     ratios = sorted({result["ratio"] for result in results})
     labels = list(dict.fromkeys(map(label, results)))
@@ -54,6 +55,9 @@ def draw(results: Sequence[Result]) -> Figure:
                     label=name,
                 )
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
         axes.set_title(f"{ratio:.0%} removed".replace("%", " %"), fontsize=10)
         axes.set_xlabel("hours of pruning and training", fontsize=9, color=NEUTRAL)
         axes.tick_params(labelsize=8, labelcolor=NEUTRAL)
