@@ -23,17 +23,17 @@ class BestCheckpoint(ModelCheckpoint):
     """Save the best epoch as ``best.ckpt`` and the last epoch as ``last.ckpt``, under the same names in every run.
 
     ``best.ckpt`` holds the weights that were scored. In an epoch without a new score (no validation, or the metric was
-    not logged) only ``last.ckpt`` is saved, and NaN and infinite scores never count as the best. Both checkpoints are
-    saved when an epoch is over, so resuming from them continues exactly; a validation within an epoch saves
-    ``best.ckpt`` at once.
+    not logged), only ``last.ckpt`` is saved. NaN and infinite scores never count as the best. Both checkpoints are
+    saved at the end of an epoch, so resuming from them is exact; after a validation within an epoch, ``best.ckpt`` is
+    saved immediately.
 
     A second run with the same folder replaces both files. A resumed run keeps the best score so far.
 
     Args:
         dirpath: Folder for the two files.
         monitor: Name of the logged metric that selects the best epoch, such as ``"val_accuracy"``.
-        mode: ``"max"`` if higher is better, ``"min"`` if lower is better. By default this follows from the name:
-            ``"min"`` for losses and errors, ``"max"`` for scores. Required if the name does not tell.
+        mode: ``"max"`` if higher is better, ``"min"`` if lower is better. By default it is inferred from the name:
+            ``"min"`` for losses and errors, ``"max"`` for scores. Required for other names.
 
     Raises:
         MisconfigurationException: If ``mode`` is invalid, contradicts the name of the metric, or is required.
@@ -74,7 +74,7 @@ class BestCheckpoint(ModelCheckpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Say if the resumed run selected its best epoch in another way."""
+        """Warn if the resumed run selected its best epoch by another metric or mode."""
         states = checkpoint["callbacks"]
         if trainer.state.fn != TrainerFn.FITTING or self.state_key in states:
             return
@@ -89,7 +89,7 @@ class BestCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start over in a new run, or if the best checkpoint of the resumed run is missing."""
         super().on_train_start(trainer, pl_module)
-        if trainer.global_step == 0:  # Lightning keeps the best of the fit before, which may be of another module.
+        if trainer.global_step == 0:  # Lightning keeps the best score of a previous fit, even of another module.
             self._start_over()
         elif self.best_model_path and not self.file_exists(self.best_model_path, trainer):
             rank_zero_warn(f"BestCheckpoint: {self.best_model_path} is missing, so the best score so far is not kept.")
@@ -97,15 +97,15 @@ class BestCheckpoint(ModelCheckpoint):
         self._before_epoch, self._validated, self._scored_step, self._said = {}, False, None, set()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the metrics of earlier epochs."""
+        """Record which metrics earlier epochs logged."""
         self._before_epoch, self._validated, self._scored_step = dict(trainer.callback_metrics), False, None
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the metrics of earlier validations."""
+        """Record which metrics earlier validations logged."""
         self._before_validation = dict(trainer.callback_metrics)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the weights of a validation within an epoch. Those of one at its end are saved when it is over."""
+        """Save the weights of a validation within an epoch; ``on_train_epoch_end`` saves those of one at its end."""
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         self._validated = True
@@ -116,9 +116,9 @@ class BestCheckpoint(ModelCheckpoint):
             self._save_if_best(trainer, logged)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the epoch if it is the best, and always as the last.
+        """Save the last checkpoint, and the best one if the epoch is the best.
 
-        The checkpoints are saved when the epoch is over, since only then does resuming from them continue exactly.
+        The checkpoints are saved here since resuming is exact only from the end of an epoch.
         """
         logged = logged_since(trainer, self._before_epoch)
         if self.monitor not in logged:
@@ -133,7 +133,7 @@ class BestCheckpoint(ModelCheckpoint):
             trainer.save_checkpoint(self.last_model_path)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say if the run has no best checkpoint."""
+        """Warn if the run has no best checkpoint."""
         if self.best_model_path or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         reason = "was never a finite number" if "not finite" in self._said else "was never logged"
@@ -149,8 +149,8 @@ class BestCheckpoint(ModelCheckpoint):
         return {**super().state_dict(), "mode": self.mode}
 
     def _save_if_best(self, trainer: pl.Trainer, logged: Mapping[str, Any]) -> None:
-        """Save ``best.ckpt`` if the metric is among the logged ones and better than before. Call it on every rank."""
-        # Metrics may differ between processes or be logged by one of them, and saving needs all.
+        """Save ``best.ckpt`` if the metric was logged and is better than before. Call it on every rank."""
+        # All processes must decide alike, since they save together, but the logged metrics may differ between them.
         score = trainer.strategy.broadcast(as_number(logged.get(self.monitor or "")))
         if score is None or not math.isfinite(score):
             if self.monitor in logged and "not finite" not in self._said:

@@ -16,8 +16,8 @@ from pgb_lightning.checkpoints import get_monitored_scores, load_checked
 def read_dense_scores(path: str | Path) -> dict[str, float]:
     """Return the monitored score of a checkpoint that ``ModelCheckpoint`` saved as its best.
 
-    Any other checkpoint may hold the score of an earlier epoch. For such a checkpoint, and for a file that cannot be
-    read, a warning is issued and an empty dict returned.
+    Any other checkpoint may hold the score of an earlier epoch. For such a checkpoint or an unreadable file, a warning
+    is issued and an empty dict is returned.
 
     Args:
         path: The checkpoint, such as the ``best.ckpt`` of the fine-tuning run.

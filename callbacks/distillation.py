@@ -32,16 +32,16 @@ class Distillation(pl.Callback):
     """Re-finetune with the dense model as the teacher. No labels are needed.
 
     The teacher is a frozen copy of the transformers model, made when the fit starts and before ``PGBCallback`` prunes.
-    The module's ``training_step`` needs no change: the loss that it returns is replaced by the sum of two terms. The
-    first is the divergence between the model's outputs (class scores, regression values, or start and end scores of
-    answers) and the teacher's on the same inputs. The second is the distance between the hidden states of each layer.
-    Their weighted sum is logged as ``train_distillation``. With ``task_weight`` the loss of the step is added to it.
+    The module's ``training_step`` needs no change: the loss that it returns is replaced by the weighted sum of two
+    terms. The first is the divergence between the model's outputs (class scores, regression values, or start and end
+    scores of answers) and the teacher's on the same inputs. The second is the distance between the hidden states of
+    each layer. This sum is logged as ``train_distillation``. With ``task_weight``, the step's own loss is added to it.
 
     The outputs are those of the outermost transformers model that holds the encoder. Class scores are compared after a
-    softmax if the labels exclude each other, otherwise by their squared error, like regression values.
+    softmax if the labels are mutually exclusive, otherwise by their squared error, like regression values.
 
-    With ``task_weight=0`` a step that fails for lack of labels, or returns no loss, does not matter: it is enough that
-    it calls the model. If it fails before that, the model is called with the batch.
+    With ``task_weight=0``, the step may fail because labels are missing, or return no loss, as long as it calls the
+    model first. If it fails before it calls the model, the callback calls the model with the batch.
 
     The teacher is not part of the module or its checkpoints. A resumed fit needs the same teacher: start it, like the
     first fit, with a module that has the dense weights (``fine_tuned_ckpt``), or pass the dense checkpoint as
@@ -49,8 +49,8 @@ class Distillation(pl.Callback):
 
     Args:
         temperature: Temperature that softens the class scores of model and teacher.
-        task_weight: Weight of the loss that ``training_step`` returns; 0 trains on the teacher's answers only. What the
-            step logs, such as ``train_loss``, is logged in any case, without this weight.
+        task_weight: Weight of the loss that ``training_step`` returns; 0 trains on the teacher's answers only. Metrics
+            that the step logs, such as ``train_loss``, are not affected by this weight.
         logits_weight: Weight of the divergence between the outputs; 0 disables it, and no head is trained then if
             ``task_weight`` is 0.
         hidden_weight: Weight of the distance between the hidden states; 0 disables it.
@@ -60,17 +60,17 @@ class Distillation(pl.Callback):
         encoder: Attribute path of the encoder, such as ``"model.bert"``; required if the module has several, or several
             models with heads share it.
         exclusive_labels: Whether each sample has one label (``True``), or independent labels or values (``False``). By
-            default this follows from the ``problem_type`` of the model's configuration and from the loss function that
-            ``training_step`` applies to the logits; if they do not tell, the first step is refused.
-        cache: Folder in which the teacher's answers are kept, so that later epochs, and later fits with this teacher,
-            need not compute them. Rows are recognized by their tokens, so random augmentation makes it useless. The
-            folder may be deleted at any time.
-        cache_gb: Maximum size for one teacher, in GB. A token takes two bytes for each hidden unit of each layer
-            that is compared; fewer ``layers``, or ``hidden_weight=0``, take less.
+            default it is inferred from the ``problem_type`` of the model's configuration and from the loss function
+            that ``training_step`` applies to the logits; if this is not possible, the first step raises an error.
+        cache: Folder in which the teacher's answers are cached, so that later epochs, and later fits with this teacher,
+            need not compute them. Rows are recognized by their tokens, so the cache does not help with random
+            augmentation. The folder may be deleted at any time.
+        cache_gb: Maximum size of the cache for one teacher, in GB. A token takes two bytes for each hidden unit of each
+            compared layer; fewer ``layers``, or ``hidden_weight=0``, take less.
 
     Raises:
-        MisconfigurationException: If a setting is invalid, there is no dense model to learn from, or a positive
-            ``task_weight`` finds no labels; the message names the remedy.
+        MisconfigurationException: If a setting is invalid, there is no dense model to learn from, or ``task_weight`` is
+            positive and there are no labels; the message names the remedy.
 
     Example:
         >>> trainer = pl.Trainer(callbacks=[Distillation(temperature=4.0)], logger=False, enable_progress_bar=False,
@@ -184,7 +184,7 @@ class Distillation(pl.Callback):
         return {"teacher": self.teacher.fingerprint if self.teacher else None}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to add the distillation loss to that of ``training_step``."""
+        """Wrap ``training_step`` to return the distillation loss."""
         assert self.teacher is not None
         before, self._resumed_fingerprint = self._resumed_fingerprint, None
         if before is not None and before != self.teacher.fingerprint:
@@ -213,7 +213,7 @@ class Distillation(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the teacher's answers, which a resumed fit then finds."""
+        """Save the cached answers of the teacher, so that a resumed fit finds them."""
         if self._cached is not None:
             self._cached.store.flush()
 
@@ -261,7 +261,7 @@ class Distillation(pl.Callback):
         return self.teacher.run(call, encoder_only=not self.logits_weight).after(self._compared, self._runs)
 
     def _open_cache(self, trainer: pl.Trainer, model: PreTrainedModel) -> TeacherCache:
-        """Return the cache of what the losses need of this teacher."""
+        """Return the cache of the teacher's outputs that the losses need."""
         assert self.teacher is not None
         kept = (type(model).__name__, bool(self.logits_weight), self._compared, str(trainer.precision))
         name = f"{self.teacher.fingerprint}-{hashlib.sha256(repr(kept).encode()).hexdigest()[:8]}"
@@ -271,7 +271,7 @@ class Distillation(pl.Callback):
     def _step(self, pl_module: pl.LightningModule, model: PreTrainedModel, encoder_path: str, step: Step) -> Any:
         """Run ``training_step`` and return its output with the sum of the losses.
 
-        Before the fit has started, such as during calibration, only find out the kind of labels.
+        Before training starts, as during calibration, only determine the kind of labels.
         """
         watches = bool(self.logits_weight) and self._exclusive is None
         if not (self._training or watches):
@@ -305,7 +305,7 @@ class Distillation(pl.Callback):
         return {**output, "loss": loss} if isinstance(output, Mapping) else loss
 
     def _resolve(self, model: PreTrainedModel, call: Call, watcher: LossWatcher | None = None) -> bool:
-        """Return whether the labels exclude each other."""
+        """Return whether the labels are mutually exclusive."""
         logits = call.logits().get("logits")
         if logits is None:
             return True
@@ -325,5 +325,5 @@ class Distillation(pl.Callback):
 
 
 def _has_no_head(model: PreTrainedModel) -> bool:
-    """Return whether a model is a class of transformers without a head. Users' own classes are checked when called."""
+    """Return whether a model's class is one of transformers without a head. Other classes are checked when called."""
     return model.base_model is model and type(model).__module__.startswith("transformers.")

@@ -16,11 +16,12 @@ from torch import distributed
 class ExactResume(pl.Callback):
     """Save the states of all random number generators in checkpoints, and restore them when a fit is resumed.
 
-    Lightning restores weights, optimizers, schedulers and counters, but not the generators behind dropout and the order
-    of batches. With this callback, k epochs, a checkpoint, a new process and m epochs give bit for bit the same weights
-    as k + m epochs. This requires deterministic operations, and a checkpoint that was saved at the end of an epoch, as
-    by :class:`BestCheckpoint`, or by ``ModelCheckpoint`` with validation after every epoch. ``docs/lightning.md`` lists
-    what Lightning itself does not restore. Checkpoints saved without this callback resume as usual.
+    Lightning restores weights, optimizers, schedulers and counters, but not the generators for dropout and the order of
+    batches. With this callback, training for k epochs and resuming in a new process for m epochs gives bitwise the same
+    weights as k + m epochs without interruption. This requires deterministic operations, and a checkpoint that was
+    saved at the end of an epoch, as by :class:`BestCheckpoint`, or by ``ModelCheckpoint`` with validation after every
+    epoch. ``docs/lightning.md`` lists what Lightning itself does not restore. Checkpoints saved without this callback
+    resume as usual.
 
     The states are those of Python, NumPy, torch on the CPU and the process's own CUDA device, for every process. Under
     ``ddp`` the order of batches depends on the seed passed to ``seed_everything``; use the same seed again.
@@ -36,7 +37,7 @@ class ExactResume(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the states of all processes. Lightning calls this on every process."""
+        """Add the states of all processes to the checkpoint. Lightning calls this on every process."""
         state = _collect(pl_module.device)
         states = [state] * trainer.world_size
         if distributed.is_available() and distributed.is_initialized():
@@ -46,8 +47,8 @@ class ExactResume(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Read the states. They are restored last, in ``on_fit_start``."""
-        if trainer.state.fn != TrainerFn.FITTING:  # Evaluating a checkpoint changes no state.
+        """Read the states from the checkpoint. They are restored later, in ``on_fit_start``."""
+        if trainer.state.fn != TrainerFn.FITTING:  # Evaluation does not restore random states.
             return
         self._restored = checkpoint.get(self.state_key)
         if self._restored is None:

@@ -12,8 +12,8 @@ class FastDropout(pl.Callback):
     """Train with :class:`~pgb_lightning.layers.Dropout16` in place of ``nn.Dropout``.
 
     On a CPU, drawing the random numbers of dropout takes time that pruning does not reduce (``docs/performance.md``).
-    The probability of dropout is the same to within 1/131,072, but other entries are dropped than without this
-    callback, so a run with the same seed ends with other weights. On a GPU nothing changes.
+    The dropout probability is the same to within 1/131,072, but with the same seed other entries are dropped than
+    without this callback, so the trained weights differ. On a GPU, the callback has no effect.
 
     Example:
         >>> trainer = pl.Trainer(callbacks=[FastDropout()], logger=False, enable_progress_bar=False,

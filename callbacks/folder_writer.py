@@ -23,7 +23,7 @@ class FolderWriter(BasePredictionWriter):
         self.overwrite = overwrite
 
     def check_not_existing(self, paths: Iterable[Path]) -> None:
-        """Check that no file would be replaced unintentionally. Call it before anything is computed.
+        """Check that no file would be replaced unintentionally. Call this before predicting.
 
         Raises:
             MisconfigurationException: If a file exists and ``overwrite`` is not set.

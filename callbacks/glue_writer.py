@@ -17,7 +17,7 @@ from pgb_lightning.callbacks.folder_writer import FolderWriter
 from pgb_lightning.datamodules.glue import GLUEDataModule
 from pgb_lightning.glue_tasks import normalize_class_name
 
-#: STS-B's scores range from 0 to this.
+#: Maximum of STS-B's scores, which start at 0.
 HIGHEST_SCORE = 5.0
 
 
@@ -26,9 +26,9 @@ class PredictionWriter(FolderWriter):
 
     A file has the columns ``index`` (the row's number in its split) and ``prediction``: a class name for MNLI, QNLI and
     RTE, a number from 0 to 5 for STS-B, else 0 or 1. It has the leaderboard's file name, such as ``MNLI-mm.tsv``. If
-    the data has no test split, ``predict`` runs on the validation rows; a warning says so, and so does the file name,
-    such as ``SST-2-validation.tsv``. Under ``ddp`` the predictions of all processes are gathered in row order, each row
-    once.
+    the data has no test split, ``predict`` runs on the validation rows: a warning is issued, and the file is named
+    accordingly, such as ``SST-2-validation.tsv``. Under ``ddp``, the predictions of all processes are gathered in row
+    order, each row once.
 
     Args:
         output_dir: Folder for the files; created if it does not exist.
@@ -44,7 +44,7 @@ class PredictionWriter(FolderWriter):
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Check the data and the files before anything is computed."""
+        """Check the data and the files before predicting."""
         super().setup(trainer, pl_module, stage)
         if stage != "predict":
             return
@@ -109,10 +109,10 @@ def _gather_predictions(
     values = torch.full((count,), -math.inf, dtype=torch.float32, device=device)
     for batch, indices in zip(batches, rows, strict=True):
         found = batch["predictions"].to(device, values.dtype)
-        if "logits" in batch:  # The class of a NaN is a class like any other.
+        if "logits" in batch:  # argmax of NaN would return a class.
             finite = batch["logits"].to(device).isfinite().flatten(1).all(1)
             found = torch.where(finite, found, torch.inf)
-        # The maximum below must keep what is not finite, and minus infinity means no prediction.
+        # The maximum below must preserve values that are not finite; minus infinity means no prediction.
         values[torch.tensor(indices, device=device)] = found.nan_to_num(torch.inf, torch.inf, torch.inf)
     # The maximum, not the sum: samplers give some rows to two processes, to fill up a batch.
     gathered: Tensor = trainer.strategy.reduce(values, reduce_op="max")

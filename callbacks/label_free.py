@@ -15,12 +15,12 @@ from pgb_lightning.model_calls import Call
 
 
 class LabelFreeStep:
-    """Run the step of a module whose loss may not be needed.
+    """Run a module's ``training_step``, whose loss is optional if ``task_weight`` is 0.
 
     Args:
         name: Name of the module's class, for messages.
-        task_weight: Weight of the loss that the step returns. If it is 0, the step may fail for lack of labels, or
-            return no loss.
+        task_weight: Weight of the loss that the step returns. If it is 0, the step may fail because labels are missing,
+            or return no loss.
     """
 
     def __init__(self, name: str, task_weight: float) -> None:
@@ -30,9 +30,9 @@ class LabelFreeStep:
         self._told = False
 
     def run(self, step: Step, model: PreTrainedModel, calls: Sequence[Call]) -> Any:
-        """Run a step and return its output, or ``None`` if it fails for lack of labels.
+        """Run a step and return its output, or ``None`` if it fails because labels are missing.
 
-        If the model has not been called by then, it is called with the batch.
+        If it fails before it calls the model, the model is called with the batch.
 
         Args:
             step: The step with its arguments.
@@ -56,7 +56,7 @@ class LabelFreeStep:
             return None
 
     def goes_without(self, step: Step, model: PreTrainedModel, was_trained: bool) -> bool:
-        """Return whether a batch is trained on although the step that was run last gave no loss.
+        """Return whether to train on a batch although the last step returned no loss.
 
         Args:
             step: The step with its arguments.
@@ -90,5 +90,5 @@ class LabelFreeStep:
 
 
 def _batch_of(step: Step) -> Any:
-    """Return the batch that a step is called with."""
+    """Return the batch in the arguments of a step."""
     return next(iter((*step.args, *step.keywords.values())), None)

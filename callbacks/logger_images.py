@@ -20,9 +20,9 @@ def accepts_images(logger: Logger) -> bool:
 
 
 def log_figures(logger: Logger, figures: Mapping[str, Figure], step: int) -> None:
-    """Log figures as images. A failure is only a warning, so that it does not end the fit.
+    """Log figures as images. A failure is reported as a warning, so that it does not end the fit.
 
-    A service may be unavailable, and a user's logger may have another method called ``log_image``.
+    A service may be unavailable, or a user's logger may have an unrelated method called ``log_image``.
 
     Args:
         logger: The logger.

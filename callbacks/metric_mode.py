@@ -1,4 +1,4 @@
-"""Tell from the name of a metric whether higher or lower values are better."""
+"""Infer from the name of a metric whether higher or lower values are better."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ REVERSING = re.compile(r"neg(ative)?|inverse|minus|drop|gap|reduction|improvemen
 
 
 def infer_mode(name: str) -> Mode | None:
-    """Return whether the best value of a metric is its lowest or its highest, or ``None`` if its name does not tell.
+    """Return ``"min"`` or ``"max"`` for a metric, or ``None`` if its name does not show which is better.
 
-    Only whole words count. Of a name with slashes, the last part with a known word decides. A part with words of both
-    kinds is a loss if it ends with that, such as ``dice_loss``, and undecided otherwise. Names with no known word but
-    ``score`` are scores.
+    Only whole words count. In a name with slashes, the last part that has a known word decides. If it has words of both
+    kinds, it is a loss if it ends with a word for losses, as ``dice_loss`` does, else undecided. Names whose only known
+    word is ``score`` are scores.
 
     Args:
         name: Name of the metric, as logged.
@@ -49,7 +49,7 @@ def infer_mode(name: str) -> Mode | None:
 
 
 def contradicts(name: str, mode: Mode) -> bool:
-    """Return whether a mode is wrong for a metric beyond doubt. The name ``score`` alone leaves a doubt."""
+    """Return whether a mode is certainly wrong for a metric. The word ``score`` alone is not certain."""
     return bool(_known_words(name)) and infer_mode(name) not in (mode, None)
 
 
@@ -63,5 +63,5 @@ def _known_words(name: str) -> list[str]:
 
 
 def _split(name: str) -> list[str]:
-    """Split a name at everything but letters and digits, and where a capital letter follows a small one or a digit."""
+    """Split a name at all characters but letters and digits, and before a capital after a lowercase letter or digit."""
     return re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower())

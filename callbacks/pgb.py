@@ -52,22 +52,22 @@ from pgb_lightning.surgery.from_state_dict import follow_state_dict, follows_sta
 class PGBCallback(pl.Callback):
     """Prune the encoder of a fine-tuned module in one shot, then let the Trainer re-finetune it.
 
-    The encoder is found by walking the module. It is pruned once, after the data is set up and before the optimizer is
+    The encoder is found among the submodules. It is pruned once, after the data is set up and before the optimizer is
     created; then training runs as with any module. A checkpoint of the pruned model resumes as usual: its layers are
-    rebuilt from the state dict, and nothing is calibrated or pruned again. The plan that was applied is :attr:`plan`
-    and is written to ``plan.json`` in the run's folder.
+    rebuilt from the state dict, and nothing is calibrated or pruned again. The applied plan is available as
+    :attr:`plan` and is written to ``plan.json`` in the run's folder.
 
     A module whose encoder was pruned before, to fewer heads, neurons or sublayers, is pruned further. The target always
     refers to the dense encoder and must be larger than what is already removed.
 
     Calibration samples come from ``calibration_dataloader()`` of the data module (or module) if there is one, else
-    from the training set. The loss is that of the module's own ``training_step``, or of ``calibration_step(batch)``
-    where the module has that method.
+    from the training set. The loss is that of the module's ``calibration_step(batch)`` if it has this method, else of
+    its ``training_step``.
 
-    Calibration reads no training row that training does not read. Changes that the step and the batch hooks make
-    to Python objects are undone, if the objects can be reached from the module, its data module or its loaders.
-    Iterators and files that advance cannot be reset and are named in a warning. Changes to global variables, files on
-    disk, other processes and state inside C extensions are not noticed; use ``calibration_step`` for a module whose
+    Calibration reads only rows that training reads, too. Changes that the step and the batch hooks make to Python
+    objects are undone if the objects can be reached from the module, its data module or its loaders. Iterators and
+    files that have advanced cannot be reset; a warning names them. Changes to global variables, files on disk, other
+    processes and state inside C extensions are not detected; define ``calibration_step`` for a module whose
     ``training_step`` makes such changes.
 
     Settings that are ``None`` take the value of the preset, or the default of
@@ -81,8 +81,8 @@ class PGBCallback(pl.Callback):
         calibration: Name of a loader, or of a method that returns one, on the data module or module.
         calibration_size: Number of calibration samples; by default all of ``calibration_dataloader()``, or 2,048
             rows of the training set.
-        plan: A ``plan.json`` to apply unchanged. No plan is made then, and nothing is calibrated or compensated unless
-            ``compensation=True``, so it works under any strategy.
+        plan: A ``plan.json`` to apply unchanged, instead of making a plan. It works under any strategy, since nothing
+            is calibrated or compensated unless ``compensation=True``.
         {settings}
 
     Raises:
@@ -166,7 +166,7 @@ class PGBCallback(pl.Callback):
         self.calibrates = plan is None or bool(compensation)
         self.plan: PruningPlan | None = None
         self._checked_dropout = False
-        #: Record for a report. PGBReport sets it before the pruning, which fills it.
+        #: Record for a report. PGBReport sets it, and pruning fills it.
         self.notes: PruningNotes | None = None
 
     @property
@@ -194,7 +194,7 @@ class PGBCallback(pl.Callback):
     def check(self, pl_module: pl.LightningModule) -> None:
         """Check whether a module can be pruned, without any data.
 
-        ``setup`` also calls this, after Lightning has prepared the data. Call it yourself to fail sooner.
+        ``setup`` also calls this, after Lightning has prepared the data. Call it before ``fit`` to fail earlier.
 
         Args:
             pl_module: The module to be fitted.
@@ -217,7 +217,7 @@ class PGBCallback(pl.Callback):
             check_plan(encoder, self.given_plan)
 
     def _check_others(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Require that the Trainer's PGBCallbacks prune different encoders, as far as these are built."""
+        """Check that the Trainer's PGBCallbacks prune different encoders, as far as these are already built."""
         names = [each.encoder for each in _all(trainer)]
         with _as_misconfiguration():
             check_encoders(pl_module, [name for name in names if is_built(pl_module, name)])
@@ -231,7 +231,7 @@ class PGBCallback(pl.Callback):
         self._check_others(trainer, pl_module)
         check_same_start(trainer, restored, self.plan or self.given_plan)
         if restored and not restored.trained:
-            restored = None  # It was saved by a fit that was interrupted before it could prune.
+            restored = None  # Its fit was interrupted before pruning.
         with _as_misconfiguration(name=self._label(trainer)):
             encoder = find_encoder(pl_module, self.encoder)
             if self.plan is not None and not matches(encoder, self.plan):

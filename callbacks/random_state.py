@@ -1,4 +1,4 @@
-"""Keep the random number generators as they are."""
+"""Isolate the states of the random number generators."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 def isolated_random_state() -> Iterator[None]:
     """Restore the states of all random number generators on exit, also if the block raises an exception.
 
-    Lightning's ``isolate_rng`` restores them only if it does not.
+    Lightning's ``isolate_rng`` does not restore them after an exception.
     """
     failure: BaseException | None = None
     with isolate_rng():

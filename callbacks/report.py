@@ -35,11 +35,11 @@ REPORT_FOLDER = "report"
 class PGBReport(pl.Callback):
     """Report the effect of :class:`PGBCallback`, after the pruning and again at the end of the fit.
 
-    The report is written to the folder ``report`` in the run's folder, next to ``plan.json``: ``index.html``, a
-    self-contained page; ``report.json``, its numbers; and, if matplotlib is installed, the figures as PNG files, which
-    are also logged to loggers that accept images. Two tables are printed: kept fractions and errors; and scores, size
-    and latency compared with the dense model. Values that were not measured are marked as such. ``docs/report.md``
-    explains each part.
+    The report is written to the folder ``report`` in the run's folder, next to ``plan.json``: a self-contained page
+    ``index.html``, its numbers in ``report.json``, and, if matplotlib is installed, the figures as PNG files. The
+    figures are also logged to loggers that accept images. Two tables are printed: one of kept fractions and errors, and
+    one that compares scores, size and latency with the dense model. Values that were not measured are marked as such.
+    ``docs/report.md`` explains each part.
 
     The score of the pruned model is that of the sanity check, if it covers the whole validation set (``Trainer(
     num_sanity_val_steps=-1)``). Measurements are stored in checkpoints, so a resumed fit reports them too.
@@ -49,11 +49,11 @@ class PGBReport(pl.Callback):
         dense_scores: Validation scores of the dense model by metric name, such as ``{"val_accuracy": 0.91}``.
         dense_ckpt: Alternatively, the dense checkpoint, such as the ``best.ckpt`` of the fine-tuning run, which holds
             its score.
-        latency: Whether to measure the latency of the encoder's layers against dense ones, at PGBCallback's
-            ``latency_batch_size``, ``latency_length`` and ``latency_runtime``. Takes a few seconds (minutes in another
-            runtime than PyTorch), and the memory of the dense encoder.
-        encoder: The ``encoder`` of the PGBCallback to report on; required if the Trainer has several. Each then needs a
-            PGBReport of its own, whose folder is ``report-ENCODER``.
+        latency: Whether to measure the latency of the encoder's layers and of dense ones, with PGBCallback's
+            ``latency_batch_size``, ``latency_length`` and ``latency_runtime``. This takes a few seconds (minutes in
+            other runtimes than PyTorch), and the memory of the dense encoder.
+        encoder: The ``encoder`` of the PGBCallback to report on; required if the Trainer has several. Then use one
+            PGBReport for each; its folder is ``report-ENCODER``.
 
     Raises:
         MisconfigurationException: If a setting is invalid, or the Trainer has no such PGBCallback.
@@ -103,7 +103,7 @@ class PGBReport(pl.Callback):
         self._pgb.notes = PruningNotes()
 
     def _check_other(self, trainer: pl.Trainer, other: PGBReport) -> None:
-        """Require that another report is of another encoder, and written to another folder."""
+        """Check that another PGBReport is for another encoder and writes to another folder."""
         if _find_pgb(trainer, other.encoder)[0] is self._pgb:
             raise MisconfigurationException(
                 f"PGBReport: encoder={self.encoder!r} and encoder={other.encoder!r} report on one PGBCallback. Use "
@@ -125,10 +125,10 @@ class PGBReport(pl.Callback):
                 with _as_warning("measure FLOPs and latency"):
                     self._measure(find_encoder(pl_module, self._pgb.encoder))
         self._scored_step = None
-        self._pgb.notes = None  # Importance maps are large: do not hold them twice.
+        self._pgb.notes = None  # Importance maps are large, so keep only one copy.
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the metrics of earlier validations."""
+        """Record which metrics earlier validations logged."""
         self._before_validation = dict(trainer.callback_metrics)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -178,7 +178,7 @@ class PGBReport(pl.Callback):
         return None if self._pgb is None else self._pgb.plan
 
     def _collect_facts(self, pl_module: pl.LightningModule) -> Facts:
-        """Return the facts of this fit's pruning; if the model was pruned in an earlier fit, that fit's."""
+        """Return the facts of the pruning in this fit, or in the earlier fit that pruned the model."""
         assert self._pgb is not None
         assert self._plan is not None
         notes = self._pgb.notes
@@ -298,7 +298,7 @@ def _check_settings(output_dir: Any, scores: Any, ckpt: Any, latency: Any) -> No
 
 
 def _validation_scores(logged: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics whose names start with ``val``, or all if there are none, as far as they are numbers."""
+    """Return the numeric metrics whose names start with ``val``, or all numeric metrics if there are none."""
     numbers = {name: as_number(value) for name, value in logged.items()}
     scores = {name: number for name, number in numbers.items() if number is not None}
     return {name: score for name, score in scores.items() if name.startswith("val")} or scores

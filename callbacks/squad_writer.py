@@ -22,8 +22,8 @@ from pgb_lightning.modules.squad_metrics import best_answers
 class AnswerWriter(FolderWriter):
     """Write the results of ``trainer.predict`` to ``predictions.json``: the answer to each question, by its id.
 
-    For SQuAD 2.0 the answer is empty if "no answer" scores higher than the best span by more than the module's
-    ``null_threshold``, which validation sets; ``null_odds.json`` holds the difference for each question. Under ``ddp``
+    For SQuAD 2.0, the answer is empty if "no answer" scores higher than the best span by more than the module's
+    ``null_threshold``, which validation sets; ``null_odds.json`` holds the difference for each question. Under ``ddp``,
     the windows of all processes are gathered, each once. Nothing is written unless all windows were predicted.
 
     Args:
@@ -40,7 +40,7 @@ class AnswerWriter(FolderWriter):
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Check the data and the files before anything is computed."""
+        """Check the data and the files before predicting."""
         super().setup(trainer, pl_module, stage)
         if stage != "predict":
             return

@@ -1,4 +1,4 @@
-"""Read the weights of a transformers model from the state dict of a module, which may hold it under several names."""
+"""Select the weights of a transformers model from the state dict of a module, in which it may have several names."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import nn
 def select_weights(state: Mapping[str, Any], root: nn.Module, model: nn.Module, dense: nn.Module) -> dict[str, Any]:
     """Return the entries of a module's state dict that belong to a model inside it, under the model's own names.
 
-    An entry is found under any of the names that its module has in ``root``: those of aliases, and with or without
-    wrappers, whose attributes have a leading underscore.
+    An entry is found under any name that its module has in ``root``: under aliases, and with or without the attributes
+    of wrappers, which have a leading underscore.
 
     Args:
         state: The state dict of a module like ``root``.

@@ -1,4 +1,4 @@
-"""Facts about a Trainer that several callbacks need."""
+"""Queries about a Trainer that several callbacks use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def run_folder(trainer: pl.Trainer) -> Path | None:
     """Return the folder of a run, or ``None`` if the run writes no files. Must be called on every rank.
 
     The folder is that of a logger with a folder per run (TensorBoard, CSV), else that of the checkpoints. The folder
-    that W&B, MLflow and Comet share between all runs is used last, since a second run would overwrite the files there.
+    that W&B, MLflow and Comet share between all runs is the last choice, since a second run would overwrite its files.
     """
     shared = trainer.log_dir  # broadcast, so it is the same on every rank
     own = trainer.strategy.broadcast(trainer.loggers[0].log_dir if trainer.loggers else None)
@@ -32,8 +32,8 @@ def run_folder(trainer: pl.Trainer) -> Path | None:
 def logged_since(trainer: pl.Trainer, before: Mapping[str, Any]) -> dict[str, Any]:
     """Return the metrics that were logged after a copy of ``trainer.callback_metrics`` was made.
 
-    The Trainer keeps each metric until it is logged again, so a value may be that of an earlier epoch. A metric that
-    was logged again is another object, also if its value is the same.
+    The Trainer keeps each metric until it is logged again, so a value may be from an earlier epoch. A metric that was
+    logged again is a new object, even if its value is the same.
 
     Args:
         trainer: The Trainer.

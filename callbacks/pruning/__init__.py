@@ -1,1 +1,1 @@
-"""The parts of :class:`~pgb_lightning.callbacks.PGBCallback`; no other callback uses them."""
+"""The parts of :class:`~pgb_lightning.callbacks.PGBCallback`. Other callbacks do not use them."""

@@ -1,4 +1,4 @@
-"""Select the batches on which a fit is calibrated."""
+"""Select the calibration batches of a fit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def calibration_batches(
         module: The module being fitted.
         source: Name of a loader, or of a method that returns one, on the data module or the module.
         size: Requested number of samples; ``None`` for all of a calibration loader, or 2,048 training rows.
-        snapshot: The loader is added to it before it is read.
+        snapshot: The snapshot to which the loader is added before it is read.
 
     Yields:
         Batches as the loader yields them, on the CPU.
@@ -48,7 +48,7 @@ def calibration_batches(
         snapshot.add({"the training data": loader}, hold_data=True)
         batches = _from_training(trainer, loader, size)
     else:
-        if not isinstance(loader, Iterator):  # One that nothing else holds may be used up.
+        if not isinstance(loader, Iterator):  # An iterator that nothing else uses may be exhausted.
             snapshot.add({"the calibration data": loader}, hold_data=True)
         batches = _iterate(loader) if size is None else _first_samples(loader, size)
     num_batches = int(trainer.fast_dev_run) or None  # type: ignore[attr-defined]  # As many as training reads.
@@ -108,7 +108,7 @@ def _named_loader(trainer: pl.Trainer, module: pl.LightningModule, source: str |
 
 
 def _call(holder: Any, name: str) -> Any:
-    """Call a method that returns a loader. It may need attributes that a fit does not set."""
+    """Call a method that returns a loader. It may fail since it needs attributes that a fit does not set."""
     try:
         return getattr(holder, name)()
     except Exception as error:
@@ -160,7 +160,7 @@ def _iterate(loader: Any) -> Generator[Any, None, None]:
 
 
 def _check_size(available: int, size: int | None) -> None:
-    """Raise an error if fewer samples are available than requested; warn if there are fewer than by default."""
+    """Raise an error if fewer samples are available than requested; warn if there are fewer than the default."""
     if size is not None and available < size:
         raise MisconfigurationException(
             f"calibration_size={size} is larger than the calibration loader, which has {available} samples. Set it to "

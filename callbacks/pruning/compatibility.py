@@ -16,7 +16,7 @@ def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule, follows: 
     Args:
         trainer: The Trainer.
         pl_module: The module.
-        follows: Whether the module itself has called ``follow_state_dict``.
+        follows: Whether the module's own code has called ``follow_state_dict``.
         calibrates: Whether the module will be calibrated.
 
     Raises:

@@ -49,8 +49,8 @@ def prune_distributed(
         trainer: The Trainer; the module is on its device.
         pl_module: The module.
         encoder: The module's dense encoder.
-        batches: Function that reads the calibration batches, the same on all processes, and adds what it reads from to
-            a snapshot. If the batches differ, each process uses its own shard.
+        batches: Function that reads the calibration batches, the same on all processes, and adds the objects that it
+            reads from to a snapshot. If the batches differ, each process uses its shard of its own batches.
         config: The settings.
         plan: The plan to apply; made here if not given.
         notes: Record for a report, filled if given; importance maps on rank 0 only.
@@ -72,7 +72,7 @@ def prune_distributed(
             failures=(StepError,),
         )
         prepare = batch_preparation(trainer, pl_module)
-        # Draws depend on the number of a batch, which is the same on every process.
+        # Random draws depend on the number of the batch among those of all processes.
         tracked = _show_progress(trainer, "PGB calibration", _own_shard(trainer, enumerate(read)))
         statistics = calibrate(
             encoder,
@@ -98,7 +98,7 @@ def prune_distributed(
 
 
 def _own_shard(trainer: pl.Trainer, batches: Iterable[Any]) -> Iterable[Any]:
-    """Return this process's shard of the batches. All processes get equally many, whatever they have read."""
+    """Return this process's shard of the batches. All shards have the same length, even if the batches differ."""
     if trainer.world_size == 1:
         return batches
     shard: list[Any] = []
@@ -117,7 +117,7 @@ def _own_shard(trainer: pl.Trainer, batches: Iterable[Any]) -> Iterable[Any]:
 
 
 def _check_same_gradients(loss: FisherLoss, all_reduce: AllReduce, device: torch.device) -> None:
-    """Require that ``fisher="auto"`` decided alike on all processes, of which some may have skipped all batches."""
+    """Check that ``fisher="auto"`` chose the same loss on all processes, except those that skipped all batches."""
     used = [float(loss.used == fisher) for fisher in ORDER]
     counts = all_reduce(torch.tensor(used, device=device)).tolist()
     if len(found := [fisher for fisher, count in zip(ORDER, counts, strict=True) if count]) > 1:
@@ -130,7 +130,7 @@ def _check_same_gradients(loss: FisherLoss, all_reduce: AllReduce, device: torch
 def _make_plan_on_rank_zero(
     trainer: pl.Trainer, encoder: Encoder, statistics: Calibration, config: PruningConfig
 ) -> PruningPlan:
-    """Make the plan on rank 0 and broadcast it. A failure is raised on all ranks, so that none waits forever."""
+    """Make the plan on rank 0 and broadcast it. An error is raised on all ranks, so that none waits forever."""
     plan: PruningPlan | None = None
     failure: Exception | None = None
     if trainer.is_global_zero:

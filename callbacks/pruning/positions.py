@@ -1,4 +1,4 @@
-"""Notice that something has advanced which cannot be set back: an iterator, a generator or a file."""
+"""Detect that an iterator, a generator or a file, which cannot be reset, has advanced."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _COMPARED = (int, float, str, bytes, bool, type(None))
 
 
 def position(value: Any, depth: int = 4) -> Any:
-    """Return something that differs after an iterator, generator or file has advanced, where that can be seen.
+    """Return a value that differs after an iterator, generator or file has advanced, if this can be detected.
 
-    Not seen are generators without variables and iterators that change, in an endless loop, and iterators of C
-    extensions that do not tell how many items are left.
+    It cannot be detected for generators in an endless loop whose variables and iterators do not change, and for
+    iterators of C extensions that do not report how many items are left.
 
     Args:
-        value: The iterator, generator or file. Of any other object the identity is returned, of a list its length.
+        value: The iterator, generator or file. For any other object its identity is returned, for a list its length.
         depth: Number of iterators inside iterators to follow.
 
     Example:
@@ -45,9 +45,9 @@ def position(value: Any, depth: int = 4) -> Any:
 
 
 def _state(value: Any) -> tuple[Any, ...]:
-    """Return the parts of a one-way object from which its position can be seen."""
+    """Return the parts of a one-way object that show its position."""
     if isinstance(value, io.IOBase):
-        for file in (value, getattr(value, "buffer", None)):  # A text file inside an iteration does not tell.
+        for file in (value, getattr(value, "buffer", None)):  # tell() fails for a text file in an iteration.
             with suppress(OSError, ValueError, AttributeError):
                 return (file.tell(),)  # type: ignore[union-attr]
         return (value.closed,)

@@ -1,4 +1,4 @@
-"""Report the result of pruning: print and log it, save the plan, and warn about what the user may not expect."""
+"""Report the result of pruning: print and log it, save the plan, and warn about unexpected situations."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def report_pruning(
 
 
 def measure_seconds(encoder: Encoder, config: PruningConfig) -> float:
-    """Return the latency of the encoder's layers in seconds per batch, as the settings say."""
+    """Return the latency of the encoder's layers in seconds per batch, with the sizes and runtime of the settings."""
     return measure_encoder(encoder, config.latency_batch_size, config.latency_length, config.latency_runtime)
 
 
@@ -113,13 +113,13 @@ def save_plan(trainer: pl.Trainer, plan: PruningPlan, label: str | None = None) 
 def warn_of_another_target(
     encoder: Encoder, config: PruningConfig, plan: PruningPlan | None, given: PruningPlan | None
 ) -> None:
-    """Warn if a pruned encoder, which a resumed fit leaves as it is, is not what the settings ask for.
+    """Warn if a pruned encoder, which a resumed fit does not change, does not match the settings.
 
     Args:
         encoder: The pruned encoder.
         config: The settings.
-        plan: The plan that it was pruned by, if known.
-        given: The plan that the callback was given, if any.
+        plan: The plan with which it was pruned, if known.
+        given: The plan that was passed to the callback, if any.
     """
     if given and not matches(encoder, given):
         rank_zero_warn("PGB: the encoder was pruned by a plan other than the given one. It stays unchanged.")
@@ -144,7 +144,7 @@ def warn_if_dense(pl_module: pl.LightningModule, name: str | None, restored: obj
     """
     try:
         encoders = find_encoders(pl_module) if name is None else [find_encoder(pl_module, name)]
-    except ValueError:  # A module without this encoder can be evaluated, too.
+    except ValueError:  # Modules without this encoder can be evaluated, too.
         return
     if encoders and not any(map(is_pruned, encoders)):
         which = "the encoder" if name is None else f"encoder={name!r}"
@@ -159,7 +159,7 @@ def warn_without_dropout(pl_module: pl.LightningModule, name: str | None) -> Non
         pl_module: The module in training.
         name: Attribute path of the encoder, if the module has several.
     """
-    # All encoders there: a module may copy its own after the pruning, for example to average weights.
+    # Check all encoders: a module may copy its own after pruning, for example to average weights.
     encoders = find_encoders(pl_module.get_submodule(name or ""))
     modules = [module for encoder in encoders for module in encoder.model.modules()]
     modes = [module.training for module in modules if isinstance(module, nn.Dropout) and module.p > 0]

@@ -1,4 +1,4 @@
-"""Require that all processes of a fit start from the same state."""
+"""Check that all processes of a fit start from the same state."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pgb_lightning.report.facts import plan_digest
 
 
 def check_same_start(trainer: pl.Trainer, restored: Restored | None, plan: PruningPlan | None) -> None:
-    """Require that all processes restored the same checkpoint, or none, and have the same plan.
+    """Check that all processes restored the same checkpoint, or none, and have the same plan.
 
-    Every node reads its own files. Where one of them has no checkpoint, Lightning restores it on the other nodes only:
-    without this check, some processes would prune while the others train.
+    Every node reads its own files. If the checkpoint is missing on one node, Lightning restores it on the other nodes
+    only. Without this check, some processes would then prune while the others train.
 
     Args:
         trainer: The Trainer. Every process must call this function.

@@ -1,7 +1,7 @@
-"""Save the state of a single object, and put it back into the same object.
+"""Save the state of a single object, and restore it in the same object.
 
-Every saver returns a function that restores the object. It writes only what differs, with the methods of the built-in
-base class, which subclasses may have overridden.
+Every saver returns a function that restores the object. It writes only what differs, and uses the methods of the
+built-in base class, since subclasses may override them.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ MISSING = object()
 
 @cache
 def savers_of(kind: type) -> tuple[Saver, ...]:
-    """Return the functions that save the state of objects of a class; each may return ``None`` for nothing to save.
+    """Return the functions that save the state of objects of a class; each returns ``None`` if it has nothing to save.
 
-    A list with attributes, for example, has a state as a list, as an object with a ``__dict__``, and as one with slots.
+    For example, an instance of a subclass of list can have members, attributes in its ``__dict__``, and slots.
 
     Args:
         kind: The class.
@@ -148,7 +148,7 @@ def _save_cell(cell: CellType) -> Restore:
 
 
 def save_dict(value: dict[Any, Any]) -> Restore:
-    """Save which keys and members a dict has, in which order; not the state of the members."""
+    """Save the keys and members of a dict and their order, but not the state of the members."""
     if isinstance(value, OrderedDict):
         return _save_ordered_dict(value)
     saved = dict.copy(value)
@@ -164,7 +164,7 @@ def save_dict(value: dict[Any, Any]) -> Restore:
 
 
 def _save_ordered_dict(value: OrderedDict[Any, Any]) -> Restore:
-    """Save an ordered dict. Its order is not that of the dict which it is, so other methods are needed."""
+    """Save an ordered dict. It stores its order separately from that of its base class, so it needs its own methods."""
 
     def items() -> dict[Any, Any]:
         return {key: dict.__getitem__(value, key) for key in OrderedDict.__iter__(value)}
@@ -249,7 +249,7 @@ def save_file(value: io.IOBase) -> Restore | None:
     """Save the position of a file that is only read."""
     try:
         saved = value.tell() if value.seekable() and not value.writable() else None
-    except (OSError, ValueError):  # closed, or a text file inside an iteration
+    except (OSError, ValueError):  # closed, or a text file that is being iterated over
         return None
     return None if saved is None else lambda: value.seek(saved)
 

@@ -1,4 +1,4 @@
-"""Save the state of a tensor, and put it back into the same tensor."""
+"""Save the state of a tensor, and restore it in the same tensor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 
 def save_tensor(tensor: Tensor) -> Callable[[], None]:
-    """Save content, storage, shape and ``requires_grad`` of a tensor, and which tensor its ``grad`` is.
+    """Save a tensor's content, storage, shape and ``requires_grad``, and which tensor is its ``grad``.
 
     The content is copied to the CPU, so that calibration needs no more memory on the device.
     """
@@ -49,13 +49,13 @@ def save_tensor(tensor: Tensor) -> Callable[[], None]:
 
 @contextmanager
 def _writable(tensor: Tensor) -> Iterator[None]:
-    """Allow operations in place, also on leaves and on tensors made in inference mode."""
+    """Allow in-place operations, also on leaves and on tensors created in inference mode."""
     with torch.inference_mode(tensor.is_inference()), torch.no_grad():
         yield
 
 
 def _placement(tensor: Tensor) -> tuple[Any, ...] | None:
-    """Return where a tensor's content is in memory, ``None`` if it is not a plain strided tensor."""
+    """Return where a tensor's content is in memory, or ``None`` if it is not a plain strided tensor."""
     if tensor.layout is not torch.strided or tensor.is_nested:
         return None
     storage = tensor.untyped_storage()

@@ -1,4 +1,4 @@
-"""Descriptions of the settings, read from the one place that documents them: the docstring of ``PruningConfig``."""
+"""Descriptions of the settings, read from the docstring of ``PruningConfig``, the only place that documents them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def setting_descriptions() -> dict[str, str]:
 def describe_settings(cls: T) -> T:
     """Replace the line ``{settings}`` in the ``Args`` section of a class's docstring by the settings' descriptions.
 
-    Sphinx, ``help()`` and the command line's help read the docstring at run time, so they show all of them.
+    Sphinx, ``help()`` and the command line's help read the docstring at run time, so they show all settings.
     """
     if cls.__doc__:  # None under python -OO
         wrapper = textwrap.TextWrapper(width=120, initial_indent=INDENT, subsequent_indent=f"{INDENT}    ")

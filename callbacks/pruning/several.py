@@ -12,7 +12,7 @@ from pgb_lightning.encoders.find import find_encoder, find_encoders
 
 
 def is_built(module: pl.LightningModule, name: str | None) -> bool:
-    """Return whether a module's encoder exists, or never will.
+    """Return whether a module's encoder is built, or will not be built later.
 
     Callbacks are set up before the module, which may build its network in its own hooks.
 
@@ -31,7 +31,7 @@ def is_built(module: pl.LightningModule, name: str | None) -> bool:
 
 
 def check_encoders(module: nn.Module, names: Sequence[str | None]) -> None:
-    """Require that the PGBCallbacks of a Trainer prune different encoders.
+    """Check that the PGBCallbacks of a Trainer prune different encoders.
 
     Args:
         module: The module.

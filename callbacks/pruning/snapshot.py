@@ -1,4 +1,4 @@
-"""Undo what calibration changes: a snapshot of everything that can be reached from a module and its data."""
+"""Undo the side effects of calibration: a snapshot of all objects that can be reached from a module and its data."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from pgb_lightning.callbacks.pruning.saved_state import (
     slots_of,
 )
 
-#: Objects of exactly these classes cannot change, and lead to nothing that can.
+#: Objects of exactly these classes are immutable, and so is everything that they refer to.
 _CONSTANT = frozenset(
     {type(None), type(...), type(NotImplemented), bool, int, float, complex, str, bytes, range, slice}
     | {types.CodeType, torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format}
 )
-#: Objects that serve the Trainer or the whole process are left alone, with everything that they hold.
+#: Objects that serve the Trainer or the whole process are skipped, with everything that they hold.
 _SERVICES = (types.ModuleType, pl.Trainer, Logger, enum.Enum, weakref.ProxyType, weakref.CallableProxyType)
 _SERVICE_PACKAGES = {"_thread", "asyncio", "concurrent", "logging", "subprocess", "threading"}
 _SERVICE_MODULES = ("multiprocessing.", "torch._dynamo.", "torch._inductor.", "torch.distributed.")
@@ -52,27 +52,27 @@ _MAX_DATA_MEMBERS = 1000
 _MAX_DATA_ELEMENTS = 1_000_000
 
 
-#: Objects with their labels in a path.
+#: Objects with the labels by which they appear in paths.
 Children = Iterable[tuple[str, Any]]
 
 
 class Snapshot:
-    """The state of all objects that can be reached from some roots, which can be put back into the same objects.
+    """The state of all objects that can be reached from some roots, which can be restored in the same objects.
 
-    An object leads to its attributes (also in slots, and those of its class unless that belongs to an installed
-    package), members, closures, defaults, bound objects and the targets of weak references. Saved are attributes,
-    members, the class, random states, positions of files that are only read, arrays, and of tensors the content,
-    storage, ``requires_grad`` and ``grad``.
+    From an object, its attributes (also those in slots, and those of its class unless it belongs to an installed
+    package), members, closures, defaults, bound objects and the targets of weak references are reached. A snapshot
+    saves attributes, members, the class, random states, positions of files opened for reading, arrays, and the content,
+    storage, ``requires_grad`` and ``grad`` of tensors.
 
-    The Trainer, loggers, threads and processes are left alone. Iterators, generators and other files cannot be put
-    back, but :meth:`restore` notices if they have advanced. It does not see global variables, files on disk, other
-    processes and the inside of C extensions.
+    The Trainer, loggers, threads and processes are skipped. Iterators, generators and other files cannot be restored,
+    but :meth:`restore` detects if they have advanced. It does not detect changes of global variables, files on disk,
+    other processes and state inside C extensions.
 
     Args:
         roots: Objects, by name.
-        data: Objects that hold training data, by name. From these and from data sets and loaders on, which may be
-            large, members of collections of more than 1,000 are not looked into, and tensors and arrays of more than a
-            million elements are not copied; changes of such tensors are noticed.
+        data: Objects that hold training data, by name. In these, and in data sets and loaders, members of collections
+            of more than 1,000 are not searched, and tensors and arrays of more than a million elements are not copied;
+            changes of such tensors are detected.
 
     Example:
         >>> bank = {"queue": [1], "stream": iter([1, 2])}
@@ -85,9 +85,9 @@ class Snapshot:
     """
 
     def __init__(self, roots: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> None:
-        #: Paths of what can only be read on.
+        #: Paths of objects that can only advance.
         self.one_way: list[str] = []
-        #: Functions that return the state of what cannot be put back, and the states found.
+        #: Functions that return the state of objects that cannot be restored, with the states found.
         self._watched: list[tuple[str, Callable[[], Any], Any]] = []
         self._restorers: list[tuple[str, Callable[[], object]]] = []
         self._seen: dict[int, Any] = {}
@@ -95,7 +95,7 @@ class Snapshot:
         self.add(data or {}, hold_data=True)
 
     def add(self, roots: Mapping[str, Any], hold_data: bool = False) -> None:
-        """Save more objects, and those to which they lead, unless they are saved already.
+        """Save more objects, and those reached from them, unless they are saved already.
 
         Args:
             roots: Objects, by name.
@@ -105,10 +105,10 @@ class Snapshot:
             self._save_all([(name, value, hold_data) for name, value in roots.items()])
 
     def restore(self) -> list[str]:
-        """Put everything back.
+        """Restore all objects.
 
         Returns:
-            The paths of what has changed and could not be put back.
+            The paths of objects that have changed and could not be restored.
         """
         failed = [path for path, probe, before in self._watched if probe() != before]
         for path, restore in self._restorers:
@@ -119,7 +119,7 @@ class Snapshot:
         return sorted(failed)
 
     def _save_all(self, stack: list[tuple[str, Any, bool]]) -> None:
-        """Save objects and all to which they lead: paths, objects, and whether they hold data."""
+        """Save objects, given as paths, objects, and whether they hold data, and all objects reached from them."""
         while stack:
             path, value, in_data = stack.pop()
             if id(value) not in self._seen and not _is_left_alone(value):
@@ -129,7 +129,7 @@ class Snapshot:
                 stack += [(path + label, child, in_data) for label, child in self._save(path, value, in_data)]
 
     def _save(self, path: str, value: Any, in_data: bool) -> Children:
-        """Save the state of one object, and yield the objects to which it leads with their labels in a path."""
+        """Save the state of one object, and yield the objects reached from it with their labels in a path."""
         kind: Any = type(value)
         if issubclass(kind, io.IOBase):
             if not self._restore_later(path, value, [save_file]):
@@ -157,7 +157,7 @@ class Snapshot:
         for save in savers:
             try:
                 restore = save(value)
-            except Exception:  # What an odd object does not let us read is left alone.
+            except Exception:  # Skip attributes that cannot be read.
                 continue
             if restore is not None:
                 self._restorers.append((path, restore))
@@ -186,7 +186,7 @@ def _is_left_alone(value: Any) -> bool:
 
 @cache
 def _is_one_way(kind: type) -> bool:
-    """Return whether objects of a class can only be read on. A CombinedLoader has ``__next__``, but starts again."""
+    """Return whether objects of a class can only advance. A CombinedLoader has ``__next__``, but can start again."""
     return issubclass(kind, ONE_WAY) and is_installed(kind) and not issubclass(kind, CombinedLoader)
 
 
@@ -207,7 +207,7 @@ def _holds_data(kind: type) -> bool:
 
 @contextmanager
 def _garbage_collection_paused() -> Iterator[None]:
-    """Do not let Python look for garbage each time that many objects have been made: it would take most of the time."""
+    """Pause automatic garbage collection, which would take most of the time while many objects are created."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -226,7 +226,7 @@ def _num_elements(value: Any) -> int:
 
 @cache
 def _ways_from(kind: type) -> tuple[Callable[[Any], Children], ...]:
-    """Return functions that list the objects to which an object of a class leads, with their labels in a path."""
+    """Return functions that list the objects reached from an object of a class, with their labels in a path."""
     ways = [way for base, way in _WAYS.items() if issubclass(kind, base)]
     if kind.__dictoffset__ and not issubclass(kind, type):
         ways.append(_loader_attributes if issubclass(kind, DataLoader) else _attributes)
@@ -239,7 +239,7 @@ def _ways_from(kind: type) -> tuple[Callable[[Any], Children], ...]:
 
 
 def _members(value: Any, kind: type, at_most: float) -> Children:
-    """List the members of a collection (of a dict, the keys as well) that are no constants."""
+    """List the members of a collection (and the keys of a dict) that are not constants."""
     collection = _collection(kind)
     members = list(collection(value)) if collection else []
     if len(members) > at_most or set(map(type, members)) <= _CONSTANT:
@@ -261,7 +261,7 @@ def _attributes(value: Any) -> Children:
 
 
 def _loader_attributes(value: Any) -> Children:
-    """Leave out the iterator of a loader with persistent workers, which starts again when it is used again."""
+    """List a loader's attributes without the iterator of persistent workers, which restarts with each use."""
     return _named({name: member for name, member in (attributes_of(value) or {}).items() if name != "_iterator"})
 
 
@@ -305,7 +305,7 @@ _WAYS: dict[type, Callable[[Any], Children]] = {
 
 @cache
 def _collection(kind: type) -> Callable[[Any], Iterable[Any]] | None:
-    """Return a function that lists the members of a collection of a class; ``None`` if it is no collection."""
+    """Return a function that lists the members of collections of a class; ``None`` if it is not a collection."""
     if issubclass(kind, dict):
         return lambda value: [*dict.values(value), *dict.keys(value)]
     if issubclass(kind, np.ndarray):

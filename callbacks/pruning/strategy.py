@@ -32,26 +32,26 @@ class Restored:
     trained: bool
 
 
-#: What a callback does before the strategy is set up; the argument is the checkpoint that was restored, if any.
+#: Action of a callback before the strategy is set up; the argument is the checkpoint that was restored, if any.
 Action = Callable[[Restored | None], None]
 
 
 def before_strategy_setup(trainer: pl.Trainer, callback: pl.Callback, action: Action) -> None:
     """Run ``action`` once, after a checkpoint is restored and before the model is wrapped and the optimizer created.
 
-    Lightning has no hook there. ``Callback.setup`` runs before it is known whether a checkpoint will be restored; in
-    ``on_fit_start`` the optimizer and DDP already hold the old parameters. ``Strategy.setup`` runs in between, so it is
-    wrapped on this strategy object, for one call. The methods that read and load the checkpoint are wrapped as well, to
-    raise clear errors. Strategies that shard the model restore it later, into its final shapes; their loading methods
-    are left alone.
+    Lightning has no hook at this point. ``Callback.setup`` runs before it is known whether a checkpoint will be
+    restored, and in ``on_fit_start`` the optimizer and DDP already hold the old parameters. ``Strategy.setup`` runs in
+    between, so it is wrapped on this strategy object, for one call. The methods that read and load the checkpoint are
+    wrapped as well, to raise clear errors. Strategies that shard the model restore it later, into its final shapes;
+    their loading methods are not wrapped.
 
-    Several callbacks can each have an action. The actions run in the order of these calls, which is that of the
+    Several callbacks can each register an action. The actions run in the order of registration, which is that of the
     Trainer's callbacks.
 
     Args:
         trainer: The Trainer whose fit, validation, test or prediction is being set up.
-        callback: The callback that is being set up. Its action of an earlier run, which may have failed before its
-            strategy was set up, is replaced; those of callbacks that were removed from the Trainer since do not run.
+        callback: The callback that is being set up. Its action from an earlier run, which may have failed before the
+            strategy was set up, is replaced. Actions of callbacks that were since removed from the Trainer do not run.
         action: Function to run; its argument is the checkpoint that was restored, if any.
     """
     hook = vars(trainer.strategy).get(_HOOK) or _StrategyHook(trainer)
@@ -66,7 +66,7 @@ def restore_strategy(trainer: pl.Trainer) -> None:
 
 
 def _is_listed(trainer: pl.Trainer, callback: pl.Callback) -> bool:
-    """Return whether a callback is one of the Trainer's, and not one that another callback calls."""
+    """Return whether a callback is in the Trainer's list, and not only called by another callback."""
     return any(each is callback for each in trainer.callbacks)  # type: ignore[attr-defined]
 
 
@@ -81,8 +81,8 @@ class _Registered(NamedTuple):
 class _StrategyHook:
     """Wrappers around methods of a strategy object, which can be removed again, and the actions that they run.
 
-    Another library may wrap the same methods, before or after. Its wrappers are kept: a method is restored only if the
-    outermost wrapper is ours. Otherwise our wrapper stays in the chain and passes calls through.
+    Another library may wrap the same methods before or after. Its wrappers are kept: a method is restored only if the
+    outermost wrapper is this one. Otherwise, this wrapper stays in the chain and passes calls through.
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:
@@ -98,7 +98,7 @@ class _StrategyHook:
             self._wrap("load_model_state_dict", self._load_model_state_dict)
 
     def add(self, trainer: pl.Trainer, callback: pl.Callback, action: Action) -> None:
-        """Set a callback's action for the run that is being set up, which has restored nothing yet."""
+        """Set a callback's action for the run that is being set up, before a checkpoint is restored."""
         self._restored = None
         others = [each for each in self._actions if each.callback is not callback]
         self._actions = [*others, _Registered(callback, action, _is_listed(trainer, callback))]
@@ -127,7 +127,7 @@ class _StrategyHook:
         setattr(self._strategy, name, wrapper)
 
     def _setup(self, original: Callable[..., Any], trainer: pl.Trainer) -> None:
-        """Run the actions, then set the strategy up."""
+        """Run the actions, then set up the strategy."""
         self.remove()
         actions, self._actions = self._actions, []
         for each in actions:

@@ -1,4 +1,4 @@
-"""Read the training data for calibration: never a row that training would not see, in the batches of training."""
+"""Read the training data for calibration: only rows that training reads, batched as in training."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from torch.utils.data import (
 from pgb_lightning._compat import combination_mode, disable_shuffling, follows_its_sampler
 from pgb_lightning.callbacks.pruning.snapshot import Snapshot
 
-#: At most so many keys of a sampler are listed.
+#: Maximum number of a sampler's keys that are listed.
 _MAX_KEYS = 1_000_000
 
 
 class TrainingData:
     """The training data of a fit, as one epoch of training reads it.
 
-    Batches of map-style data sets are read in random order with a fixed seed, since data sets are often sorted: where
-    torch's own samplers read the whole data set, batches of random rows; otherwise whole batches of an epoch as the
-    loader's sampler composes them. Of streams, the first batches are read. Loaders are combined as in training.
+    Map-style data sets are read in random order with a fixed seed, since data sets are often sorted: in batches of
+    random rows if torch's own samplers read the whole data set, otherwise in whole batches as the loader's sampler
+    composes them. From streams, the first batches are read. Loaders are combined as in training.
 
     Reading changes the loaders' samplers, data sets and generators; take a :class:`Snapshot` of ``loader`` before.
 
     Args:
         trainer: The Trainer. Its ``limit_train_batches`` and ``overfit_batches`` are respected.
         loader: The training data loader, or collection of loaders, as the user gave it.
-        size: Number of samples to read at least, if there are so many.
+        size: Minimum number of samples to read, if there are as many.
 
     Raises:
         MisconfigurationException: If a loader can be read only once, or its mode does not work in training.
@@ -71,7 +71,7 @@ class TrainingData:
 
     @property
     def num_samples(self) -> int | None:
-        """Number of samples of an epoch, where it is known before they are read."""
+        """Number of samples of an epoch, if it is known before they are read."""
         return self._members[0].num_samples if len(self._members) == 1 else None
 
     def __iter__(self) -> Generator[Any, None, None]:
@@ -146,7 +146,7 @@ def num_samples(batch: Any) -> int:
 
 
 def _set_epoch(loader: Any, epoch: int) -> None:
-    """Tell the samplers the epoch, as Lightning does."""
+    """Call ``set_epoch`` of the samplers, as Lightning does."""
     for sampler in (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)):
         if callable(getattr(sampler, "set_epoch", None)):
             sampler.set_epoch(epoch)  # type: ignore[union-attr]
@@ -166,10 +166,10 @@ def limited_length(length: int | None, limit: float) -> float:
 
 
 def _whole_data_set(loader: DataLoader[Any], num_batches: float, world_size: int) -> tuple[int, int | None]:
-    """Return the batch size, and the number of rows from the first on that the loader reads, in whatever order.
+    """Return the batch size, and the number n such that the loader reads the first n rows, in any order.
 
-    The number is ``None`` if the loader does not use torch's own samplers on the whole data set: others may hold out
-    rows, or compose batches on purpose.
+    n is ``None`` if the loader does not use torch's own samplers on the whole data set, since other samplers may hold
+    out rows or compose batches deliberately.
     """
     batches: Any = loader.batch_sampler
     rows: Any = loader.dataset
@@ -189,7 +189,7 @@ def _whole_data_set(loader: DataLoader[Any], num_batches: float, world_size: int
 def _list_batches(loader: DataLoader[Any], stop: int | None, size: int | None) -> tuple[list[Any], bool]:
     """List the keys of the batches of an epoch, and return whether these are all batches.
 
-    Of a sampler without a length, which may be endless, only the first batches are listed.
+    From a sampler without a length, which may be endless, only the first batches are listed.
     """
     sampler: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
     length = sized_len(sampler)
@@ -197,7 +197,7 @@ def _list_batches(loader: DataLoader[Any], stop: int | None, size: int | None) -
     listed: list[Any] = []
     num_keys = 0
     for keys in islice(sampler, stop):
-        listed.append(list(keys) if isinstance(keys, list) else keys)  # The sampler may use the list again.
+        listed.append(list(keys) if isinstance(keys, list) else keys)  # The sampler may reuse the list.
         num_keys += len(keys) if loader.batch_sampler is not None else 1
         if num_keys >= enough:
             break
@@ -226,7 +226,7 @@ def _reader(loader: DataLoader[Any], batches: list[Any]) -> DataLoader[Any]:
 
 
 def _refuse_if_read_once(loader: Any) -> None:
-    """Refuse a stream that cannot be set back to where training must start."""
+    """Refuse a stream that cannot be reset to the start after calibration."""
     rows = loader.dataset if isinstance(loader, DataLoader) else loader
     sources = {"the loader": loader}
     in_workers = getattr(loader, "num_workers", 0) > 0  # Only copies of the data set are read there.

@@ -27,7 +27,7 @@ class StepError(MisconfigurationException):
 
 
 def check_training_step(module: pl.LightningModule) -> None:
-    """Require a loss that can be computed outside the training loop.
+    """Check that the loss can be computed outside the training loop.
 
     Raises:
         MisconfigurationException: If the module has no ``calibration_step``, and uses manual optimization or reads its
@@ -54,7 +54,7 @@ def batch_preparation(trainer: pl.Trainer, module: pl.LightningModule) -> Callab
         trainer: The Trainer; its strategy moves batches to the device.
         module: The module, with its batch hooks.
     """
-    # Lightning converts the module to a "true" precision only after the pruning. Do not convert inputs before.
+    # Lightning converts the module to a "true" precision only after pruning, so inputs must not be converted here.
     plugin = trainer.precision_plugin
     converts = plugin.convert_input(torch.zeros(1)).dtype in {parameter.dtype for parameter in module.parameters()}
 
@@ -74,7 +74,7 @@ def training_loss(module: pl.LightningModule) -> Callable[[Any], Tensor | None]:
         module: The module. Call the returned function inside :func:`without_side_effects`.
 
     Returns:
-        A function of a prepared batch. It returns ``None`` where the step does, which skips the batch.
+        A function of a prepared batch. If the step returns ``None``, it returns ``None``, which skips the batch.
     """
     step = getattr(module, "calibration_step", module.training_step)
     takes_index = is_param_in_hook_signature(step, "batch_idx", min_args=2)
@@ -106,7 +106,7 @@ def training_loss(module: pl.LightningModule) -> Callable[[Any], Tensor | None]:
 
 
 def _copy_tensors(batch: Any) -> Any:
-    """Copy a batch, so that hooks and steps that work in place do not change the rows of the data set."""
+    """Copy a batch, so that hooks and steps with in-place operations do not change the rows of the data set."""
     if isinstance(batch, Tensor):
         return batch.clone()
     if type(batch) in (list, tuple):
@@ -119,9 +119,9 @@ def without_side_effects(module: pl.LightningModule) -> Iterator[Snapshot]:
     """Discard what a module's step logs, counts, moves or stores inside the ``with`` block.
 
     ``log`` and ``log_dict`` do nothing, and loggers are replaced by dummies. The whole module is in eval mode. On exit,
-    also after an error, everything that can be reached from the module and its data module is as before, as are the
-    global random states and the attributes of the Trainer: see :class:`Snapshot`. A warning names what cannot be put
-    back.
+    also after an error, all objects that can be reached from the module and its data module are restored, as are the
+    global random states and the attributes of the Trainer: see :class:`Snapshot`. A warning names the objects that
+    cannot be restored.
 
     Args:
         module: The module.
@@ -155,7 +155,7 @@ def without_side_effects(module: pl.LightningModule) -> Iterator[Snapshot]:
 
 
 def _attached_trainer(module: pl.LightningModule) -> pl.Trainer | None:
-    """Return the module's Trainer, or ``None`` where it has none."""
+    """Return the module's Trainer, or ``None`` if it has none."""
     try:
         return module.trainer
     except RuntimeError:
