@@ -24,14 +24,14 @@ from pgb_lightning.datamodules.tokenization import count_tokens, reset_tokenizer
 from pgb_lightning.glue_tasks import differ_only_in_order
 from pgb_lightning.packaged import read_tokenizer
 
-#: The label of every row of a test split on the Hub whose labels are not public.
+#: The label of all rows in test splits on the Hub whose labels are not public.
 HIDDEN_LABEL = -1
 
 Batch = dict[str, torch.Tensor]
 
 
 class TokenizedDataModule(L.LightningDataModule):
-    """Provide tokenized text with labels. Subclasses define where the rows come from.
+    """Base class that provides tokenized texts with labels. Subclasses define where the rows come from.
 
     Batches are dicts with ``input_ids``, ``attention_mask``, ``token_type_ids`` if the model uses them, and
     ``labels``. Each batch is padded to its longest row. ``datasets`` caches tokenized rows on disk.
@@ -105,7 +105,7 @@ class TokenizedDataModule(L.LightningDataModule):
         """Return a split's rows, with the text columns and, for labeled splits, a column ``label``."""
 
     def describe(self, split: str) -> str:
-        """Return a description of a split's source, for messages."""
+        """Describe a split's source, for messages."""
         return f"split {split!r}"
 
     def test_splits(self) -> tuple[str, ...]:
@@ -113,7 +113,7 @@ class TokenizedDataModule(L.LightningDataModule):
         return ()
 
     def prediction_splits(self) -> tuple[str, ...]:
-        """Return the splits for ``predict``: the test splits, or the validation splits if there are none."""
+        """Return the splits for ``predict``: the test splits if there are any, else the validation splits."""
         return self.test_splits() or self.validation_splits
 
     # ---- rows -----------------------------------------------------------------------------------------------
@@ -165,13 +165,13 @@ class TokenizedDataModule(L.LightningDataModule):
             self._load_tokenized(name)
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the splits that ``stage`` needs. The tokenized rows come from the cache."""
+        """Load the splits that ``stage`` needs. Tokenized rows are read from the cache."""
         for name in self._splits_for(stage):
             self.split(name)
         self._check_class_order()
 
     def _check_class_order(self) -> None:
-        """Raise an error if splits number the same classes in different orders."""
+        """Raise an error if the splits list the same classes in different orders."""
         features = {name: rows.features.get("labels") for name, rows in self._splits.items()}
         named = {name: feature.names for name, feature in features.items() if isinstance(feature, ClassLabel)}
         for name, names in named.items():
@@ -208,11 +208,11 @@ class TokenizedDataModule(L.LightningDataModule):
     def _tokenize(
         self, rows: Dataset, name: str, function: Callable[..., Any], label: str | None = None, **arguments: Any
     ) -> Dataset:
-        """Tokenize rows, and keep no column but that of the labels, which becomes ``labels``.
+        """Tokenize rows, and drop all other columns except that of the labels, which is renamed to ``labels``.
 
         Args:
             rows: The rows.
-            name: What they are, for the progress bar.
+            name: Description of the rows, for the progress bar.
             function: Tokenizes a batch of rows.
             label: The column of the labels, if it is to be kept.
             **arguments: Arguments of ``function`` besides the tokenizer and the maximum length.
@@ -264,8 +264,8 @@ class TokenizedDataModule(L.LightningDataModule):
     def calibration_dataloader(self) -> DataLoader[Batch]:
         """Return a loader of the calibration rows: the same rows in the same order on every call and rank.
 
-        Batches have rows of similar lengths. This saves most of the padding and does not change the statistics, which
-        are computed row by row. The order of the batches is random, so that the first ones are not the shortest.
+        Batches have rows of similar lengths. This avoids most of the padding and does not change the statistics, which
+        are computed row by row. The batches are in random order, so that the first ones are not the shortest.
 
         Returns:
             A loader of ``calibration_size`` training rows, stratified by label if labels are classes.

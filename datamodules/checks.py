@@ -1,4 +1,4 @@
-"""Check rows before anything is computed from them."""
+"""Check rows before they are used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 
 def check_texts(rows: Dataset, text_columns: tuple[str, ...], required: tuple[str, ...], source: str) -> None:
-    """Check that there are rows, that no required column is missing, and that every text column has texts only.
+    """Check that there are rows, that no required column is missing, and that text columns contain only strings.
 
     Args:
         rows: The rows.
@@ -80,7 +80,7 @@ def check_labels(rows: Dataset, num_labels: int, source: str) -> None:
         source: Description of the rows' source, for the message.
 
     Raises:
-        MisconfigurationException: If a label is missing or out of range. The message has the first of them.
+        MisconfigurationException: If a label is missing or out of range. The message lists the first such labels.
 
     Example:
         >>> check_labels(Dataset.from_dict({"label": [0, 1, 1]}), 2, "train.parquet")

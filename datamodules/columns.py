@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datasets import Dataset, Value
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-#: Pairs of columns with two texts, as in common data sets.
+#: Names of two columns for pairs of texts, as in common data sets.
 PAIRS = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
@@ -21,13 +21,13 @@ PAIRS = (
     ("text1", "text2"),
 )
 
-#: Columns with the words of a text, each of which may have a label.
+#: Names of columns with lists of words, each of which may have a label.
 WORDS = ("tokens", "words")
 
-#: Columns with labels.
+#: Names of columns with labels.
 LABELS = ("label", "labels", "ner_tags", "tags", "target", "class", "category", "score")
 
-#: Columns that identify rows.
+#: Names of columns that identify rows.
 IDENTIFIERS = ("id", "idx", "index", "uid", "guid", "pair_id")
 
 
@@ -58,7 +58,7 @@ def find_columns(
         label_column: The column of labels, if given.
 
     Raises:
-        MisconfigurationException: If a given column does not exist, or it is not clear which columns have the texts.
+        MisconfigurationException: If a given column does not exist, or the columns of texts are ambiguous.
 
     Example:
         >>> find_columns(Dataset.from_dict({"review": ["good"], "label": [1]}), "reviews.csv")

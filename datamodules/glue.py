@@ -16,8 +16,7 @@ class GLUEDataModule(TokenizedDataModule):
     """Provide one GLUE task.
 
     The test labels of GLUE are not public (-1 on the Hub), so ``test`` runs on the validation rows unless the test rows
-    have labels, as those of MRPC on the Hub and possibly those of a local file. ``predict`` runs on the test rows if
-    there are any.
+    have labels, like those of MRPC on the Hub or of a local file. ``predict`` runs on the test rows if there are any.
 
     Args:
         task: Hub configuration name: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte or wnli.

@@ -7,17 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-#: A number in the name of a class. A minus after a letter or a digit is a hyphen.
+#: A number in the name of a class. A minus after a letter or digit is read as a hyphen.
 _NUMBER = re.compile(r"(?<!\w)-\d+|\d+")
 
 
 @dataclass(frozen=True)
 class LabelNumbers:
-    """How a column of labels writes numbers, from all its training rows.
+    """How numbers are used in a column of labels, judging by all training rows.
 
     Args:
         are_flags: Whether each row has a list with a 0 or 1 for each class.
-        integers: The different integers, if they are not flags.
+        integers: The distinct integers, if they are not flags.
     """
 
     are_flags: bool = False
@@ -25,12 +25,12 @@ class LabelNumbers:
 
 
 def read_numbers(values: Iterable[Any], num_labels: int | None = None, may_be_flags: bool = True) -> LabelNumbers:
-    """Find out how a column of labels writes numbers.
+    """Determine how numbers are used in a column of labels.
 
     Args:
         values: The labels of all training rows.
         num_labels: Number of classes, if known.
-        may_be_flags: Whether lists may have a 0 or 1 for each class. The lists of token classification have not.
+        may_be_flags: Whether lists may have a 0 or 1 for each class; not so in token classification.
 
     Example:
         >>> read_numbers([[0, 1, 1], [1, 0, 0]]).are_flags, read_numbers([[0, 2], [1]]).are_flags
@@ -49,7 +49,7 @@ def read_numbers(values: Iterable[Any], num_labels: int | None = None, may_be_fl
 
 
 def numbers_in_names(names: Sequence[str]) -> Mapping[int, int]:
-    """Return the class of each number, if every name has exactly one and they differ, such as one to five stars.
+    """Return the class of each number, if every name has exactly one number and all differ, as for 1 to 5 stars.
 
     Example:
         >>> numbers_in_names(["1 star", "2 stars"]), numbers_in_names(["bad", "good"])
@@ -63,7 +63,7 @@ def numbers_in_names(names: Sequence[str]) -> Mapping[int, int]:
 
 
 def are_positions(names: Sequence[str]) -> bool:
-    """Return whether the names of classes only count them, such as "0" and "1".
+    """Return whether the names of the classes are only their numbers, such as "0" and "1".
 
     Example:
         >>> are_positions(["0", "1"]), are_positions(["1", "2"])

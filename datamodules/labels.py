@@ -1,4 +1,4 @@
-"""What the labels of a table are, and their numbers for a model."""
+"""Determine the kind of labels in a table, and encode them for a model."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def find_labels(
     names: Sequence[str] | None = None,
     separator: str | None = None,
 ) -> Labels:
-    """Find out what the labels of a table are, without a model that tells.
+    """Determine the labels of a table without a fine-tuned model.
 
-    Strings are names of classes, integers and booleans are classes, other numbers are values of a regression, and
-    lists are several labels of a text, or one label for each word.
+    Strings are names of classes, integers and booleans are classes, other numbers are regression values, and lists are
+    multiple labels of a text, or one label for each word.
 
     Args:
         rows: The training rows.
         column: The column of labels.
         source: Description of the rows' source, for messages.
         are_words: Whether each text is a list of words.
-        problem_type: What the labels are, if given.
+        problem_type: The kind of labels, if given.
         names: Names of the classes in the order of the model, if given.
-        separator: What separates several labels in a string.
+        separator: Separator of multiple labels in one string.
 
     Raises:
-        MisconfigurationException: If labels are missing, are not of one kind, or are all the same class.
+        MisconfigurationException: If labels are missing, are of different kinds, or are all the same class.
     """
     labels = _find_labels(rows, column, source, are_words, problem_type, names, separator)
     if labels.num_labels < 2 and labels.problem_type != "regression":
@@ -99,11 +99,11 @@ def _find_labels(
 
 
 def distinct_values(column: Iterable[Any], separator: str | None = None) -> set[Any]:
-    """Return the different labels of a column, those in lists one by one, without missing ones.
+    """Return the distinct labels of a column, with lists flattened and missing labels left out.
 
     Args:
         column: The values.
-        separator: What separates several labels in a string.
+        separator: Separator of multiple labels in one string.
 
     Example:
         >>> sorted(distinct_values(["joy|love", "joy"], separator="|"))
@@ -116,11 +116,11 @@ def distinct_values(column: Iterable[Any], separator: str | None = None) -> set[
 
 
 def split_labels(value: Any, separator: str | None) -> list[Any]:
-    """Return the labels of a row with several.
+    """Return the labels of a row that can have multiple labels.
 
     Args:
-        value: A list, or a string with a separator; ``None`` or an empty string is no label.
-        separator: What separates the labels.
+        value: A list, or a string with a separator; ``None`` or an empty string means no labels.
+        separator: The separator of labels.
     """
     if not isinstance(value, str):
         return list(value or [])
@@ -128,18 +128,18 @@ def split_labels(value: Any, separator: str | None) -> list[Any]:
 
 
 class LabelEncoder:
-    """Turns labels into what a model is trained on. Names are compared without case and punctuation if need be.
+    """Encodes labels as the numbers that a model is trained on. If necessary, names match without case and punctuation.
 
     Args:
         labels: The labels of the model.
-        own_names: Names of the classes that the table's integers stand for, if it has them.
+        own_names: Names of the classes for which the table's integers stand, if it has them.
         column: Name of the column, for messages.
         source: Description of the rows' source, for messages.
-        separator: What separates several labels in a string.
-        numbers: How the table writes numbers.
+        separator: Separator of multiple labels in one string.
+        numbers: How numbers are used in the table.
 
     Raises:
-        MisconfigurationException: If the table's integers may be classes in their order, or numbers in their names.
+        MisconfigurationException: If the table's integers may be either class indices or numbers in class names.
     """
 
     def __init__(
@@ -152,17 +152,17 @@ class LabelEncoder:
         numbers: LabelNumbers | None = None,
     ) -> None:
         self.labels = labels
-        # Names that only count the classes say nothing that their numbers do not.
+        # Names that are only numbers carry no information.
         self.own_names = () if are_positions(own_names) else tuple(own_names)
         self.column = column
         self.source = source
         self.separator = separator
         self.numbers = numbers or LabelNumbers()
         names = labels.names or [f"LABEL_{number}" for number in range(labels.num_labels)]
-        # Two classes of one name, and variants of one name, are found by their numbers only.
+        # Classes with the same name, or with variants of one name, can only be found by number.
         self._numbers = _unique(names)
         self._normalized = _unique([normalize_class_name(name) for name in names])
-        if len(self._normalized) < len(names):  # names such as "+" and "-" are told apart only as they are
+        if len(self._normalized) < len(names):  # names such as "+" and "-" differ only in punctuation
             self._normalized = {}
         self._in_names = numbers_in_names(labels.names)
         self._is_by_name = self._reads_by_name()
@@ -215,7 +215,7 @@ class LabelEncoder:
         raise self._error(value, self._allowed())
 
     def _of_bool(self, value: bool) -> int:
-        """Return the class of true or false. A CSV file has those of classes with these names, too."""
+        """Return the class of true or false. In a CSV file, these may also be names of classes."""
         for pair in (("false", "true"), ("no", "yes")):
             found = [self._find(name) for name in pair]
             if None not in found:
@@ -225,7 +225,7 @@ class LabelEncoder:
         return int(value)
 
     def _of_own(self, value: int) -> int:
-        """Return the model's class with the name that a number has in the table."""
+        """Return the model's class by the name that the table gives to a number."""
         if not 0 <= value < len(self.own_names):
             raise self._error(value, f"an integer from 0 to {len(self.own_names) - 1}")
         name = self.own_names[value]
@@ -241,7 +241,7 @@ class LabelEncoder:
         return self._normalized.get(normalize_class_name(name)) if number is None else number
 
     def _reads_by_name(self) -> bool:
-        """Return whether integers are the numbers in the names of the classes, such as one to five stars."""
+        """Return whether integers are the numbers in the names of the classes, as for 1 to 5 stars."""
         names, numbers = self._in_names, self.numbers.integers
         if not names or are_positions(self.labels.names):
             return False
@@ -280,6 +280,6 @@ class LabelEncoder:
 
 
 def _unique(names: Sequence[str]) -> dict[str, int]:
-    """Return the positions of the names that occur once and are not empty."""
+    """Return the index of each name that occurs only once and is not empty."""
     counts = Counter(names)
     return {name: number for number, name in enumerate(names) if name and counts[name] == 1}

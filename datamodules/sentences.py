@@ -27,7 +27,7 @@ class SentencesDataModule(TextDataModule):
 
     @property
     def labels(self) -> None:
-        """Sentences have no labels."""
+        """``None``, since sentences have no labels."""
         return
 
     @property

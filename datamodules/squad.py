@@ -22,7 +22,7 @@ from pgb_lightning.datamodules.sampling import calibration_rows
 from pgb_lightning.datamodules.tokenization import count_tokens, reset_tokenizer
 from pgb_lightning.datamodules.windows import QUESTION_LENGTH, evaluation_windows, training_windows
 
-#: The seed of ``hold_out``. It is not a setting, so that no run validates on rows that an earlier one trained on.
+#: The seed of ``hold_out``. It is not a setting, so that no run validates on rows that an earlier run trained on.
 HOLD_OUT_SEED = 42
 
 #: The dataset on the Hub for each version.
@@ -37,8 +37,8 @@ class SQuADDataModule(TokenizedDataModule):
     (B, S, 2) instead of the positions, from which :class:`~pgb_lightning.modules.QuestionAnswering` extracts answers.
     ``test`` and ``predict`` run on the validation questions, because the test set is not public.
 
-    Unusable training questions are skipped, and a warning has their number: empty questions, and answers that are not
-    at their stated position in the context or that no window contains. Evaluation uses all questions.
+    Training questions are skipped if they are empty, or if their answer is not at its stated position in the context or
+    is in no window; a warning has their number. Evaluation uses all questions.
 
     Args:
         model_name_or_path: The model whose tokenizer is used: a Hub name, a local folder, or ``"minilm-l6"``.
@@ -91,7 +91,7 @@ class SQuADDataModule(TokenizedDataModule):
         )
         if version not in REPOSITORIES:
             raise MisconfigurationException(f"version={version!r} is not a version of SQuAD. Use '1.1' or '2.0'.")
-        # A window has up to four special tokens, and at least one token that the previous window does not have.
+        # A window has up to four special tokens, and at least one token that is not in the previous window.
         longest = max_length - QUESTION_LENGTH - 5
         if not 0 <= stride <= longest:
             raise MisconfigurationException(
@@ -185,7 +185,7 @@ class SQuADDataModule(TokenizedDataModule):
 
     @cached_property
     def _window_tokenizer(self) -> Any:
-        """The tokenizer, after checking that it can make windows."""
+        """The tokenizer, after checking that it supports windows."""
         first = self.tokenizer("a", "b")["input_ids"][0]
         if not self.tokenizer.is_fast or first != self.tokenizer.cls_token_id:
             raise MisconfigurationException(
@@ -227,7 +227,7 @@ class SQuADDataModule(TokenizedDataModule):
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Return a loader of the validation windows. With ``group_by_length``, the longest come first.
 
-        The order does not matter, because windows have the number of their question.
+        The order does not matter, since windows contain the number of their question.
         """
         windows = self.split("validation")
         if self.group_by_length:

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetsError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-#: The loader of ``datasets`` for each suffix, with its options. Only an empty cell is missing: "NA" is a text.
+#: The loader of ``datasets`` for each suffix, with its options. Only empty cells count as missing: "NA" is a text.
 LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", {"keep_default_na": False, "na_values": [""]}),
     ".tsv": ("csv", {"keep_default_na": False, "na_values": [""], "sep": "\t"}),
@@ -22,21 +22,21 @@ LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".parquet": ("parquet", {}),
 }
 
-#: What may separate the fields of a file, and the rows in which it is looked for.
+#: Possible separators of the fields of a file, and the number of rows in which they are searched.
 SEPARATORS = (",", ";", "\t", "|")
 CHECKED_ROWS = 100
 
-#: The column that pyarrow makes of the names of rows in pandas.
+#: The column in which pyarrow stores the index of a pandas table.
 ROW_NAMES = "__index_level_0__"
 
-#: The names of a split's file in a folder, and of the split on the Hub, in the order in which they are tried.
+#: The names that are tried, in order, for a split's file in a folder and for the split on the Hub.
 SPLIT_NAMES: dict[str, tuple[str, ...]] = {
     "train": ("train",),
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test",),
 }
 
-#: Fraction of the rows that is held out for validation if there is no validation split, and the most rows of it.
+#: Fraction of the rows that is held out for validation if there is no validation split, and its maximum size.
 HOLDOUT_FRACTION = 0.1
 HOLDOUT_LIMIT = 5000
 
@@ -46,13 +46,13 @@ HOLDOUT_SEED = 2026
 
 @dataclass(frozen=True)
 class Tables:
-    """The splits of a table. Without a validation split, a tenth of the training rows is held out, 5,000 at most.
+    """The splits of a table. Without a validation split, a tenth of the training rows (at most 5,000) is held out.
 
     Args:
         data: A file, a folder with one file per split (such as ``train.csv`` and ``validation.csv``), or the name of a
             data set on the Hub, with its configuration after a colon if it has several (``nyu-mll/glue:sst2``).
-        validation_data: A file for validation in place of the one found in ``data``.
-        test_data: A file for the test in place of the one found in ``data``.
+        validation_data: A file with validation rows, in place of the split in ``data``.
+        test_data: A file with test rows, in place of the split in ``data``.
     """
 
     data: str
@@ -60,10 +60,10 @@ class Tables:
     test_data: str | None = None
 
     def check(self) -> None:
-        """Check that all files exist and can be of a known kind, without reading them.
+        """Check that all files exist and have a known suffix, without reading them.
 
         Raises:
-            MisconfigurationException: If they do not.
+            MisconfigurationException: If a file does not exist or has an unknown suffix.
         """
         for name in ("data", "validation_data", "test_data"):
             value = getattr(self, name)
@@ -85,12 +85,12 @@ class Tables:
                 )
 
     def has(self, split: str) -> bool:
-        """Return whether a split exists; a validation split always does."""
+        """Return whether a split exists; the validation split always exists."""
         return split != "test" or self._source(split) is not None
 
     @property
     def is_on_hub(self) -> bool:
-        """Whether the rows for training and validation are those of a data set on the Hub."""
+        """Whether the training and validation rows are from a data set on the Hub."""
         return self.validation_data is None and not _looks_like_path(self.data)
 
     def describe(self, split: str) -> str:
@@ -107,7 +107,7 @@ class Tables:
             split: ``"train"``, ``"validation"`` or ``"test"``.
 
         Raises:
-            MisconfigurationException: If the rows cannot be read, or are too few to hold some out.
+            MisconfigurationException: If the rows cannot be read, or there are too few to hold some out.
         """
         if split == "test" or self._source("validation") is not None:
             return self._read(split)
@@ -135,7 +135,7 @@ class Tables:
 
     @cached_property
     def _hub(self) -> DatasetDict:
-        """The data set on the Hub, which ``datasets`` keeps on disk."""
+        """The data set on the Hub, which ``datasets`` caches on disk."""
         name, _, configuration = self.data.partition(":")
         try:
             found = load_dataset(name, configuration or None)
@@ -170,7 +170,7 @@ def read_file(path: Path, split: str = "train") -> Dataset:
     """
     loader, options = LOADERS[path.suffix]
     try:
-        # `datasets` takes brackets and question marks in names for patterns, which other files may match.
+        # `datasets` reads brackets and question marks in names as patterns, which may match other files.
         rows = load_dataset(loader, data_files={split: glob.escape(str(path))}, split=split, **options)
     except (DatasetsError, OSError, ValueError, StopIteration) as error:  # pandas and pyarrow raise ValueErrors
         reason = error.__cause__ or error
@@ -184,11 +184,11 @@ def read_file(path: Path, split: str = "train") -> Dataset:
 
 
 def _check_fields(rows: Dataset, path: Path, separator: str) -> None:
-    """Require that the header and the rows of a file have the same fields.
+    """Check that the header and the rows of a file have the same fields.
 
     Raises:
-        MisconfigurationException: If the rows have more of them than the header, whose first ones pandas would take for
-            names of rows, or if another separator was used.
+        MisconfigurationException: If the rows have more fields than the header, in which case pandas would use the
+            first ones as the index, or if the file uses another separator.
     """
     if ROW_NAMES in rows.column_names and ROW_NAMES not in path.open(encoding="utf-8-sig").readline():
         raise MisconfigurationException(
@@ -208,7 +208,7 @@ def _check_fields(rows: Dataset, path: Path, separator: str) -> None:
 
 
 def _looks_like_path(data: str) -> bool:
-    """Return whether a value means a local path and not a name on the Hub."""
+    """Return whether a value is meant as a local path, and not as a name on the Hub."""
     path = Path(data).expanduser()
     return path.exists() or path.suffix in LOADERS or data.startswith((".", "/", "~"))
 

@@ -24,7 +24,7 @@ from pgb_lightning.datamodules.tokenization import tokenize, tokenize_words
 from pgb_lightning.heads import PROBLEM_TYPES, Labels, ProblemType, read_head
 from pgb_lightning.packaged import read_tokenizer
 
-#: The column of a row's label as the model takes it: the first name that is not a column of texts.
+#: Names for the column of encoded labels. The first that is not a column of texts is used.
 ENCODED = ("label", "label_", "label__")
 
 #: The type of :data:`ENCODED`.
@@ -37,11 +37,11 @@ FEATURES = {
 
 
 class TextDataModule(TokenizedDataModule):
-    """Provide the rows of any table of texts, for a fine-tuned model or for fine-tuning one.
+    """Provide the rows of any table of texts, for fine-tuning a model or for a fine-tuned model.
 
-    What the labels are follows from the model if it has been fine-tuned, else from the table: names and integers are
-    classes, other numbers the values of a regression, lists several classes of a text, or one for each word if the
-    texts are lists of words. Rows without labels can be used to prune and to learn from the dense model.
+    The kind of labels is that of the model if it has been fine-tuned, else it is inferred from the table: names and
+    integers are classes, other numbers are regression values, and lists are multiple classes of a text, or one class
+    for each word if the texts are lists of words. Rows without labels can be used for pruning and distillation.
 
     Args:
         data: A ``.csv``, ``.tsv``, ``.json``, ``.jsonl`` or ``.parquet`` file, a folder with one such file per split
@@ -49,23 +49,23 @@ class TextDataModule(TokenizedDataModule):
             configuration after a colon if it has several (``nyu-mll/glue:sst2``).
         model_name_or_path: The model whose tokenizer and labels are used: a Hub name, a local folder, or
             ``"minilm-l6"``.
-        text_columns: One column of texts or of lists of words, or two columns for pairs of texts. Found if not given
-            and there is one choice.
+        text_columns: One column of texts or of lists of words, or two columns for pairs of texts. Detected by default,
+            if there is only one choice.
         label_column: The column of labels; if not given, the first of ``label``, ``labels``, ``ner_tags``, ``tags``,
             ``target``, ``class``, ``category`` and ``score`` that exists.
         use_labels: Whether to use labels at all.
         problem_type: ``"single_label_classification"``, ``"multi_label_classification"``, ``"regression"`` or
-            ``"token_classification"``, if the model and the table do not tell.
+            ``"token_classification"``, if it does not follow from the model or the table.
         label_names: Names of the classes in the order of the model.
-        label_separator: What separates several labels in a string, such as ``"|"``.
-        validation_data: A file for validation. Without one, and without a validation split in ``data``, a tenth of
-            the rows is held out, 5,000 at most: always the same rows.
-        test_data: A file for the test.
+        label_separator: Separator of multiple labels in one string, such as ``"|"``.
+        validation_data: A file with validation rows. Without it, and without a validation split in ``data``, a tenth of
+            the rows (at most 5,000, and always the same rows) is held out.
+        test_data: A file with test rows.
         **loading: Lengths, batch sizes and the calibration split, as in :class:`TokenizedDataModule`.
 
     Raises:
-        MisconfigurationException: If a file does not exist or a setting is invalid; when the rows are loaded, if a
-            column, a text or a label is not as expected.
+        MisconfigurationException: If a file does not exist or a setting is invalid. When the rows are loaded, also if a
+            column, a text or a label is invalid.
 
     Example:
         >>> data = TextDataModule("reviews.csv", "bert-base-uncased")  # doctest: +SKIP
@@ -167,12 +167,12 @@ class TextDataModule(TokenizedDataModule):
 
     @property
     def is_labeled(self) -> bool:
-        """Whether the validation rows have labels that a model can be scored by."""
+        """Whether the validation rows have labels with which a model can be scored."""
         return self.columns.label is not None
 
     @property
     def problem_type(self) -> ProblemType | None:
-        """What the rows are labeled with; ``None`` if neither the model nor the table tells."""
+        """The problem type of the labels; ``None`` if neither the model nor the table has any."""
         return None if self.labels is None else self.labels.problem_type
 
     @property
@@ -210,7 +210,7 @@ class TextDataModule(TokenizedDataModule):
             split: ``"train"``, ``"validation"`` or ``"test"``.
 
         Raises:
-            MisconfigurationException: If the rows cannot be read, or are too few to hold some out for validation.
+            MisconfigurationException: If the rows cannot be read, or there are too few to hold some out for validation.
         """
         return self.tables.load(split)
 
@@ -223,7 +223,7 @@ class TextDataModule(TokenizedDataModule):
         return ("test",) if self.tables.has("test") else ()
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the splits that ``stage`` needs, and say once which columns are used."""
+        """Load the splits that ``stage`` needs, and print once which columns are used."""
         is_first = not self._splits
         super().setup(stage)
         if is_first:
@@ -247,7 +247,7 @@ class TextDataModule(TokenizedDataModule):
         return self._tokenize(rows, name, tokenize, label, columns=columns.texts)
 
     def _encode_labels(self, rows: Dataset, source: str, name: str) -> Dataset:
-        """Return the texts, and the labels as the model takes them in a column of some name.
+        """Return the rows with the texts and a column of labels encoded for the model.
 
         Raises:
             MisconfigurationException: If a label is missing, or is not one of the model.
@@ -272,7 +272,7 @@ class TextDataModule(TokenizedDataModule):
 
     @cached_property
     def _label_numbers(self) -> LabelNumbers:
-        """How the training rows write numbers in their labels; other splits may have too few rows to tell."""
+        """How numbers are used in the training labels; other splits may have too few rows to determine it."""
         assert self.labels is not None
         if self.problem_type == "regression":
             return LabelNumbers()
@@ -282,7 +282,7 @@ class TextDataModule(TokenizedDataModule):
     # ---- data loaders ---------------------------------------------------------------------------------------
 
     def _draw_calibration_rows(self, rows: Dataset, size: int) -> NDArray[np.int64]:
-        """Draw rows stratified by class, if each row has one."""
+        """Draw rows, stratified by class if each row has one class."""
         is_classified = self.columns.label is not None and self.problem_type == "single_label_classification"
         labels = np.asarray(rows.with_format("numpy")["labels"][:]) if is_classified else None
         return calibration_rows(labels, len(rows), size, self.seed)

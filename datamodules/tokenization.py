@@ -38,7 +38,7 @@ def tokenize_words(
     word_labels: str | None,
     max_length: int,
 ) -> dict[str, Any]:
-    """Tokenize a batch of rows of words. The label of a word is that of its first token.
+    """Tokenize a batch of rows of words. The first token of a word gets the word's label.
 
     Args:
         rows: Columns of the batch.

@@ -112,7 +112,7 @@ def _model_inputs(encoded: BatchEncoding) -> Columns:
 def _locate(encoded: BatchEncoding, window: int, begin: int, end: int) -> tuple[int, int, bool]:
     """Return the first and last token of the characters [begin, end) of the context, and whether the window has them.
 
-    The tokens are that of CLS if the window does not have them.
+    If the window does not have them, both tokens are CLS.
     """
     context = np.flatnonzero([part == 1 for part in encoded.sequence_ids(window)])
     spans = np.array(encoded["offset_mapping"][window])[context]

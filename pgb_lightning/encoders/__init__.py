@@ -1,4 +1,4 @@
-"""How transformers encoders are built, one file per family."""
+"""Descriptions of how transformers encoders are built, with one file per family."""
 
 from pgb_lightning.encoders.base import EXPORTED, Encoder
 from pgb_lightning.encoders.families import FAMILIES, register

@@ -1,4 +1,4 @@
-"""ALBERT, which runs one set of weights many times: a layer here is a group of its layers, which share all weights."""
+"""ALBERT, which runs the same weights many times. A "layer" here is a group of its layers, which share all weights."""
 
 from __future__ import annotations
 

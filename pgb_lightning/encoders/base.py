@@ -1,4 +1,4 @@
-"""A transformers encoder in a model, with the description of its family."""
+"""A transformers encoder inside a model, with the description of its family."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Encoder(Sizes):
 
     @property
     def model_type(self) -> str:
-        """The transformers ``model_type``, such as ``"bert"``; that of the original model for an exported one."""
+        """The transformers ``model_type``, such as ``"bert"``; for an exported model, that of the original model."""
         return model_type_of(self.model)
 
     @property
@@ -75,7 +75,7 @@ class Encoder(Sizes):
         return {name: given[name] for name in parameters if name in given} | given
 
     def pass_on(self, step: int, first: Tensor, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Return what the next layer is given of the output of a layer.
+        """Return the input of the next layer, given the output of a layer.
 
         Args:
             step: Index of the run of a layer that was just made.
@@ -87,7 +87,7 @@ class Encoder(Sizes):
         return hidden if between is None else between(self.model, step, first, hidden, tokens)
 
     def read(self, layer: nn.Module, sublayer: Sublayer, hidden: Tensor) -> Tensor:
-        """Return what the opening matrices of a sublayer read, (..., d): hidden states after its pre-norm, if any.
+        """Return the input of a sublayer's opening matrices, (..., d): hidden states after its pre-norm, if any.
 
         Args:
             layer: A layer in which the sublayer is not dropped.
@@ -136,18 +136,18 @@ class Encoder(Sizes):
         return [(join_path(str(number), path), layer) for number, (path, layer) in enumerate(found)]
 
     def matrix(self, layer: int, kind: str) -> nn.Module:
-        """Return the layer that holds a matrix.
+        """Return the module that holds a matrix.
 
-        For a part of a dense fused linear layer it is a new linear layer with that part of the weights: a view of them,
-        unless parts are interleaved. If another library has replaced a fused linear layer, it is the layer that holds
-        all parts.
+        For a part of a dense fused linear layer, this is a new linear layer with that part of the weights: a view of
+        them, unless parts are interleaved. If another library has replaced a fused linear layer, this is the module
+        that holds all parts.
 
         Args:
             layer: Layer index, from 0.
             kind: One of :attr:`matrices`.
 
         Raises:
-            AttributeError: If it was removed with its sublayer.
+            AttributeError: If the matrix was removed with its sublayer.
         """
         return self.matrix_in(self.layers[layer], kind)
 
@@ -179,7 +179,7 @@ class Encoder(Sizes):
             return None
 
     def is_dropped(self, layer: int, sublayer: Sublayer) -> bool:
-        """Return whether nothing is left of a sublayer but the constant that it adds."""
+        """Return whether a sublayer was dropped, so that it only adds a constant."""
         return self.find_matrix(layer, SUBLAYERS[sublayer][0]) is None
 
     def set_matrix(self, layer: int, kind: str, module: nn.Module) -> None:
@@ -189,7 +189,7 @@ class Encoder(Sizes):
     def set_matrices(self, layer: int, modules: Mapping[str, nn.Module]) -> None:
         """Replace the layers that hold matrices, under every name that they have.
 
-        The parts of a fused linear layer stay one linear layer as long as all of them are dense.
+        The parts of a fused linear layer remain one linear layer as long as all of them are dense.
 
         Args:
             layer: Layer index.
@@ -207,7 +207,7 @@ class Encoder(Sizes):
             replace_module(old, new, self.roots)
 
     def store(self, layer: int, kind: str, part: nn.Module) -> None:
-        """Write the weights of a part that :meth:`matrix` returned back into its fused linear layer, if it has one."""
+        """Copy the weights of a part that :meth:`matrix` returned back to its fused linear layer, if there is one."""
         fused = self.layers[layer].get_submodule(self.family.paths[kind])
         if len(self.family.parts(kind)) > 1 and is_plain(fused) and isinstance(part, nn.Linear):
             columns = self._columns(fused, kind)
@@ -216,9 +216,9 @@ class Encoder(Sizes):
                 fused.bias.data[columns] = part.bias.data
 
     def hook_points(self) -> Iterator[tuple[nn.Linear, dict[tuple[int, str], Columns | None]]]:
-        """Yield every linear layer, and for each matrix that it holds the outputs that belong to it.
+        """Yield every linear layer, with the outputs that belong to each matrix that it holds.
 
-        The outputs are ``None`` if the layer holds one matrix only.
+        The outputs are ``None`` if the layer holds only one matrix.
         """
         for number, layer in enumerate(self.layers):
             for path, kinds in self.family.linears.items():
@@ -237,12 +237,12 @@ class Encoder(Sizes):
     def path(self, layer: int, kind: str) -> str:
         """Return the name of a matrix's layer in the state dict of the module in which the encoder was found.
 
-        That of a fused linear layer, if it holds the matrix as a part.
+        If the matrix is a part of a fused linear layer, this is the name of the fused layer.
         """
         return state_dict_path(self.name, self.family.layers, self._unwrapped()[layer][0], self.family.paths[kind])
 
     def check_wrappers(self) -> None:
-        """Require that no wrapper of a layer can change what it computes, as a copy of the model has no wrappers.
+        """Check that no wrapper of a layer can change its outputs, since a copy of the model has no wrappers.
 
         Raises:
             ValueError: If a layer is wrapped by anything but ``torch.compile`` and activation checkpointing.

@@ -21,7 +21,7 @@ def _feed(layer: nn.Module, hidden: Tensor) -> Tensor:
 
 
 def _unsupported(config: PretrainedConfig) -> str | None:
-    # The layers of decoders also read a cache, and some the states of an encoder, neither of which they have alone.
+    # The layers of decoders also need a cache or the states of an encoder, which the layers alone do not have.
     for name in ("is_decoder", "add_cross_attention"):
         if getattr(config, name, False):
             return f"{name}=True in its configuration makes it a decoder. Use is_decoder=False, or prune the encoder."

@@ -1,4 +1,4 @@
-"""DeBERTa-v2 and v3: disentangled attention, of which Q and K may also be applied to relative positions."""
+"""DeBERTa-v2 and v3: disentangled attention, whose Q and K may also be applied to relative positions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Disentangled attention of DeBERTa: its scores also depend on relative positions."""
+"""The disentangled attention of DeBERTa, whose scores also depend on relative positions."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pgb_lightning.encoders.family import AlsoRead
 #: Settings on which the latency of attention depends.
 TIMED = ("relative_attention", "pos_att_type", "max_relative_positions")
 
-#: The kind of positional scores that a matrix is part of, if it is shared with positions: ``share_att_key``.
+#: The kind of positional scores that a matrix also computes if it is shared with positions (``share_att_key``).
 POSITIONAL = {"Q": "p2c", "K": "c2p"}
 
 
 def attend(model: PreTrainedModel, layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> Tensor:
-    """Run attention; relative positions and their embeddings are those of the model, if they are not given."""
+    """Run attention. Relative positions and their embeddings are computed by the model if they are not given."""
     encoder: Any = model.encoder
     given = dict(arguments)
     if "attention_mask" not in given:
@@ -35,7 +35,7 @@ def feed(layer: nn.Module, hidden: Tensor) -> Tensor:
 
 
 def positions_of(kind: str) -> AlsoRead:
-    """Return the function that returns what Q or K also reads: the embeddings of relative positions.
+    """Return a function for the further inputs of Q or K: the embeddings of relative positions.
 
     Args:
         kind: A key of :data:`POSITIONAL`.

@@ -51,8 +51,8 @@ def register(model_type: str, family: Family) -> None:
     """Make the encoders of another transformers ``model_type`` available for pruning and export.
 
     The package that registers a family must be imported before a folder with such a pruned model is loaded. For export,
-    transformers must know the configuration (``AutoConfig.register``) and the models (``AutoModel.register`` and the
-    like); it does not matter whether that happens before or after.
+    the configuration (``AutoConfig.register``) and the models (``AutoModel.register`` and the like) must be registered
+    with transformers, before or after this call.
 
     Args:
         model_type: The configuration's ``model_type``, such as ``"bert"``.

@@ -1,4 +1,4 @@
-"""How the encoders of a family are built: the matrices of their layers, and how a sublayer is run."""
+"""Description of how the encoders of a family are built: the matrices of their layers, and how sublayers are run."""
 
 from __future__ import annotations
 
@@ -62,15 +62,15 @@ def sublayers_of(kinds: Iterable[str]) -> dict[Sublayer, tuple[str, ...]]:
     return {name: tuple(kind for kind in ordered if kind in known) for name, ordered in SUBLAYERS.items()}
 
 
-#: Returns the further inputs of a matrix, and how many tokens each stands for (:attr:`Family.also_read`).
+#: Returns the further inputs of a matrix, and how many times each counts (:attr:`Family.also_read`).
 AlsoRead = Callable[[PreTrainedModel, Tensor], tuple[Tensor, Tensor] | None]
 
 
 @dataclass(frozen=True)
 class Family:
-    """How the encoders of one family are built.
+    """Description of how the encoders of one family are built.
 
-    The first five fields are required. The others say what differs from BERT, and can be left out where nothing does.
+    The first five fields are required. The others describe differences from BERT, and default to BERT's structure.
 
     Args:
         layers: Path from the encoder to its list of layers.
@@ -85,8 +85,8 @@ class Family:
         core_norms: For each core that adds the residual itself, the path of the LayerNorm in the core.
         num_neurons: Name of the configuration's setting for the neurons of a feed-forward network.
         bias_settings: For each sublayer whose matrices may have no biases, the name of the configuration's setting that
-            gives them biases, if there is one. When such a sublayer is dropped, a bias is made for the constant that is
-            left: the mean output of its closing matrix. Without the setting, no transformers model could hold it.
+            enables biases, if there is one. When such a sublayer is dropped, its closing matrix gets a bias with its
+            mean output. Without such a setting, a transformers model could not have this bias.
         tokenwise: Path of a module in a layer, and the name of its method that runs the feed-forward sublayer (or the
             part of it inside the module) independently for each token; ``None`` if there is no such method.
         returns_tuple: Whether the core of attention returns a tuple of its output and the attention weights.
@@ -97,23 +97,24 @@ class Family:
         timed_settings: Names of settings of the configuration on which a layer's latency depends, besides its sizes.
         followers: Paths of parameters and linear layers of attention whose outputs are features of its heads, besides
             the matrices. They lose the features of the heads that are removed.
-        head_counts: Paths of attributes with the number of heads, which must agree with the heads that are left.
-        head_widths: Paths of attributes with the features of all heads, likewise.
-        select_heads: Returns the core of attention for some of its heads, if they differ in more than their matrices:
-            (model, core, number of heads left, their positions among those of the core) -> a new core with the same
-            children, or the same core. The new core has a buffer ``head_index``: their numbers in the dense layer. The
-            positions are ``None`` if all are left, or if a state dict that is loaded next has the numbers.
+        head_counts: Paths of attributes with the number of heads, which must be that of the kept heads.
+        head_widths: Paths of attributes with the number of features of all heads, likewise.
+        select_heads: Returns the core of attention for the kept heads, if heads differ in more than their matrices:
+            (model, core, number of kept heads, their positions among the heads of the core) -> a new core with the same
+            children, or the same core. The new core has a buffer ``head_index`` with the kept heads' numbers in the
+            dense layer. The positions are ``None`` if all heads are kept, or if the numbers are loaded afterwards from
+            a state dict.
         needs_all_heads: Whether attention is computed for all heads, including those without weights.
-        also_read: For matrices that layers also apply to something besides hidden states, such as DeBERTa's embeddings
-            of relative positions: (model, mask of real tokens (B, S)) -> the further inputs (R, d), and for each how
-            many tokens it stands for, (R,); ``None`` if the configuration does without.
-        position_modules: Paths from the encoder to what only the matrices of ``also_read`` and the followers read, such
-            as DeBERTa's relative embeddings. They are frozen if nothing reads them any more.
+        also_read: For matrices that layers also apply to inputs other than hidden states, such as DeBERTa's embeddings
+            of relative positions: (model, mask of real tokens (B, S)) -> the further inputs (R, d), and how many tokens
+            each counts for, (R,); ``None`` if the configuration has no such inputs.
+        position_modules: Paths from the encoder to modules that only the matrices of ``also_read`` and the followers
+            use, such as DeBERTa's relative embeddings. They are frozen if they are no longer used.
         attention_table: Path from the encoder to an embedding table that only attention reads, if there is one.
         order: Returns the index of the layer that runs at each step, for models that run some layers several times in
             a row.
-        between: Runs what the model has between its layers: (model, index of the run of a layer just made, the first
-            layer's input (B, S, d), hidden states (B, S, d), mask of real tokens (B, S)) -> (B, S, d).
+        between: Runs the operations between layers: (model, index of the previous run of a layer, the first layer's
+            input (B, S, d), hidden states (B, S, d), mask of real tokens (B, S)) -> (B, S, d).
         runs_first_layers: Whether the model runs only as many of its layers as the configuration's
             ``num_hidden_layers``, which may be changed later.
         unsupported: Returns why an encoder with this configuration cannot be pruned, or ``None`` if it can.
@@ -178,10 +179,10 @@ class Family:
         return found
 
     def makes_bias(self, kind: str) -> bool:
-        """Return whether a matrix gets a bias when it is removed: one that closes a sublayer with a setting for it."""
+        """Return whether a matrix gets a bias when it is removed: if it closes a sublayer in ``bias_settings``."""
         sublayer = sublayer_of(kind)
         return kind == SUBLAYERS[sublayer][-1] and sublayer in self.bias_settings
 
     def parts(self, kind: str) -> tuple[str, ...]:
-        """Return the kinds of the matrices that one linear layer holds, ``kind`` among them."""
+        """Return the kinds of the matrices in the linear layer that holds ``kind``."""
         return self.linears[self.paths[kind]]

@@ -1,4 +1,4 @@
-"""A hash of an encoder's dense weights, stored in a plan to identify the model it was made for."""
+"""A hash of an encoder's dense weights, stored in a plan to identify the model for which it was made."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def part_of(fused: nn.Linear, columns: Columns) -> nn.Linear:
 
 @torch.no_grad()
 def join_parts(old: nn.Module, parts: Mapping[str, nn.Module], block: int | None) -> nn.Module:
-    """Return one layer for all parts: a linear layer if all are dense, which takes one product, else a FusedLinear.
+    """Return one layer for all parts: a linear layer (one matrix product) if all are dense, else a FusedLinear.
 
     Args:
         old: The layer that held the parts. If only the values of its weights change, they are set in place.

@@ -12,7 +12,7 @@ from pgb_lightning.encoders.family import Family
 
 
 def _attend(_: PreTrainedModel, layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> Tensor:
-    # The mask says which tokens a layer with local attention sees.
+    # In a layer with local attention, the mask determines which tokens are visible.
     return hidden + layer.attn(layer.attn_norm(hidden), **arguments)[0]  # type: ignore[no-any-return, operator]
 
 

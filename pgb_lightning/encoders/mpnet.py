@@ -1,4 +1,4 @@
-"""MPNet, whose layers share one relative position bias with a plane for each head."""
+"""MPNet, whose layers share one relative position bias with a separate matrix for each head."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pgb_lightning.encoders.family import Family
 
 
 def _select_heads(model: PreTrainedModel, core: nn.Module, count: int, heads: Sequence[int] | None) -> nn.Module:
-    # transformers imports a model when it is used, so this is only imported for an MPNet.
+    # transformers imports models lazily, so import this only for an MPNet.
     from pgb_lightning.encoders.mpnet_attention import SomeHeads
 
     own = core.head_index.tolist() if isinstance(core, SomeHeads) else list(range(model.config.num_attention_heads))
     if count == len(own) and heads is None:
         return core
-    # A state dict or a record says how many heads there are; the state dict has their numbers.
+    # Only the number of heads is known from a state dict or a record; which they are is loaded from the state dict.
     left = list(range(count)) if heads is None else [own[head] for head in heads]
     with torch.device("meta"):
         new = SomeHeads(model.config, left, next(core.parameters()).device)

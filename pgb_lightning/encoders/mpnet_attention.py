@@ -1,4 +1,4 @@
-"""MPNet's attention with some of its heads."""
+"""MPNet's attention with a subset of its heads."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 
 
 class SomeHeads(MPNetSelfAttention):
-    """MPNet's attention with some of its heads, each with its own plane of the position bias.
+    """MPNet's attention with a subset of its heads, each with its own matrix of the position bias.
 
     Args:
         config: The configuration.
-        heads: The numbers of the heads of the dense layer that are left, in order.
+        heads: The kept heads' numbers in the dense layer, in order.
         device: The device of the numbers.
     """
 
@@ -35,7 +35,7 @@ class SomeHeads(MPNetSelfAttention):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, ...]:
-        """Run attention; the position bias (B, H, S, S) has the planes of all heads of the dense layer."""
+        """Run attention; the position bias (B, H, S, S) has matrices for all heads of the dense layer."""
         if position_bias is not None:
             # The encoder repeats the same bias for every sequence.
             position_bias = position_bias[:1].index_select(1, self.head_index)

@@ -1,11 +1,11 @@
 """The transformers configurations of pruned models, one class for each model type.
 
-They have a model type such as ``pgb-lightning-bert``, under which :mod:`pgb_lightning.export.registered_models`
-registers the models, and a record of the encoder's structure. Without this package, transformers reports that name as
-an unknown model type.
+They have a record of the encoder's structure, and a model type such as ``pgb-lightning-bert``, under which
+:mod:`pgb_lightning.export.registered_models` registers the models. Without this package, transformers reports an
+unknown model type with this name.
 
-Registering a family announces the type to transformers. The class itself is made when it is first used, because the
-configuration that it is derived from may be registered later, and so that importing this package stays fast.
+Registering a family makes the type known to transformers. The class itself is created on first use, since the
+configuration class that it is derived from may be registered later, and to keep the import of this package fast.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pgb_lightning.encoders.base import EXPORTED
 
-#: What the names of pruned models' classes start with; the rest is the name of the transformers class.
+#: Prefix of the names of pruned models' classes; the rest is the name of the transformers class.
 PREFIX = "PGB"
 
 #: Functions that are called with the class of a pruned model's configuration whenever it is used;
 #: :mod:`pgb_lightning.export.registered_models` registers the model classes in one.
 ON_USE: list[Callable[[type[PrunedConfig]], None]] = []
 
-#: The types of dense models that were announced, each with the class for its pruned models once that is made.
+#: The types of dense models that were announced, each with the class for its pruned models once it is created.
 _CLASSES: dict[str, type[PrunedConfig] | None] = {}
 
 
@@ -44,13 +44,13 @@ class PrunedConfig:
     dense_class: type[PretrainedConfig]
 
     def __new__(cls, *_: Any, **__: Any) -> PrunedConfig:
-        """Make the model classes known to transformers, which are found by the class of a configuration."""
+        """Register the model classes with transformers, which finds them by the class of a configuration."""
         for use in ON_USE:
             use(cls)
         return super().__new__(cls)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as transformers does, with the names of the registered classes as architectures."""
+        """Return the settings as a dictionary, with the names of the registered classes as ``architectures``."""
         settings: dict[str, Any] = super().to_dict()  # type: ignore[misc]
         names = settings.get("architectures") or []
         settings["architectures"] = [name if name.startswith(PREFIX) else f"{PREFIX}{name}" for name in names] or None
@@ -58,7 +58,7 @@ class PrunedConfig:
 
 
 class _OnFirstUse(type):
-    """The class of a placeholder: it passes calls and attributes on to the class that it stands for.
+    """Metaclass of a placeholder that forwards calls and attributes to the class for which it stands.
 
     Attributes:
         dense_type: The ``model_type`` of the dense model.
@@ -74,10 +74,10 @@ class _OnFirstUse(type):
 
 
 def announce(model_type: str) -> None:
-    """Make transformers know the type of the pruned models of a family, such as ``pgb-lightning-bert``.
+    """Register the type of a family's pruned models with transformers, such as ``pgb-lightning-bert``.
 
     Args:
-        model_type: The ``model_type`` of the dense models. Transformers may get to know it later.
+        model_type: The ``model_type`` of the dense models, which may be registered with transformers later.
     """
     if model_type in _CLASSES:
         return
@@ -87,7 +87,7 @@ def announce(model_type: str) -> None:
 
 
 def pruned_config(model_type: str) -> type[Any]:
-    """Return the configuration class of a type's pruned models. It is made and registered when first asked for.
+    """Return the configuration class of a type's pruned models. It is created and registered on first use.
 
     Args:
         model_type: The ``model_type`` of the dense models.
@@ -121,7 +121,7 @@ def pruned_config(model_type: str) -> type[Any]:
 def pruned_name(dense: type, model_type: str) -> str:
     """Return the name of the class for pruned models that is derived from a configuration's or a model's class.
 
-    Classes that do not come with transformers, but are called as one that does, also have their type in the name.
+    For a class outside transformers with the name of a transformers class, the name also contains the model type.
     """
     if dense.__module__.startswith("transformers.") or not hasattr(transformers, dense.__name__):
         return PREFIX + dense.__name__
@@ -134,7 +134,7 @@ def known_types() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Return the class of a given name, which is made if it was not used before, as by ``pickle``."""
+    """Return the class of a given name, for example for ``pickle``. It is created on first use."""
     for model_type in known_types() if name.startswith(PREFIX) else []:
         if pruned_name(CONFIG_MAPPING[model_type], model_type) == name:
             return pruned_config(model_type)

@@ -1,4 +1,4 @@
-"""The sizes of an encoder, from its configuration: those of the dense model, also if the encoder is pruned."""
+"""The sizes of an encoder from its configuration, which are those of the dense model even if the encoder is pruned."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pgb_lightning.encoders.family import KEY_VALUE, SUBLAYERS, Family, Sublayer
 
 
 class Sizes:
-    """Mixin of :class:`~pgb_lightning.encoders.base.Encoder` with its sizes.
+    """Mixin for :class:`~pgb_lightning.encoders.base.Encoder` with its sizes.
 
     Attributes:
         model: The transformers model that owns the layers.
@@ -58,19 +58,20 @@ class Sizes:
 
     @property
     def attention_unit(self) -> int:
-        """Features of attention that are removed together.
+        """Number of attention features that are removed together.
 
-        Those of a head, or of all query heads that share keys and values, or of all heads if the model needs all.
+        These are the features of a head, or of all query heads that share keys and values, or of all heads if the model
+        needs all of them.
         """
         return self.inner_size("attention") if self.family.needs_all_heads else self.head_group
 
     @property
     def head_group(self) -> int:
-        """Features of the query heads that share a head of keys and values; those of one head if none do."""
+        """Number of features of the query heads that share a head of keys and values; of one head if none do."""
         return self.head_size * self.queries_per_key
 
     def unit(self, sublayer: Sublayer) -> int:
-        """Return how many inner features of a sublayer are removed together: those of a head, or a single neuron."""
+        """Return how many inner features of a sublayer are removed together: those of a head, or one neuron."""
         return self.attention_unit if sublayer == "attention" else 1
 
     def inner_size(self, sublayer: Sublayer) -> int:
@@ -105,9 +106,9 @@ class Sizes:
 
     @property
     def max_length(self) -> int:
-        """Maximum number of tokens in a sequence; position embeddings up to the padding's index are not used.
+        """Maximum number of tokens in a sequence, not counting position embeddings up to the padding index.
 
-        Dynamically scaled rotary positions, as in nomic-embed, go beyond ``max_position_embeddings`` by their factor.
+        Dynamically scaled rotary positions, as in nomic-embed, extend ``max_position_embeddings`` by their factor.
         """
         try:
             positions = self.model.get_submodule("embeddings.position_embeddings")

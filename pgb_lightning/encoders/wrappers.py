@@ -14,7 +14,7 @@ def unwrap(module: nn.Module, parts: Collection[str]) -> tuple[str, nn.Module]:
 
     Args:
         module: The module, possibly wrapped.
-        parts: The children by whose names the module inside is recognized.
+        parts: Names of children by which the wrapped module is recognized.
 
     Returns:
         The path from ``module`` to the module inside, and that module; an empty path and ``module`` if there is none.
@@ -46,7 +46,7 @@ def names_of(module: nn.Module, root: nn.Module) -> list[str]:
 
 
 def replace_module(old: nn.Module, new: nn.Module, roots: Sequence[nn.Module]) -> None:
-    """Replace a module under every name that it has. Hooks registered on it run on the new module from then on.
+    """Replace a module under all of its names. From then on, hooks registered on it run on the new module.
 
     Args:
         old: The module to replace.

@@ -34,7 +34,7 @@ def make_card(
     Args:
         model: The model, plain or exported, pruned or dense.
         kind: The content of the folder: ``"huggingface"``, ``"dense"``, or the path of an ONNX or OpenVINO file in it.
-        facts: Facts that cannot be read off the model.
+        facts: Facts that cannot be read from the model.
         plan: The plan the model was pruned with, if known.
         is_quantized: Whether the weights of the file are integers.
 

@@ -1,4 +1,4 @@
-"""Facts for a model card that cannot be read off the model, and those that the card of the dense model has."""
+"""Facts for a model card that cannot be read from the model, and those that the card of the dense model has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Facts for a model card that cannot be read off the model. What is not given is left out of the card.
+    """Facts for a model card that cannot be read from the model. What is not given is left out of the card.
 
     Args:
         base_model: Name on the Hub of the model that was fine-tuned. Local paths are left out of the card.

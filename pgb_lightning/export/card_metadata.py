@@ -49,7 +49,7 @@ def make_metadata(model: PreTrainedModel, kind: str, facts: CardFacts, is_quanti
     Args:
         model: The model.
         kind: The content of the folder, as for :func:`~pgb_lightning.export.card.make_card`.
-        facts: Facts that cannot be read off the model.
+        facts: Facts that cannot be read from the model.
         is_quantized: Whether its weights are integers.
     """
     from huggingface_hub import ModelCardData

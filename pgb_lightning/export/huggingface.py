@@ -38,7 +38,7 @@ def export_huggingface(
         folder: The folder to write, new or empty.
         plan: The plan the model was pruned with, to be saved as ``plan.json`` in the folder.
         tokenizer: The tokenizer to save in the folder, so that ``pipeline`` finds it.
-        card: Facts for the model card that cannot be read off the model.
+        card: Facts for the model card that cannot be read from the model.
 
     Returns:
         The folder.
@@ -74,7 +74,7 @@ def export_dense(
         model: A transformers model of a supported family, such as ``module.model``.
         folder: The folder to write, new or empty.
         tokenizer: The tokenizer to save in the folder.
-        card: Facts for the model card that cannot be read off the model.
+        card: Facts for the model card that cannot be read from the model.
 
     Returns:
         The folder.

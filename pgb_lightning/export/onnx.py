@@ -56,7 +56,7 @@ def export_onnx(
         model: A transformers model of a supported family, pruned or dense, such as ``module.model``.
         folder: The folder to write, new or empty.
         tokenizer: The tokenizer to save in the folder.
-        card: Facts for the model card that cannot be read off the model.
+        card: Facts for the model card that cannot be read from the model.
         quantize: ``"int8"`` for integer weights and products, with scales of activations taken from calibration
             batches; ``"int8-dynamic"`` for scales computed at run time, which needs no batches and is less exact
             (:func:`quantize_onnx`).

@@ -40,7 +40,7 @@ def export_openvino(
         model: A transformers model of a supported family, pruned or dense, such as ``module.model``.
         output_dir: The folder to write, new or empty.
         tokenizer: The tokenizer to save in the folder.
-        card: Facts for the model card that cannot be read off the model.
+        card: Facts for the model card that cannot be read from the model.
         quantize: ``"int8"`` for integer weights and products, by the post-training quantization of NNCF.
         calibration: Batches of token ids for ``quantize="int8"``, such as a few hundred training rows.
 

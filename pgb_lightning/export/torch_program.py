@@ -37,7 +37,7 @@ def export_torch(
         model: A transformers model of a supported family, pruned or dense, such as ``module.model``.
         output_dir: The folder to write, new or empty.
         tokenizer: The tokenizer to save in the folder.
-        card: Facts for the model card that cannot be read off the model.
+        card: Facts for the model card that cannot be read from the model.
 
     Returns:
         The folder.
