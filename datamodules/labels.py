@@ -215,7 +215,7 @@ class LabelEncoder:
         raise self._error(value, self._allowed())
 
     def _of_bool(self, value: bool) -> int:
-        """Return the class of true or false. In a CSV file, these may also be names of classes."""
+        """Return the class of a boolean. A CSV file also yields booleans for classes named true and false."""
         for pair in (("false", "true"), ("no", "yes")):
             found = [self._find(name) for name in pair]
             if None not in found:

@@ -1,4 +1,4 @@
-"""Calibration batches in the form in which runtimes read them."""
+"""Convert calibration batches to the inputs of exported graphs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 #: Batches as a DataLoader yields them: token ids and, optionally, masks and token types. Other entries are ignored.
 Batches: TypeAlias = Iterable[Mapping[str, Any]]
 
-#: Calibration batches from which the ranges of the activations are taken.
+#: Number of calibration batches from which the commands take the ranges of the activations.
 CALIBRATION_BATCHES = 8
 
 Feed: TypeAlias = dict[str, NDArray[np.int64]]
@@ -22,7 +22,7 @@ Feed: TypeAlias = dict[str, NDArray[np.int64]]
 def read_calibration(
     quantize: str | None, calibration: Batches | None, needed_by: Sequence[str]
 ) -> list[Mapping[str, Any]] | None:
-    """Read calibration batches, which are required where, and only where, a quantization needs them.
+    """Read calibration batches, which must be given if, and only if, the quantization needs them.
 
     Args:
         quantize: The quantization.
@@ -72,10 +72,10 @@ def read_batches(calibration: Batches) -> list[Mapping[str, Any]]:
 
 
 def make_feed(batch: Mapping[str, Any], inputs: Sequence[str]) -> Feed:
-    """Return the arrays of a batch that a graph reads.
+    """Return the arrays of a batch that are inputs of a graph.
 
     Args:
-        batch: Token ids. A missing ``attention_mask`` is all ones, missing ``token_type_ids`` are zeros.
+        batch: Token ids and, optionally, ``attention_mask`` (default: ones) and ``token_type_ids`` (default: zeros).
         inputs: The names of the graph's inputs.
 
     Example:

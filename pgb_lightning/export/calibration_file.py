@@ -11,15 +11,15 @@ from transformers import PreTrainedTokenizerBase
 
 from pgb_lightning.datamodules.tables import LOADERS, read_file
 
-#: Rows that are read, spread evenly over the file; rows per batch; and tokens per row at most.
+#: Number of rows to read, spread evenly over the file; rows per batch; and maximum number of tokens per row.
 NUM_ROWS, BATCH_SIZE, MAX_LENGTH = 256, 16, 128
 
 
 def check_calibration_file(path: str) -> None:
-    """Require a file that exists and has a known format.
+    """Check that a file exists and has a known format.
 
     Raises:
-        MisconfigurationException: If it does not.
+        MisconfigurationException: If it does not exist, or has another format.
     """
     if not Path(path).is_file():
         raise MisconfigurationException(f"calibration={path!r} is not a file. Pass a table of texts.")
@@ -38,7 +38,7 @@ def read_calibration_file(
     Args:
         path: A CSV, TSV, JSON lines or parquet file.
         tokenizer: The tokenizer of the model.
-        columns: The text columns, one or two; by default the first two at most that have texts.
+        columns: One or two text columns; by default the first, or first two, columns with texts.
 
     Raises:
         MisconfigurationException: If the file has no rows or lacks the columns.

@@ -35,7 +35,7 @@ def make_card(
         model: The model, plain or exported, pruned or dense.
         kind: The content of the folder: ``"huggingface"``, ``"dense"``, or the path of an ONNX or OpenVINO file in it.
         facts: Facts that cannot be read from the model.
-        plan: The plan the model was pruned with, if known.
+        plan: The plan with which the model was pruned, if known.
         is_quantized: Whether the weights of the file are integers.
 
     Returns:
@@ -90,7 +90,7 @@ def _measurements(facts: CardFacts, is_quantized: bool) -> list[str]:
 
 
 def _score_table(facts: CardFacts) -> str:
-    """Return the scores, beside those of the dense model if they are known: what pruning costs."""
+    """Return the table of scores, with those of the dense model and the differences if they are known."""
     if not facts.dense_scores:
         return _table("score", {name: f"{value:.4g}" for name, value in facts.scores.items()})
     lines = ["| score | dense | this model | difference |", "|---|---|---|---|"]

@@ -1,4 +1,4 @@
-"""Facts for a model card that cannot be read from the model, and those that the card of the dense model has."""
+"""Facts for a model card that cannot be read from the model."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Facts for a model card that cannot be read from the model. What is not given is left out of the card.
+    """Facts for a model card that cannot be read from the model. Facts that are not given are omitted from the card.
 
     Args:
-        base_model: Name on the Hub of the model that was fine-tuned. Local paths are left out of the card.
-        task: The task it was fine-tuned for, such as ``"sst2"``.
+        base_model: Name on the Hub of the model that was fine-tuned. Local paths are omitted from the card.
+        task: The task for which it was fine-tuned, such as ``"sst2"``.
         scores: Scores by name, such as ``{"accuracy": 0.874}``.
         latency: Milliseconds per call by name, such as ``{"pruned, batch 1": 10.4}``.
         dense_scores: Scores of the dense model by the same names.
-        dataset: The data set on the Hub on whose validation rows the scores were taken, with its configuration after a
-            colon if it has several (``"nyu-mll/glue:sst2"``). Local files are left out of the card.
-        split: The name of those rows' split there.
+        dataset: The data set on the Hub with the rows on which the model was scored, with its configuration after a
+            colon if it has several (``"nyu-mll/glue:sst2"``). Local files are omitted from the card.
+        split: The name of the split with these rows.
         is_sentence_embedding: Whether the folder is an embedding model of sentence-transformers.
-        inherited: Entries of the dense model's card that hold for the pruned model too, such as its license.
-        repo_id: Name on the Hub under which the folder will be pushed.
+        inherited: Entries of the dense model's card that also hold for the pruned model, such as its license.
+        repo_id: Name of the Hub repository to which the folder will be pushed.
     """
 
     base_model: str | None = None

@@ -1,4 +1,4 @@
-"""The metadata at the top of a model card, from which the Hub makes its filters and tables."""
+"""The metadata at the top of a model card, which the Hub uses for its filters and tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PIPELINES = {
 #: The library that loads a file, by its suffix; transformers loads a folder.
 LIBRARIES = {".onnx": "transformers.js", ".xml": "openvino", ".pt2": "pytorch"}
 
-#: The Hub's metric and a name to show, for each name of a score.
+#: The Hub's metric and display name for each name of a score.
 METRICS = {
     "accuracy": ("accuracy", "Accuracy"),
     "f1": ("f1", "F1"),
@@ -43,8 +43,8 @@ METRICS = {
 def make_metadata(model: PreTrainedModel, kind: str, facts: CardFacts, is_quantized: bool) -> ModelCardData:
     """Return the metadata of a card.
 
-    Scores are listed in the Hub's ``model-index``, which needs a data set of the Hub, if they are those of this file:
-    the scores of a model in single precision are not those of its integers.
+    Scores are listed in the Hub's ``model-index`` if there is a data set on the Hub, which it requires. Scores that
+    were measured before quantization are not listed for a quantized file.
 
     Args:
         model: The model.
@@ -80,7 +80,7 @@ def make_metadata(model: PreTrainedModel, kind: str, facts: CardFacts, is_quanti
 
 
 def pipeline_tag(model: PreTrainedModel, facts: CardFacts) -> str:
-    """Return the Hub's name of the task that a model does."""
+    """Return the Hub's name of a model's task."""
     if facts.is_sentence_embedding:
         return "sentence-similarity"
     name = type(model).__name__
@@ -94,7 +94,7 @@ def title(model: PreTrainedModel, facts: CardFacts) -> str:
 
 
 def _results(facts: CardFacts, names: list[str], pipeline: str) -> list[EvalResult]:
-    """Return the entries of ``model-index``; none without a data set of the Hub, which each of them must name."""
+    """Return the entries of ``model-index``. Without a data set on the Hub there are none, as each must name one."""
     from huggingface_hub import EvalResult
 
     repository, configuration = _dataset(facts)
@@ -122,5 +122,5 @@ def _dataset(facts: CardFacts) -> tuple[str | None, str | None]:
 
 
 def _plain(name: str) -> str:
-    """Return the name of a metric without that of the stage."""
+    """Return the name of a metric without the name of the stage."""
     return name.removeprefix("val_")

@@ -20,7 +20,7 @@ from pgb_lightning.export.push import check_repo_id
 from pgb_lightning.export.torch_program import export_torch
 from pgb_lightning.runtimes.requirements import require_onnx, require_openvino, require_torch
 
-#: Formats and quantizations whose ranges of activations are taken from texts.
+#: Formats and quantizations that need texts for the ranges of activations.
 CALIBRATED = (("onnx", "int8"), ("openvino", "int8"))
 
 
@@ -39,14 +39,14 @@ def run_export(
         output_dir: The folder to write, new or empty.
         format: "huggingface": small, loaded by transformers after ``import pgb_lightning``; "dense": a plain
             transformers model with zeros, as large as before pruning; "onnx" and "openvino": small, for onnxruntime and
-            OpenVINO; "torch": small, a program of torch.export that needs PyTorch only.
+            OpenVINO; "torch": small, a torch.export program that only needs PyTorch.
         quantize: "int8" for integer weights and fixed ranges of activations, with format "onnx" or "openvino";
             "int8-dynamic" with format "onnx" for ranges computed at run time, which needs no calibration and is less
             exact.
         calibration: A CSV, TSV, JSON lines or parquet file with texts like those of the task, such as its training
             rows, for fixed ranges of activations. The columns are those of the checkpoint's GLUE task, or else the
-            first two at most that have texts.
-        push_to_hub: A name on the Hub, such as "me/my-model", under which the folder is uploaded too.
+            first, or first two, columns with texts.
+        push_to_hub: Name of a Hub repository to upload the folder to, such as "me/my-model".
 
     Raises:
         MisconfigurationException: If a setting is invalid, or a package is missing.
@@ -85,7 +85,7 @@ def run_export(
 
 
 def _check(format: str, quantize: str | None, calibration: str | None) -> None:
-    """Raise if the settings do not go together."""
+    """Raise if the settings are not compatible."""
     if quantize is not None and format not in ("onnx", "openvino"):
         raise MisconfigurationException(
             f"quantize={quantize!r} requires format='onnx' or format='openvino', but format={format!r}. Change one of "

@@ -1,4 +1,4 @@
-"""The fine-tuned model that ``pgb prune`` starts from: a folder, a name on the Hub, or a Lightning checkpoint."""
+"""Find the fine-tuned model for ``pgb prune``: a folder, a name on the Hub, or a Lightning checkpoint."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pgb_lightning.packaged import read_tokenizer
 
 
 def find_dense(model: str, run_folder: Path) -> str:
-    """Return a folder or name with a model for ``from_pretrained``. That of a checkpoint is written to a folder.
+    """Return a folder or name for ``from_pretrained``. The model of a checkpoint is first saved to a folder.
 
     Args:
         model: A folder, a name on the Hub, or a Lightning checkpoint of a module of this package.
-        run_folder: Where the model of a checkpoint is written.
+        run_folder: The folder of the run, in which the model of a checkpoint is saved.
 
     Raises:
         MisconfigurationException: If there is no such checkpoint, or it is not of a module of this package.

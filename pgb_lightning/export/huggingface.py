@@ -36,7 +36,7 @@ def export_huggingface(
     Args:
         model: A transformers model of a supported family, pruned or dense, such as ``module.model``.
         folder: The folder to write, new or empty.
-        plan: The plan the model was pruned with, to be saved as ``plan.json`` in the folder.
+        plan: The plan with which the model was pruned, to be saved as ``plan.json`` in the folder.
         tokenizer: The tokenizer to save in the folder, so that ``pipeline`` finds it.
         card: Facts for the model card that cannot be read from the model.
 
@@ -66,9 +66,10 @@ def export_dense(
     tokenizer: PreTrainedTokenizerBase | None = None,
     card: CardFacts | None = None,
 ) -> Path:
-    """Export the dense twin of a pruned model to a plain transformers folder: zeros where pruned, equal outputs.
+    """Export the dense twin of a pruned model to a plain transformers folder. Removed weights are stored as zeros.
 
-    It is as large and as slow as the dense model. Use it where only transformers can be installed.
+    Its outputs equal those of the pruned model, but it is as large and as slow as the dense model. Use it where only
+    transformers can be installed.
 
     Args:
         model: A transformers model of a supported family, such as ``module.model``.

@@ -1,4 +1,4 @@
-"""What the card of a dense model says about its pruned models too."""
+"""Read the entries of a dense model's card that also hold for its pruned models."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from transformers.utils.hub import cached_file
 from pgb_lightning.export.card_facts import hub_name
 from pgb_lightning.packaged import resolve_model
 
-#: What a pruned model has in common with the dense one.
+#: Entries of a model card that a pruned model shares with the dense model.
 INHERITED = ("language", "license", "license_name", "license_link")
 
 
 def read_inherited(model_name_or_path: str) -> dict[str, Any]:
-    """Return what the card of a dense model says about its pruned models too: its language and its license.
+    """Return the entries of a dense model's card that also hold for its pruned models: language and license.
 
-    A model that is not on the Hub passes on its own ``base_model``.
+    For a model that is not on the Hub, its own ``base_model`` is included.
 
     Args:
         model_name_or_path: The alias, a name on the Hub, or a local folder.
@@ -29,7 +29,7 @@ def read_inherited(model_name_or_path: str) -> dict[str, Any]:
     try:
         path = cached_file(resolve_model(model_name_or_path), "README.md", _raise_exceptions_for_missing_entries=False)
         data = {} if path is None else ModelCard.load(path).data.to_dict()
-    except Exception:  # a card is written by hand and may be anything
+    except Exception:  # cards are written by hand and may be malformed
         return {}
     names = INHERITED if hub_name(model_name_or_path) else (*INHERITED, "base_model")
     return {name: data[name] for name in names if name in data}

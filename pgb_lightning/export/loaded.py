@@ -1,4 +1,4 @@
-"""Check what was loaded from a folder: the weights are those that its configuration records."""
+"""Check that the weights loaded from a folder match the structure that its configuration records."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ REMEDY = "Export the model again, or undo the edits to this folder."
 
 
 def check_loaded(model: PreTrainedModel, info: dict[str, Any], name: Any, lenient: bool) -> None:
-    """Require that every tensor of the encoder was loaded. Only a head, and modules that it adds, may be new.
+    """Check that every tensor of the encoder was loaded. Only a head, and modules that it adds, may be new.
 
     Args:
         model: The loaded model.
         info: The loading info of transformers.
         name: The folder, for messages.
-        lenient: Whether a head may have another shape than what was stored.
+        lenient: Whether a head may have another shape than the stored one.
 
     Raises:
         StructureError: If a tensor of the encoder is missing, unexpected or of the wrong shape.
-        RuntimeError: If one of the head is of the wrong shape.
+        RuntimeError: If a tensor of the head has the wrong shape.
     """
     encoder = find_encoder(model)
     where = f"{str(name)!r}: config.json and the weights disagree"
@@ -55,7 +55,7 @@ def check_loaded(model: PreTrainedModel, info: dict[str, Any], name: Any, lenien
 def _path_in(encoder: Encoder, key: str) -> str | None:
     """Return the path of a tensor in the encoder, or ``None`` if it belongs to a head.
 
-    The names in a folder of the encoder alone lack its name in a model with a head.
+    In a folder with the encoder alone, names lack the encoder's prefix in a model with a head.
     """
     path = key.removeprefix(f"{encoder.name}.")
     first = path.partition(".")[0]
@@ -64,10 +64,10 @@ def _path_in(encoder: Encoder, key: str) -> str | None:
 
 
 def _may_be_missing(encoder: Encoder, key: str) -> bool:
-    """Return whether a tensor may be new: that of a head, or of a module that the stored encoder did not have.
+    """Return whether a tensor may be new: it belongs to a head, or to a module that the stored encoder did not have.
 
-    That is recorded if the encoder's class usually has the module. If it does not, the head has added it, such as GTE's
-    pooler.
+    The record lists modules of the encoder's class that the encoder lacked. Modules that its class does not have, such
+    as GTE's pooler, were added by the head.
     """
     path = _path_in(encoder, key)
     if path is None or any(f"{path}.".startswith(f"{absent}.") for absent in recorded_absent(encoder.model.config)):
@@ -76,7 +76,7 @@ def _may_be_missing(encoder: Encoder, key: str) -> bool:
 
 
 def _may_be_left_over(encoder: Encoder, key: str) -> bool:
-    """Return whether a tensor may be stored in vain: that of a head, or of a module that the model does not have."""
+    """Return whether a stored tensor may be unused: it belongs to a head, or to a module that the model lacks."""
     path = _path_in(encoder, key)
     if path is None:
         return True
@@ -91,7 +91,7 @@ def _may_be_left_over(encoder: Encoder, key: str) -> bool:
 
 
 def _check_indices(layer: GroupedLinear, what: str, where: str) -> None:
-    """Require that the positions of a layer's blocks are distinct and within its matrix."""
+    """Check that the positions of a layer's blocks are distinct and within its matrix."""
     for index, size in ((layer.input_index, layer.in_features), (layer.output_index, layer.out_features)):
         if index.is_meta:
             continue

@@ -24,10 +24,10 @@ from pgb_lightning.surgery.record import dense_config
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: The file names that transformers.js expects and optimum finds.
+#: The file names that transformers.js and optimum expect.
 MODEL_FILE, QUANTIZED_FILE = "onnx/model.onnx", "onnx/model_quantized.onnx"
 
-#: What some encoders read besides text: boxes on a page, paths in HTML, shapes and sounds of characters.
+#: Inputs of some encoders besides text: boxes on a page, paths in HTML, shapes and sounds of characters.
 OTHER_INPUTS = ("bbox", "xpath_tags_seq", "xpath_subs_seq", "input_shape_ids", "input_pronunciation_ids")
 
 #: The names of the outputs for each suffix of a model class's name; ``logits`` for all others.
@@ -112,10 +112,10 @@ def output_names(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def check_inputs(model: PreTrainedModel) -> None:
-    """Require a model that reads nothing but text.
+    """Check that a model reads only text.
 
     Raises:
-        ValueError: If it reads something else, which the graph would leave out.
+        ValueError: If it has other inputs, which the graph would not have.
     """
     parameters = signature(find_encoder(model).model.forward).parameters
     others = [name for name in OTHER_INPUTS if name in parameters]
@@ -139,7 +139,7 @@ class TensorModel(nn.Module):
 
     def __init__(self, model: PreTrainedModel, weights_right: bool | None) -> None:
         super().__init__()
-        # The exported class rebuilds the layers, so that wrappers in the given model are left out.
+        # The exported class rebuilds the layers, without the wrappers in the given model.
         exported = to_exported(model)
         self.model = copy.deepcopy(exported) if exported is model else exported
         self.model.to(device="cpu", dtype=torch.float32)  # type: ignore[call-arg]
@@ -179,7 +179,7 @@ def write_graph(model: TensorModel, path: Path) -> None:
 
 
 def save_config(model: TensorModel, folder: Path) -> None:
-    """Write the configuration of the dense transformers model, which other libraries know."""
+    """Write the configuration of the dense transformers model, which other libraries can read."""
     config = dense_config(model.model)
     config.architectures = [model.model.dense_class.__name__]
     config.save_pretrained(folder)

@@ -20,7 +20,7 @@ def quantize_onnx(source: str | Path, target: str | Path, calibration: Batches |
 
     Without calibration batches, weights and embeddings are quantized statically, with one scale per matrix, and
     activations dynamically. With calibration batches, all scales are fixed: one per output feature of a weight matrix,
-    and one for each activation that is multiplied with weights. Embeddings and attention scores then stay as they are.
+    and one for each activation that is multiplied with weights. Embeddings and attention scores are not quantized then.
 
     Args:
         source: A file written by :func:`export_onnx`.
@@ -53,7 +53,7 @@ def quantize_onnx(source: str | Path, target: str | Path, calibration: Batches |
 
 
 class _Reader:
-    """Feeds in the form in which onnxruntime asks for them."""
+    """Calibration data in the form of onnxruntime's ``CalibrationDataReader``."""
 
     def __init__(self, feeds: Iterable[Feed]) -> None:
         self._feeds = iter(feeds)
@@ -63,7 +63,7 @@ class _Reader:
 
 
 def _quantize_statically(source: Path, target: Path, batches: list[Mapping[str, Any]]) -> None:
-    """Write a file in which integer products stand between pairs of quantization and dequantization (QDQ)."""
+    """Write a file with quantized matrix products, in the format of QuantizeLinear and DequantizeLinear pairs (QDQ)."""
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -86,7 +86,7 @@ def _quantize_statically(source: Path, target: Path, batches: list[Mapping[str, 
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
             extra_options={
-                # Sums of products stay in single precision: the next operation needs no integers.
+                # The results of products stay in single precision, since the next operation does not take integers.
                 "OpTypesToExcludeOutputQuantization": list(PRODUCTS),
                 # With scales per channel, this adjustment of onnxruntime 1.32 raises a ValueError for some Gemms.
                 "QDQDisableWeightAdjustForInt32Bias": True,

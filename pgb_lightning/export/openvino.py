@@ -33,8 +33,8 @@ def export_openvino(
     """Export a pruned model for OpenVINO, with dynamic batch size and sequence length.
 
     The folder has ``openvino_model.xml`` and ``openvino_model.bin``, the ``config.json`` of the dense transformers
-    model, and the tokenizer. The weights are in single precision, or integers if quantized. In which precision
-    products are computed is chosen when the model is loaded. This package is not needed to run it.
+    model, and the tokenizer. The weights are in single precision, or integers if quantized. The precision of matrix
+    products is chosen when the model is loaded. This package is not needed to run it.
 
     Args:
         model: A transformers model of a supported family, pruned or dense, such as ``module.model``.

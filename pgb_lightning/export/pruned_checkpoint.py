@@ -34,7 +34,7 @@ class PrunedCheckpoint:
     Args:
         module: The module with the pruned transformers model, in eval mode.
         tokenizer: The tokenizer of the fine-tuned model, if it could be read.
-        plan: The plan, if the checkpoint holds it.
+        plan: The plan, if it is in the checkpoint.
         card: Facts for the model card.
     """
 
@@ -103,14 +103,14 @@ def _read(ckpt_path: str | Path, name: str) -> tuple[FineTuning, Mapping[str, An
 
 
 def _module_class(hparams: Mapping[str, Any], ckpt_path: str | Path, name: str) -> type[FineTuning]:
-    """Return the class of the module that wrote a checkpoint; checkpoints of the command line record its path."""
+    """Return the class of the module that wrote a checkpoint. Checkpoints of the command line have its import path."""
     found: Any = None
     path = hparams.get(CLASS_PATH_KEY)
     if path is not None:
         package, _, class_name = str(path).rpartition(".")
         found = getattr(import_module(package), class_name, None) if package else None
     elif {"hf_config", "model_name_or_path"} <= hparams.keys():
-        # Each has settings that the others lack.
+        # Identify other checkpoints by settings that only one of the classes has.
         is_tagger = "num_labels" in hparams and "task" not in hparams
         found = modules.TokenClassification if is_tagger else modules.TextClassification
         found = modules.QuestionAnswering if "n_best" in hparams else found
@@ -125,13 +125,13 @@ def _module_class(hparams: Mapping[str, Any], ckpt_path: str | Path, name: str) 
 
 
 def _stored_plan(states: Mapping[str, Any], encoder: Encoder) -> PruningPlan | None:
-    """Return the plan that the encoder was pruned by, if it is among the callback states."""
+    """Return the plan with which the encoder was pruned, if it is among the callback states."""
     plans = [state["plan"] for state in states.values() if isinstance(state, Mapping) and state.get("plan")]
     return next((plan for plan in map(PruningPlan.from_dict, plans) if matches(encoder, plan)), None)
 
 
 def _data_facts(hparams: Mapping[str, Any]) -> CardFacts:
-    """Return what hyperparameters say about the data."""
+    """Return the facts about the data that are in the hyperparameters."""
     if hparams.get("task"):
         task = get_task(hparams["task"])
         return CardFacts(task=task.name, dataset=f"{GLUE_REPOSITORY}:{task.name}", split=task.validation_splits[0])

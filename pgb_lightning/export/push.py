@@ -1,21 +1,21 @@
-"""Push an exported folder to the Hub, once the Hub has accepted the metadata of its card."""
+"""Push an exported folder to the Hub, after the Hub has validated the metadata of its card."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-#: What ``pgb prune`` keeps beside the model: checkpoints, logs and the report.
+#: Files of ``pgb prune`` that are not uploaded with the model: checkpoints, logs and the report.
 LEFT_OUT = ("run/*", "report/*")
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Require a valid name of a repository, and a token, without asking the Hub.
+    """Check that the name of a repository is valid and that there is a token, without contacting the Hub.
 
     Args:
         repo_id: The name, such as ``"me/my-model"``.
 
     Raises:
-        ValueError: If the name is not valid, or nobody is logged in.
+        ValueError: If the name is not valid, or the user is not logged in.
     """
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
@@ -32,18 +32,18 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def push_to_hub(folder: str | Path, repo_id: str, private: bool | None = None) -> str:
-    """Upload an exported folder as a model repository. The Hub checks the metadata of its card first.
+    """Upload an exported folder as a model repository. The Hub validates the metadata of its card first.
 
     Args:
         folder: A folder that an export of this package wrote.
         repo_id: The name on the Hub, such as ``"me/my-model"``. The repository is created if it does not exist.
-        private: Whether a new repository is private; by default what the Hub's settings say.
+        private: Whether a new repository is private; by default according to the user's settings on the Hub.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
-        ValueError: If the folder has no card, ``repo_id`` is not valid, nobody is logged in, or the Hub does not accept
+        ValueError: If the folder has no card, ``repo_id`` is not valid, the user is not logged in, or the Hub rejects
             the metadata.
 
     Example:

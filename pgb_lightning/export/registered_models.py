@@ -1,7 +1,7 @@
 """Custom model types that the transformers ``Auto`` classes can load once this module is imported.
 
 Every supported encoder family gets a type such as ``pgb-lightning-bert``: the transformers model, built with the
-structure recorded in its configuration. Without this package, transformers reports that name as an unknown model type.
+structure recorded in its configuration. Without this package, transformers reports it as an unknown model type.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pgb_lightning.surgery.record import absent_modules, build_record, dense_con
 from pgb_lightning.surgery.saving import PRUNED_CLASSES
 from pgb_lightning.surgery.structure import Structure
 
-#: The ``Auto`` classes of transformers for models, by what their names end with after ``AutoModel``: the head.
+#: The ``Auto`` classes of transformers for models, by the part of their names after ``AutoModel``, the head.
 AUTO_CLASSES: dict[str, Any] = {
     name.removeprefix("AutoModel"): getattr(modeling_auto, name)
     for name in modeling_auto.__all__
@@ -69,7 +69,7 @@ class ExportedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         return (model, info) if wants_info else model
 
     def _accept_folders_of_0_1_0(self) -> None:
-        """Make loading silent about the empty weights that 0.1.0 does not write, and the tables that it does."""
+        """Suppress warnings about the empty weights that folders of 0.1.0 lack, and the tables that only they have."""
         empty = {f"^{re.escape(name)}.weight$" for name, m in self.named_modules() if isinstance(m, ConstantLinear)}
         table = find_encoder(self).family.attention_table
         self._keys_to_ignore_on_load_missing = {*(self._keys_to_ignore_on_load_missing or ()), *empty}
@@ -122,7 +122,7 @@ def rebuild(model: PreTrainedModel, cls: type[PreTrainedModel], config: Pretrain
 
 
 def _extra_modules(model: PreTrainedModel, cls: type[PreTrainedModel]) -> dict[str, bool]:
-    """Return the arguments of a constructor for modules that an encoder has because its head asked for them."""
+    """Return constructor arguments for modules that an encoder only has because its head needs them."""
     parameter = signature(transformers_class(cls)).parameters.get("add_pooling_layer")
     is_asked_for = parameter is not None and parameter.default is False
     return {"add_pooling_layer": True} if is_asked_for and getattr(model, "pooler", None) is not None else {}
@@ -134,7 +134,7 @@ def _differs(left: Tensor, right: Tensor) -> bool:
 
 
 def _outside(cls: type[PreTrainedModel]) -> str:
-    """Return the beginning of a message: the model is more than its class, and what can be done."""
+    """Return the beginning of a message for a model that differs from its class, with the remedy."""
     return (
         f"{cls.__name__} cannot be exported. Use dense_twin(model).save_pretrained(folder) for a dense folder, or "
         "export the encoder alone."
@@ -145,7 +145,7 @@ def exported_class(dense_class: type[PreTrainedModel]) -> type[ExportedModel]:
     """Return the registered class for pruned models of ``dense_class``.
 
     Raises:
-        ValueError: If there is none. The message lists the supported classes.
+        ValueError: If there is no such class. The message lists the supported classes.
 
     Example:
         >>> exported_class(transformers.BertForSequenceClassification).__name__
@@ -179,9 +179,9 @@ def auto_class(model: PreTrainedModel) -> Any:
 
 
 def head_of(cls: type[PreTrainedModel]) -> str:
-    """Return what ``AutoModel`` is followed by in the name of the ``Auto`` class for a model class.
+    """Return the part after ``AutoModel`` in the name of the ``Auto`` class for a model class.
 
-    Several of them may know the class. If its own name has the head, that is the one.
+    If several ``Auto`` classes know the model class, the one whose head is in the model class's name is used.
 
     Example:
         >>> head_of(transformers.DistilBertForMaskedLM), head_of(transformers.BertLMHeadModel)
@@ -193,7 +193,7 @@ def head_of(cls: type[PreTrainedModel]) -> str:
 
 
 def register_models(config: type[Any]) -> None:
-    """Register the pruned model classes of every head that transformers knows for a configuration, unless they are.
+    """Register the pruned model classes of all heads of a configuration, unless they are registered already.
 
     The classes are attributes of this module, so that they can be pickled.
 
@@ -208,7 +208,7 @@ def register_models(config: type[Any]) -> None:
 
 
 def _make_class(dense: type[PreTrainedModel], config: type[Any]) -> type[PreTrainedModel]:
-    """Return the class for pruned models of ``dense``, which is made the first time."""
+    """Return the class for pruned models of ``dense``. It is created on first use."""
     made = PRUNED_CLASSES.get(dense)
     if made is None or made.config_class is not config:
         name = pruned_name(dense, config.model_type.removeprefix(EXPORTED))
@@ -219,13 +219,13 @@ def _make_class(dense: type[PreTrainedModel], config: type[Any]) -> type[PreTrai
 
 
 def __getattr__(name: str) -> Any:
-    """Return the class of a given name, which is made if it was not used before, as by ``pickle``."""
+    """Return the class of a given name, for example for ``pickle``. It is created on first use."""
     types = known_types() if name.startswith(PREFIX) else []
 
     def is_other_family(model_type: str) -> bool:
         return not name.startswith(pruned_name(CONFIG_MAPPING[model_type], model_type).removesuffix("Config"))
 
-    for model_type in sorted(types, key=is_other_family):  # those first whose name it has
+    for model_type in sorted(types, key=is_other_family):  # first the types whose name it contains
         config = pruned_config(model_type)
         found = config if config.__name__ == name else globals().get(name)
         if found is not None:

@@ -1,4 +1,4 @@
-"""Run exported files in their runtimes, on tensors and with the same number of threads in each."""
+"""Run exported files in their runtimes on tensors, with the same number of threads in each runtime."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Run: TypeAlias = Callable[[Mapping[str, Tensor]], list[Tensor]]
 
 
 def onnx_run(path: Path) -> Run:
-    """Make a function that runs an ONNX file on a batch, with PyTorch's number of threads.
+    """Return a function that runs an ONNX file on a batch, with PyTorch's number of threads.
 
     Args:
         path: The file.
@@ -34,7 +34,7 @@ def onnx_run(path: Path) -> Run:
 
 
 def openvino_run(path: Path, precision: Literal["f32", "bf16"] = "f32") -> Run:
-    """Make a function that runs an OpenVINO file on a batch, with PyTorch's number of threads.
+    """Return a function that runs an OpenVINO file on a batch, with PyTorch's number of threads.
 
     Args:
         path: The ``.xml`` file.
@@ -61,10 +61,10 @@ def openvino_run(path: Path, precision: Literal["f32", "bf16"] = "f32") -> Run:
 
 
 def torch_program_run(program: torch.export.ExportedProgram) -> Run:
-    """Make a function that runs a program of ``torch.export`` on a batch.
+    """Return a function that runs a program of ``torch.export`` on a batch.
 
     Args:
-        program: The program, which takes the token ids, the mask and possibly the token types by position.
+        program: The program, with the token ids, the mask and possibly the token types as positional arguments.
 
     Returns:
         A function that returns the outputs, in their order.

@@ -30,8 +30,8 @@ def export_torch(
     """Export a pruned model as a program of ``torch.export``, with dynamic batch size and sequence length.
 
     The folder has ``model.pt2``, the ``config.json`` of the dense transformers model, and the tokenizer. The program
-    takes the token ids, the attention mask and, if the model has them, the token types by position, and returns a
-    tuple. It needs PyTorch only.
+    takes the token ids, the attention mask and, if the model has them, the token types as positional arguments, and
+    returns a tuple. It only needs PyTorch.
 
     Args:
         model: A transformers model of a supported family, pruned or dense, such as ``module.model``.
@@ -66,7 +66,7 @@ def trace(model: TensorModel) -> torch.export.ExportedProgram:
     """Trace a model for any batch size, and any sequence length up to the limit of the model.
 
     Raises:
-        ValueError: If it cannot be traced, or only for fixed sizes.
+        ValueError: If the model cannot be traced, or only with fixed sizes.
     """
     example = torch.full(tuple(model.sizes.values()), 2)
     limits = {"sequence": find_encoder(model.model).max_length}
@@ -77,7 +77,7 @@ def trace(model: TensorModel) -> torch.export.ExportedProgram:
     try:
         with silence_exporters(), torch.no_grad():
             return torch.export.export(model, inputs, dynamic_shapes=(tuple(axes for _ in inputs),))
-    except Exception as error:  # of many kinds, most of them private
+    except Exception as error:  # many types, most of them private
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise ValueError(
             f"{type(model.model.to_plain()).__name__} cannot be traced by torch.export for any batch size and length "

@@ -1,10 +1,10 @@
-"""Checks of the positions of blocks in a matrix, as plans store them."""
+"""Checks of the positions of blocks in a matrix, as stored in plans."""
 
 from __future__ import annotations
 
 
 def as_tuples(name: str, index: list[list[int]] | None) -> tuple[tuple[int, ...], ...] | None:
-    """Return the positions of blocks as tuples, from lists read from JSON.
+    """Convert the positions of blocks, read from JSON as lists, to tuples.
 
     Raises:
         TypeError: If a position is not an integer.
@@ -18,7 +18,7 @@ def as_tuples(name: str, index: list[list[int]] | None) -> tuple[tuple[int, ...]
 
 
 def check_blocks(name: str, index: tuple[tuple[int, ...], ...], size: int) -> None:
-    """Require equal, disjoint blocks of positions in range(size).
+    """Check that blocks are disjoint, of equal size, and have positions in range(size).
 
     Raises:
         ValueError: If they are not.

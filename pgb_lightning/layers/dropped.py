@@ -1,4 +1,4 @@
-"""What replaces the core of a dropped sublayer, and the tables that only such sublayers read."""
+"""Replacements for the core of a dropped sublayer, and for tables that only dropped sublayers read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class DroppedCore(nn.Module):
-    """The core of a dropped sublayer: returns its input, or the constant that is left of it.
+    """The core of a dropped sublayer, which returns its input or the sublayer's constant.
 
     Args:
         closing_path: Path of the closing linear layer inside the replaced module (DistilBERT); ``None`` if it lies
@@ -36,7 +36,7 @@ class DroppedCore(nn.Module):
             self.add_module(norm_path, norm)
 
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor | tuple[Tensor, None]:
-        """Return the input, or what the sublayer, or its part inside the core, computes from it."""
+        """Return the input, or the output of the dropped sublayer or of its part inside the core."""
         output: Tensor = hidden_states
         if self.closing_path is not None:
             output = self.get_submodule(self.closing_path)(hidden_states)
@@ -46,10 +46,10 @@ class DroppedCore(nn.Module):
 
 
 class DroppedTable(nn.Module):
-    """Replaces an embedding table that nothing reads any more: it returns vectors without entries.
+    """Replaces an embedding table that is no longer used: it returns empty vectors.
 
-    A parameter that the loss does not depend on has no gradient, which ``DistributedDataParallel`` does not accept.
-    State dicts of 0.1.0 have the table; it is left out when they are loaded.
+    ``DistributedDataParallel`` does not accept parameters without a gradient, as those of an unused table. State dicts
+    of 0.1.0 have the table; it is ignored when they are loaded.
     """
 
     def __init__(self) -> None:
@@ -62,5 +62,5 @@ class DroppedTable(nn.Module):
 
 
 def _leave_out_table(_: nn.Module, state_dict: dict[str, Tensor], prefix: str, *__: object) -> None:
-    """Leave out what was stored of the table (a ``load_state_dict`` pre-hook)."""
+    """Remove the entries of the table from a state dict (a ``load_state_dict`` pre-hook)."""
     state_dict.pop(f"{prefix}weight", None)

@@ -7,20 +7,20 @@ from torch import Tensor, nn
 
 from pgb_lightning._compat import is_transformed
 
-#: Values of the 16-bit integers that decide which entries are kept.
+#: Number of values of the 16-bit integers that determine which entries are kept.
 VALUES = 2**16
 
 
 class Dropout16(nn.Dropout):
-    """Dropout that decides by 16 random bits for each entry, where torch draws 64.
+    """Dropout that uses 16 random bits for each entry, where torch draws 64.
 
-    torch's generator for the CPU is serial, so the random numbers of dropout take as long in a pruned model as in the
-    dense one. Here each number that it draws decides about four entries. The probability is that of ``nn.Dropout`` to
-    within 1/131,072, and kept entries are scaled by the exact inverse of theirs, so the expectation of the output is
-    the input. The entries that are dropped differ from those of ``nn.Dropout`` with the same seed.
+    torch's random number generator for the CPU is serial, so drawing the numbers for dropout takes as long in a pruned
+    model as in the dense one. Here, each number is used for four entries. The probability equals that of ``nn.Dropout``
+    to within 1/131,072, and kept entries are scaled by the inverse of their exact probability, so the expected output
+    is the input. With the same seed, the dropped entries differ from those of ``nn.Dropout``.
 
     It has no state of its own. On other devices, under compilers, exporters and transforms of ``torch.func``, and in
-    evaluation it is ``nn.Dropout``.
+    evaluation, it behaves as ``nn.Dropout``.
 
     Example:
         >>> Dropout16(0.5)(torch.ones(1000)).unique().tolist()
@@ -45,8 +45,8 @@ def use_fast_dropout(model: nn.Module) -> list[nn.Dropout]:
     """Make the dropout layers of a model draw fewer random numbers.
 
     Args:
-        model: The model. Its layers stay the same objects, with their hooks. Subclasses of ``nn.Dropout`` are left as
-            they are, and so is the dropout of attention weights, which torch draws inside its attention.
+        model: The model. Its layers stay the same objects, with their hooks. Subclasses of ``nn.Dropout`` are not
+            changed, nor is the dropout of attention weights, which torch computes inside its attention.
 
     Returns:
         The layers that changed, for :func:`use_default_dropout`.

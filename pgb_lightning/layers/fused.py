@@ -1,4 +1,4 @@
-"""Several matrices that read the same input, of which not all are dense."""
+"""A fused linear layer, for matrices that read the same input, with pruned parts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 
 class FusedLinear(nn.Module):
-    """A fused linear layer whose parts have been pruned to blocks, or removed: the outputs of its parts, joined.
+    """A fused linear layer some of whose parts are pruned or removed. It joins the outputs of its parts.
 
-    It replaces a layer such as ModernBERT's ``Wqkv``. As long as all parts are dense, they stay one linear layer.
+    It replaces a layer such as ModernBERT's ``Wqkv``. As long as all parts are dense, they remain one linear layer.
 
     Args:
         parts: The layer of each part, by matrix kind, in the order of their outputs and of equal width.

@@ -2,8 +2,8 @@
 
 Sizes are read as ``x.shape[0]``, not ``len(x)``, so that tracers keep the number of tokens dynamic.
 
-A batched product needs its operands group by group, (G, T, m), while activations are stored token by token. Here each
-group multiplies its own columns in place and writes directly to its columns of the output.
+A batched product needs its operands group by group, (G, T, m), while activations are stored token by token. Here, each
+group reads its columns of the input without a copy and writes directly to its columns of the output.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def scatter_columns(x: Tensor, index: Tensor, size: int, base: Tensor | None = N
 def is_in_order(index: Tensor, size: int) -> bool:
     """Return whether an index on a CPU is 0, 1, ..., ``size`` - 1.
 
-    On other devices, and under a tracer, the answer is no: reading the index would wait for the device or break the
-    graph.
+    On other devices and under a tracer, it returns ``False``, since reading the index would wait for the device or
+    break the graph.
 
     Args:
         index: (K), int64.
@@ -127,7 +127,7 @@ class _GroupedProduct(torch.autograd.Function):
 
 
 class _GatherColumns(torch.autograd.Function):
-    """A gather whose backward pass is a scatter; torch's own adds up instead, which is slower."""
+    """A gather whose backward pass is a scatter, which is faster than torch's scatter-add."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _multiply_separately(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Multiply with one product a group, which compilers for CPUs write to the output without a copy."""
+    """Multiply with one product per group, which compilers for CPUs write to the output without a copy."""
     biases = [None] * len(weight) if bias is None else bias.view(len(weight), -1)
     parts = zip(x.chunk(len(weight), 1), weight, biases, strict=True)
     return torch.cat(

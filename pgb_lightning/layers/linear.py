@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pgb_lightning.layers.grouped_product import gather_columns, grouped_product, is_in_order, scatter_columns
 from pgb_lightning.layers.matrix import REMOVED, BlockIndex, BlockShape
 
-#: Buffer of a grouped layer without a bias that holds M and N, which its other tensors do not tell.
+#: Buffer with M and N in a grouped layer without a bias, since they do not follow from its other tensors.
 SIZE = "size"
 
 
@@ -18,17 +18,17 @@ class GroupedLinear(nn.Module):
     """A linear layer whose weight is G dense blocks (Algorithm 3, PGB-LINEAR).
 
     Block g maps the inputs ``input_index[g]`` to the outputs ``output_index[g]``. All other weights are removed, on
-    disk and in memory. The layer computes ``x @ W + bias`` for the M x N matrix W that holds the blocks at those
-    positions and zeros elsewhere, so inputs and outputs keep their order (Section 3.3). The blocks need not cover every
-    input or output: an output outside all blocks is its bias.
+    disk and in memory. The layer computes ``x @ W + bias`` for the M x N matrix W with the blocks at these positions
+    and zeros elsewhere, so inputs and outputs keep their order (Section 3.3). The blocks need not cover every input or
+    output: an output outside all blocks equals its bias.
 
     The two index buffers are the only state besides the parameters. Everything else is derived from them in each
-    forward pass, so the layer is correct however the buffers are set: by loading in any grad mode, moving, copying,
-    ``functional_call`` or in-place edits. On a CPU, a pass checks whether a side is in block order already and then
-    skips its gather or scatter. Compared with a cache of the result, this costs about 25 µs a call on one core: 17 to
-    35 % of a layer's time for a single token, at most 13 % for 16 tokens and 5 % from 128 tokens on (384 x 1536 to
-    3072 x 768, G = 2). On other devices the check would wait for the device, so both sides always move; the cost of
-    that has not been measured.
+    forward pass, so the layer is correct no matter how the buffers are changed: by loading in any grad mode, moving,
+    copying, ``functional_call`` or in-place edits. On a CPU, each forward pass checks whether the inputs or outputs are
+    in block order, and then skips the gather or scatter. Compared with caching the result, this costs about 25 µs a
+    call on one core: 17 to 35 % of a layer's time for a single token, at most 13 % for 16 tokens and 5 % from 128
+    tokens on (384 x 1536 to 3072 x 768, G = 2). On other devices the check would wait for the device, so inputs and
+    outputs are always gathered and scattered; the cost of that has not been measured.
 
     Args:
         in_features: M, the number of inputs.
@@ -86,7 +86,7 @@ class GroupedLinear(nn.Module):
         # int32: with int64, the indices of a 128 x 128 block would take 3 % of its size on disk.
         self.register_buffer("input_index", _consecutive(num_groups, block_in, device))
         self.register_buffer("output_index", _consecutive(num_groups, block_out, device))
-        if not bias:  # whose length is N
+        if not bias:  # with a bias, its length is N
             self.register_buffer(SIZE, torch.tensor([in_features, out_features], device=device, dtype=torch.int32))
         self.reset_parameters()
 
@@ -167,11 +167,11 @@ class GroupedLinear(nn.Module):
 
 
 class ConstantLinear(nn.Module):
-    """A linear layer whose matrix is removed: its output is its bias, whatever the input.
+    """A linear layer whose matrix is removed: its output is its bias, for any input.
 
-    Its weight is stored as no blocks. A dense layer does not accept that, so the state dict of a pruned model never
-    loads into a dense model without an error, which would leave the dense weights where they are or at random. State
-    dicts of 0.1.0 do not have the entry.
+    Its weight is stored as an empty tensor. A dense layer does not accept this shape, so the state dict of a pruned
+    model cannot be loaded into a dense model without an error, which would otherwise keep its own weights there. State
+    dicts of 0.1.0 do not have this entry.
 
     Args:
         in_features: M, the number of inputs.
@@ -241,7 +241,7 @@ class ConstantLinear(nn.Module):
 
 
 def _add_empty_weight(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Add the empty weight to what was stored without it (a ``load_state_dict`` pre-hook)."""
+    """Add the empty weight to a state dict without it (a ``load_state_dict`` pre-hook)."""
     assert isinstance(module, ConstantLinear)
     if f"{prefix}bias" in state_dict:
         state_dict.setdefault(f"{prefix}weight", module.weight)

@@ -1,4 +1,4 @@
-"""One interface to the layers that can hold a matrix of an encoder: dense, grouped, or only a bias."""
+"""A common interface to the layers that can hold a matrix of an encoder: dense, grouped, or only a bias."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ REMOVED = BlockShape(0, 0, 0)
 
 
 class MatrixLayer(Protocol):
-    """A layer that computes ``x @ W + bias`` for an M x N matrix W of which some blocks are kept."""
+    """A layer that computes ``x @ W + bias`` for an M x N matrix W, all or some blocks of which are kept."""
 
     @property
     def in_features(self) -> int:

@@ -1,4 +1,4 @@
-"""Run a feed-forward sublayer on as many tokens at a time as fit into the cache."""
+"""Run a feed-forward sublayer in chunks of tokens that fit into the CPU's cache."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 from pgb_lightning._compat import has_forward_hooks, is_transformed
 
-#: Most bytes between W1 and W2 at a time. They stay in the cache, and below the size from which the allocator requests
-#: new memory from the system in every call.
+#: Maximum number of bytes between W1 and W2 in a chunk. They stay in the cache, and below the size from which the
+#: allocator requests new memory from the system in every call.
 CHUNK_BYTES = 6 * 2**20
 
 
 class TokenChunks:
-    """Calls a module's method on some tokens at a time.
+    """Calls a module's method on chunks of tokens.
 
-    It replaces the method on the module instance. The method must treat every token independently. The tokens are not
+    It replaces the method on the module instance. The method must process every token independently. The tokens are not
     split if gradients are recorded, in training mode (dropout would draw other numbers), if hooks are registered inside
     the module, under a compiler or a transform of ``torch.func``, or on devices other than the CPU.
 
@@ -23,7 +23,7 @@ class TokenChunks:
         owner: The module.
         method: Name of the method.
         opening: Path of W1 in the module, whose outputs are the widest.
-        chunk_bytes: Most bytes of W1's outputs at a time.
+        chunk_bytes: Maximum number of bytes of W1's outputs in a chunk.
     """
 
     def __init__(self, owner: nn.Module, method: str, opening: str, chunk_bytes: int = CHUNK_BYTES) -> None:

@@ -20,13 +20,13 @@ Batch = dict[str, Tensor]
 
 
 class Classification(FineTuning):
-    """Train and evaluate a transformers model with a head of one output per label.
+    """Train and evaluate a transformers model whose head has one output per label.
 
     Subclasses set ``head``, decide on ``num_labels`` and ``problem_type`` in :meth:`_decide_labels`, and provide the
     metrics and the predictions.
     """
 
-    #: The end of the names of the transformers classes with this head.
+    #: Suffix of the names of the transformers classes with this head.
     head: ClassVar[str]
     num_labels: int
     problem_type: str
@@ -59,7 +59,7 @@ class Classification(FineTuning):
         return len(labels)
 
     def _prefix(self, stage: str, loader: int) -> str:
-        """Return how the names of the scores of a loader begin."""
+        """Return the prefix of the names of a loader's scores."""
         return stage if loader == 0 else f"{stage}_{loader}"
 
     # ---- head -----------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ class Classification(FineTuning):
             )
 
     def _remedy(self) -> str:
-        """Say how to get another number of labels, for messages."""
+        """Return how to change the number of labels, for messages."""
         return "Set num_labels to match"
 
     # ---- data -----------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ class Classification(FineTuning):
         return [str(name) for name in names] if is_list else []
 
     def _adopt_class_names(self, names: Sequence[str], stage: str) -> None:
-        """Adopt the data's class names in a fit, unless the model has other ones. Warn if the names differ."""
+        """In a fit, adopt the data's class names unless the model has its own. Warn if the names differ."""
         own = class_names(self.model.config)
         if own and list(map(normalize_class_name, own)) != list(map(normalize_class_name, names)):
             rank_zero_warn(
@@ -175,7 +175,7 @@ class Classification(FineTuning):
             self._metrics.append(self._make_metrics().to(self.device))
         self._metrics[loader].update(self._predictions(output.logits), batch["labels"])
         count = self._count_scored(batch["labels"])
-        if count == 0 or output.loss is None:  # the mean over nothing is NaN, and exported models have no loss
+        if count == 0 or output.loss is None:  # the mean would be NaN, and exported models have no loss
             return
         self.log(
             f"{self._prefix(stage, loader)}_loss",

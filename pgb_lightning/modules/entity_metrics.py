@@ -1,4 +1,4 @@
-"""Precision, recall and F1 of entities as in the CoNLL script, for texts that may be on several processes."""
+"""Precision, recall and F1 of entities as in the CoNLL script, over the texts of all processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from pgb_lightning.label_kind import IGNORED
 
-#: What seqeval calls the marks of the schemes IOB, IOBES, BILOU and BMES.
+#: seqeval's prefixes for the prefixes of the schemes IOB, IOBES, BILOU and BMES.
 MARKS = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S", "M": "I"}
 
 _TAG = re.compile(f"([{''.join(MARKS)}])-(.+)", re.DOTALL)
@@ -32,9 +32,9 @@ def are_entity_tags(names: Sequence[str]) -> bool:
 class EntityMetric(Metric):
     """Collect the tags of all texts over all processes, and compare the entities they mark.
 
-    An entity is right if its type, its first and its last word are. Precision, recall and F1 are those of all entities
-    together, by ``seqeval`` in its default mode, which is that of the CoNLL script: an ``I-`` tag after another type
-    begins an entity. Names that are no tag of a type, such as ``O``, are outside of entities.
+    An entity is correct if its type, its first and its last word are correct. Precision, recall and F1 are computed
+    over all entities (micro average) by ``seqeval`` in its default mode, which follows the CoNLL script: an ``I-`` tag
+    after another type begins an entity. Names that are not the tag of a type, such as ``O``, are outside of entities.
 
     Args:
         names: The class names in the order of the ids.
@@ -58,13 +58,13 @@ class EntityMetric(Metric):
 
         Args:
             predictions: Predicted ids, (batch, length).
-            labels: Correct ids, (batch, length). Tokens with -100 are left out.
+            labels: Correct ids, (batch, length). Tokens with -100 are ignored.
         """
         pairs = torch.stack([predictions, labels], -1)
         # A row of -100 ends each text, so that the texts of all batches can be joined.
         pairs = torch.cat([pairs, pairs.new_full((len(labels), 1, 2), IGNORED)], 1)
         is_end = torch.arange(pairs.shape[1], device=labels.device) == labels.shape[1]
-        # Flat, and of the metric's data type, as torchmetrics gathers it from a process that has no texts.
+        # Flat, with the data type that torchmetrics gathers from a process without texts.
         self.tags.append(pairs[(pairs[..., 1] != IGNORED) | is_end].flatten().to(self.dtype))
 
     def compute(self) -> dict[str, Tensor]:
@@ -75,7 +75,7 @@ class EntityMetric(Metric):
         pairs = ids.long().view(-1, 2).numpy()
         is_end = pairs[:, 1] == IGNORED
         texts = [text[:-1] for text in np.split(pairs, np.flatnonzero(is_end) + 1)[:-1]]
-        # seqeval takes one text or more.
+        # seqeval needs at least one text.
         predicted, correct = ([[self.names[row[side]] for row in text] for text in texts] or [[]] for side in (0, 1))
         precision, recall, f1, _ = precision_recall_fscore_support(correct, predicted, average="micro", zero_division=0)
         same = (pairs[:, 0] == pairs[:, 1])[~is_end]
@@ -84,6 +84,6 @@ class EntityMetric(Metric):
 
 
 def _to_tag(name: str) -> str:
-    """Return what seqeval calls a tag."""
+    """Convert a tag to seqeval's name."""
     found = _TAG.fullmatch(name)
     return f"{MARKS[found[1]]}-{found[2]}" if found else "O"

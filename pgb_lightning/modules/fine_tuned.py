@@ -1,4 +1,4 @@
-"""Which module a fine-tuned model belongs to, by the head that is stored with it."""
+"""Determine the module for a fine-tuned model by its head."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pgb_lightning.heads import Labels, head_of, read_config, stored_class
 from pgb_lightning.modules.pooling import read_pooling
 from pgb_lightning.packaged import explain_model_errors, resolve_model
 
-#: The tasks of heads that no data module of a table serves, by the end of the class name.
+#: The tasks of heads that the data modules for tables do not support, by the suffix of the class name.
 OTHER_HEADS = {
     "ForMaskedLM": "masked language modeling",
     "ForMultipleChoice": "multiple choice",
@@ -29,7 +29,7 @@ def require_head(model: str, setting: str = "model") -> Labels | None:
         setting: The name of the user's setting, for messages.
 
     Raises:
-        MisconfigurationException: If the model cannot be read, or is neither.
+        MisconfigurationException: If the model cannot be read, or is neither fine-tuned nor an embedding model.
     """
     config = read_config(model, setting)
     head = head_of(config)

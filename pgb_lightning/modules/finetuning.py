@@ -99,11 +99,11 @@ class FineTuning(L.LightningModule):
         """Raise an error if a checkpoint has a head of another size or for other labels."""
 
     def write_companion_files(self, folder: Path, max_length: int | None = None) -> None:
-        """Write what other libraries need beside the model in its Hugging Face folder; nothing by default.
+        """Write additional files that other libraries need in the Hugging Face folder; nothing by default.
 
         Args:
             folder: The folder.
-            max_length: Texts are truncated to this many tokens; by default to as many as the model takes.
+            max_length: Texts are truncated to this many tokens; by default to the model's maximum.
         """
 
     # ---- training -------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ class FineTuning(L.LightningModule):
     # ---- checks ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Check that the data's tokenizer fits the model, as far as that is known.
+        """Check that the data's tokenizer fits the model, as far as this can be determined.
 
         Raises:
             MisconfigurationException: If the tokenizer has more tokens, or the data has longer inputs, than the model
@@ -150,13 +150,13 @@ class FineTuning(L.LightningModule):
             rank_zero_warn(f"{both}. Unless both have the same vocabulary, the model gets wrong token ids. {remedy}.")
 
     def check_length(self, length: int) -> None:
-        """Check that the model takes inputs of some length. Not all tokenizers know the maximum of their model.
+        """Check that the model accepts inputs of a length, since not all tokenizers know their model's maximum.
 
         Args:
             length: Number of tokens.
 
         Raises:
-            MisconfigurationException: If it does not.
+            MisconfigurationException: If the model does not accept as many tokens.
         """
         for encoder in find_encoders(self.model):
             if length > encoder.max_length:
@@ -208,7 +208,7 @@ class FineTuning(L.LightningModule):
 
     def _store_config(self) -> None:
         """Store the configuration in the hyperparameters."""
-        # Checkpoints are loaded with `weights_only=True`, so it must have plain values only. JSON ensures that.
+        # Checkpoints are loaded with `weights_only=True`, so only plain values are allowed. JSON ensures that.
         self.hparams["hf_config"] = json.loads(self.model.config.to_json_string(use_diff=False))
 
     def _load_fine_tuned(self, path: str) -> None:

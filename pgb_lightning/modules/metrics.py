@@ -21,9 +21,9 @@ from pgb_lightning.glue_tasks import GLUETask, MetricName
 class LabelMacroF1(MultilabelStatScores):
     """The F1 of each label, averaged over the labels that are in the data or among the predictions.
 
-    The F1 of a label that neither the data nor the predictions have is 0 / 0. ``MultilabelF1Score`` counts it as 0, so
-    a perfect model would not score 1 on data without some of the labels. Its multi-class counterpart leaves such
-    classes out, as this metric does.
+    The F1 of a label that is neither in the data nor among the predictions is 0 / 0. ``MultilabelF1Score`` counts it as
+    0, so a perfect model would not score 1 on data without some of the labels. Its multi-class counterpart excludes
+    such classes, as this metric does.
 
     Args:
         num_labels: Number of labels.
@@ -40,7 +40,7 @@ class LabelMacroF1(MultilabelStatScores):
         super().__init__(num_labels, average=None)
 
     def compute(self) -> Tensor:
-        """Return the mean F1, or 0 if there is no label at all."""
+        """Return the mean F1, or 0 if there are no labels."""
         true_positive, false_positive, _, false_negative, _ = super().compute().unbind(-1)
         counts = 2 * true_positive + false_positive + false_negative
         occurs = counts > 0
@@ -51,9 +51,10 @@ def make_metrics(task: GLUETask | None, num_labels: int, multi_label: bool = Fal
     """Create new metrics, which take predictions (not logits) and labels.
 
     Args:
-        task: The task, or ``None`` for accuracy, for both correlations in regression, or for the F1 of several labels.
+        task: The task. With ``None``, the metrics are accuracy, both correlations for regression, or F1 for
+            multi-label classification.
         num_labels: Number of classes or labels, or 1 for regression.
-        multi_label: Whether each row has several labels, 0 or 1 for each.
+        multi_label: Whether each row has multiple labels, with a 0 or 1 for each.
 
     Returns:
         The metrics by name. F1 is that of class 1, as in GLUE.

@@ -1,4 +1,4 @@
-"""How token states become one embedding of a text, as sentence-transformers stores it beside a model."""
+"""Pooling of token states to one embedding per text, as configured in a sentence-transformers folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MODE_KEYS: dict[PoolingMode, str] = {
 
 @dataclass(frozen=True)
 class Pooling:
-    """How an embedding is made.
+    """How token states are pooled to an embedding.
 
     Args:
         mode: The mean of the states of all tokens, the state of the first token, or the maximum over tokens.
@@ -105,7 +105,7 @@ def read_pooling(model_name_or_path: str) -> Pooling | None:
 
 
 def write_pooling(folder: Path, pooling: Pooling, width: int, max_length: int) -> None:
-    """Write the files by which sentence-transformers loads a folder with its pooling.
+    """Write the files with which sentence-transformers loads a folder with its pooling.
 
     Args:
         folder: A Hugging Face folder.

@@ -1,4 +1,4 @@
-"""What a text classifier predicts: one class, several labels, or a number. Given, or found in a fine-tuned model."""
+"""Determine what a text classifier predicts (one class, multiple labels or a number), from settings and the model."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def resolve(
 ) -> tuple[int, TextProblem]:
     """Return the number of labels and the problem type.
 
-    Settings that are not given are those of a fine-tuned model. Without one there are two classes, or one number in
-    regression. A fine-tuned model without ``problem_type`` has one class for each text, or a number if it has one
-    output, as in transformers.
+    Settings that are not given are taken from a fine-tuned model. Without one, the defaults are two classes, or one
+    number in regression. A fine-tuned model without ``problem_type`` predicts one class for each text, or a number if
+    it has one output, as in transformers.
 
     Args:
         task: The GLUE task, if given.
@@ -90,7 +90,7 @@ def resolve(
 
 
 def check_stored(stored: str | None, num_labels: int, problem_type: TextProblem, source: str) -> None:
-    """Require that a stored head was trained for the same problem type.
+    """Check that a stored head was trained for the same problem type.
 
     Args:
         stored: The ``problem_type`` of the configuration that was stored with the head.
@@ -99,7 +99,7 @@ def check_stored(stored: str | None, num_labels: int, problem_type: TextProblem,
         source: The setting that names the head, with its value.
 
     Raises:
-        MisconfigurationException: If it is another one.
+        MisconfigurationException: If it was trained for another problem type.
     """
     if stored not in (None, problem_type):
         raise MisconfigurationException(
@@ -110,7 +110,7 @@ def check_stored(stored: str | None, num_labels: int, problem_type: TextProblem,
 
 
 def _check_fit(num_labels: int, problem_type: str, source: str) -> None:
-    """Require one label in regression, and several otherwise."""
+    """Check that regression has one label, and that otherwise there are several."""
     if (num_labels == 1) != (problem_type == "regression"):
         needed = "num_labels=1" if problem_type == "regression" else "num_labels=2 or more"
         raise MisconfigurationException(

@@ -1,4 +1,4 @@
-"""Scores of a model, and how often it agrees with the dense one."""
+"""Score a model, and measure its agreement with the dense model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pgb_lightning.heads import ProblemType
 
 
 def score(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule) -> dict[str, float]:
-    """Return what a module logs on the validation rows.
+    """Return the metrics that a module logs on the validation rows.
 
     Args:
         trainer: The Trainer.
@@ -26,7 +26,7 @@ def score(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataMo
 
 
 def predict(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule) -> list[Tensor]:
-    """Return a module's predictions on the validation rows, one row or one word each.
+    """Return a module's predictions on the validation rows, by batch.
 
     Args:
         trainer: The Trainer.
@@ -43,12 +43,12 @@ def agreement(own: list[Tensor], dense: list[Tensor], problem_type: ProblemType 
 
     Args:
         own: Predictions by batch.
-        dense: Those of the dense model on the same batches.
-        problem_type: What is predicted; ``None`` for embeddings.
+        dense: The dense model's predictions on the same batches.
+        problem_type: The type of the predictions; ``None`` for embeddings.
 
     Returns:
-        For embeddings, the mean cosine similarity. For regression, Spearman's correlation. Else the fraction of rows
-        with the same class or classes; for token classification, of tokens.
+        For embeddings, the mean cosine similarity. For regression, Spearman's correlation. Otherwise, the fraction of
+        rows (of tokens in token classification) with the same class or classes.
     """
     if problem_type is None:
         return float(cosine_similarity(torch.cat(own), torch.cat(dense)).mean())

@@ -19,9 +19,9 @@ from pgb_lightning.modules.pooling import Pooling, PoolingMode, read_pooling, wr
 class SentenceEmbedding(FineTuning):
     """A transformers encoder with the pooling of a sentence-transformers model, for pruning without fine-tuning.
 
-    It needs no labels. Calibration takes the gradients of random directions of the embeddings, and re-finetuning
-    matches the hidden states of the dense model on plain sentences, by the callback ``Distillation(logits_weight=0)``;
-    the module has no loss of its own. Validation on pairs with scores logs ``val_spearman``, the correlation of the
+    It needs no labels and has no loss of its own. Calibration uses the gradients of random directions of the
+    embeddings. Re-finetuning matches the hidden states of the dense model on plain sentences, with the callback
+    ``Distillation(logits_weight=0)``. Validation on pairs with scores logs ``val_spearman``, the correlation of the
     scores with the cosine similarities.
 
     Batches of sentences have ``input_ids`` and ``attention_mask``. Batches of pairs have such batches as ``first`` and
@@ -30,7 +30,7 @@ class SentenceEmbedding(FineTuning):
     Args:
         model_name_or_path: The pretrained encoder: a Hub name, a local folder, or ``"minilm-l6"``.
         pooling: ``"mean"``, ``"cls"`` or ``"max"``; by default that of the model's ``modules.json``, else ``"mean"``.
-        normalize: Whether embeddings are scaled to length 1; by default as ``modules.json`` says, else not.
+        normalize: Whether embeddings are scaled to length 1; by default as in ``modules.json``, else ``False``.
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Weight decay of matrices. Biases and LayerNorms are not decayed.
         warmup_ratio: Fraction of the steps in which the learning rate rises, before it decays linearly to zero.
@@ -84,7 +84,7 @@ class SentenceEmbedding(FineTuning):
         )
 
     def write_companion_files(self, folder: Path, max_length: int | None = None) -> None:
-        """Write the files by which sentence-transformers loads the folder with its pooling."""
+        """Write the files with which sentence-transformers loads the folder with its pooling."""
         longest = max_length or find_encoder(self.model).max_length
         write_pooling(folder, self.pooling, width=self.model.config.hidden_size, max_length=longest)
 
@@ -98,7 +98,7 @@ class SentenceEmbedding(FineTuning):
         self(**batch)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Require that something was trained on.
+        """Check that a callback has added a loss.
 
         Raises:
             MisconfigurationException: If there was no loss.
@@ -114,7 +114,7 @@ class SentenceEmbedding(FineTuning):
         """Return the mean over texts of v · f(x), with v drawn from N(0, I) for each text.
 
         The second moments of its gradients are those of JᵀJ, so importance is measured by the squared distance of
-        embeddings. The draw depends only on the tokens, so that it is the same on every process.
+        embeddings. v depends only on the tokens, so it is the same on every process.
         """
         embeddings = self(**batch)
         generator = torch.Generator().manual_seed(int(batch["input_ids"].sum()))
@@ -131,7 +131,7 @@ class SentenceEmbedding(FineTuning):
         self._evaluate("test", batch)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Return ``embeddings``; for pairs, of the first texts and then of the second ones."""
+        """Return ``embeddings``; for pairs, those of all first texts, followed by those of all second texts."""
         parts = [batch["first"], batch["second"]] if "first" in batch else [batch]
         return {"embeddings": torch.cat([self(**part) for part in parts])}
 

@@ -1,4 +1,4 @@
-"""Exact match and F1 as in the official SQuAD scripts, for windows that may be on several processes.
+"""Exact match and F1 as in the official SQuAD scripts, over the windows of all processes.
 
 torchmetrics has the scores of version 1.1, but computes them in single precision. It also returns an F1 of 1 for two
 answers that are empty after normalization, where the official script returns 0.
@@ -45,7 +45,7 @@ def f1(prediction: str, gold: str, empty_agrees: bool = True) -> float:
     Args:
         prediction: The predicted answer.
         gold: The correct answer.
-        empty_agrees: Whether two answers without words score 1, as in the script of SQuAD 2.0, or 0, as in that of 1.1.
+        empty_agrees: Whether two answers without words score 1, as in the script of SQuAD 2.0, or 0 as in 1.1.
 
     Example:
         >>> f1("the red sea", "red sea shore")
@@ -98,7 +98,7 @@ def best_answers(windows: NDArray[np.float64], contexts: Sequence[str]) -> list[
         score, begin, end = windows[row, 2], int(windows[row, 4]), int(windows[row, 5])
         text = contexts[question][begin:end] if np.isfinite(score) else ""
         # If there is no span, "no answer" wins by any margin. A finite one can be written as JSON.
-        # The margin has single precision like the stored threshold, so that it is compared as when it was computed.
+        # The margin is in single precision, like the stored threshold, so that comparisons are consistent.
         margin = float(np.float32(no_answer - score)) if np.isfinite(score) else 1e6
         answers.append(Answer(int(question), text, margin))
     return answers
@@ -152,8 +152,8 @@ def _best_threshold(
 ) -> tuple[float, float]:
     """Return the best mean score over all thresholds, and its threshold.
 
-    If it is best to always predict "no answer", the threshold is below all margins. The official script reports 0 in
-    this case, a threshold that does not reach its best score.
+    If it is best to always predict "no answer", the threshold is below all margins. In this case, the official script
+    reports a threshold of 0, which does not reach its best score.
     """
     gain = np.where(has_answer, scores, np.where(is_empty, 0.0, -1.0))
     order = np.argsort(margin, kind="stable")

@@ -23,19 +23,20 @@ class TextClassification(Classification):
     The transformers model is ``self.model``. The module logs ``train_loss``, ``val_loss`` and ``val_<metric>`` for each
     metric of the task (``test_...`` in testing). The second loader of MNLI logs ``val_mismatched_...``.
 
-    A text has one class, several labels, or a number (``problem_type``). Labels are then class numbers (batch), floats
-    0 and 1 (batch, num_labels), or floats (batch). The metrics without a ``task`` are ``accuracy``; ``f1_micro`` and
-    ``f1_macro`` over the labels; and ``spearman`` and ``pearson``. A reranker with one output is trained by regression.
+    Depending on ``problem_type``, a text has one class, with ``labels`` of class numbers (batch); multiple labels, with
+    ``labels`` of floats 0 and 1 (batch, num_labels); or a number, with ``labels`` of floats (batch). Without a
+    ``task``, the metrics are ``accuracy``; ``f1_micro`` and ``f1_macro`` over the labels; or ``spearman`` and
+    ``pearson``, respectively. A reranker with one output is trained by regression.
 
     Checkpoints contain the model's configuration. Loading one needs neither the Hub nor the folder of the pretrained
     weights, and rebuilds a pruned model.
 
     Args:
-        model_name_or_path: The pretrained encoder: a Hub name, a local folder, or ``"minilm-l6"``. Or a model that was
-            fine-tuned for sequence classification, with its head.
+        model_name_or_path: The pretrained encoder, or a model with a head that was fine-tuned for sequence
+            classification: a Hub name, a local folder, or ``"minilm-l6"``.
         task: A GLUE task, which determines the number of labels and the metrics.
-        num_labels: Number of classes, or 1 for regression, if there is no ``task``. The default is that of a fine-tuned
-            model, or else 2.
+        num_labels: Number of classes, or 1 for regression, if there is no ``task``. The default is that of the
+            fine-tuned model, or 2 without one.
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Weight decay of matrices. Biases and LayerNorms are not decayed.
         warmup_ratio: Fraction of the steps in which the learning rate rises, before it decays linearly to zero.
@@ -45,8 +46,8 @@ class TextClassification(Classification):
             to prune. It is needed only once: checkpoints of this module do not refer to it.
         hf_config: Configuration to create the model from without pretrained weights. Checkpoints set it.
         problem_type: ``"single_label_classification"``, ``"multi_label_classification"`` or ``"regression"``. The
-            default is that of a fine-tuned model if ``num_labels`` is not given either, or else one class, or a number
-            if there is one label.
+            default is that of the fine-tuned model if ``num_labels`` is not given either, else regression for one label
+            and single-label classification for several.
         threshold: Probability above which a label is predicted in multi-label classification.
 
     Raises:

@@ -25,16 +25,16 @@ class TokenClassification(Classification):
 
     The module logs ``train_loss``, ``val_loss``, ``val_f1``, ``val_precision``, ``val_recall`` and ``val_accuracy``
     (``test_...`` in testing). F1, precision and recall are those of whole entities, as in the CoNLL script; accuracy is
-    that of scored tokens. This needs class names that are tags, such as ``B-PER``, ``I-PER`` and ``O``: those of the
-    model, or of the data (``label_names``). Other class names, such as parts of speech, mark no entities. Then only
-    ``val_accuracy`` and ``val_f1_macro`` are logged, the mean F1 of the classes.
+    that of scored tokens. This requires class names that are tags, such as ``B-PER``, ``I-PER`` and ``O``, in the model
+    or the data (``label_names``). With other class names, such as parts of speech, only ``val_accuracy`` and
+    ``val_f1_macro``, the mean F1 of the classes, are logged.
 
     Checkpoints contain the model's configuration. Loading one needs neither the Hub nor the folder of the pretrained
     weights, and rebuilds a pruned model.
 
     Args:
-        model_name_or_path: The pretrained encoder: a Hub name, a local folder, or ``"minilm-l6"``. Or a model that was
-            fine-tuned for token classification, with its head.
+        model_name_or_path: The pretrained encoder, or a model with a head that was fine-tuned for token classification:
+            a Hub name, a local folder, or ``"minilm-l6"``.
         num_labels: Number of classes, for an encoder without a head. The default is that of a fine-tuned model.
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Weight decay of matrices. Biases and LayerNorms are not decayed.
