@@ -63,8 +63,8 @@ def parameter_groups(
         groups += [{**group, "params": [], "lr": learning_rate} for group in groups]
     for name, parameter in root.named_parameters():
         if parameter.requires_grad:
-            # Decide by shape and not by name only, because the names of LayerNorms differ between models. The weight of a
-            # pruned layer has three dimensions.
+            # Decide by shape and not by name only, because the names of LayerNorms differ between models. The weight of
+            # a pruned layer has three dimensions.
             is_decayed = parameter.ndim >= 2 and not name.endswith("bias")
             groups[(0 if is_decayed else 1) + (2 if id(parameter) in apart else 0)]["params"].append(parameter)
     return groups
