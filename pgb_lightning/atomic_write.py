@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def write_atomically(path: str | Path, text: str) -> None:
-    """Write a UTF-8 text file in one step, so that readers see the old content or the new one, never a part.
+    """Write a UTF-8 text file in one step, so that readers see either the old or the new content, never a part of it.
 
-    The text goes to a temporary file in the same folder, which then replaces ``path``. If writing fails, the temporary
-    file is removed and an existing file stays as it was.
+    The text is written to a temporary file in the same folder, which then replaces ``path``. If writing fails, the
+    temporary file is removed and an existing file is unchanged.
 
     Args:
         path: The file to write. Its folder must exist.

@@ -1,4 +1,4 @@
-"""The labels of batches for transformers models: whether there are any, and what is left without them."""
+"""Detect the labels in batches for transformers models, and remove them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.generic import find_labels
 
-#: Errors of code that reads labels that are not there.
+#: Errors of code that reads missing labels.
 LOOKUP_ERRORS = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 
 def has_labels(model: PreTrainedModel, batch: Any) -> bool | None:
     """Return whether a batch has labels for a model, or ``None`` if this is unknown.
 
-    It is known if the batch is a mapping and has labels under the model's name of them, or has nothing but other
-    arguments of the model.
+    It is known if the batch is a mapping that has an argument of the model for labels, or only other arguments of the
+    model.
     """
     if not isinstance(batch, Mapping):
         return None
@@ -28,9 +28,9 @@ def has_labels(model: PreTrainedModel, batch: Any) -> bool | None:
 
 
 def inputs_without_labels(model: PreTrainedModel, batch: Any) -> dict[str, Any]:
-    """Return the entries of a batch that are arguments of a model and no labels; empty if it has no input of the model.
+    """Return the entries of a batch that are arguments of a model, except labels; empty if there is no input.
 
-    A batch may also be one tensor of inputs, alone or in a tuple or list.
+    A batch may also be a single tensor of inputs, alone or in a tuple or list.
     """
     if isinstance(batch, (tuple, list)) and len(batch) == 1:
         [batch] = batch

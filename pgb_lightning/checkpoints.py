@@ -27,7 +27,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_checked(path: str | Path, load: Callable[[], Any]) -> Any:
-    """Call a function that loads a checkpoint, check the result, and explain failures.
+    """Call a function that loads a checkpoint, check the result, and raise clear errors.
 
     Args:
         path: The name of the checkpoint, for the message.
@@ -72,7 +72,7 @@ def state_key(name: str, encoder: str | None) -> str:
 
     Args:
         name: The class name of the callback.
-        encoder: The callback's ``encoder`` setting. One without it has the key of Lightning's default.
+        encoder: The callback's ``encoder`` setting. Without it, the key is Lightning's default.
 
     Example:
         >>> state_key("PGBCallback", None), state_key("PGBCallback", "query.bert")
@@ -98,9 +98,9 @@ def find_states(states: Mapping[str, Any], name: str) -> dict[str, Mapping[str, 
 def get_monitored_scores(states: Mapping[str, Any], path: str | Path) -> dict[str, float]:
     """Return the scores by which ``ModelCheckpoint`` callbacks kept a checkpoint, by monitored metric.
 
-    The result is empty for a checkpoint that was kept as the last one or has been renamed since, because its callback
-    states have the scores of other files only; if several folders have a file of this name, and the checkpoint was
-    moved; and for scores that are NaN or infinite.
+    The result is empty if the checkpoint was kept as the last one or was renamed, because its callback states then only
+    have the scores of other files; if the checkpoint was moved and several folders have a file of this name; and if
+    scores are NaN or infinite.
 
     Args:
         states: The callback states of the checkpoint.

@@ -54,7 +54,7 @@ def encoder_cost(encoder: Encoder, length: int = 128) -> Cost:
 
 
 def dense_cost(encoder: Encoder, length: int = 128) -> Cost:
-    """Count the parameters and FLOPs that an encoder has before any pruning, from its configuration.
+    """Count the parameters and FLOPs of an encoder before any pruning, from its configuration.
 
     Args:
         encoder: The encoder, dense or pruned.
@@ -67,6 +67,6 @@ def dense_cost(encoder: Encoder, length: int = 128) -> Cost:
 
 
 def _kept_weights(encoder: Encoder, layer: int, kind: str) -> int:
-    """Return the number of weights that are kept of a matrix."""
+    """Return the number of kept weights of a matrix."""
     module = encoder.find_matrix(layer, kind)
     return 0 if module is None else as_matrix(module).kept_weights().numel()

@@ -98,7 +98,7 @@ def get_task(name: str) -> GLUETask:
 def normalize_class_name(name: object) -> str:
     """Return a class name in lowercase without spaces and punctuation, so that spelling variants are equal.
 
-    Symbols, combining marks, the sign of a number and its decimal point are kept: they tell classes apart.
+    Symbols, combining marks, the sign of a number and its decimal point are kept, since they distinguish classes.
 
     Example:
         >>> normalize_class_name("Not-Entailment") == normalize_class_name("not_entailment")

@@ -1,4 +1,4 @@
-"""The head of a stored model as its configuration describes it: what it predicts, and the names of its classes."""
+"""Read from a stored model's configuration what its head predicts, and the names of its classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from pgb_lightning.packaged import explain_model_errors, resolve_model
 
-#: What a text is labeled with, by the names that transformers uses.
+#: The problem types of texts, with transformers' names.
 TextProblem = Literal["single_label_classification", "multi_label_classification", "regression"]
 TEXT_PROBLEMS: tuple[TextProblem, ...] = (
     "single_label_classification",
@@ -18,7 +18,7 @@ TEXT_PROBLEMS: tuple[TextProblem, ...] = (
     "regression",
 )
 
-#: What a row is labeled with: a text, or each of its words.
+#: The problem types of rows: those of texts, and token classification.
 ProblemType = Literal[TextProblem, "token_classification"]
 PROBLEM_TYPES: tuple[ProblemType, ...] = (*TEXT_PROBLEMS, "token_classification")
 
@@ -28,7 +28,7 @@ class Labels:
     """The labels of a model or a table.
 
     Args:
-        problem_type: What a row is labeled with: a class, several classes, a number, or a class for each word.
+        problem_type: The kind of labels of a row: one class, multiple classes, a number, or a class for each word.
         num_labels: Number of classes; 1 for numbers.
         names: Names of the classes; empty if only their numbers are known.
     """
@@ -109,5 +109,5 @@ def class_names(config: PretrainedConfig) -> tuple[str, ...]:
 
 
 def usual_problem(num_labels: int) -> TextProblem:
-    """Return what transformers trains a head of some width for: one number, or one of several classes."""
+    """Return transformers' default problem type for a head with ``num_labels`` outputs."""
     return "regression" if num_labels == 1 else "single_label_classification"

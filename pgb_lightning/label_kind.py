@@ -1,4 +1,4 @@
-"""Find out what the labels of a model are, from the loss that is computed on its outputs: exclusive classes or not."""
+"""Determine whether a model's labels are exclusive classes, from the loss that is computed on its outputs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROBLEM_TYPES: dict[str, Kind] = {
 #: Endings of the names of transformers classes whose logits, (B, C), are always exclusive.
 EXCLUSIVE_CLASSES = ("ForMultipleChoice", "ForNextSentencePrediction")
 
-#: Loss functions of one label per sample, which compare classes with each other.
+#: Loss functions for one label per sample, in which classes compete.
 EXCLUSIVE_LOSSES = {"cross_entropy", "nll_loss", "multi_margin_loss"}
 
 #: Loss functions of independent labels, and of values.
@@ -37,26 +37,26 @@ LABEL_LOSSES = {
 }
 VALUE_LOSSES = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"}
 
-#: Label of rows and tokens that no loss and no metric takes, by default.
+#: Default label of rows and tokens that losses and metrics ignore.
 IGNORED = -100
 
-#: Functions that a user's own loss begins with.
+#: Functions with which a user's own loss usually begins.
 EXCLUSIVE_ACTIVATIONS = {"softmax", "log_softmax", "logsumexp"}
 INDEPENDENT_ACTIVATIONS = {"sigmoid", "logsigmoid", "log_sigmoid"}
 
-#: The functions by kind; losses tell more than activations.
+#: The functions by kind; losses are more reliable than activations.
 _LOSSES: dict[Kind, set[str]] = {"classes": EXCLUSIVE_LOSSES, "labels": LABEL_LOSSES, "values": VALUE_LOSSES}
 _ACTIVATIONS: dict[Kind, set[str]] = {"classes": EXCLUSIVE_ACTIVATIONS, "labels": INDEPENDENT_ACTIVATIONS}
 _NAMES = {name for kinds in (_LOSSES, _ACTIVATIONS) for names in kinds.values() for name in names}
 
 
 def find_kind(model: PreTrainedModel, logits: Tensor, seen: Kind | None) -> Kind | None:
-    """Return what the labels of a model are, or ``None`` if it is unknown.
+    """Return the kind of a model's labels, or ``None`` if it is unknown.
 
     Args:
         model: The model.
         logits: Its logits, with the labels in the last dimension.
-        seen: What the loss that was computed on the logits takes them for, if this is known.
+        seen: The kind of labels for which the loss that was computed on the logits is used, if known.
 
     Raises:
         ValueError: If the loss and ``config.problem_type`` disagree.
@@ -79,12 +79,12 @@ def find_kind(model: PreTrainedModel, logits: Tensor, seen: Kind | None) -> Kind
 
 
 def resolve_exclusive(model: PreTrainedModel, logits: Tensor, seen: bool | None) -> bool:
-    """Return whether the labels of a classifier exclude each other.
+    """Return whether the labels of a classifier are mutually exclusive.
 
     Args:
         model: The model.
         logits: Its logits, with the labels in the last dimension.
-        seen: Whether the loss that was computed on the logits takes labels as exclusive, if this is known.
+        seen: Whether the loss that was computed on the logits is one for exclusive labels, if known.
 
     Raises:
         ValueError: If this is unknown, or the loss and ``config.problem_type`` disagree.
@@ -119,8 +119,8 @@ class SeenFunction:
     Args:
         name: The name of the function.
         value: The tensor.
-        target: The labels that the tensor was compared with, if any.
-        ignored: The label of rows that do not count.
+        target: The labels with which the tensor was compared, if any.
+        ignored: The label of rows that are ignored.
     """
 
     name: str
@@ -147,7 +147,7 @@ class LossWatcher(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Note the function, and call it."""
+        """Record the function, and call it."""
         kwargs = kwargs or {}
         value = args[0] if args else kwargs.get("input")
         name = getattr(func, "__name__", "")
@@ -158,16 +158,17 @@ class LossWatcher(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def kind(self, logits: Iterable[Tensor]) -> Kind | None:
-        """Return what the loss takes labels for, or ``None`` if it is unknown or there are several losses.
+        """Return the kind of labels of the loss, or ``None`` if it is unknown or there are several losses.
 
         Args:
-            logits: The logits. Functions count that were applied to as many elements, or to rows of the same width.
+            logits: The logits. Only functions that were applied to the same number of elements, or to rows of the same
+                width, are considered.
         """
         kinds = self._kinds(logits)
         return kinds.pop() if len(kinds) == 1 else None
 
     def exclusive(self, logits: Iterable[Tensor]) -> bool | None:
-        """Return whether the loss takes classes as exclusive, or ``None`` if it is unknown or there are several losses.
+        """Return whether the loss is one for exclusive classes, or ``None`` if it is unknown or there are several.
 
         Args:
             logits: As for :meth:`kind`.

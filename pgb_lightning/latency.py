@@ -20,14 +20,14 @@ from pgb_lightning.modes import eval_mode
 from pgb_lightning.runtimes.channel_layers import use_channel_layers
 from pgb_lightning.runtimes.loading import Run, load_modules
 
-#: Number of timed calls in :func:`measure_fastest`. The fastest counts, since disturbances only make a call longer.
+#: Number of timed calls in :func:`measure_fastest`. The fastest is used, since interference only makes calls slower.
 NUM_CALLS = 5
 
 
 def measure_latency(
     runs: Mapping[str, Callable[[], object]], repeats: int = 7, min_time: float = 0.2
 ) -> dict[str, list[float]]:
-    """Measure several functions in interleaved rounds, so that changes of the machine's speed affect all of them.
+    """Measure several functions in interleaved rounds, so that changes in the machine's speed affect all of them.
 
     Args:
         runs: Functions by name. Each is warmed up first.
@@ -80,7 +80,7 @@ def measure_encoder(encoder: Encoder, batch_size: int, length: int, runtime: Lat
         encoder: The encoder.
         batch_size: Number of sequences per batch.
         length: Number of tokens per sequence.
-        runtime: What runs the layers.
+        runtime: The runtime of the layers.
     """
     with eval_mode(encoder.model):
         return measure_fastest(layers_runner(encoder, batch_size, length, runtime))[0]
@@ -96,7 +96,7 @@ def latency_ratio(
         pruned: The encoder.
         batch_size: Number of sequences per batch.
         length: Number of tokens per sequence.
-        runtime: What runs the layers.
+        runtime: The runtime of the layers.
     """
     with eval_mode(dense.model), eval_mode(pruned.model):
         runs = [layers_runner(encoder, batch_size, length, runtime) for encoder in (dense, pruned)]
@@ -111,7 +111,7 @@ def layers_runner(encoder: Encoder, batch_size: int, length: int, runtime: Laten
         encoder: The dense or pruned encoder, in eval mode.
         batch_size: Number of sequences per batch.
         length: Number of tokens per sequence.
-        runtime: What runs the layers.
+        runtime: The runtime of the layers.
     """
     encoder = encoder_for(runtime, encoder)
     if runtime != "torch":
@@ -122,7 +122,7 @@ def layers_runner(encoder: Encoder, batch_size: int, length: int, runtime: Laten
 
 
 def encoder_for(runtime: LatencyRuntime, encoder: Encoder) -> Encoder:
-    """Return the encoder to be measured in a runtime: itself for PyTorch, else a copy with the attention of exports.
+    """Return the encoder to measure in a runtime: itself for PyTorch, else a copy with eager attention, as in exports.
 
     Args:
         runtime: The runtime.
@@ -136,7 +136,7 @@ def encoder_for(runtime: LatencyRuntime, encoder: Encoder) -> Encoder:
 
 
 class _AllLayers(nn.Module):
-    """All layers of an encoder, on hidden states of one size.
+    """A module that runs all layers of an encoder on hidden states of one size.
 
     Args:
         encoder: The encoder.
@@ -147,7 +147,7 @@ class _AllLayers(nn.Module):
     def __init__(self, encoder: Encoder, batch_size: int, length: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.model = encoder.model  # An exporter has to know the parameters.
+        self.model = encoder.model  # Exporters need the parameters.
         self.arguments = layer_arguments(encoder, batch_size, length)
         self.tokens = torch.ones(batch_size, length, dtype=torch.bool, device=encoder.model.device)
 

@@ -1,4 +1,4 @@
-"""Forward calls of a transformers model inside any code that calls it: arguments, outputs, hidden states and masks."""
+"""Record the forward calls of a transformers model in any code: arguments, outputs, hidden states and masks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.encoders.wrappers import names_of
 
-#: Names of the outputs of transformers models that are compared.
+#: Names of the outputs of transformers models that distillation compares.
 LOGITS = ("logits", "start_logits", "end_logits")
 
 
@@ -28,8 +28,9 @@ class Call:
         args: The positional arguments.
         kwargs: The keyword arguments.
         output: The output of the model.
-        hidden: The hidden states after each layer, (B, S, d); those of several calls of the encoder one after another.
-        mask: The attention mask, (B, S), if one was given; that of the encoder's first call.
+        hidden: The hidden states after each layer, (B, S, d). If the encoder was called several times, its calls follow
+            one after another.
+        mask: The attention mask of the encoder's first call, (B, S), if one was given.
         masks: The attention mask of each entry of ``hidden``, if they differ.
     """
 
@@ -41,22 +42,22 @@ class Call:
     masks: list[Tensor | None] = field(default_factory=list)
 
     def logits(self) -> dict[str, Tensor]:
-        """Return the outputs to compare by name; empty if the model has no head."""
+        """Return the outputs to compare, by name; empty if the model has no head."""
         named = self.output if isinstance(self.output, Mapping) else {}
         return {name: named[name] for name in LOGITS if name in named}
 
     def has_gradients(self, logits_only: bool = False) -> bool:
-        """Return whether the last hidden states, or the logits, can be trained."""
+        """Return whether the last hidden states or the logits require gradients."""
         outputs = list(self.logits().values()) if logits_only else self.hidden[-1:]
         return any(output.requires_grad for output in outputs)
 
     def is_valid(self) -> bool:
-        """Return whether all outputs and hidden states are numbers. Logits may be minus infinity, as if masked."""
+        """Return whether all outputs and hidden states are finite. Masked logits may be minus infinity."""
         finite = all(bool(each.isfinite().all()) for each in self.hidden)
         return finite and not any(bool((each.isnan() | (each == torch.inf)).any()) for each in self.logits().values())
 
     def after(self, layers: Collection[int], count: int) -> Call:
-        """Return the call with the hidden states after some layers only.
+        """Return the call with only the hidden states after the given layers.
 
         Args:
             layers: Indices of runs of layers, in one call of the encoder.
@@ -74,7 +75,7 @@ class Call:
             layer: The entry of ``hidden``; by default the mask of the encoder's first call is returned.
         """
         mask = self.masks[layer] if layer is not None and self.masks else self.mask
-        if mask is None or mask.shape != like.shape[:2]:  # no mask, or a mask of another form
+        if mask is None or mask.shape != like.shape[:2]:  # no mask, or a mask of another shape
             return torch.ones(like.shape[:2], dtype=like.dtype, device=like.device)
         return mask.to(like)
 
@@ -115,7 +116,7 @@ def record_calls(model: PreTrainedModel, encoder: str | None = None) -> Iterator
     handles = [
         model.register_forward_pre_hook(enter),
         found.model.register_forward_pre_hook(enter_encoder, with_kwargs=True),
-        # Those of wrappers, inside which the layers may be compiled or run again in the backward pass.
+        # Hook the wrappers of layers, since the layers inside may be compiled or run again in the backward pass.
         *(layer.register_forward_hook(leave_layer) for layer in found.stack),
         model.register_forward_hook(leave, with_kwargs=True),
     ]

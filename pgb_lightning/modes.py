@@ -43,10 +43,10 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Run everything that ``torch.compile`` has compiled as it was before.
+    """Run everything that ``torch.compile`` has compiled without its compiled code.
 
-    Compiled code does not notice hooks that are registered later, and with them it would be compiled again. torch has
-    one such setting for all threads; it is restored when the last thread leaves the context.
+    Compiled code ignores hooks that are registered later, or would be compiled again. torch has one such setting for
+    all threads; it is restored when the last thread leaves the context.
 
     Example:
         >>> with uncompiled():

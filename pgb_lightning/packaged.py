@@ -12,7 +12,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-#: The name of the packaged MiniLM in configuration files, which do not know the folder it is installed in.
+#: The name of the packaged MiniLM in configuration files, in place of its installation folder.
 MINILM_ALIAS = "minilm-l6"
 
 #: Its name on the Hub.
@@ -23,8 +23,8 @@ def package_folder(package: str, requirement: str) -> Path:
     """Return the folder of an installed package without importing it.
 
     Args:
-        package: The name to import it by.
-        requirement: The requirement to install it with, for the message.
+        package: The name under which it is imported.
+        requirement: The requirement for pip, for the message.
 
     Raises:
         MisconfigurationException: If the package is not installed. The message has the command to install it.
@@ -70,7 +70,7 @@ def public_name(model_name_or_path: str) -> str:
 
 @contextmanager
 def explain_model_errors(model_name_or_path: str, part: str, setting: str = "model_name_or_path") -> Iterator[None]:
-    """Turn errors of transformers while it reads a model into errors that name the setting.
+    """Convert errors of transformers while reading a model to errors that name the setting.
 
     Args:
         model_name_or_path: The user's setting.
@@ -97,7 +97,7 @@ def explain_model_errors(model_name_or_path: str, part: str, setting: str = "mod
 
 
 def _is_path(model_name_or_path: str) -> bool:
-    """Return whether a text can only be a path: a name on the Hub has one slash at most, in the middle."""
+    """Return whether a text can only be a path: a name on the Hub has at most one slash, in the middle."""
     name = model_name_or_path
     return name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1
 
@@ -110,7 +110,7 @@ def read_tokenizer(model_name_or_path: str, **settings: Any) -> PreTrainedTokeni
         **settings: Settings of the tokenizer, such as ``add_prefix_space``.
 
     Raises:
-        MisconfigurationException: If the tokenizer cannot be read, or has special tokens only. Transformers creates
+        MisconfigurationException: If the tokenizer cannot be read, or has only special tokens. transformers creates
             such a tokenizer for a model that was saved without one.
     """
     with explain_model_errors(model_name_or_path, "tokenizer"):

@@ -1,4 +1,4 @@
-"""Colors of all figures, and saving."""
+"""Colors of figures, and functions to save them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def require_matplotlib() -> None:
 
 
 def check_suffix(path: str, setting: str) -> None:
-    """Check that a file is of a format in which equal figures give equal files.
+    """Check that a file has a format in which equal figures give identical files.
 
     Args:
         path: The file.
@@ -50,7 +50,7 @@ def check_suffix(path: str, setting: str) -> None:
 def save(figure: Figure, path: Path) -> None:
     """Save a figure.
 
-    In the formats of :data:`REPRODUCIBLE_SUFFIXES`, equal figures give equal files, byte for byte.
+    In the formats of :data:`REPRODUCIBLE_SUFFIXES`, equal figures give byte-identical files.
 
     Args:
         figure: The figure.

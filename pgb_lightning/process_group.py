@@ -10,8 +10,8 @@ from torch import distributed
 def close_process_group() -> None:
     """Destroy the default process group, if there is one, after its last use.
 
-    Lightning does so for NCCL only. A gloo thread that is still releasing the last collective when the interpreter
-    exits aborts the process, so a successful fit on CPUs would exit with status 134.
+    Lightning does so for NCCL only. If a gloo thread is still releasing the last collective when the interpreter exits,
+    the process aborts, so a successful fit on CPUs would exit with status 134.
     """
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

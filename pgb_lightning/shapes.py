@@ -1,4 +1,4 @@
-"""The shapes that a sublayer can be given."""
+"""The possible shapes of a sublayer."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Heads:
-    """An attention sublayer with some of its heads.
+    """An attention sublayer with a subset of its heads.
 
     Args:
-        count: The heads that are kept; if keys and values have fewer heads than queries, heads of keys and values.
+        count: Number of kept heads; if keys and values have fewer heads than queries, number of kept key-value heads.
 
     Example:
         >>> print(Heads(6))
@@ -25,10 +25,10 @@ class Heads:
 
 @dataclass(frozen=True)
 class Neurons:
-    """A feed-forward sublayer with some of its neurons.
+    """A feed-forward sublayer with a subset of its neurons.
 
     Args:
-        count: The neurons that are kept.
+        count: Number of kept neurons.
 
     Example:
         >>> print(Neurons(768))
@@ -48,7 +48,7 @@ class Groups:
     Args:
         numbers: The group number G of each matrix, in order; 0 for a matrix that is removed, 1 for one that is not
             split.
-        neurons: The neurons that are kept of a feed-forward sublayer; ``None`` for attention.
+        neurons: Number of kept neurons of a feed-forward sublayer; ``None`` for attention.
 
     Example:
         >>> print(Groups((2, 2, 1, 3)))

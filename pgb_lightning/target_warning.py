@@ -6,10 +6,10 @@ import warnings
 
 from pgb_lightning.config import PruningConfig
 
-#: What the fraction in the warning refers to, for budgets whose unit has another name.
+#: Name of each budget's unit, for messages.
 UNITS = {"parameters": "weights", "flops": "FLOPs", "latency": "time"}
-#: Largest distance from the target without a warning, or an error if it is known before calibration; a fraction of the
-#: dense model's total.
+#: Largest distance from the target, as a fraction of the dense model's total, without a warning (or without an error,
+#: if the distance is known before calibration).
 MAX_GAP = 0.01
 
 

@@ -63,9 +63,9 @@ def run(
 ) -> dict[str, Any]:
     """Measure pruned models and the dense model in one run: interleaved rounds, medians and quartiles.
 
-    The weights are random, which affects neither shapes nor latency. For every ratio there is a model with the paper's
-    groups and a model with fewer heads and neurons. The latter has as many weights and needs no permutation, so it is
-    the lower bound of latency. Writes ``benchmark.json`` and, if matplotlib is installed, ``benchmark.svg``.
+    The weights are random, which affects neither shapes nor latency. For every ratio, there is a model with the paper's
+    groups and a model with fewer heads and neurons. The latter has the same number of weights and needs no permutation,
+    so its latency is the lower bound. Writes ``benchmark.json`` and, if matplotlib is installed, ``benchmark.svg``.
 
     Args:
         architecture: The transformers ``model_type`` of a supported family, for its base size, or the name of a
@@ -74,25 +74,26 @@ def run(
         pruning_ratios: Fractions of the encoder's weights to remove.
         num_groups: Group numbers. For each, two models with that number of groups in every matrix are measured: one
             with random groups in each matrix, and one whose W1 and W2 share the groups of neurons.
-        plan: A ``plan.json`` to measure too, for this ``model_type`` and number of layers.
-        ckpt_path: A pruned checkpoint of TextClassification, TokenClassification or QuestionAnswering to measure too.
+        plan: A ``plan.json`` to also measure, for this ``model_type`` and number of layers.
+        ckpt_path: A pruned checkpoint of TextClassification, TokenClassification or QuestionAnswering to also measure.
             Its dense twin is then the dense model, and ``architecture`` and ``num_layers`` are ignored.
-        data: A table of texts, with which ``runtimes`` are scored too: a file, a folder of files or a name on the Hub,
-            as for ``pgb prune``. The score of each model in each runtime stands beside its speed, with the agreement
-            with the dense model, which needs no labels. ``pruning_ratios`` then prune copies of ``model`` in one shot.
+        data: A table of texts on which to score the models in all ``runtimes``: a file, a folder of files or a name on
+            the Hub, as for ``pgb prune``. Reports the score of each model in each runtime next to its speed, and the
+            agreement with the dense model, which needs no labels. ``pruning_ratios`` are then those of copies of
+            ``model``, which are pruned in one shot.
         model: The dense, fine-tuned model that is scored on ``data``: a folder, a name on the Hub, or a checkpoint.
-        pruned: Pruned models of the same task to measure too: folders of ``pgb prune`` or checkpoints.
-        text_columns: The columns of texts in ``data``; found if there is one choice.
-        label_column: The column of labels in ``data``; found by common names.
+        pruned: Pruned models of the same task to also measure: folders of ``pgb prune`` or checkpoints.
+        text_columns: The columns of texts in ``data``; detected if there is only one choice.
+        label_column: The column of labels in ``data``; detected by common names if omitted.
         batch_sizes: Sequences per batch.
         lengths: Tokens per sequence.
         dtype: Data type of weights and activations.
         device: The device, such as "cpu" or "cuda".
         num_threads: Number of CPU threads; by default chosen by torch.
-        compiled: Whether to measure the models under ``torch.compile`` too.
-        compile_mode: The mode of ``torch.compile``. "reduce-overhead" replays CUDA graphs, which pays where starting
-            the kernels takes longer than running them: small batches, and the narrow layers of pruned models.
-        runtimes: Runtimes in which to measure inference, in place of everything else: "torch", "torch-bf16",
+        compiled: Whether to also measure the models under ``torch.compile``.
+        compile_mode: The mode of ``torch.compile``. "reduce-overhead" replays CUDA graphs, which helps if launching the
+            kernels takes longer than running them, as for small batches and the narrow layers of pruned models.
+        runtimes: Runtimes in which to measure inference, instead of all other measurements: "torch", "torch-bf16",
             "torch-export", "onnxruntime", "onnxruntime-int8", "onnxruntime-int8-dynamic", "openvino",
             "openvino-bf16" and "openvino-int8". All have the same number of threads, and all models are in memory at
             once.

@@ -1,4 +1,4 @@
-"""Configurations of published encoders, as far as they differ from the defaults of their class in transformers."""
+"""Configurations of published encoders, where they differ from the defaults of their class in transformers."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def full_size_config(name: str, num_layers: int | None = None, **settings: Any) 
     Args:
         name: A name in :data:`PUBLISHED`, or the transformers ``model_type`` of a registered family, for the defaults
             of its configuration.
-        num_layers: Number of layers, if it is to be another.
+        num_layers: Number of layers; by default that of the configuration.
         settings: Other settings that replace those of the configuration.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The figure of a benchmark: latency over the fraction of removed weights."""
+"""The figure of a benchmark: latency versus the fraction of removed weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SERIES = {
 
 
 def draw_latency(results: dict[str, Any], path: Path) -> None:
-    """Draw latency over the fraction of removed encoder weights, one panel per batch.
+    """Draw latency versus the fraction of removed encoder weights, with one panel per batch.
 
     Each series starts at the dense model. The dashed line is a latency proportional to the number of weights. If
     matplotlib is not installed, nothing is drawn and a warning is issued.

@@ -33,7 +33,7 @@ def forward_times(models: Mapping[str, nn.Module], batch: dict[str, Tensor], rep
 def sublayer_times(
     models: Mapping[str, PreTrainedModel], batch: dict[str, Tensor], repeats: int, min_time: float
 ) -> dict[str, Times]:
-    """Measure the sublayers of all runs of layers by kind, on random hidden states, in seconds per batch."""
+    """Measure the sublayers of all layers by kind, on random hidden states, in seconds per batch."""
     shape, first = batch["input_ids"].shape, next(iter(models.values()))
     hidden = torch.randn(*shape, first.config.hidden_size, device=first.device).to(first.dtype)
     arguments = {name: layer_arguments(find_encoder(model), *shape) for name, model in models.items()}
@@ -103,7 +103,7 @@ def peak_memory(model: nn.Module, batch: dict[str, Tensor]) -> int | None:
 
 def _increase_of_peak(path: str) -> int | None:
     before = peak_of_process()
-    model, batch, threads = torch.load(path, weights_only=False)  # written by this program a moment ago
+    model, batch, threads = torch.load(path, weights_only=False)  # written by this program
     torch.set_num_threads(threads)
     _run_inference(model, batch)
     after = peak_of_process()

@@ -79,7 +79,7 @@ def paper_plan(encoder: Encoder, ratio: float) -> PruningPlan:
         key: torch.rand(linear.weight.T.shape, generator=generator).to(linear.weight.device)
         for key, linear in encoder.linears()
     }
-    # The largest τ needs no predicted losses, for which there is no data.
+    # Without data there are no predicted losses, so the largest τ is used.
     config = PruningConfig.from_preset("paper", pruning_ratio=ratio)
     return plan_at_rank(encoder, Calibration(fisher, [], 0, 0), config, rank=1.0)
 
@@ -141,6 +141,6 @@ def narrow_plan(encoder: Encoder, ratio: float) -> PruningPlan:
 
 
 def _weights(encoder: Encoder, sublayer: Sublayer, inner: int) -> int:
-    """Return the weights of a sublayer with some number of inner features."""
+    """Return the number of weights of a sublayer with a given number of inner features."""
     sizes = (encoder.matrix_size(kind, inner) for kind in encoder.sublayers[sublayer])
     return sum(rows * columns for rows, columns in sizes)

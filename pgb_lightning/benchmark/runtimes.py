@@ -37,15 +37,15 @@ Runtime: TypeAlias = Literal[
 
 Batch: TypeAlias = Mapping[str, Tensor]
 
-#: What runs a model on a batch, by runtime and name of the model.
+#: Functions that run a model on a batch, by runtime and name of the model.
 Runs: TypeAlias = dict[tuple[Runtime, str], Run]
 
-#: The runtime of the dense model that all others are compared with.
+#: The runtime of the dense model with which all others are compared.
 REFERENCE: Runtime = "torch"
 
 
 def check_runtimes(runtimes: Sequence[str], dtype: str, device: str, compiled: bool) -> None:
-    """Require known runtimes, their packages, and settings that they all have.
+    """Check that runtimes are known, their packages are installed, and they support the other settings.
 
     Args:
         runtimes: The runtimes.
@@ -55,7 +55,7 @@ def check_runtimes(runtimes: Sequence[str], dtype: str, device: str, compiled: b
 
     Raises:
         ModuleNotFoundError: If a package is missing.
-        ValueError: If a runtime is unknown, or another setting does not go with runtimes.
+        ValueError: If a runtime is unknown, or another setting cannot be used with runtimes.
     """
     if unknown := [name for name in runtimes if name not in get_args(Runtime)]:
         raise ValueError(f"runtimes={unknown} is unknown. Use {', '.join(map(repr, get_args(Runtime)))}.")
@@ -85,7 +85,7 @@ def loaded_runs(
         calibration: Batches from which ranges of activations are taken.
 
     Yields:
-        What runs a model, by runtime and name. The files are removed afterwards.
+        The functions that run the models, by runtime and name. The exported files are removed afterwards.
     """
     chosen = list(dict.fromkeys((REFERENCE, *runtimes)))
     with TemporaryDirectory() as folder:
@@ -102,13 +102,13 @@ def measure_runs(runs: Runs, batches: Sequence[Batch], repeats: int, min_time: f
     """Measure inference of all models in all runtimes, in interleaved rounds.
 
     Args:
-        runs: What :func:`loaded_runs` yields.
+        runs: The result of :func:`loaded_runs`.
         batches: Batches without padding.
         repeats: Number of rounds.
         min_time: Minimum duration of one measurement, in seconds.
 
     Yields:
-        For each batch its size, its length and, by runtime and model, the median and quartiles in seconds, the speedup
+        For each batch, its size, its length and, by runtime and model, the median and quartiles in seconds, the speedup
         over the dense model in the same runtime (``speedup``), and over the dense model in PyTorch
         (``speedup_over_torch``).
     """

@@ -9,7 +9,7 @@ from rich.table import Table
 
 
 def realized_savings(speedup: float, flops: float) -> float:
-    """Return the fraction of saved time over the fraction of saved FLOPs.
+    """Return the fraction of saved time divided by the fraction of saved FLOPs.
 
     Args:
         speedup: Speedup over the dense model.

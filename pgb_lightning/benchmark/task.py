@@ -1,4 +1,4 @@
-"""The task of a benchmark with data: a dense model, pruned ones, and their scores in every runtime."""
+"""The task of a benchmark with data: a dense model, pruned models, and their scores in every runtime."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Scores = dict[str, dict[str, dict[str, float]]]
 
 
 class RuntimeModel(nn.Module):
-    """Stands in for the transformers model of a module, and runs an exported one. It has no loss.
+    """Replaces the transformers model of a module by an exported one. It has no loss.
 
     Args:
         run: Runs the exported model.
@@ -82,18 +82,18 @@ class Task:
         columns: Mapping[str, Any],
         folder: Path,
     ) -> Task:
-        """Read a dense model, prune copies of it in one shot, and read models that were pruned before.
+        """Load a dense model, prune copies of it in one shot, and load models that were already pruned.
 
         Args:
             model: A fine-tuned model: a folder, a name on the Hub, or a checkpoint.
             pruned: Pruned models of the same task: folders or checkpoints.
-            ratios: Fractions of the encoder's weights to remove from copies, which are not re-finetuned.
+            ratios: Fractions of the encoder's weights to remove from the copies, which are not re-finetuned.
             data: The table: a file, a folder of files, or a name on the Hub.
             columns: Settings of the data module for the columns.
-            folder: Where the model of a checkpoint is written.
+            folder: The folder in which the model of a checkpoint is saved.
 
         Raises:
-            MisconfigurationException: If a model or the data cannot be read, or they do not fit together.
+            MisconfigurationException: If a model or the data cannot be read, or the models do not fit the data.
         """
         dense, name = _read(model, "model"), find_dense(model, folder)
         kind = SentencesDataModule if isinstance(dense, SentenceEmbedding) else TextDataModule
@@ -125,7 +125,7 @@ class Task:
         """Score every model in every runtime on the validation rows.
 
         Args:
-            runs: What runs them, by runtime and name.
+            runs: The functions that run the models, by runtime and name.
 
         Returns:
             The scores of the module, if the rows have labels, and ``"agreement"`` with the predictions of the dense
@@ -153,7 +153,7 @@ class Task:
 
 
 def check_data_settings(data: str | None, model: str | None, runtimes: Sequence[str], **others: Any) -> None:
-    """Require the settings that go with a table, and with nothing else.
+    """Check that the settings for a table are complete, and are given only with a table.
 
     Args:
         data: The setting of the benchmark.
@@ -200,7 +200,7 @@ def _prune(module: FineTuning, data: TextDataModule, ratio: float) -> FineTuning
 
 @contextmanager
 def _running(module: FineTuning, run: Run) -> Iterator[None]:
-    """Let a module evaluate an exported model in place of its own."""
+    """Let a module evaluate an exported model instead of its own."""
     own: Any = module.model
     module.model = RuntimeModel(run, own)  # type: ignore[assignment]
     try:

@@ -1,4 +1,4 @@
-"""Learn from the dense model: losses between a pruned model and its teacher, and a cache of the teacher's answers."""
+"""Distillation from the dense model: losses between a pruned model and its teacher, and a cache of its answers."""
 
 from pgb_lightning.distillation.losses import hidden_loss, logits_loss
 from pgb_lightning.distillation.teacher import Teacher

@@ -1,8 +1,8 @@
 """Distillation losses: match the outputs and hidden states of the dense model on the same inputs.
 
 For exclusive classes, the loss is the Kullback-Leibler divergence between the distributions of teacher and student,
-both softened by a temperature (Hinton, Vinyals and Dean, 2015). For independent labels and regression it is the mean
-squared error of the outputs (Ba and Caruana, 2014), to which the divergence tends at high temperatures.
+both softened by a temperature (Hinton, Vinyals and Dean, 2015). For independent labels and regression, it is the mean
+squared error of the outputs (Ba and Caruana, 2014), which is the limit of the divergence at high temperatures.
 Pruning does not change the hidden size, so the hidden states of each layer are compared directly with those of the same
 layer of the teacher (CoFi learns a projection between them). That loss is the squared error, divided by the squared
 norm of the teacher's hidden states. Padding is ignored.
@@ -25,7 +25,7 @@ def logits_loss(student: Call, teacher: Call, temperature: float, exclusive: boo
         temperature: Divides the logits before the softmax. The loss is multiplied by its square, so that the scale of
             the gradients does not depend on it.
         exclusive: Whether ``logits`` are those of exclusive classes, which are compared after a softmax. Otherwise they
-            are compared by their squared error. Scores of answer positions are exclusive in any case.
+            are compared by their squared error. Scores of answer positions are always exclusive.
 
     Returns:
         The loss, averaged over samples (over tokens without padding if each token has logits) and over outputs.
@@ -38,12 +38,12 @@ def logits_loss(student: Call, teacher: Call, temperature: float, exclusive: boo
     losses = []
     for name, target in teacher.logits().items():
         logits = student.logits()[name]
-        if name != "logits" and target.dim() == 2:  # no answer begins or ends at padding
+        if name != "logits" and target.dim() == 2:  # answers do not begin or end at padding
             target = target.masked_fill(teacher.token_mask(target) == 0, -torch.inf)
         if (exclusive or name != "logits") and target.shape[-1] > 1:
             log_student = (logits.float() / temperature).log_softmax(-1)
             log_teacher = (target.float() / temperature).log_softmax(-1)
-            impossible = log_teacher == -torch.inf  # masked positions, which add nothing
+            impossible = log_teacher == -torch.inf  # masked positions, which do not contribute
             difference = (log_teacher - log_student).masked_fill(impossible, 0.0)
             rows = temperature**2 * (log_teacher.exp() * difference).sum(-1)
         else:

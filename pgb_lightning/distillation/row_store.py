@@ -1,4 +1,4 @@
-"""Keep bytes on disk under hashes, in a folder that several processes may share and that survives interruptions."""
+"""A key-value store on disk, in a folder that processes can share and that remains valid after interruptions."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from uuid import uuid4
 
 import numpy as np
 
-#: An entry of an index: the key of a row, and where its bytes are in the file of the same name.
+#: An entry of an index: the key of a row, and the position of its bytes in the file of the same name.
 ENTRY = np.dtype([("key", "V16"), ("offset", "<i8"), ("length", "<i8")])
 
-#: Bytes that are left free on the disk.
+#: Number of bytes of the disk that are left free.
 RESERVE = 1 << 30
 
 
 class RowStore:
-    """Bytes under keys of 16 bytes, in files that are only appended to.
+    """A store of bytes by keys of 16 bytes, in append-only files.
 
-    Each process writes files of its own: rows, and an index that gets its entries after the rows are on the disk. An
-    interrupted process therefore leaves rows without entries, but no entry without a row.
+    Each process writes its own files: rows, and an index to which entries are added after the rows are on the disk. An
+    interrupted process may therefore leave rows without entries, but no entries without a row.
 
     Args:
         folder: The folder; it is created.
-        limit: Maximum size of all rows in it, in bytes. 1 GiB of the disk is left free in any case.
+        limit: Maximum size of all rows in it, in bytes. At least 1 GiB of the disk is left free.
 
     Example:
         >>> import tempfile
@@ -53,7 +53,7 @@ class RowStore:
         self.refresh()
 
     def get(self, key: bytes) -> bytes | None:
-        """Return the bytes under a key, or ``None`` if there are none."""
+        """Return the bytes of a key, or ``None`` if there are none."""
         if key not in self._entries:
             return None
         path, offset, length = self._entries[key]
@@ -64,7 +64,7 @@ class RowStore:
         return found if len(found) == length else None
 
     def add(self, key: bytes, row: bytes) -> bool:
-        """Write a row under a key, unless the key is known, and return whether there was room for it."""
+        """Store a row under a key, unless the key exists, and return whether there was space for it."""
         if key in self._entries:
             return True
         self.is_full = self._size + len(row) > self.limit or shutil.disk_usage(self.folder).free < RESERVE + len(row)
@@ -80,7 +80,7 @@ class RowStore:
         return True
 
     def flush(self) -> None:
-        """Make the rows known to other processes, and to later ones."""
+        """Make the rows available to other processes and later runs."""
         if self._writer is None or not self._pending:
             return
         os.fsync(self._writer.fileno())
@@ -89,7 +89,7 @@ class RowStore:
         self._pending.clear()
 
     def refresh(self) -> None:
-        """Find the rows that other processes have written."""
+        """Read the index entries that other processes have written."""
         for path in self.folder.glob("*.index"):
             rows, start = path.with_suffix(".rows"), self._num_read.get(path, 0)
             if rows == self._own or not rows.is_file():
@@ -104,7 +104,7 @@ class RowStore:
         self._size = sum(rows.stat().st_size for rows in self.folder.glob("*.rows"))
 
     def close(self) -> None:
-        """Write what is left, and close the files."""
+        """Write all pending rows, and close the files."""
         self.flush()
         for file in (*self._readers.values(), *([self._writer] if self._writer else [])):
             file.close()

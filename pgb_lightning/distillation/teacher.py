@@ -15,7 +15,7 @@ from pgb_lightning.model_calls import Call, record_calls
 class Teacher:
     """A frozen dense model that runs on the inputs of a student. It is not a submodule of any module.
 
-    :attr:`fingerprint`, a hash of all its weights with 16 hexadecimal digits, identifies it when a run is resumed.
+    :attr:`fingerprint`, a hash of all weights with 16 hexadecimal digits, identifies the teacher in a resumed run.
 
     Args:
         model: The model. It is frozen and switched to eval mode.
@@ -34,7 +34,7 @@ class Teacher:
 
         Args:
             call: The call of the student.
-            encoder_only: Whether it is a call of the encoder, and not of the whole model.
+            encoder_only: Whether it is a call of the encoder instead of the whole model.
         """
         called = self.called(encoder_only)
         with record_calls(called, None if encoder_only else self.encoder) as calls:
@@ -42,7 +42,7 @@ class Teacher:
         return calls[0]
 
     def called(self, encoder_only: bool) -> PreTrainedModel:
-        """Return what :meth:`run` calls: the encoder or the whole model."""
+        """Return the model that :meth:`run` calls: the encoder or the whole model."""
         return find_encoder(self.model, self.encoder).model if encoder_only else self.model
 
 

@@ -1,8 +1,8 @@
-"""The answers of a teacher, kept on disk by the row of a batch, so that later epochs need not compute them.
+"""A cache of a teacher's answers on disk, row by row, so that later epochs need not compute them.
 
 The key of a row is a hash of its arguments without padding, so it does not depend on the other rows of the batch, their
-order, or the length to which they are padded. Labels are not part of it. Scores are kept in single precision and hidden
-states in bfloat16, whose rounding is far below the distance of a pruned model from its teacher.
+order, or the length to which they are padded. Labels are not part of it. Scores are stored in single precision and
+hidden states in bfloat16, whose rounding errors are far below the distance of a pruned model from its teacher.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ from pgb_lightning.batch_labels import label_names
 from pgb_lightning.distillation.row_store import RowStore
 from pgb_lightning.model_calls import Call
 
-#: Rows of a later epoch after which it is judged whether the cache is of use.
+#: Number of rows of a later epoch after which the cache is checked for usefulness.
 MIN_ROWS = 256
 
 
 class TeacherCache:
-    """Answer the calls of a student from disk where the rows are known, and otherwise by the teacher.
+    """Answers the calls of a student from disk for cached rows, and by running the teacher for others.
 
-    A later epoch in which most rows are new, as with random augmentation, ends the use of the cache with a warning.
+    If most rows of a later epoch are new, as with random augmentation, the cache is disabled with a warning.
 
     Args:
         folder: The folder. It belongs to one teacher, one choice of outputs and layers, and one precision.
-        limit: Its maximum size in bytes. Beyond it, rows that are not there are computed in every epoch.
+        limit: The maximum size of the folder in bytes. When it is full, rows that are not cached are computed in every
+            epoch.
         model: The model that is called.
-        compute: Computes the teacher's answer to a call, with the hidden states of the layers that are compared.
+        compute: Computes the teacher's answer to a call, with the hidden states of the compared layers.
     """
 
     def __init__(self, folder: Path, limit: int, model: PreTrainedModel, compute: Callable[[Call], Call]) -> None:
@@ -53,7 +54,7 @@ class TeacherCache:
         """Return the teacher's answer to a call.
 
         Args:
-            student: The call, with the hidden states of the layers that are compared.
+            student: The call, with the hidden states of the compared layers.
         """
         keys = row_keys(self._signature.bind(*student.args, **student.kwargs), self._labels) if self._is_used else []
         slots = _slots(student, len(keys))
@@ -74,12 +75,12 @@ class TeacherCache:
         return _unpack(rows, slots, student)
 
     def end_epoch(self) -> None:
-        """Begin to count the rows of the next epoch."""
+        """Start counting the rows of the next epoch."""
         self._epoch += 1
         self._num_rows = self._num_new = 0
 
     def _count(self, num_rows: int, num_new: int) -> None:
-        """Count rows, and end the use of the cache if later epochs have new ones."""
+        """Count rows, and disable the cache if later epochs have too many new rows."""
         self._num_rows += num_rows
         self._num_new += num_new
         if self.store.is_full and not self._told_full:
@@ -100,11 +101,11 @@ class TeacherCache:
 
 
 def row_keys(arguments: BoundArguments, labels: set[str]) -> list[bytes]:
-    """Return a key of 16 bytes for each row of a call; an empty list if arguments are not those of separate rows.
+    """Return a key of 16 bytes for each row of a call; an empty list if arguments cannot be split into rows.
 
     Args:
         arguments: The arguments of the call.
-        labels: Names of arguments that do not change the outputs.
+        labels: Names of arguments that do not affect the outputs.
     """
     given = dict(arguments.arguments)
     for name, parameter in arguments.signature.parameters.items():
@@ -127,17 +128,17 @@ def row_keys(arguments: BoundArguments, labels: set[str]) -> list[bytes]:
             kept = value[row][tokens[row]] if by_token and tokens is not None else value[row]
             digest.update(f"{name} {value.dtype} {tuple(kept.shape)}".encode() + kept.contiguous().numpy().tobytes())
             if name == "attention_mask" and tokens is not None:
-                digest.update(tokens[row].nonzero().numpy().tobytes())  # Padding on the left moves positions.
+                digest.update(tokens[row].nonzero().numpy().tobytes())  # Left padding shifts positions.
     return [digest.digest() for digest in digests]
 
 
 class _Slot(NamedTuple):
-    """Where an output or a hidden state is in the bytes of a row.
+    """How an output or a hidden state is stored in the bytes of a row.
 
     Args:
         shape: Its shape in the batch, (B, ...).
-        tokens: True at the tokens that are kept, (B, S); ``None`` if all of a row is kept.
-        dtype: How it is kept.
+        tokens: True at the tokens that are stored, (B, S); ``None`` if the whole row is stored.
+        dtype: The data type in which it is stored.
         padding: Its value at padding.
     """
 
@@ -155,7 +156,7 @@ class _Slot(NamedTuple):
 
 
 def _slots(call: Call, num_rows: int) -> list[_Slot]:
-    """Return the slots of the outputs and hidden states of a call; empty if these do not belong to its rows."""
+    """Return the slots of the outputs and hidden states of a call; empty if these cannot be split into rows."""
     slots = []
     for name, value in call.logits().items():
         by_token = value.dim() >= 2 and (name != "logits" or value.dim() == 3)
@@ -176,7 +177,7 @@ def _select(call: Call, rows: Sequence[int], num_rows: int) -> Call:
 
 
 def _pack(answer: Call, slots: Sequence[_Slot], rows: Sequence[int]) -> list[bytes]:
-    """Return the bytes of each row of an answer, which is that to some rows of a call."""
+    """Return the bytes of each row of an answer to the given rows of a call."""
     parts: list[list[bytes]] = [[] for _ in rows]
     for slot, value in zip(slots, (*answer.logits().values(), *answer.hidden), strict=True):
         kept = value.detach().to(device="cpu", dtype=slot.dtype)

@@ -49,7 +49,7 @@ def draw_figures(plan: PruningPlan, facts: Facts) -> dict[str, Figure]:
 
 
 def draw_group_numbers(plan: PruningPlan) -> Figure:
-    """Draw a heat map of group numbers: one row per layer, one column per matrix, darker where more is kept."""
+    """Draw a heat map of group numbers, with layers as rows and matrices as columns; darker cells keep more weights."""
     figure = _figure(1.3 + 0.65 * len(plan.kinds), 0.9 + 0.34 * plan.num_layers)
     axes = figure.subplots()
     rows = [[plan.matrix(layer, kind) for kind in plan.kinds] for layer in range(plan.num_layers)]

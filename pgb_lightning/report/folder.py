@@ -41,7 +41,7 @@ def write_report(folder: str | Path, plan: PruningPlan, facts: Facts | None = No
 
 
 def _as_json(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON does not have, by strings as in the JSON format of Protocol Buffers."""
+    """Replace NaN and infinities, which JSON does not support, by strings as in the JSON format of Protocol Buffers."""
     if isinstance(value, dict):
         return {key: _as_json(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

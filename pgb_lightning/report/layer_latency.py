@@ -29,7 +29,7 @@ def measure_layer_latency(
         encoder: The pruned encoder, on the device to measure.
         batch_size: Sequences per batch.
         length: Tokens per sequence, clipped to the maximum length of the encoder.
-        runtime: What runs the layers.
+        runtime: The runtime of the layers.
         repeats: Number of rounds. Each measures both encoders.
         min_time: Minimum duration of one measurement, in seconds.
 

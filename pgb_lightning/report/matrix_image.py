@@ -19,7 +19,7 @@ Color = tuple[int, int, int, int]
 def color_table() -> list[Color]:
     """Return the colors of an image: 16 shades of gray, then 16 of each hue.
 
-    Shades are opacities, so that the image works on a light and on a dark page. Importance 0 is visible in a block, to
+    Shades are opacities, so that the image works on light and dark pages. In a block, importance 0 is visible, to
     distinguish it from pruned weights.
     """
     colors = [(*_channels(GRAY), round(170 * level / (LEVELS - 1))) for level in range(LEVELS)]

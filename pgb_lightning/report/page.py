@@ -1,4 +1,4 @@
-"""The page of a report: one self-contained HTML file, made without a plotting library."""
+"""The page of a report: one self-contained HTML file, created without a plotting library."""
 
 from __future__ import annotations
 

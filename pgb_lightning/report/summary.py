@@ -56,7 +56,7 @@ def split_removed(plan: PruningPlan) -> dict[Sublayer, Split]:
 
 
 def sublayer_weights(plan: PruningPlan, layer: int, sublayer: Sublayer) -> tuple[int, int]:
-    """Return the numbers of kept and of all weights of a sublayer of the dense encoder."""
+    """Return the number of kept weights of a sublayer, and the number of its weights in the dense encoder."""
     matrices = [plan.matrix(layer, kind) for kind in plan.sublayers[sublayer]]
     return sum(m.kept_parameters for m in matrices), sum(map(plan.dense_parameters, matrices))
 

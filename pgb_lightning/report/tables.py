@@ -105,13 +105,13 @@ def results_table(plan: PruningPlan, facts: Facts) -> Table:
 
 
 def metric_names(facts: Facts) -> list[str]:
-    """Return the metrics of all stages: scores before losses, those of the last stage first, in their order."""
+    """Return the metrics of all stages: scores before losses, and metrics of the last stage first."""
     names = [name for stage in reversed(STAGES) for name in facts.scores.get(stage, {})]
     return sorted(dict.fromkeys(names), key=lambda name: "loss" in name)
 
 
 def format_number(value: float | None, digits: int = 4) -> str:
-    """Format a number with a few significant digits, ``None`` as ``-``, and what is not a number as ``NaN``."""
+    """Format a number with a few significant digits, ``None`` as ``-``, and NaN as ``NaN``."""
     if value is None:
         return "-"
     if math.isnan(value):

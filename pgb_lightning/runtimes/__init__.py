@@ -1,1 +1,1 @@
-"""Runtimes other than PyTorch: their packages, the layers that they run fastest, and modules loaded in them."""
+"""Runtimes other than PyTorch: required packages, layers optimized for them, and loading of modules."""

@@ -17,17 +17,17 @@ from pgb_lightning.layers.linear import GroupedLinear
 
 
 class ChannelLinear(nn.Module):
-    """A grouped layer with features first: gather rows, one product per block, scatter rows.
+    """A grouped layer with features first: it gathers rows, multiplies block by block, and scatters rows.
 
     Args:
         grouped: The layer to replace.
         input_order: The :attr:`output_order` of the previous layer if its output is features first; ``None`` if the
             input is tokens first, in the model's feature order.
         features_first_out: Whether to leave the output features first, in :attr:`output_order`, for the next layer.
-        output_order: The order of the output if it is features first and must be that of another layer, with whose
-            output it is multiplied.
+        output_order: The order of the output if it is features first and must match that of another layer, because
+            their outputs are multiplied.
         weights_right: Whether the weights are the right factor of each product. onnxruntime has fast integer kernels
-            for that; as the left factor they save a transposition.
+            for this; weights as the left factor save a transposition.
 
     Shape:
         Input (B, S, M), or (M, B, S) with ``input_order``; output (B, S, N), or (N, B, S) with ``features_first_out``.
@@ -91,12 +91,12 @@ class ChannelLinear(nn.Module):
 def use_channel_layers(encoder: Encoder, weights_right: bool = False, layers: Iterable[int] | None = None) -> None:
     """Replace the grouped layers of an encoder with :class:`ChannelLinear`, in place.
 
-    Where W2 and all matrices before it are grouped, the activations between them stay features first, in W1's order.
+    If W2 and all matrices before it are grouped, the activations between them remain features first, in W1's order.
     This is exact, because activation, gate and dropout are elementwise. The parts of a fused layer are split along the
-    last dimension, so that their features stay there.
+    last dimension, so their features remain last.
 
     Args:
-        encoder: A pruned encoder. It is for inference only afterwards.
+        encoder: A pruned encoder. Afterwards, it can only be used for inference.
         weights_right: See :class:`ChannelLinear`.
         layers: Indices of the layers to change; all by default.
     """

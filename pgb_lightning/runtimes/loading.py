@@ -1,4 +1,4 @@
-"""Load modules in the runtime in which they are to be measured."""
+"""Load modules in a runtime to measure them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pgb_lightning.runtimes.onnx_modules import load_onnx_modules
 
 Run: TypeAlias = Callable[[], Tensor]
 
-#: Modules that are exported at a time. A call of the exporter has a fixed cost of several seconds.
+#: Number of modules that are exported together, since a call of the exporter has a fixed cost of several seconds.
 CHUNK = 16
 
 
@@ -24,7 +24,7 @@ def load_modules(modules: Iterable[nn.Module], hidden: Tensor, runtime: LatencyR
     """Load modules in a runtime, with PyTorch's number of threads.
 
     Args:
-        modules: Modules from a tensor to a tensor, in eval mode. They are taken from the iterable as they are needed.
+        modules: Modules from a tensor to a tensor, in eval mode. They are taken from the iterable as needed.
         hidden: The input of all of them.
         runtime: The runtime.
 

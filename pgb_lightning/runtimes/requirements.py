@@ -1,4 +1,4 @@
-"""The packages that other runtimes and exports to them need."""
+"""Checks of the packages that other runtimes, and exports to them, require."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from pgb_lightning.config import LatencyRuntime
 
-#: Earlier versions of ``torch.export`` fail on these models or fix the length of their inputs.
+#: Oldest supported version. Earlier versions of ``torch.export`` fail on these models or fix the input length.
 OLDEST_TORCH = (2, 13)
 
 
@@ -16,7 +16,7 @@ def require_onnx(purpose: str = "ONNX export", extra: str = "onnx") -> None:
     """Raise if the packages of the extra ``onnx`` are not installed.
 
     Args:
-        purpose: What needs them, for the message.
+        purpose: The operation that needs them, for the message.
         extra: The extra to install, for the message.
 
     Raises:
@@ -30,7 +30,7 @@ def require_torch(purpose: str, extra: str = "onnx") -> None:
     """Raise if PyTorch cannot trace these models for any length.
 
     Args:
-        purpose: What needs it, for the message.
+        purpose: The operation that needs it, for the message.
         extra: The extra that updates it, for the message.
 
     Raises:

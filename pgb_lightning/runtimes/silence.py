@@ -1,4 +1,4 @@
-"""Suppress what exporters print."""
+"""Suppress the output of exporters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def silence_exporters() -> Iterator[None]:
-    """Suppress warnings of the exporters, on which users cannot act. Errors are still raised."""
+    """Suppress warnings of the exporters, since users cannot act on them. Errors are still raised."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
