@@ -130,7 +130,7 @@ class SeenFunction:
 
 
 class LossWatcher(TorchFunctionMode):
-    """Note the loss and activation functions that are applied to differentiable tensors while the context is active.
+    """Record the loss and activation functions that are applied to differentiable tensors while the context is active.
 
     Example:
         >>> logits = torch.zeros(4, 3, requires_grad=True)

@@ -69,7 +69,7 @@ class Groups:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A sublayer of which only a constant is left.
+    """A dropped sublayer, which only adds a constant.
 
     Example:
         >>> print(Dropped())

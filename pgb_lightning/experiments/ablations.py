@@ -76,7 +76,7 @@ class DenseModel:
         return self._candidates[key]
 
     def measure(self, method: str, ratio: float) -> Result:
-        """Prune and evaluate, then re-finetune and evaluate again if requested. "dense" is trained for as long."""
+        """Prune and evaluate, then re-finetune and evaluate again if requested. "dense" is trained equally long."""
         if method == "dense":
             pruned = Pruned(copy.deepcopy(self.reference.module), 0.0)
         else:

@@ -75,7 +75,7 @@ def source_files() -> dict[str, Path]:
 
 
 def imported_modules(file: Path, modules: Mapping[str, Path]) -> Iterator[str]:
-    """Yield the modules of the package that a file imports anywhere, functions and type checks included."""
+    """Yield the modules of the package that a file imports anywhere, including in functions and for type checking."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -123,7 +123,7 @@ def reachable(imports: Imports, package: str) -> set[str]:
 
 
 def reduced(imports: Imports) -> Imports:
-    """Leave out every import that follows from others.
+    """Return the imports without those that follow from others.
 
     Example:
         >>> reduced({"a": {"b", "c"}, "b": {"c"}, "c": set()})
@@ -158,7 +158,7 @@ def depths(imports: Imports) -> dict[str, int]:
 
 
 def levels(imports: Imports) -> dict[str, int]:
-    """Return the row of each package, from the bottom: as high as the packages that import it permit."""
+    """Return the row of each package, from the bottom: the highest row below all packages that import it."""
     found: dict[str, int] = {}
     lowest = depths(imports)
     for package in sorted(imports, key=lambda package: (-lowest[package], package)):

@@ -23,8 +23,8 @@ Module = TextClassification | QuestionAnswering
 class CalibratedModel:
     """A dense module with its calibration batches.
 
-    Statistics are collected once for all methods and ratios that need the same. The time of a pruned model is that of
-    its statistics and of all that follows, as if it were the only one.
+    Statistics are collected once for all methods and ratios that use them. The time of a pruned model includes the time
+    for its statistics, as if it were the only pruned model.
 
     Args:
         module: The dense module. It is not changed.
@@ -71,7 +71,7 @@ class CalibratedModel:
         return module, plan.pruning_ratio, preparing + collecting + pruning
 
     def _once(self, key: Any, collect: Callable[[], Any]) -> tuple[Any, Usage]:
-        """Return statistics with the time that they took; they are collected if they are not known yet."""
+        """Return statistics and the time that they took. They are collected on first use."""
         if key not in self._found:
             with metered() as usage:
                 statistics = collect()

@@ -1,4 +1,4 @@
-"""The cells of the tables: results of dense models and of pruned ones, measured once and stored."""
+"""The cells of the tables: results of dense and pruned models, measured once and stored."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def check_positive(**settings: float | None) -> None:
 
 
 def check_same_dense(out_dir: str, results: Sequence[Result], settings: Result) -> None:
-    """Require that results were measured with the same dense models: others must not be averaged.
+    """Check that results were measured with the same dense models, since others must not be averaged.
 
     Args:
         out_dir: Their folder.
@@ -92,7 +92,7 @@ def check_same_dense(out_dir: str, results: Sequence[Result], settings: Result) 
 
 
 def measure_dense(model: FineTuned, cell: Result, stored: ResultFile) -> Result:
-    """Return the result of a dense model. It is measured if it is not stored, and trained if it has no checkpoint.
+    """Return the result of a dense model. If it is not stored, measure it, and train it if there is no checkpoint.
 
     Args:
         model: The model.
@@ -119,7 +119,7 @@ def measure_dense(model: FineTuned, cell: Result, stored: ResultFile) -> Result:
 def measure_pruned(
     model: FineTuned, cell: Result, recoveries: dict[str, Result], stored: ResultFile, folder: Path | None = None
 ) -> list[Result]:
-    """Return the results of one pruned model, one of each recovery. Those that are not stored are measured.
+    """Return the results of one pruned model, one per recovery. Those that are not stored are measured.
 
     Args:
         model: The dense model.

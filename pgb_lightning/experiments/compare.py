@@ -72,7 +72,7 @@ def run(
     out: str | None = None,
     figure: str | None = None,
 ) -> list[Result]:
-    """Prune dense models by each method, train what is left, and print what it took and what came out.
+    """Prune dense models by each method, train the pruned models, and print the cost and the result of each method.
 
     Args:
         task: A GLUE task, "squad" or "squad_v2".
@@ -84,14 +84,13 @@ def run(
         ratios: Fractions of the encoder's weights to remove.
         recoveries: Ways to re-finetune after one-shot pruning.
         scale: Factor of each method's own number of epochs: the published one, and the paper's 3 for one-shot pruning.
-        total_epochs: Epochs of each method altogether, in place of its own number. They are divided as the method's own
-            are.
+        total_epochs: Total epochs of each method, in place of its own number. They are divided in the same proportion.
         seed: Seed of rows, their order and dropout: one for all checkpoints, or one per checkpoint.
         max_train_samples: Number of training rows; all if not given.
         data_options: Further settings of the data module, such as ``{"group_by_length": true}``.
         precision: The Trainer's precision in training, such as "bf16-mixed".
         latency_batch_size: Sequences in a batch when latency is measured.
-        latency_length: Tokens of such a sequence.
+        latency_length: Tokens per sequence when latency is measured.
         num_threads: CPU threads.
         markdown: Whether to print the table as Markdown.
         out: JSON-lines file for the results. Existing ones are reused.
@@ -142,7 +141,7 @@ def run(
 
 
 def share_epochs(method: str, scale: float, total: float | None) -> list[float]:
-    """Return the epochs of pruning and of training what is left.
+    """Return the epochs of pruning and of training the pruned model.
 
     Example:
         >>> share_epochs("default", 0.5, None), share_epochs("cofi", 0.1, None), share_epochs("cofi", 1.0, 3)
@@ -154,12 +153,12 @@ def share_epochs(method: str, scale: float, total: float | None) -> list[float]:
 
 
 def measure(model: FineTuned, cell: Result, recoveries: Sequence[str], stored: ResultFile) -> list[Result]:
-    """Return the results of one method, one for each way to train what is left. What is not stored is measured.
+    """Return the results of one method, one per way to train the pruned model. Those that are not stored are measured.
 
     Args:
         model: The dense model.
         cell: The settings, with the method, its ratio and its epochs.
-        recoveries: The ways for one-shot methods; the others have one of their own.
+        recoveries: The ways for one-shot methods; the other methods have their own.
         stored: The results.
     """
     method, (epochs, final_epochs) = cell["method"], cell["epochs"]
@@ -199,7 +198,7 @@ def _latency_ratio(model: FineTuned, pruned: PrunedModel, shape: Sequence[int]) 
 
 
 def _finish(model: FineTuned, pruned: PrunedModel, settings: Result) -> Result:
-    """Train what is left of a pruned model, if the method does that, and return all that was measured."""
+    """Train a pruned model further, if the method does so, and return all measurements."""
     setup = model.setup
     unused = {"seconds": 0.0, "peak_memory_bytes": None}
     no_training = {**pruned.measured, "after": pruned.measured["before"], "refinetuning": unused}

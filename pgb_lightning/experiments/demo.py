@@ -35,7 +35,7 @@ METRIC = "val_accuracy"
 LENGTH = 128
 BATCH_SIZES = (1, 32)
 
-#: Through which Lightning, and the callbacks of this package, print messages.
+#: The logger with which Lightning, and the callbacks of this package, print messages.
 MESSAGES = logging.getLogger("lightning.pytorch.utilities.rank_zero")
 
 
@@ -115,7 +115,7 @@ def run(
 
 
 class _Once(logging.Filter):
-    """Lets every message pass once: each of the two Trainers says what hardware there is."""
+    """Filter that passes every message once, since both Trainers print the available hardware."""
 
     def __init__(self) -> None:
         super().__init__()

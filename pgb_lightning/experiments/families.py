@@ -1,6 +1,6 @@
-"""Sizes and speedups of published encoders of every family, with random weights in their full size.
+"""Sizes and speedups of published encoders of every family at full size, with random weights.
 
-Random weights say nothing about accuracy, but they have the shapes, and therefore the sizes and latencies.
+Random weights say nothing about accuracy, but they have the same shapes, and therefore the same sizes and latencies.
 
 Example:
     ::
@@ -89,12 +89,12 @@ def run(
         plans: "default" searches over shapes, as the default preset does; "narrow" keeps fewer heads and neurons, the
             same number in every layer.
         pruning_ratios: Fractions of the encoder's weights to remove.
-        sizes: Sequences per batch and tokens per sequence. Those with more tokens than an encoder takes are left out.
-        compiled: Whether to measure the models under ``torch.compile`` too.
+        sizes: Sequences per batch and tokens per sequence. Sizes that exceed an encoder's maximum length are skipped.
+        compiled: Whether to also measure the models under ``torch.compile``.
         num_samples: Calibration samples of 128 random tokens for the default plan.
         num_layers: Number of layers; by default that of the encoder.
         settings: Other settings that replace those of every configuration, for a quick trial.
-        repeats: Number of interleaved rounds; the medians count.
+        repeats: Number of interleaved rounds, of which the median is used.
         min_time: Minimum duration of one measurement, in seconds.
         num_threads: Number of CPU threads; by default chosen by torch.
         device: The device, such as "cpu" or "cuda".

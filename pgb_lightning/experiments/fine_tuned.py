@@ -28,7 +28,7 @@ from pgb_lightning.experiments.validation import Validated, validate
 
 @dataclass(frozen=True)
 class PrunedModel:
-    """A pruned module with what is known before it is re-finetuned.
+    """A pruned module with its measurements before re-finetuning.
 
     Args:
         module: The module.
@@ -49,8 +49,7 @@ class FineTuned:
         data: The data module.
         precision: The Trainer's precision in training. Calibration and validation are in single precision.
         seed: Seed of dropout and of the order of the rows.
-        teacher_cache: Folder for the dense model's answers, so that one re-finetuning after the other need not compute
-            them again.
+        teacher_cache: Folder for the dense model's answers, so that several re-finetunings need not compute them again.
     """
 
     setup: TaskSetup
@@ -71,7 +70,7 @@ class FineTuned:
         return validate(self.module, self.data)
 
     def train(self, model_name_or_path: str, epochs: int, learning_rate: float) -> Result:
-        """Fine-tune a pretrained model, write the checkpoint, and return the time and memory of it."""
+        """Fine-tune a pretrained model, write the checkpoint, and return the time and memory of training."""
         L.seed_everything(self.seed)
         module = self.setup.module(
             model_name_or_path=model_name_or_path, learning_rate=learning_rate, **self.setup.options
@@ -83,7 +82,7 @@ class FineTuned:
         return asdict(usage)
 
     def check_trained(self, model_name_or_path: str, epochs: int, learning_rate: float) -> None:
-        """Require that the checkpoint is of this training, as far as it tells.
+        """Check that the checkpoint was trained with these settings, as far as it records them.
 
         Raises:
             ValueError: If it is not.
@@ -120,7 +119,7 @@ class FineTuned:
         return PrunedModel(module, {"removed": removed, **size(module), "before": before, "pruning": asdict(usage)})
 
     def recover(self, pruned: PrunedModel, settings: dict[str, Any], checkpoint: Path | None = None) -> Result:
-        """Re-finetune a copy of a pruned model, and return all that was measured.
+        """Re-finetune a copy of a pruned model, and return all measurements.
 
         Args:
             pruned: The pruned model, which is not changed.

@@ -98,7 +98,7 @@ def run(
 
     Args:
         family: ``"modernbert"`` or ``"deberta-v2"``.
-        out_dir: Folder for the checkpoint and the results. A run continues with what is there.
+        out_dir: Folder for the checkpoint and the results. Existing ones are reused.
         data_dir: Local folder of parquet files; the Hub if not given.
         task: A GLUE task.
         epochs: Epochs of training.

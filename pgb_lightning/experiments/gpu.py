@@ -1,7 +1,7 @@
 """All measurements of the performance page on a GPU, in one run of a few minutes.
 
 Weights and tokens are random, so nothing is downloaded. Random weights say nothing about accuracy, but they have the
-shapes, and therefore the latencies.
+same shapes, and therefore the same latencies.
 
 Example:
     ::
@@ -51,7 +51,7 @@ NAMES = ("bert-base", "mpnet-base", "ModernBERT-base", "deberta-v3-base")
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-#: What one section keeps in the JSON file, and its tables in Markdown.
+#: The results of one section for the JSON file, and its tables in Markdown.
 Found = tuple[Any, list[str]]
 
 
@@ -169,8 +169,8 @@ def run(
 ) -> dict[str, Any]:
     """Measure latency, compiled latency, families, pruning time and target speedups on one device.
 
-    The JSON file is written after every section, and the page beside it, as Markdown. Products of single precision use
-    TF32 where the GPU has it.
+    The JSON file, and a Markdown page next to it, are written after every section. Products in single precision use
+    TF32 if the GPU supports it.
 
     Args:
         device: The device.
@@ -184,7 +184,7 @@ def run(
         target_speedups: Values of ``target_speedup``, at the middle batch size.
         repeats: Number of interleaved rounds of each measurement.
         min_time: Minimum duration of one measurement, in seconds.
-        minutes: No section is started later than this. The sections that are left out are named.
+        minutes: Time after which no further section is started. The page names the omitted sections.
         out: JSON file for the results.
 
     Returns:
@@ -233,9 +233,9 @@ def measure(
 
     Args:
         sections: The measurements by title, the most important first.
-        path: JSON file for the results. The page is written beside it.
+        path: JSON file for the results. The page is written next to it.
         machine: Description of the machine.
-        seconds: No section is started later than this.
+        seconds: Time after which no further section is started.
 
     Returns:
         The results.
@@ -270,7 +270,7 @@ def measure(
 
 @contextmanager
 def tf32() -> Iterator[None]:
-    """Let products in single precision use TF32 inside the block, where the GPU has it."""
+    """Let products in single precision use TF32 inside the block, if the GPU supports it."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:

@@ -1,6 +1,6 @@
-r"""Scores of models that are pruned with and without labels, one-shot: which gradients calibration should take.
+r"""Scores of models pruned in one shot with and without labels, to compare the gradients that calibration can use.
 
-The models, rows, settings and compensation are the same; only the loss differs whose gradients are collected.
+Models, rows, settings and compensation are the same; only the loss whose gradients are collected differs.
 
 Example:
     ::
@@ -34,7 +34,7 @@ from pgb_lightning.search.candidates import list_candidates
 
 @dataclass(frozen=True)
 class Gradients:
-    """The gradients that calibration takes.
+    """The gradients that calibration uses.
 
     Args:
         fisher: The setting of :class:`~pgb_lightning.PruningConfig`.
@@ -47,7 +47,7 @@ class Gradients:
     draws: int = 1
 
 
-#: What is compared. For regression, values drawn from the model's own predictions are directions of its only output.
+#: The gradients to compare. In regression, values drawn from the predictions are directions of the only output.
 KINDS: dict[str, Gradients] = {
     "labels": Gradients("labels"),
     "predictions": Gradients("predictions"),

@@ -70,14 +70,14 @@ def run(
     min_time: float = 0.5,
     num_threads: int = 1,
 ) -> list[Result]:
-    """Fine-tune both models, prune the large one to each size and recover it, and print score, size and latency of all.
+    """Fine-tune both models, prune and re-finetune the large one at each size, and print scores, sizes and latencies.
 
     Args:
         task: A GLUE task, "squad" or "squad_v2".
         out_dir: Folder for the results and all checkpoints.
         large: The pretrained model to prune.
         small: The pretrained model to compare it with.
-        kept_parameters: Weights of the encoder's matrices that are kept of the large model.
+        kept_parameters: Numbers of weights of the large model's encoder matrices to keep.
         data_dir: Local folder of parquet files; the Hub if not given.
         seeds: Seeds to run.
         preset: The preset that prunes.

@@ -1,4 +1,4 @@
-"""What pruned models have lost: results of :mod:`pgb_lightning.experiments.seeds`, compared with their dense models."""
+"""Score drops due to pruning: results of :mod:`pgb_lightning.experiments.seeds`, compared with the dense models."""
 
 from __future__ import annotations
 

@@ -56,9 +56,9 @@ def train_masks(model: FineTuned, method: str, ratio: float, epochs: float) -> P
 
 
 def final_settings(method: str, epochs: float) -> Result:
-    """Return the settings of training what a method has left.
+    """Return the settings of training a model after a method has pruned it.
 
-    With a teacher, its outputs and hidden states are learned, and no labels, in the same way for all methods.
+    With a teacher, the model learns its outputs and hidden states, without labels, in the same way for all methods.
 
     Args:
         method: Name in :data:`~pgb_lightning.experiments.baselines.trained.registry.TRAINED`.

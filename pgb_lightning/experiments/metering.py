@@ -23,13 +23,13 @@ LINUX_RESET = Path("/proc/self/clear_refs")
 
 @dataclass
 class Usage:
-    """What a step has used; set when the step ends.
+    """Time and memory of a step; set when the step ends.
 
     Args:
-        seconds: Its duration.
-        peak_memory_bytes: Peak memory of the device during the step: of the process on a CPU, of tensors on a GPU.
-            ``None`` where the platform does not report it. Where the peak of a process cannot be reset, it is the peak
-            since the process started.
+        seconds: The duration of the step.
+        peak_memory_bytes: Peak memory during the step: of the process on a CPU, of tensors on a GPU. ``None`` if the
+            platform does not report it. If the peak of a process cannot be reset, it is the peak since the process
+            started.
     """
 
     seconds: float = 0.0
@@ -43,7 +43,7 @@ class Usage:
 
 @contextmanager
 def metered() -> Iterator[Usage]:
-    """Measure the enclosed step.
+    """Measure the code inside the ``with`` block.
 
     Yields:
         The record, which is complete after the step.

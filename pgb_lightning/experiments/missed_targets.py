@@ -1,4 +1,4 @@
-"""Plans of experiments that may miss their target: the tables show what was removed."""
+"""Suppress warnings about missed targets in experiments, whose tables show the fraction that was removed."""
 
 from __future__ import annotations
 

@@ -31,10 +31,10 @@ def read_results(name: str, path: str | Path, needed: Collection[str] = ()) -> l
 
 
 def check_same_settings(what: str, results: Sequence[Result], names: Iterable[str]) -> None:
-    """Require that results have the same settings; others must not be averaged.
+    """Check that results have the same settings, since others must not be averaged.
 
     Args:
-        what: What the results are of, for the message.
+        what: Description of the results, for the message.
         results: The results.
         names: Names of the settings; a result without one has ``None``.
 
@@ -53,8 +53,8 @@ def check_same_settings(what: str, results: Sequence[Result], names: Iterable[st
 class ResultFile:
     """Results in a file that several processes may share; without a file, results in memory.
 
-    Each result is one line, appended under a lock. A result that another process has added is found too. An incomplete
-    last line from an interrupted run is removed.
+    Each result is one line, appended under a lock. Results that other processes have added are also found. An
+    incomplete last line from an interrupted run is removed.
 
     Args:
         path: The file; it is created with its folder if it does not exist.

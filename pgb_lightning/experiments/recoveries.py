@@ -33,7 +33,7 @@ class Recovery:
         hidden_weight: Weight of the distance from the dense model's hidden states. Models whose hidden states have
             another width, or that have fewer layers, are trained without it.
         layers: The layers whose hidden states are compared.
-        embedding_learning_rate: Peak learning rate of the embeddings, if it is another; 0 freezes them.
+        embedding_learning_rate: Peak learning rate of the embeddings, if it differs; 0 freezes them.
     """
 
     learning_rate: float = 3e-5
@@ -83,13 +83,13 @@ class TaughtBy(Distillation):
         self._given = self.teacher = Teacher(copy.deepcopy(teacher))
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Keep the given teacher, where a student that does not look pruned would become its own."""
+        """Use the given teacher; otherwise, a student that does not look pruned would become its own teacher."""
         super().setup(trainer, pl_module, stage)
         self.teacher = self._given
 
 
 def have_same_hidden_states(first: PreTrainedModel, second: PreTrainedModel) -> bool:
-    """Return whether two models have as many layers, and hidden states of the same width."""
+    """Return whether two models have the same number of layers, and hidden states of the same width."""
     depths = [len(find_encoder(model).layers) for model in (first, second)]
     widths = [next(find_embeddings(model).parameters()).shape[-1] for model in (first, second)]
     return depths[0] == depths[1] and widths[0] == widths[1]

@@ -1,7 +1,7 @@
 """Unstructured global pruning by Fisher information: mask the weights whose removal raises the loss least.
 
 After LeCun, Denker, Solla: *Optimal Brain Damage*, NeurIPS 1989, with the diagonal of the empirical Fisher information
-in place of that of the Hessian. The importance is the one that PGB uses, without groups and without compensation.
+in place of the diagonal of the Hessian. The importance is the same as in PGB, without groups and compensation.
 """
 
 from __future__ import annotations

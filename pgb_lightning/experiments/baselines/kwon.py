@@ -14,8 +14,7 @@ calibration samples:
 
 Differences from the original: the budget is in parameters, as for all other methods here, not FLOPs or latency;
 gradients are those of single samples, not sums over batches; least squares is solved with a ridge, not by damped LSMR.
-The pruned heads and neurons are then removed from the model in the same way as PGB does it, so that sizes are
-comparable.
+The pruned heads and neurons are then removed from the model in the same way as in PGB, so that sizes are comparable.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def drop_layers(
 
 
 def check_droppable(encoder: Encoder) -> None:
-    """Require several layers, each of which runs once.
+    """Check that there are several layers, each of which runs once.
 
     Raises:
         ValueError: If the encoder has only one layer, or runs a layer several times.

@@ -98,7 +98,7 @@ def prune_with_torch_pruning(model: PreTrainedModel, found: Gradients, ratio: fl
 
 
 def check_supported(encoder: Encoder) -> None:
-    """Require separate Q, K and V with as many heads each: the package takes the number of heads from these layers.
+    """Check that Q, K and V are separate and have the same number of heads, which the package reads from these layers.
 
     Raises:
         ValueError: If a linear layer holds several matrices, query heads share keys and values, other weights of a

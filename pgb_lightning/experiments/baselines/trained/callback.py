@@ -1,4 +1,4 @@
-"""The base class of the methods that train masks: where a method acts during a fit, and what all of them check."""
+"""The base class of the methods that train masks: their hooks during a fit, and common checks."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Removable(Protocol):
 
 
 class MaskTraining(pl.Callback):
-    """Train masks during a fit, and remove what they mask when it ends.
+    """Train masks during a fit, and remove masked weights when it ends.
 
-    A method overrides the hooks below. The masks are parameters of the callback, not of the module: nothing of them is
-    in the module's checkpoints, and they have an optimizer of their own. After the fit, the module has smaller layers,
-    or zeros in its weights, and no hooks.
+    A method overrides the hooks below. The masks are parameters of the callback, not of the module: they are not in the
+    module's checkpoints, and have their own optimizer. After the fit, the module has smaller layers, or zeros in its
+    weights, and no hooks.
 
     A fit uses one device, and cannot be resumed.
 
@@ -62,13 +62,13 @@ class MaskTraining(pl.Callback):
     # ---- what a method overrides ----------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Look at the dense model, before it is moved to its device."""
+        """Prepare with the dense model, before it is moved to its device."""
 
     def start(self) -> None:
-        """Make the masks, on the model's device."""
+        """Create the masks on the model's device."""
 
     def before_forward(self) -> None:
-        """Act before the training step of a batch."""
+        """Called before the training step of a batch."""
 
     def loss(self, task_loss: Tensor, call: Call) -> Tensor:
         """Return the loss to train with.
@@ -80,13 +80,13 @@ class MaskTraining(pl.Callback):
         return task_loss
 
     def before_optimizer(self) -> None:
-        """Act when all gradients of a step of the optimizer are known, before it."""
+        """Called before each optimizer step, after all of its gradients are computed."""
 
     def after_optimizer(self) -> None:
-        """Act after each step of the optimizer."""
+        """Called after each optimizer step."""
 
     def finish(self) -> None:
-        """Make the masks permanent. Hooks are removed already."""
+        """Make the masks permanent. Called after the hooks are removed."""
 
     # ---- Lightning ------------------------------------------------------------------------------------------
 
@@ -134,7 +134,7 @@ class MaskTraining(pl.Callback):
             self.optimizer.zero_grad()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Let the method act on the weights after each step of the optimizer, of which accumulation makes fewer."""
+        """Call ``after_optimizer`` after each optimizer step; with gradient accumulation, not after every batch."""
         if trainer.global_step > self._steps:
             self._steps = trainer.global_step
             self.progress = min(self._steps / trainer.estimated_stepping_batches, 1.0)

@@ -1,16 +1,16 @@
 """CoFi: hard concrete masks on sublayers, heads and neurons together, with a Lagrangian for the target size.
 
 Xia, Zhong, Chen: *Structured Pruning Learns Compact and Accurate Models*, ACL 2022. A head or neuron counts as kept
-with the probability that both its own mask and that of its sublayer are open. The expected fraction removed is driven
-to a target that grows linearly, by two multipliers that ascend while the masks descend. With distillation, the outputs
-and the hidden states of some layers are compared with the dense model's; each of these layers teaches the layer of the
-student that is closest to it at the moment and whose feed-forward sublayer is not masked.
+with the probability that both its own mask and that of its sublayer are open. The expected fraction removed follows a
+target that grows linearly, by two Lagrange multipliers with gradient ascent while the masks are trained by descent.
+With distillation, the outputs and the hidden states of some layers are compared with the dense model's; each of these
+layers teaches the currently closest layer of the student whose feed-forward sublayer is not masked.
 
 Settings are those of the authors' script for large tasks (``scripts/run_CoFi.sh``): 1 of 20 epochs before pruning, 2
 epochs in which the target grows, then 20 epochs of fine-tuning of the smaller model. On small tasks the authors train
 100 epochs, 4 before pruning and 20 for the target to grow.
 
-Taken where the paper leaves something open, or where this differs:
+Choices where the paper is not specific, and differences from it:
 
 - Hidden dimensions are not masked, so that sizes are comparable: all methods here prune the insides of sublayers.
 - Embeddings are trained, as with all methods here; the script freezes them.
@@ -48,17 +48,17 @@ from pgb_lightning.model_calls import Call
 
 @dataclass(frozen=True)
 class CoFiSettings:
-    """What CoFi needs besides the settings of fine-tuning.
+    """The settings of CoFi in addition to those of fine-tuning.
 
     Args:
         begin: Fraction of the fit before masks are used.
         target_reached: Fraction of the fit at which the target of the Lagrangian has its final value.
         mask_learning_rate: Learning rate of the masks and of the multipliers.
         neuron_location: Initial location log α of the neurons' masks.
-        other_location: That of heads and sublayers, which are closed later.
-        location_limit: Locations stay within plus and minus this, log 100.
-        output_weight: Weight of the loss between outputs; that between hidden states has the rest.
-        temperature: Softens class scores of student and teacher.
+        other_location: Initial location of the masks of heads and sublayers, which are closed later.
+        location_limit: Limit of the magnitude of locations, log 100.
+        output_weight: Weight of the loss between outputs; the loss between hidden states has the rest.
+        temperature: Temperature that softens class scores of student and teacher.
         projection_learning_rate: Learning rate of the linear map from the student's hidden states to the teacher's.
     """
 
@@ -97,7 +97,7 @@ class CoFi(MaskTraining):
             self.teacher = teacher_of(self.model)
 
     def start(self) -> None:
-        """Make all masks, the multipliers and the projection."""
+        """Create all masks, the multipliers and the projection."""
         device, settings = self.model.device, self.settings
         for place in places(self.encoder):
             location = settings.other_location if place[1] == "attention" else settings.neuron_location
@@ -125,7 +125,7 @@ class CoFi(MaskTraining):
 
     @torch.no_grad()
     def after_optimizer(self) -> None:
-        """Keep the locations where their gradients do not vanish."""
+        """Limit the locations to the range in which their gradients do not vanish."""
         for location in (*self.units.values(), *self.outputs.values()):
             location.clamp_(-self.settings.location_limit, self.settings.location_limit)
 
@@ -192,5 +192,5 @@ class CoFi(MaskTraining):
         return masks
 
     def finish(self) -> None:
-        """Remove what is masked."""
+        """Remove masked units."""
         remove_units(self.encoder, self.final_masks())

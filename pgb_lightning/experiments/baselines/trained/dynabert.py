@@ -1,4 +1,4 @@
-"""DynaBERT: networks of several widths inside one another, trained together, of which the target's is cut out.
+"""DynaBERT: nested networks of several widths are trained together, and the one of the target size is cut out.
 
 Hou, Huang, Shang, Jiang, Chen, Liu: *DynaBERT: Dynamic BERT with Adaptive Width and Depth*, NeurIPS 2020. Heads and
 neurons are first ordered by their importance, the gradient of the loss with respect to a mask. (The paper rewires the
@@ -9,16 +9,16 @@ learns from the fine-tuned model: its outputs, its embeddings and the hidden sta
 Settings are those of the authors' README: widths 1, 0.75, 0.5 and 0.25, 3 epochs at 2e-5, weights 1.0 of outputs and
 0.1 of hidden states, then 3 epochs of training with labels. The paper on PGB used 1 and 3 epochs for large data.
 
-Taken where the paper leaves something open, or where this differs:
+Choices where the paper is not specific, and differences from it:
 
 - Distances between hidden states are relative to the norm of the teacher's, as in
   :class:`~pgb_lightning.callbacks.Distillation`.
-- Only the width is adaptive, so that one network of the target size comes out; the stage that also adapts the depth is
-  left out. There is no data augmentation.
-- The width of the target is trained besides the others. It has as many heads as its width says, rounded down to whole
-  heads but at least one, and neurons for the rest of the budget.
+- Only the width is adaptive, so that the result is one network of the target size; the stage that also adapts the depth
+  is omitted. There is no data augmentation.
+- The width of the target is trained in addition to the others. Its number of heads is proportional to the width,
+  rounded down but at least one, and its neurons use the rest of the budget.
 - Importance is summed over the first batches, on which the network is trained at full width.
-- Embeddings are not masked, so their distance from the teacher's is that of the first layer's input, and is left out.
+- Embeddings are not masked, so their distance from the teacher's is omitted.
 - Without distillation, each width learns from labels, as the paper on PGB compares it.
 """
 
@@ -51,13 +51,13 @@ from pgb_lightning.model_calls import Call, record_calls
 
 @dataclass(frozen=True)
 class DynaBertSettings:
-    """What DynaBERT needs besides the settings of fine-tuning.
+    """The settings of DynaBERT in addition to those of fine-tuning.
 
     Args:
         widths: Fractions of heads and neurons of the networks besides the full one and that of the target.
         measured: Fraction of the fit in which importance is measured.
         hidden_weight: Weight of the hidden states; that of the outputs is 1.
-        temperature: Softens class scores of student and teacher.
+        temperature: Temperature that softens class scores of student and teacher.
     """
 
     widths: tuple[float, ...] = (0.75, 0.5, 0.25)
@@ -86,7 +86,7 @@ class DynaBert(MaskTraining):
             self.teacher = teacher_of(self.model)
 
     def start(self) -> None:
-        """Begin at full width."""
+        """Start at full width."""
         self.importance = {
             place: torch.zeros(num_units(self.encoder, place[1]), device=self.model.device)
             for place in places(self.encoder)
@@ -130,7 +130,7 @@ class DynaBert(MaskTraining):
             total += (linear.weight * linear.weight.grad).T.reshape(len(total), -1).sum(1).abs()
 
     def after_optimizer(self) -> None:
-        """Begin with the other widths once importance is known."""
+        """Add the other widths once importance is known."""
         if not self.widths and self.progress >= self.settings.measured:
             narrower = [as_masks(self.encoder, self.network(width)) for width in self.settings.widths]
             self.widths = [*narrower, as_masks(self.encoder, self.target())]

@@ -1,20 +1,18 @@
 """EBERT: gates that depend on the input decide which heads and neurons a sample uses.
 
 Liu, Li, Li, Cheng: *EBERT: Efficient BERT Inference with Dynamic Structured Pruning*, Findings of ACL 2021. A small
-network beside each sublayer reads one vector of each sample, the first token's (in the first layer the mean over
-tokens, as the first token says nothing there yet), and opens or closes the gate of each head or neuron. Gates are drawn
-from a Gumbel softmax of two classes in training, 0 or 1 with the gradient of the soft value. A penalty draws the mean
-cost to the target. Network and gates are trained together for 3 epochs; 3 epochs of training follow, as in the paper on
-PGB.
+network for each sublayer reads one vector of each sample, the first token's (in the first layer the mean over tokens,
+since the first token has no context there), and opens or closes the gate of each head or neuron. In training, gates are
+drawn from a Gumbel softmax of two classes, as 0 or 1 with the gradient of the soft value. A penalty pulls the mean cost
+to the target. Network and gates are trained together for 3 epochs; 3 epochs of training follow, as in the paper on PGB.
 
-Taken where the paper leaves something open, or where this differs:
+Choices where the paper is not specific, and differences from it:
 
-- What comes out here is static: the heads and neurons whose gates are open most often, as many as the budget permits.
-  FLOPs and latency are those of this network. The authors' network keeps its gates: its samples use different heads and
-  neurons, which saves time only where each is computed by itself, and is not a smaller model. The fraction of the
-  weights that it used for the last batches is :attr:`Ebert.open_fraction`.
-- The network beside a sublayer has one hidden layer, a quarter as wide as the hidden states, and no batch
-  normalization.
+- The result here is static: the heads and neurons whose gates are open most often, as many as the budget permits. FLOPs
+  and latency are those of this network. The authors' network keeps its gates: its samples use different heads and
+  neurons, which only saves time if each sample is computed separately, and the model is not smaller. The fraction of
+  the weights that it used for the last batches is :attr:`Ebert.open_fraction`.
+- The network of a sublayer has one hidden layer, a quarter as wide as the hidden states, and no batch normalization.
 - The penalty is the squared distance of the mean cost of a batch, in weights, from a target that grows linearly in the
   first half of the fit; its weight is 10, and the gates begin open.
 - Soft values have the temperature 1.
@@ -49,7 +47,7 @@ from pgb_lightning.model_calls import Call
 
 @dataclass(frozen=True)
 class EbertSettings:
-    """What EBERT needs besides the settings of fine-tuning.
+    """The settings of EBERT in addition to those of fine-tuning.
 
     Args:
         gate_learning_rate: Learning rate of the networks that open and close gates.
@@ -108,7 +106,7 @@ class Ebert(MaskTraining):
         self.open_fraction = 1.0
 
     def start(self) -> None:
-        """Make the gates, all open."""
+        """Create the gates, all open."""
         device = self.model.device
         self.gates = {
             place: Gates(self.encoder.hidden_size, num_units(self.encoder, place[1]), self.settings.initial).to(device)
@@ -150,7 +148,7 @@ class Ebert(MaskTraining):
         return task_loss + self.settings.penalty * (fraction - target).square()
 
     def finish(self) -> None:
-        """Remove the heads and neurons that samples need least often."""
+        """Remove the heads and neurons whose gates are open least often."""
         kept = as_masks(self.encoder, choose_units(self.encoder, self.frequency, self.ratio))
         # A sublayer that loses all of them still adds its bias, which has no gate.
         remove_units(self.encoder, {place: Mask(mask.units) for place, mask in kept.items()})

@@ -1,10 +1,10 @@
-"""SNIP of Lin et al.: residual mappings are drawn to zero, and those that become small are removed.
+"""SNIP of Lin et al.: a penalty shrinks residual mappings toward zero, and the smallest ones are removed.
 
 Lin, Liu, Yang, Hua, Roth: *Pruning Redundant Mappings in Transformer Models via Spectral-Normalized Identity Prior*,
-Findings of EMNLP 2020. (Not SNIP of Lee et al. 2019.) A residual mapping that adds nothing leaves the identity. A
-penalty on the norm of what each mapping adds, here a single head or a whole feed-forward network, is the prior; those
-with the smallest norm are removed step by step. Spectral normalization keeps the largest singular value of each matrix
-bounded, so that norms can be compared and do not escape the penalty through larger weights elsewhere.
+Findings of EMNLP 2020. (Not SNIP of Lee et al. 2019.) If a residual mapping outputs zero, only the identity remains.
+The prior is a penalty on the norm of each mapping's output, here that of a single head or a whole feed-forward network;
+mappings with the smallest norm are removed step by step. Spectral normalization bounds the largest singular value of
+each matrix, so that norms are comparable and larger weights elsewhere do not circumvent the penalty.
 
 There is no public implementation. All settings are therefore our choice:
 
@@ -14,7 +14,7 @@ There is no public implementation. All settings are therefore our choice:
 - The bound of a matrix is the singular value that it has when training starts, so that the fine-tuned model is not
   changed at the start; it is estimated by one step of the power method after each step of the optimizer.
 - The fraction removed grows by a cubic schedule between 10 % and 70 % of 3 epochs at 2e-5, followed by 3 epochs of
-  training what is left.
+  training the remaining weights.
 - Mappings are removed in the order of their norms as long as the budget permits.
 """
 
@@ -45,7 +45,7 @@ from pgb_lightning.model_calls import Call
 
 @dataclass(frozen=True)
 class IdentityPriorSettings:
-    """What the method needs besides the settings of fine-tuning.
+    """The settings of the method in addition to those of fine-tuning.
 
     Args:
         penalty: Weight of the sum of all norms.
@@ -61,7 +61,7 @@ class IdentityPriorSettings:
 
 
 class SpectralBound:
-    """Bounds the largest singular value of a matrix by the one that it has now.
+    """Bounds the largest singular value of a matrix by its initial one.
 
     Args:
         weight: The matrix.
@@ -89,7 +89,7 @@ class SpectralBound:
 
 
 class IdentityPrior(MaskTraining):
-    """Draw residual mappings to zero, and remove the smallest (see the module).
+    """Shrink residual mappings toward zero, and remove the smallest (see the module).
 
     Args:
         ratio: Fraction of the weights of the encoder's matrices to remove.
@@ -101,7 +101,7 @@ class IdentityPrior(MaskTraining):
         self.settings = settings or IdentityPriorSettings()
 
     def start(self) -> None:
-        """Begin without masks."""
+        """Start without masks."""
         self.bounds = {linear: SpectralBound(linear.weight) for linear, _ in self.encoder.hook_points()}
         self.masks: dict[Place, Mask] = {}
         self.norms: dict[Place, Tensor] = {}
@@ -141,19 +141,19 @@ class IdentityPrior(MaskTraining):
             self.masks = self._choose(self.ratio * cubic(self.progress, self.settings.begin, self.settings.end))
 
     def _choose(self, ratio: float) -> dict[Place, Mask]:
-        """Return the masks that leave the largest mappings. A mapping that is masked once has the norm 0."""
+        """Return the masks that keep the largest mappings. Once a mapping is masked, its norm is 0."""
         return as_masks(self.encoder, choose_units(self.encoder, self.norms, ratio))
 
     def finish(self) -> None:
-        """Remove the mappings that are masked."""
+        """Remove the masked mappings."""
         remove_units(self.encoder, self._choose(self.ratio))
 
 
 def head_norms(read: Tensor, weight: Tensor, heads: int) -> Tensor:
-    """Return the root mean square of what each head adds to a token, without computing the sum of any of them.
+    """Return the root mean square of each head's contribution to a token, without computing the contributions.
 
     Args:
-        read: What the closing matrix reads, (B, S, M).
+        read: The input of the closing matrix, (B, S, M).
         weight: The closing matrix, (N, M).
         heads: The number of heads.
 

@@ -1,19 +1,19 @@
-"""LayerDrop, and layers that are dropped before training: whole layers, trained with what is left of them.
+"""LayerDrop, and dropping of layers before training: methods that remove whole layers.
 
 Fan, Grave, Joulin: *Reducing Transformer Depth on Demand with Structured Dropout*, ICLR 2020. Each layer is skipped in
-training with a probability of 0.2, so that any smaller number of layers works. After training, layers at even distances
-are cut out, without further training.
+training with a probability of 0.2, so that any smaller number of layers works. After training, evenly spaced layers are
+removed, without further training.
 
 Sajjad, Dalvi, Durrani, Nakov: *On the Effect of Dropping Layers of Pre-trained Transformer Models*, Computer Speech &
 Language 77, 2023. Layers are dropped first, and the others are then fine-tuned for 3 epochs: the last ones (*top*),
 every other one from the end (*alternate*), or those that change their input least, by cosine similarity
 (*contribution*).
 
-Taken where the papers leave something open, or where this differs:
+Choices where the papers are not specific, and differences from them:
 
 - Both start from the fine-tuned model, as all other methods here, not from the pretrained one.
 - The similarity is the mean over all tokens of the first batches of training, during which no layer is dropped.
-- Only whole layers can be dropped, so the number nearest to the target is.
+- Only whole layers can be dropped, so the number of layers nearest to the target is dropped.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Order = Literal["top", "alternate", "contribution"]
 
 
 class SkippedLayers:
-    """Skips layers of an encoder until it is removed: they return their input, and are not computed.
+    """Skips layers of an encoder until ``remove`` is called: they return their input and are not computed.
 
     Args:
         encoder: The encoder.
@@ -104,7 +104,7 @@ class LayerDrop(MaskTraining):
         self.layers.skipped = drawn.nonzero().flatten().tolist()
 
     def finish(self) -> None:
-        """Cut out every other layer, or as many as the target says."""
+        """Remove evenly spaced layers, as many as the target requires."""
         total = len(self.encoder.layers)
         remove_layers(self.encoder, choose_layers(total, num_dropped(total, self.ratio), "alternate"))
 

@@ -4,20 +4,20 @@ Lagunas, Charlaix, Sanh, Rush: *Block Pruning for Faster Transformers*, EMNLP 20
 Pruning*, NeurIPS 2020. In the hybrid form, attention has square blocks, and a neuron of a feed-forward network is one
 block of all matrices. A mask passes the gradient straight through to the score of its block, which is the sum of weight
 times gradient: training lowers the score if it shrinks the weights, and raises it if it enlarges them. A masked weight
-keeps its value, and comes back with it. In the *hybrid-filled* variant, the heads that have blocks left get back all of
-their weights, and only whole heads and neurons are removed.
+keeps its value, with which it may be restored. In the *hybrid-filled* variant, all weights of the heads with remaining
+blocks are restored, and only whole heads and neurons are removed.
 
 Settings are the defaults of the authors' package nn_pruning: blocks of 32 x 32, scores at 0.01, the number of blocks by
 a cubic schedule between 10 % and 80 % of the steps (``initial_warmup`` and ``final_warmup`` of 5,400 steps each, of
 some 55,000), and, with distillation, 0.9 of the teacher's loss and 0.1 of the task's.
 
-Taken where the paper leaves something open, or where this differs:
+Choices where the paper is not specific, and differences from it:
 
 - The paper thresholds the sigmoid of the scores and tunes a penalty for each size. Here the number of blocks is given,
   as with the package's ``topK``, over all matrices together.
 - The block is smaller where 32 does not divide the sizes of a head and of the hidden states.
 - Filled weights have the values that they had when they were last masked. Heads are filled in the order of their best
-  block, as many as the target permits, so that the filled model has the size that was asked for.
+  block, as many as the target permits, so that the filled model has the requested size.
 - Without filling, heads whose blocks are all masked are removed, and the other masked blocks stay zeros.
 """
 
@@ -51,15 +51,15 @@ from pgb_lightning.model_calls import Call
 
 @dataclass(frozen=True)
 class MovementSettings:
-    """What block movement pruning needs besides the settings of fine-tuning.
+    """The settings of block movement pruning in addition to those of fine-tuning.
 
     Args:
         block: Rows and columns of a block of attention.
         begin: Fraction of the fit before the first block is masked.
         end: Fraction of the fit at which the target is reached.
         score_learning_rate: Learning rate of the scores.
-        teacher_weight: Weight of the loss between outputs, with distillation; that of the task has the rest.
-        temperature: Softens class scores of student and teacher.
+        teacher_weight: Weight of the loss between outputs, with distillation; the task's loss has the rest.
+        temperature: Temperature that softens class scores of student and teacher.
     """
 
     block: int = 32
@@ -76,7 +76,7 @@ class BlockMovement(MaskTraining):
     Args:
         ratio: Fraction of the weights of the encoder's matrices to remove.
         distillation: Whether to learn from the dense model, too.
-        filled: Whether heads with blocks left get back all of their weights.
+        filled: Whether all weights of heads with remaining blocks are restored.
         settings: The settings.
     """
 
@@ -89,7 +89,7 @@ class BlockMovement(MaskTraining):
         self.settings = settings or MovementSettings()
         #: Score of each block of an attention matrix, and of each neuron at the key of its closing matrix.
         self.scores: dict[tuple[int, str], Tensor] = {}
-        #: All weights of each linear layer, those that are masked at the moment included.
+        #: All weights of each linear layer, including those that are currently masked.
         self.stored: dict[nn.Linear, Tensor] = {}
 
     def prepare(self) -> None:
@@ -98,7 +98,7 @@ class BlockMovement(MaskTraining):
             self.teacher = teacher_of(self.model)
 
     def start(self) -> None:
-        """Make the scores, all equal."""
+        """Create the scores, all equal."""
         device = self.model.device
         self.size = math.gcd(self.settings.block, math.gcd(self.encoder.head_size, self.encoder.hidden_size))
         for linear, matrices in self.encoder.hook_points():
@@ -126,7 +126,7 @@ class BlockMovement(MaskTraining):
 
     @torch.no_grad()
     def before_optimizer(self) -> None:
-        """Give the scores their gradients, and take those of masked weights."""
+        """Set the gradients of the scores, and remove those of masked weights."""
         moved = {linear: self._gradient(linear) * stored for linear, stored in self.stored.items()}
         neurons = unit_sums(self.encoder, moved.__getitem__)
         for linear, matrices in self.encoder.hook_points():
@@ -142,7 +142,7 @@ class BlockMovement(MaskTraining):
 
     @torch.no_grad()
     def after_optimizer(self) -> None:
-        """Keep what the optimizer made of the weights that were not masked, and mask those of the lowest scores."""
+        """Store the optimizer's update of the weights that were not masked, and mask those with the lowest scores."""
         for linear, mask in self._masks(self._open).items():
             self.stored[linear] = torch.where(mask > 0, linear.weight, self.stored[linear])
         self._open = self._choose_blocks(self.ratio * cubic(self.progress, self.settings.begin, self.settings.end))
@@ -150,7 +150,7 @@ class BlockMovement(MaskTraining):
             linear.weight.copy_(self.stored[linear] * mask)
 
     def _choose_blocks(self, ratio: float) -> dict[tuple[int, str], Tensor]:
-        """Keep the blocks of the highest scores, as many as the budget permits."""
+        """Choose the blocks with the highest scores, as many as the budget permits."""
         neuron = sublayer_weights(self.encoder, "ffn") // num_units(self.encoder, "ffn")
         flat = torch.cat([score.flatten() for score in self.scores.values()])
         costs = torch.cat(

@@ -3,9 +3,8 @@
 Zhang, Zuo, Liang, Bukharin, He, Chen, Zhao: *PLATON: Pruning Large Transformer Models with Upper Confidence Bound of
 Weight Importance*, ICML 2022. The sensitivity of a weight, the magnitude of weight x gradient, differs from batch to
 batch. It is averaged over a window of steps and then exponentially over windows, and so is its distance from this
-average, the uncertainty. The product of both is the score: a weight of high uncertainty stays although its average is
-low. Weights of the lowest scores are set to zero again and again, and may come back, as training goes on with all of
-them.
+average, the uncertainty. The score is the product of both: a weight with high uncertainty is kept even if its average
+is low. The weights with the lowest scores are set to zero repeatedly. They may recover, since all weights are trained.
 
 The structured variant scores heads and neurons in the same way.
 
@@ -13,12 +12,12 @@ Settings are those of the authors' script for SST-2 (``GLUE/scripts/run_bert_glu
 0.85 (importance) and 0.85 (uncertainty; 0.95 for MRPC), windows of 10 steps, and a cubic schedule that begins after
 1,000 of some 12,600 steps and ends 5,000 steps before the end.
 
-Taken where the paper leaves something open, or where this differs:
+Choices where the paper is not specific, and differences from it:
 
-- The optimizer is that of the module, AdamW, in place of Adamax.
-- The sensitivity of a head or neuron is the mean of those of its weights.
+- The optimizer is the module's AdamW instead of Adamax.
+- The sensitivity of a head or neuron is the mean sensitivity of its weights.
 - A head or neuron is set to zero by its weights in the closing matrix.
-- The number of heads and neurons is that whose weights fill the budget, so that sizes are comparable.
+- As many heads and neurons are kept as fill the budget, so that sizes are comparable.
 """
 
 from __future__ import annotations
@@ -43,11 +42,11 @@ from pgb_lightning.experiments.baselines.trained.units import (
 
 @dataclass(frozen=True)
 class PlatonSettings:
-    """What PLATON needs besides the settings of fine-tuning.
+    """The settings of PLATON in addition to those of fine-tuning.
 
     Args:
         importance_decay: β1, the weight of earlier windows in the importance.
-        uncertainty_decay: β2, likewise in the uncertainty.
+        uncertainty_decay: β2, the weight of earlier windows in the uncertainty.
         window: Steps over which the sensitivity is averaged; pruning takes place after each window.
         begin: Fraction of the fit before the first weight is pruned.
         end: Fraction of the fit at which the target is reached.
@@ -105,7 +104,7 @@ class Confidence:
         return self._count == 0 and self.importance is not None
 
     def score(self) -> Tensor:
-        """Return importance times uncertainty. If no window has ended yet, the first one ends now."""
+        """Return importance times uncertainty. If no window has ended yet, the first one is ended."""
         if self.importance is None or self.uncertainty is None:
             self._end_window()
         assert self.importance is not None
@@ -118,7 +117,7 @@ class Platon(MaskTraining):
 
     Args:
         ratio: Fraction of the weights of the encoder's matrices to remove.
-        structured: Whether to remove heads and neurons, in place of single weights.
+        structured: Whether to remove heads and neurons instead of single weights.
         settings: The settings.
     """
 
@@ -128,7 +127,7 @@ class Platon(MaskTraining):
         self.settings = settings or PlatonSettings()
 
     def start(self) -> None:
-        """Begin without any averages."""
+        """Start without averages."""
         sizes = unit_sums(self.encoder, lambda linear: torch.ones_like(linear.weight))
         self._sizes = {place: float(size[0]) for place, size in sizes.items()}
         self.of_units = {place: Confidence(self.settings) for place in sizes}
@@ -153,7 +152,7 @@ class Platon(MaskTraining):
 
     @torch.no_grad()
     def _set_to_zero(self, ratio: float) -> None:
-        """Set weights of the lowest scores to zero. Heads and neurons lose their weights in the closing matrix."""
+        """Set the weights with the lowest scores to zero; for heads and neurons, those in the closing matrix."""
         if self.structured:
             for place, mask in self._unit_masks(ratio).items():
                 assert mask.units is not None

@@ -1,4 +1,4 @@
-"""Registry of the methods that train masks, with what each needs besides its callback, as published."""
+"""Registry of the methods that train masks, with their published epochs and learning rates."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from pgb_lightning.experiments.baselines.trained.platon import Platon
 
 @dataclass(frozen=True)
 class TrainedBaseline:
-    """A method that trains masks, and then perhaps the smaller model.
+    """A method that trains masks and, optionally, the smaller model afterwards.
 
     Args:
-        make: Makes the callback for a fraction of weights to remove.
+        make: Creates the callback for a fraction of weights to remove.
         epochs: Published number of epochs with the callback.
-        final_epochs: Published number of epochs of training what is left; 0 if there are none.
+        final_epochs: Published number of epochs of training the smaller model; 0 if there are none.
         learning_rate: Published peak learning rate of the model's weights with the callback.
-        final_learning_rate: That of training what is left.
+        final_learning_rate: Published peak learning rate of training the smaller model.
         is_taught: Whether the dense model is the teacher in both.
         kind: ``"shapes"`` if layers become smaller; ``"masks"`` if single weights become zero.
     """

@@ -1,10 +1,10 @@
-"""How the removed fraction grows during a fit."""
+"""Schedules of the removed fraction during a fit."""
 
 from __future__ import annotations
 
 
 def linear(progress: float, begin: float, end: float) -> float:
-    """Return how far a linear schedule has come: 0 until ``begin``, 1 from ``end``.
+    """Return the progress of a linear schedule: 0 until ``begin``, 1 from ``end``.
 
     Args:
         progress: Fraction of the fit that is over.
@@ -21,7 +21,7 @@ def linear(progress: float, begin: float, end: float) -> float:
 
 
 def cubic(progress: float, begin: float, end: float) -> float:
-    """Return how far a cubic schedule has come: it removes much at first, and less and less later.
+    """Return the progress of a cubic schedule, which removes much at first, and less and less later.
 
     After Zhu and Gupta: *To Prune, or Not to Prune*, ICLR 2018 workshop.
 

@@ -23,11 +23,11 @@ def output_loss(student: Call, teacher: Call, temperature: float, model: PreTrai
     Args:
         student: The call of the student.
         teacher: The call of the teacher.
-        temperature: Softens class scores.
-        model: The student, whose configuration tells whether classes exclude each other.
+        temperature: Temperature that softens class scores.
+        model: The student, whose configuration determines whether classes are mutually exclusive.
 
     Raises:
-        MisconfigurationException: If the model has no outputs that could be compared.
+        MisconfigurationException: If the model has no outputs that can be compared.
     """
     if not teacher.logits():
         raise MisconfigurationException(

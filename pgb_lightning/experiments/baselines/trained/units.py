@@ -24,7 +24,7 @@ class Mask(NamedTuple):
 
     Args:
         units: Factor of each head or neuron, (U,), or (B, U) if it depends on the sample; ``None`` for no mask.
-        output: Factor of the sublayer's output, its bias included, (); ``None`` for no mask.
+        output: Factor of the sublayer's output, including its bias, (); ``None`` for no mask.
     """
 
     units: Tensor | None = None
@@ -112,7 +112,7 @@ def attach_masks(encoder: Encoder, mask_of: Callable[[Place], Mask]) -> list[Rem
 def choose_units(encoder: Encoder, scores: Mapping[Place, Tensor], ratio: float) -> Kept:
     """Keep the heads and neurons with the highest scores, as many as the budget permits.
 
-    Units are taken in descending order of their scores; one that does not fit any more is left out.
+    Units are chosen in descending order of their scores; those that no longer fit are skipped.
 
     Args:
         encoder: A dense encoder.
@@ -143,7 +143,7 @@ def choose_units(encoder: Encoder, scores: Mapping[Place, Tensor], ratio: float)
 
 
 def as_masks(encoder: Encoder, kept: Kept) -> dict[Place, Mask]:
-    """Return the masks that leave the given units. The output of a sublayer without units is 0, its bias included."""
+    """Return the masks that keep the given units. The output of a sublayer without units is 0, including its bias."""
     masks = {}
     for place, units in kept.items():
         factors = torch.zeros(num_units(encoder, place[1]), device=encoder.model.device)
