@@ -208,7 +208,7 @@ def _check_mode(monitor: str, mode: Mode | None) -> Mode:
     chosen = mode or inferred
     if chosen is None:
         raise MisconfigurationException(
-            f"BestCheckpoint: mode=None, but the name monitor={monitor!r} does not tell whether higher or lower is "
-            "better. Set mode='max' or mode='min'."
+            f"BestCheckpoint: mode=None, but the name monitor={monitor!r} does not show whether higher or lower values "
+            "are better. Set mode='max' or mode='min'."
         )
     return chosen

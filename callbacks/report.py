@@ -264,8 +264,8 @@ def _find_pgb(trainer: pl.Trainer, encoder: str | None) -> tuple[PGBCallback, st
         )
     if encoder is None and len(found) > 1:
         raise MisconfigurationException(
-            f"PGBReport: encoder=None does not tell which of the Trainer's {len(found)} PGBCallbacks to report on: "
-            f"{names}. Use a PGBReport for each of them, such as PGBReport(encoder={found[0].encoder!r})."
+            f"PGBReport: encoder=None is ambiguous, since the Trainer has {len(found)} PGBCallbacks: {names}. Use one "
+            f"PGBReport for each of them, such as PGBReport(encoder={found[0].encoder!r})."
         )
     matching = [each for each in found if encoder is None or each.encoder == encoder]
     if not matching:

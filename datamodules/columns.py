@@ -100,7 +100,7 @@ def _find_texts(rows: Dataset, source: str, label: str | None) -> tuple[str, ...
     if len(texts) != 1:
         found = f"{len(texts)} columns of texts: {', '.join(texts)}" if texts else "no column of texts"
         raise MisconfigurationException(
-            f"text_columns=None does not tell which columns to use: {source} has {found}. Its columns are "
+            f"text_columns=None cannot be resolved: {source} has {found}. Its columns are "
             f"{', '.join(rows.column_names)}. Set text_columns to one of them, or to two for pairs of texts."
         )
     return (texts[0],)

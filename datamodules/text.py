@@ -193,8 +193,8 @@ class TextDataModule(TokenizedDataModule):
             return plain
         if not plain.is_fast:
             raise MisconfigurationException(
-                f"model_name_or_path={self.model_name_or_path!r} has a slow tokenizer, which does not tell the words "
-                "of its tokens. Token classification needs a model with a fast tokenizer."
+                f"model_name_or_path={self.model_name_or_path!r} has a slow tokenizer, which does not map tokens to "
+                "words. Token classification needs a model with a fast tokenizer."
             )
         # Byte-level tokenizers take lists of words only with a space before each.
         if getattr(plain, "add_prefix_space", None) is False:

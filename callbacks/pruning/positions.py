@@ -10,7 +10,8 @@ from contextlib import suppress
 from operator import length_hint
 from typing import Any
 
-#: What reads on when it is used. Classes of a user's own Python code are no member: their attributes can be put back.
+#: Classes whose objects advance when they are used. Users' own Python classes are not included, since their attributes
+#: can be restored.
 ONE_WAY = (Iterator, Generator, AsyncGenerator, Coroutine, io.IOBase)
 
 _COMPARED = (int, float, str, bytes, bool, type(None))

@@ -150,7 +150,7 @@ class _StrategyHook:
             original(checkpoint, strict=strict)
             step, epoch = checkpoint.get("global_step", 0), checkpoint.get("epoch", 0)
             self._restored = Restored(step, trained=bool(checkpoint.get("optimizer_states") or step or epoch))
-        except RuntimeError as error:  # torch lists all missing entries; if those of an encoder are missing, say so
+        except RuntimeError as error:  # torch lists all missing entries; report a missing encoder instead
             module = self._strategy.lightning_module
             assert module is not None
             reason = find_missing_encoder(module, checkpoint["state_dict"]) or error

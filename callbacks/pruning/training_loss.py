@@ -148,9 +148,9 @@ def without_side_effects(module: pl.LightningModule) -> Iterator[Snapshot]:
         changed = snapshot.restore()
         if changed:
             rank_zero_warn(
-                f"PGB: calibration has changed {', '.join(changed[:5])}, which cannot be put back: training goes on "
-                "from there. To avoid this, add a method calibration_step(self, batch) to the module that only returns "
-                "the loss of a batch, or name other data with PGBCallback(calibration=...)."
+                f"PGB: calibration has changed {', '.join(changed[:5])}, which cannot be restored: training continues "
+                "from the changed state. To avoid this, add a method calibration_step(self, batch) to the module that "
+                "only returns the loss of a batch, or name other data with PGBCallback(calibration=...)."
             )
 
 

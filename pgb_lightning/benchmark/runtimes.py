@@ -62,7 +62,7 @@ def check_runtimes(runtimes: Sequence[str], dtype: str, device: str, compiled: b
     for name, value, needed in (("dtype", dtype, "float32"), ("device", device, "cpu"), ("compiled", compiled, False)):
         if runtimes and value != needed:
             raise ValueError(
-                f"{name}={value!r} does not go with runtimes={list(runtimes)}, which need {name}={needed!r}. Change "
+                f"{name}={value!r} cannot be used with runtimes={list(runtimes)}, which need {name}={needed!r}. Change "
                 "one of the two."
             )
     if "torch-export" in runtimes:

@@ -23,10 +23,10 @@ def check_attention(encoder: Encoder) -> None:
     if "flash" in name and dtype not in HALF:
         reason = f"computes in half precision only, but the encoder at {encoder.where} has {dtype} weights"
     elif name == "flex_attention" and device == "cpu":
-        reason = f"has no gradients on a CPU, where the encoder at {encoder.where} is"
+        reason = f"has no gradients on a CPU, but the encoder at {encoder.where} is on a CPU"
     else:
         return
     raise ValueError(
         f'attn_implementation="{name}" {reason}. Call set_attn_implementation("sdpa") of the transformers model before '
-        "the pruning; it can be set back afterwards."
+        "pruning; you can change it back afterwards."
     )

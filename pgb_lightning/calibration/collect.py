@@ -230,7 +230,7 @@ def _add_batch(number: int, value: Any, calls: EncoderCalls, sums: MomentSums | 
 
     Args:
         number: Index of the batch.
-        value: What the loss function returned.
+        value: The result of the loss function.
         calls: The encoder's calls in the forward pass; emptied if the batch is skipped.
         sums: Sums of second moments, if they were requested.
         counts: The counts to update.

@@ -21,7 +21,7 @@ _LOW_PRECISION = 0.1
 
 _REMEDY = (
     "Correct attend, feed, arguments or between of the Family (docs/extending.md), or remove hooks and other changes "
-    "of the layer that the Family does not know."
+    "of the layer that the Family does not describe."
 )
 
 
@@ -93,8 +93,8 @@ def why_not_same(
     tolerance = rounding_tolerance(states.dtype, found.uses_autocast)
     if len(found.states) != len(encoder.order):
         return (
-            f"The layers of the encoder at {encoder.where} do not run in the order {list(encoder.order)} that the "
-            f"Family of {encoder.model_type!r} says. Correct order of the Family (docs/extending.md)."
+            f"The layers of the encoder at {encoder.where} do not run in the order {list(encoder.order)} of the Family "
+            f"of {encoder.model_type!r}. Correct the field order of the Family (docs/extending.md)."
         )
     for step, (number, given, output) in enumerate(zip(encoder.order, arguments, found.states, strict=True)):
         where = f"Layer {number} of the encoder at {encoder.where}"
@@ -105,10 +105,10 @@ def why_not_same(
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            return f"{where} cannot be run as the Family of {encoder.model_type!r} says: {error}. {_REMEDY}"
+            return f"{where} cannot be run as described by the Family of {encoder.model_type!r}: {error}. {_REMEDY}"
         if not difference <= tolerance:
             return (
-                f"{where} returns other hidden states than the Family of {encoder.model_type!r} computes for it: they "
+                f"{where} does not return the hidden states that the Family of {encoder.model_type!r} computes: they "
                 f"differ by {difference:.2%}. {_REMEDY}"
             )
         states = encoder.pass_on(step, first, states, tokens)

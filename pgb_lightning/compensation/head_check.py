@@ -59,6 +59,6 @@ def check_heads(encoder: Encoder, layer: int, original: nn.Module, features: Hid
 
 def _message(encoder: Encoder, layer: int, problem: str) -> str:
     return (
-        f"Layer {layer} of the encoder at {encoder.where} {problem}. The Family of {encoder.model_type!r} does not say "
-        "all that depends on the heads: set head_counts, head_widths or followers (docs/extending.md)."
+        f"Layer {layer} of the encoder at {encoder.where} {problem}. The Family of {encoder.model_type!r} does not "
+        "list everything that depends on the heads: set head_counts, head_widths or followers (docs/extending.md)."
     )

@@ -252,7 +252,7 @@ class Encoder(Sizes):
             if set(names) - {COMPILED, CHECKPOINT_WRAPPED}:
                 raise ValueError(
                     f"The layers of the encoder at {self.where} are wrapped by {type(wrapper).__name__}, which may "
-                    "change what they compute. Put the layers themselves into the model first."
+                    "change their outputs. Replace the wrappers in the model by the layers first."
                 )
 
     def plain_names(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

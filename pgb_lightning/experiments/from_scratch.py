@@ -1,6 +1,6 @@
 r"""Train a small encoder of a new kind from scratch on a GLUE task, then compare pruning methods on it, one-shot.
 
-For encoders whose pretrained weights are not at hand. The vocabulary is that of the packaged MiniLM by default.
+For encoders whose pretrained weights are not available. By default, the vocabulary is that of the packaged MiniLM.
 
 Example:
     ::

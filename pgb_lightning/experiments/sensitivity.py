@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 #: G_max of the paper, at which τ is varied.
 MAX_GROUPS = 6
-#: What is drawn, with its label.
+#: The quantities that are drawn, with their labels.
 PANELS = {"score": "score, x 100", "divergence": "divergence", "attention": "removed from attention, points"}
 
 

@@ -119,7 +119,7 @@ def permute(importance: Tensor, height: int, width: int, num_permutations: int) 
 def balanced_groups(importance: Tensor, groups: Blocks, max_rounds: int = 30) -> Blocks:
     """Improve blocks by alternating balanced assignments of all rows and of all columns (not in the paper).
 
-    The greedy heuristic gives the best rows and columns to the first block and whatever remains to the last one. Here,
+    The greedy heuristic gives the best rows and columns to the first block and the remaining ones to the last. Here,
     all rows are assigned to blocks jointly for fixed columns, M/G to each, such that the kept importance is maximal,
     then all columns for fixed rows. This repeats until the kept importance no longer increases.
 

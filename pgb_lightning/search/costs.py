@@ -107,9 +107,9 @@ def check_target(encoder: Encoder, config: PruningConfig) -> None:
         remedy = f"target_speedup above {1 / max(1 - least, 1e-4):.2f}"
     raise ValueError(
         f"The encoder at {encoder.where} is already pruned: {removed:.4f} of the dense encoder's "
-        f"{UNITS[config.budget]} is removed, and {target} asks for no more. Use {remedy} to prune it further. To "
-        "re-finetune it as it is, leave out PGBCallback (or the call of prune), or resume with ckpt_path. To prune it "
-        "differently, start from the dense fine-tuned model."
+        f"{UNITS[config.budget]} is removed, and {target} does not remove more. Use {remedy} to prune it further. To "
+        "re-finetune it without pruning, leave out PGBCallback (or the call of prune), or resume with ckpt_path. To "
+        "prune it differently, start from the dense fine-tuned model."
     )
 
 
@@ -156,7 +156,7 @@ def _check_length(encoder: Encoder, length: int) -> None:
             layer_arguments(encoder, 1, length)
         except (IndexError, RuntimeError) as error:  # others have relative or rotary positions
             raise ValueError(
-                f"latency_length={length}: the encoder at {encoder.where} takes at most {encoder.max_length} tokens. "
+                f"latency_length={length}: the encoder at {encoder.where} accepts at most {encoder.max_length} tokens. "
                 f"Use latency_length={encoder.max_length} or less. ({error})"
             ) from error
 

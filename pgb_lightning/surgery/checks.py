@@ -172,7 +172,7 @@ def check_plan(encoder: Encoder, plan: PruningPlan) -> None:
             if (matrix.rows, matrix.columns) != size:
                 raise ValueError(
                     f"Layer {layer} {kind}: the plan's matrix is {matrix.rows} x {matrix.columns}, but the encoder's "
-                    f"is {size[0]} x {size[1]}. Use a plan that was made for this model, as it is now."
+                    f"is {size[0]} x {size[1]}. Use a plan that was made for this model in its current state."
                 )
 
 
