@@ -44,8 +44,7 @@ class MatrixPlan:
         importance_kept: Fraction of the matrix's importance that lies in the blocks, in [0, 1].
         predicted_error: Predicted increase of the loss; ``None`` if unknown. Under ``search="groups"`` it is half the
             importance of the removed weights (Eq. 2), before compensation. Under ``search="shapes"`` it is the increase
-            that remains after compensation, and that due to removed neurons or heads is counted at the sublayer's
-            closing matrix.
+            after compensation; that due to removed neurons or heads is counted at the sublayer's closing matrix.
 
     Raises:
         ValueError: If the blocks overlap, differ in size, or lie outside the matrix.
