@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +158,8 @@ def test_an_interrupted_run_is_continued_and_gives_the_same_model(
 def test_a_run_that_computed_nothing_may_be_started_with_other_settings(
     prune: Prune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(command, "score", stop)
-        with pytest.raises(KeyboardInterrupt):
-            prune(recover="none")
+    with stopped_at("score", monkeypatch):
+        prune(recover="none")
     assert (tmp_path / "out" / "run" / "settings.json").is_file()
     prune(recover="none", pruning_ratio=0.3, text_columns=("review",))
 
@@ -168,17 +167,24 @@ def test_a_run_that_computed_nothing_may_be_started_with_other_settings(
 def test_a_run_is_continued_with_the_same_rows_only(
     prune: Prune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(command, "write_all", stop)
-        with pytest.raises(KeyboardInterrupt):
-            prune(recover="none", text_columns=("review",))
+    with stopped_at("write_all", monkeypatch):
+        prune(recover="none", text_columns=("review",))
     with pytest.raises(MisconfigurationException, match=r"data='.*rows\.csv' has other rows"):
         prune(reviews(48, label=lambda row: ("good", "bad")[row % 2]), recover="none", text_columns=("review",))
     prune(recover="none", text_columns=("review",))
 
 
-def stop(*_: Any) -> None:
-    raise KeyboardInterrupt
+@contextmanager
+def stopped_at(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Interrupt the command where it calls a function."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, name, stop)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def test_paths_may_have_brackets_and_be_paths(prune: Prune, fine_tuned: Callable[..., str], tmp_path: Path) -> None:
