@@ -27,18 +27,24 @@ class Usage:
 
     Args:
         seconds: The duration of the step.
+        processor_seconds: The time that all threads of the process computed during the step.
         peak_memory_bytes: Peak memory during the step: of the process on a CPU, of tensors on a GPU. ``None`` if the
             platform does not report it. If the peak of a process cannot be reset, it is the peak since the process
             started.
     """
 
     seconds: float = 0.0
+    processor_seconds: float = 0.0
     peak_memory_bytes: int | None = None
 
     def __add__(self, other: Usage) -> Usage:
         """Return the usage of two steps, one after the other."""
         peaks = [one.peak_memory_bytes for one in (self, other) if one.peak_memory_bytes is not None]
-        return Usage(seconds=self.seconds + other.seconds, peak_memory_bytes=max(peaks, default=None))
+        return Usage(
+            seconds=self.seconds + other.seconds,
+            processor_seconds=self.processor_seconds + other.processor_seconds,
+            peak_memory_bytes=max(peaks, default=None),
+        )
 
 
 @contextmanager
@@ -56,7 +62,7 @@ def metered() -> Iterator[Usage]:
     """
     usage = Usage()
     _reset_peak()
-    start = time.perf_counter()
+    start, computed = time.perf_counter(), time.process_time()
     try:
         yield usage
     finally:
@@ -66,6 +72,7 @@ def metered() -> Iterator[Usage]:
         else:
             usage.peak_memory_bytes = peak_memory()
         usage.seconds = time.perf_counter() - start
+        usage.processor_seconds = time.process_time() - computed
 
 
 def _reset_peak() -> None:

@@ -47,10 +47,17 @@ def test_each_run_is_a_line_and_is_measured_once(
     assert movement["hours"][1] == 0
     assert movement["after"] == movement["before"]
     assert "<svg" in figure.read_text()
+    assert kwon["hours"] == [kwon[stage]["seconds"] / 3600 for stage in ("pruning", "refinetuning")]
     monkeypatch.setattr(compare, "train_masks", None)  # calling it would fail
     assert compare.run(**given) == results
     with pytest.raises(TypeError):
         compare.run(**{**given, "total_epochs": 2})
+
+
+def test_hours_may_be_those_of_the_processor(sst2: Inputs) -> None:
+    (result,) = compare.run(**arguments(sst2, methods=("kwon",), total_epochs=1, clock="process"))
+    assert result["hours"] == [result[stage]["processor_seconds"] / 3600 for stage in ("pruning", "refinetuning")]
+    assert all(hours > 0 for hours in result["hours"])
 
 
 @pytest.mark.parametrize(
