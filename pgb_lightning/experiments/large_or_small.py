@@ -64,6 +64,7 @@ def run(
     small_learning_rate: float = 5e-5,
     data_options: dict[str, Any] | None = None,
     precision: str = "32-true",
+    teacher_cache: str | None = None,
     batch_sizes: tuple[int, ...] = (1, 8),
     length: int = 128,
     repeats: int = 7,
@@ -89,6 +90,7 @@ def run(
         small_learning_rate: Learning rate of fine-tuning the small model.
         data_options: Further settings of the data module, such as ``{"group_by_length": true}``.
         precision: The Trainer's precision in training, such as "bf16-mixed". Latency is that of single precision.
+        teacher_cache: Folder for the answers of the large model, so that it runs in the first epoch of the first size only.
         batch_sizes: Sequences per batch at which latency is measured.
         length: Tokens per sequence at which latency is measured.
         repeats: Number of interleaved rounds.
@@ -148,7 +150,12 @@ def run(
                 **data_options,
             )
             model = FineTuned(
-                setup=setup, checkpoint=folder / f"{role}.ckpt", data=data, precision=precision, seed=seed
+                setup=setup,
+                checkpoint=folder / f"{role}.ckpt",
+                data=data,
+                precision=precision,
+                seed=seed,
+                teacher_cache=teacher_cache,
             )
             dense = measure_dense(model, {**own, "seed": seed}, stored)
             results.append({**dense, "checkpoint": str(model.checkpoint)})
