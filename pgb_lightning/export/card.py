@@ -46,6 +46,8 @@ def make_card(
     facts = facts or CardFacts()
     data = make_metadata(model, kind, facts, is_quantized)
     usage = _usage(model, kind, facts).replace("THIS FOLDER", facts.repo_id or "THIS FOLDER")
+    if facts.is_sentence_embedding and kind not in ("huggingface", "dense"):
+        usage += "\n\nPool the states of the tokens as in `modules.json` and `1_Pooling/config.json`."
     parts = [
         f"# {title(model, facts)}",
         _size_section(model, plan),
@@ -109,6 +111,8 @@ def _usage(model: PreTrainedModel, kind: str, facts: CardFacts) -> str:
     """Return the code that loads the model from its folder."""
     pipeline = pipeline_tag(model, facts)
     if kind.endswith(".onnx"):
+        if facts.is_sentence_embedding:
+            pipeline = "feature-extraction"  # transformers.js has no other for them
         lines = ["from onnxruntime import InferenceSession", f'session = InferenceSession("{kind}")']
         dtype = "q8" if "quantized" in kind else "fp32"
         script = [

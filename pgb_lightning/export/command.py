@@ -77,8 +77,7 @@ def run_export(
         folder = export_torch(model, output_dir, tokenizer, card)
     else:
         folder = export_openvino(model, output_dir, tokenizer, card, "int8" if quantize else None, batches)
-    if format in ("huggingface", "dense"):
-        checkpoint.module.write_companion_files(folder)
+    checkpoint.module.write_companion_files(folder)
     rank_zero_info(f"Wrote {folder}: {', '.join(_list_files(folder))}.")
     if push_to_hub is not None:
         rank_zero_info(f"Pushed to {push.push_to_hub(folder, push_to_hub)}.")

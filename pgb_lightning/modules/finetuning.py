@@ -28,8 +28,12 @@ from pgb_lightning._compat import provides_data
 from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.encoders.find import find_encoders
 from pgb_lightning.modules.optimizer import find_embeddings, make_adamw, parameter_groups
+from pgb_lightning.modules.sentence_files import write_json
 from pgb_lightning.packaged import explain_model_errors, resolve_model
 from pgb_lightning.surgery.from_state_dict import StructureError, follow_state_dict
+
+#: The entry of a checkpoint for the files of other libraries.
+COMPANION_FILES = "pgb_companion_files"
 
 
 class FineTuning(L.LightningModule):
@@ -42,6 +46,9 @@ class FineTuning(L.LightningModule):
 
     #: The transformers class that creates the model, such as ``AutoModelForQuestionAnswering``.
     auto_model: ClassVar[Any]
+
+    #: Contents of the files in the model's folder that other libraries need, by their names.
+    companion_files: dict[str, Any]
 
     def _set_up(
         self,
@@ -84,6 +91,10 @@ class FineTuning(L.LightningModule):
         self.model = self._build_model(str(model_name_or_path), hf_config, read_weights)
         if embedding_learning_rate == 0:
             find_embeddings(self.model).requires_grad_(False)
+        self.companion_files = {}
+        if hf_config is None:
+            with explain_model_errors(str(model_name_or_path), "settings for sentence-transformers"):
+                self.companion_files = self._read_companion_files(str(model_name_or_path))
         follow_state_dict(self)
         self.hparams["model_name_or_path"] = str(model_name_or_path)
         self._store_config()
@@ -98,13 +109,28 @@ class FineTuning(L.LightningModule):
     def _check_head(self, checkpoint: dict[str, Any], path: str) -> None:
         """Raise an error if a checkpoint has a head of another size or for other labels."""
 
-    def write_companion_files(self, folder: Path, max_length: int | None = None) -> None:
-        """Write additional files that other libraries need in the Hugging Face folder; nothing by default.
+    def _read_companion_files(self, name: str) -> dict[str, Any]:
+        """Return the contents of the files in the model's folder that other libraries need, by their names."""
+        return {}
+
+    def write_companion_files(self, folder: Path) -> None:
+        """Write the files that other libraries need in an exported folder.
 
         Args:
             folder: The folder.
-            max_length: Texts are truncated to this many tokens; by default to the model's maximum.
         """
+        write_json(folder, self.companion_files)
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the files of other libraries, so that checkpoints do not depend on the folder of the model."""
+        if self.companion_files:
+            checkpoint[COMPANION_FILES] = self.companion_files
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the files of other libraries."""
+        self.companion_files = checkpoint.get(COMPANION_FILES, self.companion_files)
 
     # ---- training -------------------------------------------------------------------------------------------
 

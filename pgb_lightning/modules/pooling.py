@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -10,9 +10,8 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from transformers.utils.hub import cached_file
 
-from pgb_lightning.packaged import resolve_model
+from pgb_lightning.modules.sentence_files import TEXT_FILE, read_json, read_parts, read_sentence_files, write_json
 
 PoolingMode = Literal["mean", "cls", "max"]
 
@@ -22,6 +21,8 @@ MODE_KEYS: dict[PoolingMode, str] = {
     "cls": "pooling_mode_cls_token",
     "max": "pooling_mode_max_tokens",
 }
+
+POOLING_FILE = "1_Pooling/config.json"
 
 
 @dataclass(frozen=True)
@@ -83,16 +84,15 @@ def read_pooling(model_name_or_path: str) -> Pooling | None:
         >>> read_pooling("minilm-l6")
         Pooling(mode='mean', normalize=True)
     """
-    parts = _read_json(model_name_or_path, "modules.json")
-    if parts is None:
+    parts, kinds = read_parts(model_name_or_path)
+    if not parts:
         return None
-    kinds = [str(part["type"]).rpartition(".")[2] for part in parts]
     if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
         raise MisconfigurationException(
             f"model_name_or_path={model_name_or_path!r} has the parts {', '.join(kinds)} in modules.json. Supported "
             "are Transformer, Pooling and Normalize. Use a LightningModule of your own with PGBCallback for others."
         )
-    config: dict[str, Any] = _read_json(model_name_or_path, f"{parts[1]['path']}/config.json") or {}
+    config: dict[str, Any] = read_json(model_name_or_path, f"{parts[1]['path']}/config.json") or {}
     modes = [mode for mode, key in MODE_KEYS.items() if config.get(key)]
     modes += [mode for mode in MODE_KEYS if config.get("pooling_mode") == mode]
     if len(modes) != 1 or any(value is True for key, value in config.items() if _is_other_mode(key)):
@@ -104,14 +104,34 @@ def read_pooling(model_name_or_path: str) -> Pooling | None:
     return Pooling(mode=modes[0], normalize="Normalize" in kinds)
 
 
-def write_pooling(folder: Path, pooling: Pooling, width: int, max_length: int) -> None:
+def read_settings(model_name_or_path: str) -> dict[str, Any]:
+    """Return the settings of a model of sentence-transformers besides those of its pooling, by the name of their file.
+
+    Args:
+        model_name_or_path: The alias, a name on the Hub, or a local folder.
+
+    Returns:
+        The prompts, the similarity, and how texts are read; empty if the model is not one of sentence-transformers.
+    """
+    parts, kinds = read_parts(model_name_or_path)
+    if "Pooling" not in kinds:
+        return {}
+    pooling = read_json(model_name_or_path, f"{parts[kinds.index('Pooling')]['path']}/config.json") or {}
+    with_prompt = {POOLING_FILE: {"include_prompt": pooling["include_prompt"]}} if "include_prompt" in pooling else {}
+    return with_prompt | read_sentence_files(model_name_or_path)
+
+
+def write_pooling(
+    folder: Path, pooling: Pooling, width: int, max_length: int, settings: Mapping[str, Any] | None = None
+) -> None:
     """Write the files with which sentence-transformers loads a folder with its pooling.
 
     Args:
         folder: A Hugging Face folder.
         pooling: The pooling.
         width: Width of the embeddings.
-        max_length: Texts are truncated to this many tokens.
+        max_length: Texts are truncated to this many tokens, if there are no ``settings``.
+        settings: The result of :func:`read_settings` for the dense model.
     """
     names = {"": "Transformer", "1_Pooling": "Pooling", **({"2_Normalize": "Normalize"} if pooling.normalize else {})}
     parts = [
@@ -119,24 +139,13 @@ def write_pooling(folder: Path, pooling: Pooling, width: int, max_length: int) -
         for number, (path, kind) in enumerate(names.items())
     ]
     modes = {key: mode == pooling.mode for mode, key in MODE_KEYS.items()}
-    files: dict[str, Any] = {
-        "modules.json": parts,
-        "1_Pooling/config.json": {"word_embedding_dimension": width, **modes},
-        "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
-    }
-    for name, content in files.items():
-        file = folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content, indent=2) + "\n")
+    files: dict[str, Any] = dict(settings or {TEXT_FILE: {"max_seq_length": max_length, "do_lower_case": False}})
+    files["modules.json"] = parts
+    files[POOLING_FILE] = {"word_embedding_dimension": width, **modes, **files.get(POOLING_FILE, {})}
+    write_json(folder, files)
     if pooling.normalize:
         (folder / "2_Normalize").mkdir(exist_ok=True)
 
 
 def _is_other_mode(key: str) -> bool:
     return key.startswith("pooling_mode_") and key not in MODE_KEYS.values()
-
-
-def _read_json(model_name_or_path: str, name: str) -> Any:
-    """Read a file of a model, or return ``None`` if there is no such file."""
-    path = cached_file(resolve_model(model_name_or_path), name, _raise_exceptions_for_missing_entries=False)
-    return None if path is None else json.loads(Path(path).read_text())

@@ -13,7 +13,7 @@ from transformers import AutoModel
 
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.modules.finetuning import FineTuning
-from pgb_lightning.modules.pooling import Pooling, PoolingMode, read_pooling, write_pooling
+from pgb_lightning.modules.pooling import Pooling, PoolingMode, read_pooling, read_settings, write_pooling
 
 
 class SentenceEmbedding(FineTuning):
@@ -83,10 +83,13 @@ class SentenceEmbedding(FineTuning):
             hf_config,
         )
 
-    def write_companion_files(self, folder: Path, max_length: int | None = None) -> None:
-        """Write the files with which sentence-transformers loads the folder with its pooling."""
-        longest = max_length or find_encoder(self.model).max_length
-        write_pooling(folder, self.pooling, width=self.model.config.hidden_size, max_length=longest)
+    def _read_companion_files(self, name: str) -> dict[str, Any]:
+        return read_settings(name)
+
+    def write_companion_files(self, folder: Path) -> None:
+        """Write the files with which sentence-transformers loads the folder, with its pooling and prompts."""
+        width, longest = self.model.config.hidden_size, find_encoder(self.model).max_length
+        write_pooling(folder, self.pooling, width=width, max_length=longest, settings=self.companion_files)
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """Return one embedding for each text, of shape (texts, width)."""

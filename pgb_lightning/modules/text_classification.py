@@ -15,6 +15,7 @@ from pgb_lightning.heads import TextProblem, stored_class
 from pgb_lightning.modules.classification import Batch, Classification
 from pgb_lightning.modules.metrics import make_metrics
 from pgb_lightning.modules.problem_type import check_given, check_stored, resolve
+from pgb_lightning.modules.sentence_files import read_cross_encoder
 
 
 class TextClassification(Classification):
@@ -118,6 +119,9 @@ class TextClassification(Classification):
         if not stored or (read_weights and self.head in stored):
             check_stored(config.problem_type, self.num_labels, self.problem_type, f"model_name_or_path={name!r}")
         config.problem_type = self.problem_type
+
+    def _read_companion_files(self, name: str) -> dict[str, Any]:
+        return read_cross_encoder(name)
 
     def _check_head(self, checkpoint: dict[str, Any], path: str) -> None:
         super()._check_head(checkpoint, path)

@@ -91,6 +91,13 @@ def test_an_embedding_model_is_one_of_sentence_transformers() -> None:
     assert card.text.index("import pgb_lightning") < card.text.index("SentenceTransformer(")
 
 
+@pytest.mark.parametrize("kind", ["onnx/model.onnx", "openvino_model.xml", "model.pt2"])
+def test_the_card_says_that_other_runtimes_do_not_pool(kind: str) -> None:
+    text = make_card(pruned("bert"), kind, CardFacts(is_sentence_embedding=True)).text
+    assert "1_Pooling/config.json" in text
+    assert "pipeline('sentence-similarity'" not in text
+
+
 def test_the_license_is_that_of_the_dense_model(tmp_path: Path) -> None:
     assert read_inherited(MINILM_ALIAS)["license"] == "apache-2.0"
     assert read_inherited(str(tmp_path)) == {}

@@ -110,10 +110,11 @@ def write_all(
         chosen.write(
             module.model, target / name, data.tokenizer, facts, quantize=chosen.quantize, calibration=calibration
         )
+        module.write_companion_files(target / name)
     written = settings.run_folder / "exported"
     shutil.rmtree(written, ignore_errors=True)
     export_huggingface(module.model, written, plan, data.tokenizer, facts)
-    module.write_companion_files(written, settings.max_length)
+    module.write_companion_files(written)
     # config.json comes last, since it marks the run as finished.
     for file in sorted(written.iterdir(), key=lambda path: path.name == "config.json"):
         shutil.move(file, target / file.name)
