@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -54,9 +57,9 @@ def export_huggingface(
     exported = to_exported(model)
     if plan is not None and not matches(find_encoder(model), plan):
         raise ValueError("plan does not match the model. Pass the plan that this model was pruned with, or None.")
-    target = make_folder(folder)
-    exported.save_pretrained(target)
-    write_companion_files(model, target, "huggingface", tokenizer, card, plan)
+    with new_folder(folder) as target:
+        exported.save_pretrained(target)
+        write_companion_files(model, target, "huggingface", tokenizer, card, plan)
     return target
 
 
@@ -86,9 +89,9 @@ def export_dense(
     """
     _check_model(model)
     twin = dense_twin(model)
-    target = make_folder(folder)
-    twin.save_pretrained(target)
-    write_companion_files(model, target, "dense", tokenizer, card)
+    with new_folder(folder) as target:
+        twin.save_pretrained(target)
+        write_companion_files(model, target, "dense", tokenizer, card)
     return target
 
 
@@ -111,15 +114,24 @@ def to_exported(model: PreTrainedModel) -> ExportedModel:
     return cast(ExportedModel, rebuild(model, target, config))
 
 
-def make_folder(folder: str | Path) -> Path:
-    """Create a folder, unless it exists and is empty.
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """Create a folder to write to, unless it exists and is empty. If writing fails, it is empty or removed again.
 
     Raises:
         ValueError: If the path is a file, or a folder that is not empty or not writable.
     """
     check_folder(folder)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    return Path(folder)
+    target = Path(folder)
+    existed = target.exists()
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        yield target
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        if existed:
+            target.mkdir(exist_ok=True)
+        raise
 
 
 def check_folder(folder: str | Path, name: str = "folder") -> None:

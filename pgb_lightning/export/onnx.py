@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.calibration_feeds import Batches, read_calibration
 from pgb_lightning.export.card_facts import CardFacts
-from pgb_lightning.export.huggingface import make_folder, to_exported, write_companion_files
+from pgb_lightning.export.huggingface import new_folder, to_exported, write_companion_files
 from pgb_lightning.export.onnx_quantization import quantize_onnx
 from pgb_lightning.runtimes.channel_layers import use_channel_layers
 from pgb_lightning.runtimes.requirements import require_onnx
@@ -29,13 +29,6 @@ MODEL_FILE, QUANTIZED_FILE = "onnx/model.onnx", "onnx/model_quantized.onnx"
 
 #: Inputs of some encoders besides text: boxes on a page, paths in HTML, shapes and sounds of characters.
 OTHER_INPUTS = ("bbox", "xpath_tags_seq", "xpath_subs_seq", "input_shape_ids", "input_pronunciation_ids")
-
-#: The names of the outputs for each suffix of a model class's name; ``logits`` for all others.
-OUTPUTS = {
-    "ForQuestionAnswering": ("start_logits", "end_logits"),
-    "BertForPreTraining": ("prediction_logits", "seq_relationship_logits"),
-    "Model": ("last_hidden_state",),
-}
 
 
 def export_onnx(
@@ -80,26 +73,28 @@ def export_onnx(
     batches = read_calibration(quantize, calibration, needed_by=("int8",))
     check_inputs(model)
     traced = TensorModel(model, weights_right=quantize is not None)
-    target = make_folder(folder)
-    (target / MODEL_FILE).parent.mkdir()
-    write_graph(traced, target / MODEL_FILE)
-    if quantize is not None:
-        quantize_onnx(target / MODEL_FILE, target / QUANTIZED_FILE, batches)
-        (target / MODEL_FILE).unlink()
-    save_config(traced, target)
-    write_companion_files(
-        model,
-        target,
-        MODEL_FILE if quantize is None else QUANTIZED_FILE,
-        tokenizer,
-        card,
-        is_quantized=quantize is not None,
-    )
+    file = MODEL_FILE if quantize is None else QUANTIZED_FILE
+    with new_folder(folder) as target:
+        (target / MODEL_FILE).parent.mkdir()
+        write_graph(traced, target / MODEL_FILE)
+        if quantize is not None:
+            quantize_onnx(target / MODEL_FILE, target / QUANTIZED_FILE, batches)
+            (target / MODEL_FILE).unlink()
+        save_config(traced, target)
+        write_companion_files(model, target, file, tokenizer, card, is_quantized=quantize is not None)
     return target
 
 
+def input_sizes(model: PreTrainedModel) -> dict[str, int]:
+    """Return the dimensions of a model's inputs, with the sizes of an example."""
+    has_choices = type(model).__name__.endswith("ForMultipleChoice")
+    # torch.export would specialize sizes that are 1 or equal to each other.
+    return {"batch": 3, **({"choices": 4} if has_choices else {}), "sequence": 5}
+
+
+@torch.no_grad()
 def output_names(model: PreTrainedModel) -> tuple[str, ...]:
-    """Return the names of a model's outputs.
+    """Return the names of a model's logits, or ``last_hidden_state`` if it has no head. The model is run to find them.
 
     Example:
         >>> from transformers import BertConfig, BertForQuestionAnswering
@@ -107,8 +102,8 @@ def output_names(model: PreTrainedModel) -> tuple[str, ...]:
         >>> output_names(BertForQuestionAnswering(tiny))
         ('start_logits', 'end_logits')
     """
-    name = type(model).__name__
-    return next((names for suffix, names in OUTPUTS.items() if name.endswith(suffix)), ("logits",))
+    example = torch.full(tuple(input_sizes(model).values()), 2, device=model.device)
+    return tuple(name for name in model(input_ids=example) if name.endswith("logits")) or ("last_hidden_state",)
 
 
 def check_inputs(model: PreTrainedModel) -> None:
@@ -149,10 +144,8 @@ class TensorModel(nn.Module):
             use_channel_layers(find_encoder(self.model), weights_right)
         has_types = getattr(self.model.config, "type_vocab_size", 0) > 1
         self.inputs = ["input_ids", "attention_mask"] + (["token_type_ids"] if has_types else [])
-        self.outputs = output_names(model)
-        # The dimensions of the inputs. torch.export would specialize sizes that are 1 or equal to each other.
-        has_choices = type(model).__name__.endswith("ForMultipleChoice")
-        self.sizes = {"batch": 3, **({"choices": 4} if has_choices else {}), "sequence": 5}
+        self.outputs = output_names(self.model)
+        self.sizes = input_sizes(model)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs for the tensors of :attr:`inputs`."""

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from pgb_lightning.export.calibration_feeds import Batches, make_feed, read_batches, read_calibration
 from pgb_lightning.export.card_facts import CardFacts
-from pgb_lightning.export.huggingface import make_folder, write_companion_files
+from pgb_lightning.export.huggingface import new_folder, write_companion_files
 from pgb_lightning.export.onnx import TensorModel, check_inputs, save_config, write_graph
 from pgb_lightning.runtimes.requirements import require_openvino
 from pgb_lightning.runtimes.silence import silence_exporters
@@ -62,12 +62,11 @@ def export_openvino(
     batches = read_calibration(quantize, calibration, needed_by=("int8",))
     check_inputs(model)
     traced = TensorModel(model, weights_right=True)
-    target = make_folder(output_dir)
-    with TemporaryDirectory() as folder:
+    with new_folder(output_dir) as target, TemporaryDirectory() as folder:
         write_graph(traced, Path(folder) / "model.onnx")
         convert_onnx(Path(folder) / "model.onnx", target / IR_FILE, batches)
-    save_config(traced, target)
-    write_companion_files(model, target, IR_FILE, tokenizer, card, is_quantized=quantize is not None)
+        save_config(traced, target)
+        write_companion_files(model, target, IR_FILE, tokenizer, card, is_quantized=quantize is not None)
     return target
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.export.card_facts import CardFacts
-from pgb_lightning.export.huggingface import make_folder, write_companion_files
+from pgb_lightning.export.huggingface import new_folder, write_companion_files
 from pgb_lightning.export.onnx import TensorModel, check_inputs, save_config
 from pgb_lightning.runtimes.requirements import require_torch
 from pgb_lightning.runtimes.silence import silence_exporters
@@ -55,10 +55,10 @@ def export_torch(
     check_inputs(model)
     traced = TensorModel(model, weights_right=None)
     program = trace(traced)
-    target = make_folder(output_dir)
-    torch.export.save(program, target / PROGRAM_FILE)
-    save_config(traced, target)
-    write_companion_files(model, target, PROGRAM_FILE, tokenizer, card)
+    with new_folder(output_dir) as target:
+        torch.export.save(program, target / PROGRAM_FILE)
+        save_config(traced, target)
+        write_companion_files(model, target, PROGRAM_FILE, tokenizer, card)
     return target
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers.reader import pruned_reader
 from helpers.tiny import MODEL_TYPES, RATIOS, batches, classifier, logits, pruned
+from huggingface_hub import ModelCard
 from transformers import (
     AutoConfig,
     AutoModelForQuestionAnswering,
@@ -201,6 +202,24 @@ def test_a_folder_that_is_not_empty_is_not_written(model: PreTrainedModel, tmp_p
         with pytest.raises(ValueError, match=r"folder=.*mine\.txt' is a file"):
             write(model, tmp_path / "mine.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("existed", [True, False])
+@pytest.mark.parametrize("export", [export_huggingface, export_dense])
+def test_an_export_that_fails_leaves_nothing(
+    export: Any, existed: bool, model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("no space left")
+
+    if existed:
+        (tmp_path / "out").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelCard, "save", fail)
+        with pytest.raises(OSError, match="no space left"):
+            export(model, tmp_path / "out")
+    assert (tmp_path / "out").exists() == existed
+    export(model, tmp_path / "out")
 
 
 def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.families import tiny_model
 from helpers.heads import build_pruned
 from helpers.reader import pruned_reader
 from helpers.tiny import MODEL_TYPES, batches, pruned
@@ -14,8 +15,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.export import export_huggingface, export_onnx
-from pgb_lightning.export.onnx import MODEL_FILE, QUANTIZED_FILE
+from pgb_lightning.export import export_huggingface, export_onnx, onnx
+from pgb_lightning.export.onnx import MODEL_FILE, QUANTIZED_FILE, TensorModel
 from pgb_lightning.runtimes import requirements
 
 pytest.importorskip("onnxruntime")
@@ -141,6 +142,18 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("step", ["write_graph", "quantize_onnx"])
+def test_an_export_that_fails_leaves_nothing(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError(step)
+
+    monkeypatch.setattr(onnx, "write_graph", lambda _, path: path.write_text("graph"))
+    monkeypatch.setattr(onnx, step, fail)
+    with pytest.raises(RuntimeError, match=step):
+        export_onnx(pruned("bert"), tmp_path / "out", quantize="int8-dynamic")
+    assert not (tmp_path / "out").exists()
+
+
 def test_unknown_quantization_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="quantize='int4'"):
         export_onnx(pruned("bert"), tmp_path / "out", quantize="int4")  # type: ignore[arg-type]
@@ -152,6 +165,25 @@ def test_an_old_torch_is_refused_before_tracing(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(ModuleNotFoundError, match=r"torch 2\.13 .*2\.9\.1\+cpu"):
         export_onnx(pruned("bert"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "head", "names"),
+    [
+        ("albert", "PreTraining", ("prediction_logits", "sop_logits")),
+        ("ernie", "PreTraining", ("prediction_logits", "seq_relationship_logits")),
+        ("electra", "PreTraining", ("logits",)),
+        ("bert", "CausalLM", ("logits",)),
+        ("bert", "QuestionAnswering", ("start_logits", "end_logits")),
+        ("distilbert", "MultipleChoice", ("logits",)),
+        ("roberta", "", ("last_hidden_state",)),
+    ],
+)
+def test_the_outputs_are_those_of_the_head(model_type: str, head: str, names: tuple[str, ...]) -> None:
+    model = TensorModel(tiny_model(model_type, head), weights_right=False)
+    tokens = torch.full(tuple(model.sizes.values()), 5)
+    assert model.outputs == names
+    assert len(model(*[tokens.clamp(max=1)] * len(model.inputs))) == len(names)
 
 
 @pytest.mark.slow
