@@ -90,7 +90,8 @@ def run(
         small_learning_rate: Learning rate of fine-tuning the small model.
         data_options: Further settings of the data module, such as ``{"group_by_length": true}``.
         precision: The Trainer's precision in training, such as "bf16-mixed". Latency is that of single precision.
-        teacher_cache: Folder for the answers of the large model, so that it runs in the first epoch of the first size only.
+        teacher_cache: Folder for the answers of the large model, so that it runs only in the first epoch of the first
+            size.
         batch_sizes: Sequences per batch at which latency is measured.
         length: Tokens per sequence at which latency is measured.
         repeats: Number of interleaved rounds.
