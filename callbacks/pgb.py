@@ -14,8 +14,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from pgb_lightning.callbacks.pruning.calibration_data import calibration_batches
-from pgb_lightning.callbacks.pruning.compatibility import check_callbacks, check_optimizers, check_strategy
+from pgb_lightning.callbacks.pruning.compatibility import check_callbacks, check_strategy
 from pgb_lightning.callbacks.pruning.distributed import prune_distributed
+from pgb_lightning.callbacks.pruning.optimizers import check_optimizers
 from pgb_lightning.callbacks.pruning.reporting import (
     measure_seconds,
     report_pruning,
@@ -294,8 +295,8 @@ class PGBCallback(pl.Callback):
                 self.plan = next((plan for plan in plans if matches(encoder, plan)), None)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse optimizers that hold parameters from before the pruning."""
-        check_optimizers(trainer, pl_module)
+        """Check that the optimizers hold the parameters of the pruned module."""
+        check_optimizers(trainer, pl_module, self.encoder)
         self._checked_dropout = False
 
     def on_train_batch_start(

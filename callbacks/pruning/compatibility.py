@@ -1,13 +1,16 @@
-"""Refuse strategies, callbacks and optimizers that cannot work in a fit that prunes."""
+"""Refuse strategies and callbacks that cannot work in a fit that prunes."""
 
 from __future__ import annotations
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
 
 from pgb_lightning._compat import launches_child_processes
 from pgb_lightning.callbacks.trainer_queries import shards_before_restore
+
+#: Callbacks that copy the module, or refer to its layers, from their ``setup`` on.
+_HOLD_LAYERS = (WeightAveraging, StochasticWeightAveraging, ModelPruning)
 
 
 def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule, follows: bool, calibrates: bool) -> None:
@@ -45,35 +48,15 @@ def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule, follows: 
 
 
 def check_callbacks(trainer: pl.Trainer) -> None:
-    """Refuse incompatible callbacks: those that copy the module before it is pruned.
+    """Refuse incompatible callbacks: those that hold the module's layers before it is pruned.
 
     Raises:
         MisconfigurationException: If the Trainer has such a callback.
     """
-    averaging = (WeightAveraging, StochasticWeightAveraging)
     present = list(trainer.callbacks)  # type: ignore[attr-defined]
-    found = [type(callback).__name__ for callback in present if isinstance(callback, averaging)]
+    found = [type(callback).__name__ for callback in present if isinstance(callback, _HOLD_LAYERS)]
     if found:
         raise MisconfigurationException(
-            f"PGBCallback cannot be combined with {found[0]}, which copies the module before it is pruned. Prune in a "
-            "separate fit (max_epochs=0 is enough), then re-finetune the pruned module with averaging."
-        )
-
-
-def check_optimizers(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-    """Refuse optimizers that hold parameters from before the pruning, which the pruned module does not use.
-
-    Raises:
-        MisconfigurationException: If an optimizer holds such a parameter.
-    """
-    if shards_before_restore(trainer):  # Optimizers then hold shards, which are not the module's parameters.
-        return
-    own = {id(parameter) for parameter in pl_module.parameters()}
-    held = [p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
-    unknown = sum(id(parameter) not in own for parameter in held)
-    if unknown:
-        raise MisconfigurationException(
-            f"PGBCallback: {type(pl_module).__name__}.configure_optimizers returned optimizers with {unknown} "
-            "parameters that are not the module's. Pruning replaces parameters: create the optimizers in "
-            "configure_optimizers, from self.parameters()."
+            f"PGBCallback cannot be combined with {found[0]}, which copies or selects layers before they are pruned. "
+            f"Prune in a separate fit (max_epochs=0 is enough), then re-finetune the pruned module with {found[0]}."
         )

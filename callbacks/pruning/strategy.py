@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from pgb_lightning.callbacks.pruning.optimizers import Parameters, list_parameters, update_optimizers
 from pgb_lightning.callbacks.trainer_queries import shards_before_restore
 from pgb_lightning.checkpoints import load_checked
 from pgb_lightning.surgery.from_state_dict import StructureError, find_missing_encoder
@@ -90,6 +91,7 @@ class _StrategyHook:
         self._active = True
         self._restored: Restored | None = None
         self._actions: list[_Registered] = []
+        self._parameters: Parameters = {}
         self._wrappers: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {}
         setattr(self._strategy, _HOOK, self)
         self._wrap("setup", self._setup)
@@ -100,6 +102,7 @@ class _StrategyHook:
     def add(self, trainer: pl.Trainer, callback: pl.Callback, action: Action) -> None:
         """Set a callback's action for the run that is being set up, before a checkpoint is restored."""
         self._restored = None
+        self._parameters = list_parameters(trainer.lightning_module)
         others = [each for each in self._actions if each.callback is not callback]
         self._actions = [*others, _Registered(callback, action, _is_listed(trainer, callback))]
 
@@ -127,13 +130,14 @@ class _StrategyHook:
         setattr(self._strategy, name, wrapper)
 
     def _setup(self, original: Callable[..., Any], trainer: pl.Trainer) -> None:
-        """Run the actions, then set up the strategy."""
+        """Run the actions, then set up the strategy and give its optimizers the new parameters."""
         self.remove()
         actions, self._actions = self._actions, []
         for each in actions:
             if _is_listed(trainer, each.callback) or not each.was_listed:
                 each.action(self._restored)
         original(trainer)
+        update_optimizers(trainer, trainer.lightning_module, self._parameters)
 
     def _load_checkpoint(self, original: Callable[..., Any], checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Read a checkpoint, with a clear error for a file that cannot be read."""

@@ -252,19 +252,6 @@ def test_a_module_built_in_setup_is_pruned(trainer: MakeTrainer) -> None:
     assert is_pruned(find_encoder(module))
 
 
-def test_an_optimizer_created_before_the_pruning_is_refused(trainer: MakeTrainer) -> None:
-    class Early(OwnModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.made = [torch.optim.AdamW(self.parameters())]
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return self.made[0]
-
-    with pytest.raises(MisconfigurationException, match=r"Early\.configure_optimizers.* \d+ "):
-        trainer(PGBCallback()).fit(Early(), make_loader())
-
-
 @pytest.mark.slow
 def test_an_encoder_in_eval_mode_is_a_warning(trainer: MakeTrainer) -> None:
     class AsLoaded(OwnModule):

@@ -156,6 +156,24 @@ def test_a_printed_configuration_gives_the_same_run(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_optimizer_and_scheduler_in_the_configuration(write: Callable[..., str]) -> None:
+    # LightningCLI creates both before the fit, from the parameters of the dense module.
+    more = {
+        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
+        "lr_scheduler": {"class_path": "torch.optim.lr_scheduler.ExponentialLR", "init_args": {"gamma": 0.5}},
+    }
+    config = write({"preset": "balanced"}, **more)
+    first = run("fit", "--config", config)
+    resumed = run("fit", "--config", config, "--ckpt_path=out/last.ckpt", "--trainer.max_epochs=2")
+    for cli, lr in ((first, 0.005), (resumed, 0.0025)):
+        [group] = cli.trainer.optimizers[0].param_groups
+        assert list(map(id, group["params"])) == list(map(id, cli.model.parameters()))
+        assert group["lr"] == lr
+    assert is_pruned(find_encoder(resumed.model))
+    states = first.trainer.optimizers[0].state, resumed.trainer.optimizers[0].state
+    assert [len(state) for state in states] == [len(list(cli.model.parameters())) for cli in (first, resumed)]
+
+
 @pytest.mark.parametrize(
     ("settings", "match"),
     [

@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
+    ModelPruning,
     ModelSummary,
     StochasticWeightAveraging,
     Timer,
@@ -169,11 +170,22 @@ def test_calibration_runs_in_the_precision_of_the_module(precision: Any, trainer
     assert pgb.plan == plain.plan
 
 
-def test_weight_averaging_is_refused_in_either_order(trainer: MakeTrainer) -> None:
-    for make in (EMAWeightAveraging, lambda: StochasticWeightAveraging(1e-3)):
+def test_callbacks_that_hold_layers_are_refused_in_either_order(trainer: MakeTrainer) -> None:
+    masks = lambda: ModelPruning("l1_unstructured", amount=0.5)  # noqa: E731
+    for make in (EMAWeightAveraging, lambda: StochasticWeightAveraging(1e-3), masks):
         for callbacks in ([PGBCallback(), make()], [make(), PGBCallback()]):
-            with pytest.raises(MisconfigurationException, match="WeightAveraging"):
+            with pytest.raises(MisconfigurationException, match=r"WeightAveraging|ModelPruning"):
                 trainer(*callbacks).fit(OwnModule(), make_loader())
+
+
+def test_masks_of_a_separate_fit_stay_on_the_pruned_layers(trainer: MakeTrainer) -> None:
+    module = OwnModule()
+    trainer(PGBCallback(preset="balanced"), max_epochs=0).fit(module, make_loader())
+    structure = shapes(module)
+    trainer(ModelPruning("l1_unstructured", amount=0.5)).fit(module, make_loader())
+    assert shapes(module) == structure
+    weights = [value for name, value in module.net.bert.encoder.named_parameters() if name.endswith("dense.weight")]
+    assert sum(int((weight == 0).sum()) for weight in weights) > 0.2 * sum(weight.numel() for weight in weights)
 
 
 def test_weight_averaging_works_in_a_separate_fit(trainer: MakeTrainer) -> None:
