@@ -168,6 +168,7 @@ class Distillation(pl.Callback):
             rank_zero_info("Distillation: the module is already pruned. The teacher is that of the earlier fit.")
         self._unwrap()
         self._exclusive = self.exclusive_labels
+        self._resumed_fingerprint = None  # An earlier fit may have failed after it read a checkpoint.
         self._labels = LabelFreeStep(type(pl_module).__name__, self.task_weight)
         self._undo = wrap_training_step(pl_module, partial(self._step, pl_module, model, encoder_path))
 

@@ -34,6 +34,10 @@ class ExactResume(pl.Callback):
     def __init__(self) -> None:
         self._restored: list[dict[str, Any]] | None = None
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Forget the states that an earlier fit read, if it failed before it restored them."""
+        self._restored = None
+
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:

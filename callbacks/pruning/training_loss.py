@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -111,7 +112,12 @@ def _copy_tensors(batch: Any) -> Any:
         return batch.clone()
     if type(batch) in (list, tuple):
         return type(batch)(map(_copy_tensors, batch))
-    return {key: _copy_tensors(value) for key, value in batch.items()} if type(batch) is dict else batch
+    if type(batch) is dict:
+        return {key: _copy_tensors(value) for key, value in batch.items()}
+    try:
+        return copy.deepcopy(batch)  # such as a named tuple, a dataclass or a BatchEncoding
+    except Exception:  # An object that cannot be copied is used as it is.
+        return batch
 
 
 @contextmanager

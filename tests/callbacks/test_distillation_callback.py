@@ -12,7 +12,7 @@ import torch
 from helpers.own import OwnModule, make_loader
 from helpers.tiny import VOCABULARY
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from torch import Tensor, nn
 from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
@@ -105,6 +105,12 @@ def test_the_teacher_is_not_in_checkpoints_and_must_be_the_same(trainer: MakeTra
     resume(OwnModule(seed=1), Distillation(teacher=dense))
     with pytest.raises(MisconfigurationException, match=r"ckpt_path.*teacher="):
         resume(OwnModule(seed=1), Distillation())
+
+    # A resume that fails before the teachers are compared has no effect on the next fit.
+    shared, failing = Distillation(), LambdaCallback(on_load_checkpoint=lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer(PGBCallback(0.5), shared, failing).fit(OwnModule(), make_loader(), ckpt_path=end)
+    trainer(PGBCallback(0.5), shared).fit(OwnModule(seed=1), make_loader())
 
 
 def test_a_second_fit_keeps_the_teacher(trainer: MakeTrainer, tmp_path: Path) -> None:

@@ -31,6 +31,13 @@ class Drawing(OwnModule):
         self.drawn.append((*gauss, random.random(), float(np.random.rand()), float(torch.rand(()))))
 
 
+class Failing(L.Callback):
+    """Fail after the other callbacks have read a checkpoint."""
+
+    def on_load_checkpoint(self, *_: Any) -> None:
+        raise KeyError("unknown")
+
+
 def drawn(trainer: MakeTrainer, folder: Path, exact: bool, **arguments: Any) -> list[tuple[float, ...]]:
     module = Drawing()
     callbacks = [*([ExactResume()] if exact else []), ModelCheckpoint(folder, "{epoch}", save_top_k=-1)]
@@ -80,3 +87,15 @@ def test_evaluating_a_checkpoint_does_not_change_the_generators(trainer: MakeTra
     torch.manual_seed(5)
     evaluated.callbacks[0].on_fit_start(evaluated, OwnModule())  # type: ignore[attr-defined]
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_resume_that_fails_leaves_nothing_for_the_next_fit(trainer: MakeTrainer, tmp_path: Path) -> None:
+    drawn(trainer, tmp_path, exact=True)
+    shared = ExactResume()
+    with pytest.raises(KeyError):
+        trainer(shared, Failing(), max_epochs=3).fit(Drawing(), make_loader(), ckpt_path=tmp_path / "epoch=0.ckpt")
+    modules = Drawing(), Drawing()
+    for module, callback in zip(modules, (shared, ExactResume()), strict=True):
+        L.seed_everything(3)
+        trainer(callback).fit(module, make_loader())
+    assert modules[0].drawn == modules[1].drawn

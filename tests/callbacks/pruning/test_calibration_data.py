@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import lightning as L
 import pytest
@@ -20,6 +21,7 @@ from torch.utils.data import (
     get_worker_info,
     random_split,
 )
+from transformers import BatchEncoding
 
 from pgb_lightning.callbacks import PGBCallback
 from pgb_lightning.callbacks.pruning.calibration_data import shard_batches
@@ -273,3 +275,34 @@ def test_a_method_may_return_a_generator(trainer: Callable[..., L.Trainer]) -> N
 def test_a_method_that_fails_is_named(trainer: Callable[..., L.Trainer]) -> None:
     with pytest.raises(MisconfigurationException, match=r"GeneratedData\.test_dataloader\(\).*test_rows.*calibration="):
         trainer(PGBCallback(calibration="test_dataloader")).fit(Seen(), datamodule=GeneratedData())
+
+
+class Pair(NamedTuple):
+    """A batch of a type of the user's own."""
+
+    input_ids: Tensor
+    labels: Tensor
+
+
+@dataclass
+class Record:
+    """Another one."""
+
+    input_ids: Tensor
+    labels: Tensor
+
+
+@pytest.mark.parametrize("kind", [Pair, Record, lambda **tensors: BatchEncoding(tensors)])
+def test_steps_may_change_batches_of_any_type_in_place(
+    kind: Callable[..., Any], trainer: Callable[..., L.Trainer]
+) -> None:
+    class InPlace(OwnModule):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            batch.input_ids[:, 0] = 3
+            return self.loss((batch.input_ids, batch.labels))
+
+    tokens, labels = next(iter(make_loader()))
+    rows = [kind(input_ids=tokens.clone(), labels=labels) for _ in range(1001)]  # a snapshot searches up to 1,000
+    fit = trainer(PGBCallback(calibration_size=16), max_epochs=0)
+    fit.fit(InPlace(), DataLoader(rows, batch_size=None))  # type: ignore[arg-type]
+    assert all(torch.equal(row.input_ids, tokens) for row in rows)
