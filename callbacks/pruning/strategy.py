@@ -102,7 +102,8 @@ class _StrategyHook:
     def add(self, trainer: pl.Trainer, callback: pl.Callback, action: Action) -> None:
         """Set a callback's action for the run that is being set up, before a checkpoint is restored."""
         self._restored = None
-        self._parameters = list_parameters(trainer.lightning_module)
+        module = self._strategy.lightning_module
+        self._parameters = {} if module is None else list_parameters(module)
         others = [each for each in self._actions if each.callback is not callback]
         self._actions = [*others, _Registered(callback, action, _is_listed(trainer, callback))]
 
@@ -137,7 +138,8 @@ class _StrategyHook:
             if _is_listed(trainer, each.callback) or not each.was_listed:
                 each.action(self._restored)
         original(trainer)
-        update_optimizers(trainer, trainer.lightning_module, self._parameters)
+        if self._parameters:
+            update_optimizers(trainer, trainer.lightning_module, self._parameters)
 
     def _load_checkpoint(self, original: Callable[..., Any], checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Read a checkpoint, with a clear error for a file that cannot be read."""
