@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_atomically(path: str | Path, text: str) -> None:
-    """Write a UTF-8 text file in one step, so that readers see either the old or the new content, never a part of it.
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Replace a file in one step, so that readers see either the old or the new content, never a part of it.
 
-    The text is written to a temporary file in the same folder, which then replaces ``path``. If writing fails, the
-    temporary file is removed and an existing file is unchanged.
+    Args:
+        path: The file to replace or create. Its folder must exist.
+
+    Yields:
+        A temporary path in the same folder. The file that the block writes there replaces ``path`` at the end. If the
+        block fails, the temporary file is removed and an existing file is unchanged.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file in one step, as :func:`replacing` does.
 
     Args:
         path: The file to write. Its folder must exist.
@@ -19,10 +38,5 @@ def write_atomically(path: str | Path, text: str) -> None:
     Raises:
         OSError: If the file cannot be written.
     """
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(text.encode())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

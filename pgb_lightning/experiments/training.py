@@ -11,6 +11,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.accelerators import MPSAccelerator
 
+from pgb_lightning.atomic_write import replacing
+
 
 def make_trainer(epochs: float, accelerator: str | None = None, **settings: Any) -> L.Trainer:
     """Make a Trainer that uses one device, clips gradients and writes no files.
@@ -42,9 +44,8 @@ def save_weights(trainer: L.Trainer, path: Path) -> None:
         trainer: The Trainer after the fit.
         path: The file.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
-    trainer.save_checkpoint(temporary, weights_only=True)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        trainer.save_checkpoint(temporary, weights_only=True)
 
 
 class ScoreBeforeTraining(L.Callback):
