@@ -131,8 +131,8 @@ class FisherLoss:
         if found.failure is None and found.value is None and not (found.has_head and lacks_labels):
             return None  # skipped by the code that calls the model
         if self.used is None:
-            self.used = self._choose(found, number)
-        return found.value if self.used == "labels" else self._drawn(self.used, found, number)
+            return self._choose(found, number)
+        return self._drawn(self.used, found, number)
 
     def describe(self) -> str:
         """Return a description of the loss that is used and the reason, for messages."""
@@ -141,23 +141,24 @@ class FisherLoss:
         because = f", because {self.reason}" if self.reason else ""
         return f"calibration uses the gradients of {DESCRIPTIONS[self.used]} (fisher={self.used!r}){because}"
 
-    def _choose(self, found: Pass, number: int) -> Fisher:
-        """Return the first of :data:`ORDER` that is available."""
+    def _choose(self, found: Pass, number: int) -> Tensor:
+        """Use the first of :data:`ORDER` that is available, and return its loss."""
         if found.value is not None:
-            return "labels"
+            self.used = "labels"
+            return found.value
         reasons = ["there are no labels"]
         if found.failure is not None:
             error = found.failure.__cause__ or found.failure
-            what, *_ = str(error).split(". ")
+            what = str(error).partition(". ")[0]
             reasons = [f"the loss fails without labels ({type(error).__name__}: {what})"]
         for fisher in ORDER[1:]:
             try:
-                self._drawn(fisher, found, number)
+                loss = self._drawn(fisher, found, number)
             except UnavailableError as unavailable:
                 reasons.append(str(unavailable))
             else:
-                self.reason = ", and ".join(reasons)
-                return fisher
+                self.used, self.reason = fisher, ", and ".join(reasons)
+                return loss
         raise ValueError(", and ".join(reasons))
 
     def _observe(self, batch: Any) -> Pass:
@@ -213,12 +214,11 @@ class FisherLoss:
 
     def _seen_losses(self, found: Pass, generator: torch.Generator) -> list[Tensor]:
         """Return the losses of drawn labels for the outputs of a head outside of the transformers model."""
+        model, call = found.calls[0]
         seen = [each for each in found.watcher.seen if each.name in LIKELIHOODS]
         if not seen:
-            (model, call), *_ = found.calls
             raise UnavailableError(
                 f"there are no predictions: {type(model).__name__} returned no logits by name, and no known loss "
                 "function was applied to the outputs of another head (fisher='outputs' uses the last hidden states)"
             )
-        (_, call), *_ = found.calls
         return [seen_likelihood(each, generator, self._temperature) / len(call.hidden[-1]) for each in seen]
