@@ -161,13 +161,12 @@ class PruningPlan:
             )
         for layer in range(self.num_layers):
             for kinds in self.sublayers.values():
-                essential = [kind for kind in kinds if kind not in EXPENDABLE]
-                dead = [kind for kind in essential if self.matrix(layer, kind).num_groups == 0]
-                alive = [kind for kind in kinds if self.matrix(layer, kind).num_groups > 0]
-                if dead and alive:
+                kept = [kind for kind in kinds if self.matrix(layer, kind).num_groups > 0]
+                missing = [kind for kind in kinds if kind not in kept and kind not in EXPENDABLE]
+                if kept and missing:
                     raise ValueError(
-                        f"layer {layer}: {dead[0]} is removed, so its sublayer only adds a constant, but {alive[0]} is "
-                        f"kept. Remove all of {', '.join(kinds)}."
+                        f"layer {layer}: {missing[0]} is removed, so its sublayer only adds a constant, but {kept[0]} "
+                        f"is kept. Remove all of {', '.join(kinds)}."
                     )
         sizes = self.dense_sizes
         known = isinstance(sizes, Mapping) and SUBLAYERS.keys() <= sizes.keys() <= {*SUBLAYERS, *KEY_VALUE}
