@@ -18,7 +18,7 @@ from lightning.pytorch.cli import instantiate_class
 from rich.console import Console
 from rich.table import Table
 
-from pgb_lightning.atomic_write import write_atomically
+from pgb_lightning.atomic_write import replacing, write_atomically
 from pgb_lightning.callbacks import PGBCallback, PGBReport
 from pgb_lightning.cli.prune.checks import check_inputs, check_trainer, check_weights, finite, hash_rows, require
 from pgb_lightning.cli.prune.estimate import estimate
@@ -119,10 +119,10 @@ def run_prune(
     settings = PruneSettings(**arguments)
     if unknown := [name for name in formats if name not in FORMATS]:
         raise MisconfigurationException(f"export has {unknown[0]!r}. Use {', '.join(map(repr, FORMATS))}.")
-    pgb = PGBCallback(
+    config = PGBCallback(
         pruning_ratio=pruning_ratio, target_speedup=target_speedup, latency_runtime=latency_runtime, preset=preset
-    )
-    require(partial(require_runtime, pgb.config.latency_runtime))
+    ).config
+    require(partial(require_runtime, config.latency_runtime))
     for name in formats:
         require(FORMATS[name].require)
     if push_to_hub is not None:
@@ -138,11 +138,10 @@ def run_prune(
         settings.check_recovery(head, is_labeled)
         L.seed_everything(seed)
         module: FineTuning = instantiate_class((), settings.model_config(dense, head))
-        pgb.check(module)
-        require(partial(prepare, module, pgb.config))  # also checks a model that is already pruned
+        require(partial(prepare, module, config))
         check_inputs(module, rows, settings)
         tester = _tester(settings)
-        require(partial(check_runtime_device, pgb.config.latency_runtime, tester.strategy.root_device.type))
+        require(partial(check_runtime_device, config.latency_runtime, tester.strategy.root_device.type))
     console = Console()
     dense_scores, rows_hash = settings.run_folder / DENSE_SCORES, hash_rows(rows)
     if not dense_scores.is_file():
@@ -152,17 +151,17 @@ def run_prune(
         console.print(expected.describe(), soft_wrap=True)
         scores = score(tester, module, rows) if is_labeled else {}
         known = {"scores": scores, "predictions": predict(tester, module, rows), "rows": rows_hash}
-        torch.save(known, unfinished := dense_scores.with_suffix(".tmp"))
-        unfinished.replace(dense_scores)
+        with replacing(dense_scores) as unfinished:
+            torch.save(known, unfinished)
     known = torch.load(dense_scores, weights_only=True)
     if known["rows"] != rows_hash:
         raise MisconfigurationException(
             f"data={settings.data!r} has other rows than at the start of the run in output_dir={settings.output_dir!r}."
             " Continue it with the same rows, or choose another folder."
         )
-    config = settings.fit_config(dense, head, is_labeled, finite(known["scores"]))
-    _write_config(config, settings.run_folder / FIT_CONFIG, console)
-    fitted, plan, report = _fit(config, settings)
+    fit_config = settings.fit_config(dense, head, is_labeled, finite(known["scores"]))
+    _write_config(fit_config, settings.run_folder / FIT_CONFIG, console)
+    fitted, plan, report = _fit(fit_config, settings)
     check_weights(fitted, settings)
     after = score(tester, fitted, rows) if is_labeled else {}
     same = agreement(predict(tester, fitted, rows), known["predictions"], None if head is None else head.problem_type)
