@@ -68,7 +68,8 @@ class QuestionAnswering(FineTuning):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["fine_tuned_ckpt"])
-        check_version(version)
+        if version not in ("1.1", "2.0"):
+            raise MisconfigurationException(f"version={version!r} is not a version of SQuAD. Use '1.1' or '2.0'.")
         for name, value in {"n_best": n_best, "max_answer_length": max_answer_length}.items():
             if value < 1:
                 raise MisconfigurationException(f"{name}={value} is out of range. Use 1 or more.")
@@ -173,13 +174,3 @@ class QuestionAnswering(FineTuning):
         self.log_dict(shown, prog_bar=True, sync_dist=True)
         self._metric = None
         return scores
-
-
-def check_version(version: str) -> None:
-    """Check a version of SQuAD.
-
-    Raises:
-        MisconfigurationException: If there is no such version.
-    """
-    if version not in ("1.1", "2.0"):
-        raise MisconfigurationException(f"version={version!r} is not a version of SQuAD. Use '1.1' or '2.0'.")

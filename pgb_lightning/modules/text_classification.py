@@ -8,7 +8,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torchmetrics import MetricCollection
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
-from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pgb_lightning.glue_tasks import GLUETask, get_task
 from pgb_lightning.heads import TextProblem, stored_class
@@ -146,11 +145,6 @@ class TextClassification(Classification):
                 f"The data has task={task.name!r}, but the model has {self.task.name!r}. Pass a model (or ckpt_path) "
                 "and data of the same task."
             )
-
-    def forward(self, **inputs: Tensor) -> SequenceClassifierOutput:
-        """Run the transformers model."""
-        output: SequenceClassifierOutput = self.model(**inputs)
-        return output
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Batch:
         """Return ``logits`` and ``predictions``: classes, 0 or 1 for each of several labels, or numbers."""

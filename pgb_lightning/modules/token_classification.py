@@ -9,7 +9,6 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from transformers import AutoModelForTokenClassification, PretrainedConfig
-from transformers.modeling_outputs import TokenClassifierOutput
 
 from pgb_lightning.heads import class_names
 from pgb_lightning.label_kind import IGNORED
@@ -97,11 +96,6 @@ class TokenClassification(Classification):
         config.problem_type = None  # that of a classifier of texts, whose head is replaced
 
     # ---- steps ----------------------------------------------------------------------------------------------
-
-    def forward(self, **inputs: Tensor) -> TokenClassifierOutput:
-        """Run the transformers model."""
-        output: TokenClassifierOutput = self.model(**inputs)
-        return output
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Batch:
         """Return ``logits`` and ``predictions``, the class of each token, or -100 for padding."""
