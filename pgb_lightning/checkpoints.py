@@ -114,8 +114,9 @@ def get_monitored_scores(states: Mapping[str, Any], path: str | Path) -> dict[st
         for file, score in (state.get("best_k_models") or {}).items()
     ]
     files = {file for file, _, _ in kept if file.name == path.name}
-    file = path if path in files else next(iter(files)) if len(files) == 1 else None
-    return {monitor: score for each, monitor, score in kept if each == file and math.isfinite(score)}
+    if len(files) != 1:
+        files &= {path}
+    return {monitor: score for file, monitor, score in kept if file in files and math.isfinite(score)}
 
 
 def _list_others(path: Path) -> str:

@@ -194,9 +194,11 @@ def layer_arguments(encoder: Encoder, batch_size: int, length: int) -> list[dict
     Returns:
         For each run of a layer, the arguments that the family's sublayers need besides hidden states.
     """
-    needed, found = (*encoder.family.arguments, *encoder.family.shared_arguments), list[dict[str, Any]]()
-    if not (encoder.family.needs_arguments or encoder.family.shared_arguments):
+    family = encoder.family
+    if not (family.needs_arguments or family.shared_arguments):
         return [{} for _ in encoder.order]
+    needed = (*family.arguments, *family.shared_arguments)
+    found: list[dict[str, Any]] = []
 
     def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = encoder.arguments_of(args, kwargs)

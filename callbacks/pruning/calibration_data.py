@@ -150,8 +150,9 @@ def _first_samples(loader: Any, size: int) -> Generator[Any, None, None]:
 
 def _iterate(loader: Any) -> Generator[Any, None, None]:
     """Iterate over any loader, or collection of loaders, that a Trainer accepts."""
-    members = loader.values() if isinstance(loader, dict) else loader if isinstance(loader, (list, tuple)) else ()
-    if any(isinstance(member, DataLoader) for member in members):
+    members = loader.values() if isinstance(loader, dict) else loader
+    is_collection = isinstance(loader, (dict, list, tuple))
+    if is_collection and any(isinstance(member, DataLoader) for member in members):
         loader = CombinedLoader(loader, "max_size_cycle")  # As the Trainer does. A plain list is a list of batches.
     if isinstance(loader, CombinedLoader):
         yield from (batch for batch, _, _ in loader)

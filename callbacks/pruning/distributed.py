@@ -120,7 +120,8 @@ def _check_same_gradients(loss: FisherLoss, all_reduce: AllReduce, device: torch
     """Check that ``fisher="auto"`` chose the same loss on all processes, except those that skipped all batches."""
     used = [float(loss.used == fisher) for fisher in ORDER]
     counts = all_reduce(torch.tensor(used, device=device)).tolist()
-    if len(found := [fisher for fisher, count in zip(ORDER, counts, strict=True) if count]) > 1:
+    found = [fisher for fisher, count in zip(ORDER, counts, strict=True) if count]
+    if len(found) > 1:
         raise ValueError(
             f"fisher='auto' found labels on some processes only: their batches need {' and '.join(map(repr, found))}. "
             f"Set fisher={found[-1]!r} for all batches, or calibrate on data of one kind (calibration=)."

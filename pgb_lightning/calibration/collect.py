@@ -152,7 +152,8 @@ def calibrate(
                 break
             for call in calls:
                 if tokens < max_tokens:
-                    inputs.append(given := _layer_input(call))
+                    given = _layer_input(call)
+                    inputs.append(given)
                     tokens += call.num_tokens
                     if len(inputs) == 1:
                         first_batch.close()

@@ -217,7 +217,8 @@ def measure(
     for _ in range(rounds):
         for step, found in zip(single, measured, strict=True):
             found.append(step(clock))
-    times, results = iter(measured), dict[str, dict[str, Any]]()
+    times = iter(measured)
+    results: dict[str, dict[str, Any]] = {}
     for variant, models in steps.items():
         phases = {name: next(times) for name in models}
         totals = {name: [sum(each.values()) for each in found] for name, found in phases.items()}

@@ -183,9 +183,8 @@ def _changes(groups: GroupNumbers, summaries: Summaries) -> list[GroupNumbers]:
         for sublayer in SUBLAYERS:
             keys = keys_of(summaries, layer, sublayer)
             if not any(groups[key] for key in keys):
-                steps.append(
-                    {key: summaries[key].allowed_numbers()[-2] for key in keys}
-                )  # restore it at the lowest cost
+                # Restore it at the lowest cost.
+                steps.append({key: summaries[key].allowed_numbers()[-2] for key in keys})
                 continue
             steps.append(dict.fromkeys(keys, 0))
             for key in keys:

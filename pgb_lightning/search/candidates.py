@@ -96,26 +96,19 @@ class _Matrix(QuadraticModel):
 
     def plan(self, rows: Tensor, columns: Tensor, loss: float) -> MatrixPlan:
         """Keep blocks of rows (G, m) and columns (G, n)."""
-        height, width = self.weight.shape
-        return MatrixPlan(
-            self.layer,
-            self.kind,
-            height,
-            width,
-            input_index=tuple(map(tuple, rows.tolist())),
-            output_index=tuple(map(tuple, columns.tolist())),
-            predicted_error=loss,
-        )
+        return self._plan(tuple(map(tuple, rows.tolist())), tuple(map(tuple, columns.tolist())), loss)
 
     def keep(self) -> MatrixPlan:
         """Keep the matrix dense."""
-        height, width = self.weight.shape
-        return MatrixPlan(self.layer, self.kind, height, width, None, None, predicted_error=0.0)
+        return self._plan(None, None, 0.0)
 
     def remove(self, loss: float) -> MatrixPlan:
         """Remove the matrix."""
+        return self._plan((), (), loss)
+
+    def _plan(self, rows: Index, columns: Index, loss: float) -> MatrixPlan:
         height, width = self.weight.shape
-        return MatrixPlan(self.layer, self.kind, height, width, (), (), predicted_error=loss)
+        return MatrixPlan(self.layer, self.kind, height, width, rows, columns, predicted_error=loss)
 
     def drop(self, loss: float) -> MatrixPlan:
         """Remove a closing matrix with its sublayer. A matrix without a bias is given one for its mean outputs."""
