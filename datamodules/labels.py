@@ -41,24 +41,6 @@ def find_labels(
     Raises:
         MisconfigurationException: If labels are missing, are of different kinds, or are all the same class.
     """
-    labels = _find_labels(rows, column, source, are_words, problem_type, names, separator)
-    if labels.num_labels < 2 and labels.problem_type != "regression":
-        raise MisconfigurationException(
-            f"{source}: column {column!r} has the one class {', '.join(map(repr, labels.names))}. Use rows of two "
-            "classes or more, or set label_names to all classes."
-        )
-    return labels
-
-
-def _find_labels(
-    rows: Dataset,
-    column: str,
-    source: str,
-    are_words: bool,
-    problem_type: ProblemType | None,
-    names: Sequence[str] | None,
-    separator: str | None,
-) -> Labels:
     feature = rows.features[column]
     inner = getattr(feature, "feature", feature)
     is_list = inner is not feature or separator is not None
@@ -80,17 +62,29 @@ def _find_labels(
     if problem_type == "regression":
         return Labels(problem_type, 1)
     if names is not None:
-        return Labels(problem_type, len(names), tuple(names))
-    if isinstance(inner, ClassLabel):
-        return Labels(problem_type, len(inner.names), tuple(inner.names))
-    if not numbers:
-        return Labels(problem_type, len(values), tuple(sorted(map(str, values))))
-    if problem_type == "multi_label_classification" and read_numbers(rows[column]).are_flags:
-        return Labels(problem_type, len(rows[column][0]))
+        labels = Labels(problem_type, len(names), tuple(names))
+    elif isinstance(inner, ClassLabel):
+        labels = Labels(problem_type, len(inner.names), tuple(inner.names))
+    elif not numbers:
+        labels = Labels(problem_type, len(values), tuple(sorted(map(str, values))))
+    elif problem_type == "multi_label_classification" and read_numbers(rows[column]).are_flags:
+        labels = Labels(problem_type, len(rows[column][0]))
+    else:
+        labels = _numbered_labels(problem_type, numbers, f"{source}: column {column!r}")
+    if labels.num_labels < 2:
+        raise MisconfigurationException(
+            f"{source}: column {column!r} has the one class {', '.join(map(repr, labels.names))}. Use rows of two "
+            "classes or more, or set label_names to all classes."
+        )
+    return labels
+
+
+def _numbered_labels(problem_type: ProblemType, numbers: Sequence[float], where: str) -> Labels:
+    """Return the labels of a column of numbers: classes from 0, or classes named by their numbers."""
     if fractions := [number for number in numbers if not float(number).is_integer()]:
         raise MisconfigurationException(
-            f"{source}: column {column!r} has the number {fractions[0]}, but problem_type={problem_type!r} needs "
-            "classes. Set problem_type='regression'."
+            f"{where} has the number {fractions[0]}, but problem_type={problem_type!r} needs classes. Set "
+            "problem_type='regression'."
         )
     classes = sorted({int(number) for number in numbers})
     if classes[0] == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Literal
 
@@ -93,13 +94,15 @@ class SQuADDataModule(TokenizedDataModule):
             raise MisconfigurationException(f"version={version!r} is not a version of SQuAD. Use '1.1' or '2.0'.")
         # A window has up to four special tokens, and at least one token that is not in the previous window.
         longest = max_length - QUESTION_LENGTH - 5
+        if longest < 0:
+            raise MisconfigurationException(
+                f"max_length={max_length} is too short for a question of {QUESTION_LENGTH} tokens and a context. Use "
+                f"{QUESTION_LENGTH + 5} or more."
+            )
         if not 0 <= stride <= longest:
             raise MisconfigurationException(
                 f"stride={stride} is out of range. For max_length={max_length} and questions of up to "
                 f"{QUESTION_LENGTH} tokens, use 0 to {longest}."
-                if longest >= 0
-                else f"max_length={max_length} is too short for a question of {QUESTION_LENGTH} tokens and a context. "
-                f"Use {QUESTION_LENGTH + 5} or more."
             )
         if hold_out is not None and hold_out < 1:
             raise MisconfigurationException(f"hold_out={hold_out} is out of range. Use 1 or more questions.")
@@ -165,12 +168,16 @@ class SQuADDataModule(TokenizedDataModule):
     # ---- windows --------------------------------------------------------------------------------------------
 
     def _load_tokenized(self, name: str) -> Dataset:
-        training = name == "train"
-        rows, skipped = (
-            _drop_unusable(self._subsample(self.load_rows(name))) if training else (self.examples(name), Counter())
-        )
-        windows = rows.map(
-            training_windows if training else evaluation_windows,
+        if name != "train":
+            return self._make_windows(self.examples(name), name, evaluation_windows)
+        rows, skipped = _drop_unusable(self._subsample(self.load_rows(name)))
+        windows = self._make_windows(rows, name, training_windows)
+        return self._drop_unanswered(windows, len(rows), skipped)
+
+    def _make_windows(self, rows: Dataset, name: str, function: Callable[..., Any]) -> Dataset:
+        """Split the questions of a split into tokenized windows."""
+        return rows.map(
+            function,
             batched=True,
             with_indices=True,
             remove_columns=rows.column_names,
@@ -181,7 +188,6 @@ class SQuADDataModule(TokenizedDataModule):
             },
             desc=f"Windows of {name}",
         )
-        return self._drop_unanswered(windows, len(rows), skipped) if training else windows
 
     @cached_property
     def _window_tokenizer(self) -> Any:
