@@ -41,7 +41,7 @@ def encoder_cost(encoder: Encoder, length: int = 128) -> Cost:
         14155776
     """
     parameters = flops = 0
-    for layer in range(len(encoder.layers)):
+    for layer in range(encoder.num_layers):
         kept = {kind: _kept_weights(encoder, layer, kind) for kind in encoder.matrices}
         parameters += sum(kept.values())
         once = 2 * length * sum(kept.values())
@@ -63,7 +63,7 @@ def dense_cost(encoder: Encoder, length: int = 128) -> Cost:
     sizes = (encoder.matrix_size(kind, encoder.inner_size(sublayer_of(kind))) for kind in encoder.matrices)
     weights = sum(rows * columns for rows, columns in sizes)
     flops = 2 * length * weights + 2 * 2 * length**2 * encoder.inner_size("attention")
-    return Cost(weights * len(encoder.layers), flops * len(encoder.order))
+    return Cost(weights * encoder.num_layers, flops * len(encoder.order))
 
 
 def _kept_weights(encoder: Encoder, layer: int, kind: str) -> int:

@@ -131,7 +131,7 @@ def narrow_plan(encoder: Encoder, ratio: float) -> PruningPlan:
     budget = (1 - ratio) * sum(weights.values()) - _weights(encoder, "attention", kept["attention"])
     kept["ffn"] = min(inner["ffn"], max(1, round(budget * inner["ffn"] / weights["ffn"])))
     matrices = []
-    for layer in range(len(encoder.layers)):
+    for layer in range(encoder.num_layers):
         for kind in encoder.matrices:
             sublayer = sublayer_of(kind)
             rows, columns = (tuple(range(size)) for size in encoder.matrix_size(kind, kept[sublayer]))

@@ -143,7 +143,7 @@ class MomentSums:
     """
 
     def __init__(self, encoder: Encoder, max_tokens: float) -> None:
-        self.max_tokens = {layer: max_tokens * encoder.num_runs(layer) for layer in range(len(encoder.layers))}
+        self.max_tokens = {layer: max_tokens * encoder.num_runs(layer) for layer in range(encoder.num_layers)}
         self.inputs: dict[tuple[int, str], Covariance] = {}
         self.tokens: dict[tuple[int, str], int] = {}  # on the host, so that comparisons do not wait for the GPU
         self.gradients: dict[tuple[int, str], Tensor] = {}

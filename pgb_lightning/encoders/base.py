@@ -268,7 +268,7 @@ class Encoder(Sizes):
 
     def linears(self) -> Iterator[tuple[tuple[int, str], nn.Linear]]:
         """Yield ``(layer index, matrix kind), linear`` for every matrix that is still an ``nn.Linear``."""
-        for number in range(len(self.layers)):
+        for number in range(self.num_layers):
             for kind in self.matrices:
                 module = self.find_matrix(number, kind)
                 if isinstance(module, nn.Linear):

@@ -115,7 +115,7 @@ def _evaluate(
             streams.append(Stream(layer_input, encoder.model.device))
             num_tokens += int(layer_input.tokens.sum())
     remaining = iter(drawn)
-    for layer in range(len(encoder.layers)):
+    for layer in range(encoder.num_layers):
         original = copy.deepcopy(encoder.layers[layer])
         runs = runs_of(encoder, layer, original, streams)
         for sublayer in SUBLAYERS:

@@ -90,7 +90,7 @@ class TaughtBy(Distillation):
 
 def have_same_hidden_states(first: PreTrainedModel, second: PreTrainedModel) -> bool:
     """Return whether two models have the same number of layers, and hidden states of the same width."""
-    depths = [len(find_encoder(model).layers) for model in (first, second)]
+    depths = [find_encoder(model).num_layers for model in (first, second)]
     widths = [next(find_embeddings(model).parameters()).shape[-1] for model in (first, second)]
     return depths[0] == depths[1] and widths[0] == widths[1]
 

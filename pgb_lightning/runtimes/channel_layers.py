@@ -102,7 +102,7 @@ def use_channel_layers(encoder: Encoder, weights_right: bool = False, layers: It
     """
     *opening, closing = encoder.sublayers["ffn"]
     is_fused = any(len(encoder.family.parts(kind)) > 1 for kind in opening)
-    for number in range(len(encoder.layers)) if layers is None else layers:
+    for number in range(encoder.num_layers) if layers is None else layers:
         matrices = {kind: encoder.find_matrix(number, kind) for kind in encoder.matrices}
         joined = not is_fused and all(isinstance(matrices[kind], GroupedLinear) for kind in (*opening, closing))
         order: Tensor | None = None

@@ -74,7 +74,7 @@ def list_candidates(encoder: Encoder, statistics: Calibration, config: PruningCo
         ValueError: If the statistics lack moments.
     """
     found: list[list[Candidate]] = []
-    for layer in range(len(encoder.layers)):
+    for layer in range(encoder.num_layers):
         for sublayer, kinds in encoder.sublayers.items():
             if encoder.is_dropped(layer, sublayer):
                 sizes = {kind: encoder.matrix_size(kind, 0) for kind in kinds}

@@ -30,7 +30,7 @@ def candidate_cost(encoder: Encoder, candidates: Sequence[Sequence[Candidate]], 
         candidates: The candidates of every sublayer.
         config: The pruning settings: the budget, and the batch size and sequence length of FLOPs and latency.
     """
-    runs = {layer: encoder.num_runs(layer) for layer in range(len(encoder.layers))}
+    runs = {layer: encoder.num_runs(layer) for layer in range(encoder.num_layers)}
     if config.budget == "latency":
         batch_size, length, runtime = config.latency_batch_size, config.latency_length, config.latency_runtime
         table = measure_table(encoder, candidates, batch_size, length, runtime=runtime)
@@ -66,7 +66,7 @@ def dense_total(encoder: Encoder, config: PruningConfig) -> float:
     if config.budget != "latency":
         cost = dense_cost(encoder, config.latency_length)
         return cost.flops if config.budget == "flops" else cost.parameters
-    dense = [_dense_candidate(encoder, layer, name) for layer in range(len(encoder.layers)) for name in SUBLAYERS]
+    dense = [_dense_candidate(encoder, layer, name) for layer in range(encoder.num_layers) for name in SUBLAYERS]
     return sum(map(candidate_cost(dense_reference(encoder), [dense], config), dense))
 
 

@@ -99,7 +99,7 @@ def undone_on_error(encoder: Encoder) -> Iterator[None]:
         for path, child in root.named_modules(remove_duplicate=False)
         if path
     ]
-    chunked = [has_token_chunks(encoder, layer) for layer in range(len(encoder.layers))]
+    chunked = [has_token_chunks(encoder, layer) for layer in range(encoder.num_layers)]
     undo_heads = save_heads(encoder)
     try:
         yield

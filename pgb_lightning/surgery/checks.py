@@ -29,7 +29,7 @@ def check_prunable(encoder: Encoder) -> None:
     if reason is not None:
         raise ValueError(f"The encoder at {encoder.where} cannot be pruned: {reason}")
     _check_all_run(encoder)
-    for layer in range(len(encoder.layers)):
+    for layer in range(encoder.num_layers):
         for kind in encoder.matrices:
             module = encoder.find_matrix(layer, kind)
             if encoder.is_dropped(layer, sublayer_of(kind)):
@@ -70,7 +70,7 @@ def _check_all_run(encoder: Encoder) -> None:
     Raises:
         ValueError: If the configuration was changed to fewer layers, or other layers run between the runs of a layer.
     """
-    count, run = len(encoder.layers), int(encoder.model.config.num_hidden_layers)
+    count, run = encoder.num_layers, int(encoder.model.config.num_hidden_layers)
     if encoder.family.runs_first_layers and run < count:
         raise ValueError(
             f"The encoder at {encoder.where} has {count} layers, but its configuration has num_hidden_layers={run}, so "
@@ -127,7 +127,7 @@ def check_complete(encoder: Encoder) -> None:
     Raises:
         ValueError: If an earlier pruning has dropped a sublayer.
     """
-    for layer in range(len(encoder.layers)):
+    for layer in range(encoder.num_layers):
         for sublayer in SUBLAYERS:
             if encoder.is_dropped(layer, sublayer):
                 raise ValueError(
@@ -149,9 +149,9 @@ def check_plan(encoder: Encoder, plan: PruningPlan) -> None:
             f"The plan has model_type={plan.model_type!r}, but the encoder's model_type is {encoder.model_type!r}. Use "
             "a plan that was made for this model."
         )
-    if plan.num_layers != len(encoder.layers):
+    if plan.num_layers != encoder.num_layers:
         raise ValueError(
-            f"The plan has {plan.num_layers} layers, but the encoder has {len(encoder.layers)}. Use a plan that was "
+            f"The plan has {plan.num_layers} layers, but the encoder has {encoder.num_layers}. Use a plan that was "
             "made for this model."
         )
     if plan.dense_sizes is None and is_pruned(encoder):
@@ -164,7 +164,7 @@ def check_plan(encoder: Encoder, plan: PruningPlan) -> None:
             f"The plan has dense_sizes={dict(plan.dense_sizes)}, but those of the encoder at {encoder.where} are "
             f"{dense_sizes(encoder)}. Use a plan that was made for this model."
         )
-    for layer in range(len(encoder.layers)):
+    for layer in range(encoder.num_layers):
         for kind in encoder.matrices:
             matrix = plan.matrix(layer, kind)
             linear = None if encoder.is_dropped(layer, sublayer_of(kind)) else as_matrix(encoder.matrix(layer, kind))
@@ -188,7 +188,7 @@ def is_pruned(encoder: Encoder) -> bool:
     """Return whether any matrix of an encoder was pruned."""
     if any(isinstance(m, (GroupedLinear, ConstantLinear, DroppedCore)) for m in encoder.model.modules()):
         return True
-    for layer in range(len(encoder.layers)):
+    for layer in range(encoder.num_layers):
         for sublayer, kinds in encoder.sublayers.items():
             opening = encoder.find_matrix(layer, kinds[0])
             if isinstance(opening, nn.Linear) and opening.out_features < encoder.inner_size(sublayer):
@@ -201,7 +201,7 @@ def matches(encoder: Encoder, plan: PruningPlan) -> bool:
 
     Permutations may be folded, or not folded as in encoders that were pruned by earlier releases.
     """
-    if plan.model_type != encoder.model_type or plan.num_layers != len(encoder.layers):
+    if plan.model_type != encoder.model_type or plan.num_layers != encoder.num_layers:
         return False
     if plan.dense_sizes is not None and plan.dense_sizes != dense_sizes(encoder):
         return False

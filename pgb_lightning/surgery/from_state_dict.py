@@ -160,14 +160,14 @@ def _layer_numbers(encoder: Encoder, state_dict: Mapping[str, Any], prefix: str)
 def _check_names(encoder: Encoder, state_dict: Mapping[str, Any], prefix: str) -> None:
     """Check that there are entries for all layers of the module, in a layout that this release reads."""
     numbers = _layer_numbers(encoder, state_dict, prefix)
-    if len(numbers) != len(encoder.layers):
+    if len(numbers) != encoder.num_layers:
         raise StructureError(
             f"The checkpoint's encoder at {_stack_prefix(encoder, prefix)[:-1]!r} has {len(numbers)} layers, but the "
-            f"module's has {len(encoder.layers)}. Build the module from the configuration that the checkpoint was "
+            f"module's has {encoder.num_layers}. Build the module from the configuration that the checkpoint was "
             "trained with."
         )
     versions = state_dict_versions(state_dict)
-    for layer in range(len(encoder.layers)):
+    for layer in range(encoder.num_layers):
         for kind in encoder.matrices:
             path = stored_path(encoder, layer, kind, prefix)
             version, newest = versions.get(path, 1), _newest_layout(state_dict.get(f"{path}.weight"))
@@ -255,7 +255,7 @@ def _check_other_entries(encoders: list[Encoder], state_dict: Mapping[str, Any],
 
 def _covers(state_dict: Mapping[str, Any], encoder: Encoder, prefix: str) -> bool:
     """Return whether a state dict has a complete encoder, and not only a part such as its biases and LayerNorms."""
-    stack, count = _stack_prefix(encoder, prefix), len(encoder.layers)
+    stack, count = _stack_prefix(encoder, prefix), encoder.num_layers
     removable = tuple(f".{path}" for path in encoder.family.norms.values())  # removed with their sublayer
     norms = [name for name, child in encoder.stack.named_modules() if _is_norm(child) and not name.endswith(removable)]
     state_dict = split_fused(encoder, state_dict, prefix)
@@ -278,7 +278,7 @@ def _is_norm(module: nn.Module) -> bool:
 def _differs(state_dict: Mapping[str, Any], encoder: Encoder, prefix: str, own: Mapping[str, Any]) -> bool:
     """Return whether an entry of an existing layer is unknown to the module or has another shape."""
     stack = _stack_prefix(encoder, prefix)
-    known = tuple(f"{stack}{number}." for number in range(len(encoder.layers)))
+    known = tuple(f"{stack}{number}." for number in range(encoder.num_layers))
     entries = {
         name: value for name, value in state_dict.items() if name.startswith(known) and isinstance(value, Tensor)
     }

@@ -70,7 +70,7 @@ def save_heads(encoder: Encoder) -> Callable[[], None]:
     paths = (*family.followers, *family.head_counts, *family.head_widths)
     saved = [
         (owner, name, getattr(owner, name))
-        for layer in range(len(encoder.layers))
+        for layer in range(encoder.num_layers)
         for owner, name in _places(encoder, layer, paths)
         if not isinstance(getattr(owner, name), nn.Module)
     ]
@@ -86,7 +86,7 @@ def reads_positions(encoder: Encoder) -> bool:
     """Return whether a layer still uses the family's ``position_modules``."""
     nothing = torch.zeros(0, 1, dtype=torch.bool, device=encoder.model.device)
     readers = [kind for kind, read in encoder.family.also_read.items() if read(encoder.model, nothing) is not None]
-    for layer in range(len(encoder.layers)):
+    for layer in range(encoder.num_layers):
         if encoder.is_dropped(layer, "attention"):
             continue
         if not all(isinstance(encoder.matrix(layer, kind), ConstantLinear) for kind in readers):

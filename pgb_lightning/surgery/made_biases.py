@@ -50,5 +50,5 @@ def _add_zero_biases(model: PreTrainedModel, outside: nn.Module) -> None:
 
 def _has_made_bias(encoder: Encoder, closing: str) -> bool:
     """Return whether any layer has a bias in a closing matrix."""
-    modules = (encoder.find_matrix(layer, closing) for layer in range(len(encoder.layers)))
+    modules = (encoder.find_matrix(layer, closing) for layer in range(encoder.num_layers))
     return any(getattr(module, "bias", None) is not None for module in modules)

@@ -92,7 +92,7 @@ def dense_encoder(encoder: Encoder) -> Encoder:
     """
     config = dense_config(encoder.model)
     if encoder.family.order is None:  # else it is the number of runs
-        config.num_hidden_layers = len(encoder.layers)  # The user may have removed layers without changing it.
+        config.num_hidden_layers = encoder.num_layers  # The user may have removed layers without changing it.
     with torch.device("meta"):
         model = transformers_class(type(encoder.model))(config)
     dense = Encoder("", model, encoder.family)

@@ -22,7 +22,7 @@ def split_fused(encoder: Encoder, state_dict: Mapping[str, Tensor], prefix: str 
         prefix: Prefix of the names.
     """
     state = dict(state_dict)
-    for layer in range(len(encoder.layers)):
+    for layer in range(encoder.num_layers):
         for kinds in encoder.family.linears.values():
             path = prefix + encoder.path(layer, kinds[0])
             for name in ("weight", "bias"):

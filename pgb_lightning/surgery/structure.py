@@ -113,7 +113,7 @@ class Structure:
     def of(cls, encoder: Encoder) -> Structure:
         """Return the structure that an encoder has, dense or pruned."""
         layers = []
-        for layer in range(len(encoder.layers)):
+        for layer in range(encoder.num_layers):
             sublayers: dict[Sublayer, SublayerStructure] = {}
             for name, kinds in encoder.sublayers.items():
                 modules = {kind: encoder.find_matrix(layer, kind) for kind in kinds}
@@ -154,7 +154,7 @@ class Structure:
         """
         state_dict = split_fused(encoder, state_dict, prefix)
         layers = []
-        for layer in range(len(encoder.layers)):
+        for layer in range(encoder.num_layers):
             sublayers: dict[Sublayer, SublayerStructure] = {}
             for name, kinds in encoder.sublayers.items():
                 paths = {kind: stored_path(encoder, layer, kind, prefix) for kind in kinds}
@@ -194,10 +194,10 @@ class Structure:
                 f"up to {STRUCTURE_VERSION}: use the release that wrote it, or export the model again."
             )
         entries = record.get("layers")
-        if not isinstance(entries, list) or len(entries) != len(encoder.layers):
+        if not isinstance(entries, list) or len(entries) != encoder.num_layers:
             found = len(entries) if isinstance(entries, list) else "no"
             raise ValueError(
-                f"config.json's pgb record describes {found} layers, but the encoder has {len(encoder.layers)}."
+                f"config.json's pgb record describes {found} layers, but the encoder has {encoder.num_layers}."
             )
         layers = []
         for layer, entry in enumerate(entries):

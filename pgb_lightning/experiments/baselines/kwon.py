@@ -60,11 +60,11 @@ def search(encoder: Encoder, found: MaskGradients, ratio: float) -> Kept:
     """
     scores = {key: gradients.square().sum(0) for key, gradients in found.gradients.items()}
     sizes = {kind: linear.weight.numel() for (_, kind), linear in encoder.linears()}  # the same in all layers
-    total = len(encoder.layers) * sum(sizes.values())
+    total = encoder.num_layers * sum(sizes.values())
     costs, flat = {}, {}
     for sublayer, kinds in encoder.sublayers.items():
         costs[sublayer] = sum(sizes[kind] for kind in kinds) // len(scores[0, sublayer])
-        flat[sublayer] = torch.cat([scores[layer, sublayer] for layer in range(len(encoder.layers))])
+        flat[sublayer] = torch.cat([scores[layer, sublayer] for layer in range(encoder.num_layers)])
     heads, neurons = (flat[sublayer].sort(descending=True).values for sublayer in SUBLAYERS)
     lost_heads, lost_neurons = _lost_importance(heads), _lost_importance(neurons)
     numbers = torch.arange(len(heads) + 1)
@@ -76,7 +76,7 @@ def search(encoder: Encoder, found: MaskGradients, ratio: float) -> Kept:
     for sublayer in SUBLAYERS:
         mask = torch.zeros(len(flat[sublayer]), dtype=torch.bool)
         mask[flat[sublayer].topk(counts[sublayer]).indices] = True
-        for layer, part in enumerate(mask.chunk(len(encoder.layers))):
+        for layer, part in enumerate(mask.chunk(encoder.num_layers)):
             kept[layer, sublayer] = part.nonzero().flatten()
     return kept
 

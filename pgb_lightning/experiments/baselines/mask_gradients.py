@@ -46,7 +46,7 @@ def collect_mask_gradients(model: PreTrainedModel, batches: Sequence[dict[str, T
         batches: Labeled batches.
     """
     encoder = find_encoder(model)
-    keys: list[tuple[int, Sublayer]] = [(layer, name) for layer in range(len(encoder.layers)) for name in SUBLAYERS]
+    keys: list[tuple[int, Sublayer]] = [(layer, name) for layer in range(encoder.num_layers) for name in SUBLAYERS]
     # A list for each key, because some models run a layer several times, with the same masks.
     activations: dict[tuple[int, Sublayer], list[Tensor]] = {key: [] for key in keys}
     parts: dict[tuple[int, Sublayer], list[Tensor]] = {key: [] for key in keys}

@@ -35,7 +35,7 @@ def mask_matrices(
 def kept_weights(encoder: Encoder) -> int:
     """Count the weights of the encoder's matrices that are neither removed nor masked."""
     count = 0
-    for layer in range(len(encoder.layers)):
+    for layer in range(encoder.num_layers):
         for kinds in encoder.family.linears.values():
             module = encoder.find_matrix(layer, kinds[0])
             mask = getattr(module, "weight_mask", None)

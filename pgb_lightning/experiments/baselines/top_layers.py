@@ -36,7 +36,7 @@ def drop_layers(
     """
     encoder = find_encoder(model)
     check_droppable(encoder)
-    remove_layers(encoder, choose_layers(len(encoder.layers), num_dropped(len(encoder.layers), ratio), order))
+    remove_layers(encoder, choose_layers(encoder.num_layers, num_dropped(encoder.num_layers, ratio), order))
 
 
 def check_droppable(encoder: Encoder) -> None:
@@ -45,7 +45,7 @@ def check_droppable(encoder: Encoder) -> None:
     Raises:
         ValueError: If the encoder has only one layer, or runs a layer several times.
     """
-    total = len(encoder.layers)
+    total = encoder.num_layers
     if len(encoder.order) > total:
         raise ValueError(
             f"model_type={encoder.model_type!r} runs {total} layer(s) {len(encoder.order)} times, so dropping a layer "

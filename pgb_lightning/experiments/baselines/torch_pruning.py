@@ -109,7 +109,7 @@ def check_supported(encoder: Encoder) -> None:
         "one linear layer holds several matrices": len(family.linears) < len(family.paths),
         "query heads share keys and values": encoder.queries_per_key > 1,
         "other weights follow the heads": bool(family.followers),
-        "a layer runs several times": len(encoder.order) > len(encoder.layers),
+        "a layer runs several times": len(encoder.order) > encoder.num_layers,
     }
     for reason, holds in reasons.items():
         if holds:
@@ -124,7 +124,7 @@ def _prune(model: PreTrainedModel, found: Gradients, fraction: float, narrow: bo
     import torch_pruning
 
     encoder = find_encoder(model)
-    heads = {encoder.matrix(layer, kind): encoder.num_heads for layer in range(len(encoder.layers)) for kind in HEADS}
+    heads = {encoder.matrix(layer, kind): encoder.num_heads for layer in range(encoder.num_layers) for kind in HEADS}
     for parameter, gradient in zip(model.parameters(), found.values, strict=True):
         parameter.grad = gradient.clone()
     pruner = torch_pruning.pruner.BasePruner(
@@ -141,7 +141,7 @@ def _prune(model: PreTrainedModel, found: Gradients, fraction: float, narrow: bo
         output_transform=lambda output: output.logits.sum(),
     )
     pruner.step()
-    for layer in range(len(encoder.layers)):
+    for layer in range(encoder.num_layers):
         follow_heads(encoder, layer, None)  # the package does not know where a layer stores its number of heads
     model.zero_grad()
     try:

@@ -146,7 +146,7 @@ class DynaBert(MaskTraining):
 
     def target(self) -> Kept:
         """Return the heads and neurons of the network of the target's size."""
-        per_layer = (1 - self.ratio) * dense_cost(self.encoder).parameters / len(self.encoder.layers)
+        per_layer = (1 - self.ratio) * dense_cost(self.encoder).parameters / self.encoder.num_layers
         heads, neurons = (num_units(self.encoder, name) for name in self.encoder.sublayers)
         head, neuron = (
             sublayer_weights(self.encoder, name) / count

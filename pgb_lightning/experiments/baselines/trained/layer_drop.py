@@ -100,12 +100,12 @@ class LayerDrop(MaskTraining):
 
     def before_forward(self) -> None:
         """Draw the layers to skip."""
-        drawn = torch.rand(len(self.encoder.layers)) < self.rate
+        drawn = torch.rand(self.encoder.num_layers) < self.rate
         self.layers.skipped = drawn.nonzero().flatten().tolist()
 
     def finish(self) -> None:
         """Remove evenly spaced layers, as many as the target requires."""
-        total = len(self.encoder.layers)
+        total = self.encoder.num_layers
         remove_layers(self.encoder, choose_layers(total, num_dropped(total, self.ratio), "alternate"))
 
 
@@ -133,7 +133,7 @@ class DroppedLayers(MaskTraining):
 
     def start(self) -> None:
         """Skip the layers from now on, or begin to measure their contribution."""
-        self.similarity = torch.zeros(len(self.encoder.layers), device=self.model.device)
+        self.similarity = torch.zeros(self.encoder.num_layers, device=self.model.device)
         self.layers = SkippedLayers(self.encoder, self._measure if self.order == "contribution" else None)
         self.handles.append(self.layers)
         if self.order != "contribution":
@@ -151,7 +151,7 @@ class DroppedLayers(MaskTraining):
 
     def dropped(self) -> list[int]:
         """Return the indices of the layers to drop."""
-        total = len(self.encoder.layers)
+        total = self.encoder.num_layers
         count = num_dropped(total, self.ratio)
         if self.order == "contribution":
             return sorted(self.similarity.topk(count).indices.tolist())

@@ -33,7 +33,7 @@ class Mask(NamedTuple):
 
 def places(encoder: Encoder) -> list[Place]:
     """Return all sublayers."""
-    return [(layer, sublayer) for layer in range(len(encoder.layers)) for sublayer in SUBLAYERS]
+    return [(layer, sublayer) for layer in range(encoder.num_layers) for sublayer in SUBLAYERS]
 
 
 def closing(encoder: Encoder, place: Place) -> nn.Linear:
