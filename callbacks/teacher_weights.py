@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from pgb_lightning.encoders.wrappers import join_path
+
 
 def select_weights(state: Mapping[str, Any], root: nn.Module, model: nn.Module, dense: nn.Module) -> dict[str, Any]:
     """Return the entries of a module's state dict that belong to a model inside it, under the model's own names.
@@ -34,11 +36,11 @@ def select_weights(state: Mapping[str, Any], root: nn.Module, model: nn.Module, 
         plain = owner = plain_name(key)
         while owner not in inside:  # The model may be pruned, and lack the module of this entry.
             owner = owner.rpartition(".")[0]
-        names = [_join(name, plain[len(owner) :].removeprefix(".")) for name in outside[id(inside[owner])]]
+        names = [join_path(name, plain[len(owner) :].removeprefix(".")) for name in outside[id(inside[owner])]]
         known.update(names)
         if present := [name for name in names if name in saved]:
             found[key] = saved[present[0]]
-    for prefix in (_join(name, "x")[:-1] for name in outside[id(model)]):
+    for prefix in (join_path(name, "x")[:-1] for name in outside[id(model)]):
         extra = [key for key in saved if key.startswith(prefix) and key not in known]
         found |= {key.removeprefix(prefix): saved[key] for key in extra}
     return found
@@ -47,7 +49,3 @@ def select_weights(state: Mapping[str, Any], root: nn.Module, model: nn.Module, 
 def plain_name(name: str) -> str:
     """Return a name without the attributes of wrappers, such as ``_orig_mod``."""
     return ".".join(part for part in name.split(".") if not part.startswith("_"))
-
-
-def _join(name: str, rest: str) -> str:
-    return f"{name}.{rest}" if name else rest

@@ -150,7 +150,7 @@ def run(
     }
     console = Console(width=120)
     if runtimes:
-        batches = [_batch(models["dense"], batch_size, length) for length in lengths for batch_size in batch_sizes]
+        batches = [_batch(dense, batch_size, length) for length in lengths for batch_size in batch_sizes]
         with loaded_runs(models, runtimes, batches[:1] if task is None else task.calibration()) as runs:
             scores = results["scores"] = {} if task is None else task.score(runs)
             for row in measure_runs(runs, batches, repeats, min_time):
@@ -160,7 +160,7 @@ def run(
         return results
     for length in lengths:
         for batch_size in batch_sizes:
-            batch = _batch(models["dense"], batch_size, length)
+            batch = _batch(dense, batch_size, length)
             row = {"batch_size": batch_size, "length": length}
             row["eager"] = measures.summarize(measures.forward_times(models, batch, repeats, min_time))
             if compiled:
@@ -173,11 +173,11 @@ def run(
             results["latency"].append(row)
             console.print(latency_table(row, results["models"]))
             _write(results, Path(out_dir))  # keep the results if the run is interrupted
-    largest = _batch(models["dense"], max(batch_sizes), max(lengths))
+    largest = _batch(dense, max(batch_sizes), max(lengths))
     for name, each in models.items():
         results["models"][name]["peak_memory_bytes"] = measures.peak_memory(each, largest)
     if training:
-        batch = _batch(models["dense"], sorted(batch_sizes)[len(batch_sizes) // 2], lengths[0])
+        batch = _batch(dense, sorted(batch_sizes)[len(batch_sizes) // 2], lengths[0])
         results["training"] = measures.summarize(measures.training_times(models, batch, repeats, min_time))
     console.print(size_table(results))
     _write(results, Path(out_dir))
@@ -236,7 +236,9 @@ def _batch(model: PreTrainedModel, batch_size: int, length: int) -> dict[str, to
     """Create a batch of random tokens without padding."""
     longest = find_encoder(model).max_length
     if length > longest:
-        raise ValueError(f"lengths={length} is out of range. {model.config.model_type!r} takes up to {longest} tokens.")
+        raise ValueError(
+            f"lengths={length} is out of range. {model.config.model_type!r} accepts up to {longest} tokens."
+        )
     ids = torch.randint(5, model.config.vocab_size, (batch_size, length), device=model.device)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pgb_lightning._compat import is_transformed
+from pgb_lightning.layers.grouped_product import is_traced
 
 #: Number of values of the 16-bit integers that determine which entries are kept.
 VALUES = 2**16
@@ -30,15 +30,12 @@ class Dropout16(nn.Dropout):
     def forward(self, input: Tensor) -> Tensor:
         """Return the input with entries set to zero at random and the others scaled."""
         dropped = round(self.p * VALUES)
-        if not self.training or input.device.type != "cpu" or not 0 < dropped < VALUES or self._is_traced():
+        is_plain = self.training and not self.inplace and input.device.type == "cpu" and not is_traced()
+        if not is_plain or not 0 < dropped < VALUES:
             return super().forward(input)
         words = torch.empty((input.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
         kept = words.view(torch.int16)[: input.numel()].view(input.shape) >= dropped - VALUES // 2
         return input * kept.to(input.dtype).mul_(VALUES / (VALUES - dropped))
-
-    def _is_traced(self) -> bool:
-        is_tracing = torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
-        return self.inplace or torch.compiler.is_compiling() or is_tracing or is_transformed()
 
 
 def use_fast_dropout(model: nn.Module) -> list[nn.Dropout]:

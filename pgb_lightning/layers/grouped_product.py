@@ -31,7 +31,7 @@ def grouped_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
         >>> grouped_product(torch.ones(1, 4), torch.ones(2, 2, 3)).tolist()
         [[2.0, 2.0, 2.0, 2.0, 2.0, 2.0]]
     """
-    if _is_traced():
+    if is_traced():
         return (_multiply_separately if x.device.type == "cpu" else _multiply_batched)(x, weight, bias)
     needs_grad = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     if torch.is_grad_enabled() and needs_grad:
@@ -54,7 +54,7 @@ def gather_columns(x: Tensor, index: Tensor) -> Tensor:
         >>> gather_columns(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([2, 0])).tolist()
         [[3.0, 1.0]]
     """
-    if _is_traced():
+    if is_traced():
         return x.index_select(1, index)
     if torch.is_grad_enabled() and x.requires_grad:
         gathered: Tensor = _GatherColumns.apply(x, index)  # type: ignore[no-untyped-call]
@@ -82,7 +82,7 @@ def scatter_columns(x: Tensor, index: Tensor, size: int, base: Tensor | None = N
         rows = x.new_empty(x.shape[0], size)
     else:
         rows = (x.new_zeros(size) if base is None else base).expand(x.shape[0], -1).clone()
-    if _is_traced():
+    if is_traced():
         return rows.index_copy(1, index, x)
     if x.device.type == "cpu":
         return rows.scatter_(1, index.expand(x.shape[0], -1), x)  # goes row by row, index_copy column by column
@@ -99,12 +99,18 @@ def is_in_order(index: Tensor, size: int) -> bool:
         index: (K), int64.
         size: The number of columns.
     """
-    if index.device.type != "cpu" or len(index) != size or _is_traced():
+    if index.device.type != "cpu" or len(index) != size or is_traced():
         return False
     try:
         return torch.equal(index, torch.arange(size, device=index.device))
     except RuntimeError:  # a tensor without values, as under FakeTensorMode
         return False
+
+
+def is_traced() -> bool:
+    """Return whether a compiler, exporter or transform of ``torch.func`` needs plain operations."""
+    is_tracing = torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
+    return torch.compiler.is_compiling() or is_tracing or is_transformed()
 
 
 class _GroupedProduct(torch.autograd.Function):
@@ -194,12 +200,6 @@ def _gather(x: Tensor, index: Tensor) -> Tensor:
     if x.device.type == "cpu":
         return x.gather(1, index.expand(x.shape[0], -1))  # goes row by row, index_select column by column
     return x.index_select(1, index)
-
-
-def _is_traced() -> bool:
-    """Return whether a compiler, exporter or transform of ``torch.func`` needs plain operations."""
-    is_tracing = torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
-    return torch.compiler.is_compiling() or is_tracing or is_transformed()
 
 
 def _by_group(x: Tensor, groups: int) -> Tensor:

@@ -48,7 +48,7 @@ def apply_plan(model: nn.Module | Encoder, plan: PruningPlan, encoder: str | Non
         torch.Size([2, 4, 4])
     """
     if isinstance(model, Encoder) and encoder is not None:
-        raise ValueError(f"encoder={encoder!r} has no meaning if the model is an Encoder already. Leave it out.")
+        raise ValueError(f"encoder={encoder!r} has no effect if model is an Encoder. Leave it out.")
     found = model if isinstance(model, Encoder) else find_encoder(model, encoder)
     check_plan(found, plan)
     for layer in range(plan.num_layers):

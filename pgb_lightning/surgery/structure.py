@@ -161,15 +161,14 @@ class Structure:
                 is_dropped = is_removed(state_dict, paths[kinds[-1]])
                 blocks: dict[str, BlockShape | None] = {}
                 for kind, path in paths.items():
-                    weight = state_dict.get(f"{path}.weight")
+                    weight, module = state_dict.get(f"{path}.weight"), encoder.find_matrix(layer, kind)
                     if weight is not None:
                         blocks[kind] = BlockShape(*weight.shape) if weight.dim() == 3 else None
-                    elif is_dropped or is_removed(state_dict, path):
+                    elif is_dropped or module is None or is_removed(state_dict, path):
                         blocks[kind] = REMOVED
                     else:
-                        module = encoder.find_matrix(layer, kind)
                         matrix = find_matrix_layer(module)
-                        blocks[kind] = REMOVED if module is None else matrix.block_shape if matrix else None
+                        blocks[kind] = None if matrix is None else matrix.block_shape
                 size = stored_size(encoder, name, kinds[-2], paths[kinds[-2]], state_dict)
                 size = _own_size(encoder, layer, name) if size is None else size
                 sublayers[name] = SublayerStructure(size, blocks)

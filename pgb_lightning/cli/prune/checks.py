@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -20,18 +21,15 @@ from pgb_lightning.modules.finetuning import FineTuning
 from pgb_lightning.surgery.checks import is_pruned
 
 
-def require(check: Callable[[], Any], setting: str = "") -> None:
-    """Run a check, and raise its error as a ``MisconfigurationException``.
+@contextmanager
+def as_misconfiguration(setting: str = "") -> Iterator[None]:
+    """Raise a ``ValueError`` or ``ModuleNotFoundError`` of the block as a ``MisconfigurationException``.
 
     Args:
-        check: Raises a ``ValueError`` or ``ModuleNotFoundError``.
         setting: The setting and its value, if the error does not name them.
-
-    Raises:
-        MisconfigurationException: If the check fails.
     """
     try:
-        check()
+        yield
     except (MisconfigurationException, ValueError, ModuleNotFoundError) as error:
         raise MisconfigurationException(f"{setting}: {error}" if setting else str(error)) from None
 
@@ -49,9 +47,10 @@ def check_trainer(settings: PruneSettings) -> None:
     quiet: dict[str, Any] = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar"), False
     )
-    require(lambda: L.seed_everything(settings.seed, verbose=False), f"seed={settings.seed}")
-    names = " with ".join(f"{name}={value!r}" for name, value in given.items())
-    require(lambda: L.Trainer(devices=1, **given, **quiet), names)
+    with as_misconfiguration(f"seed={settings.seed}"):
+        L.seed_everything(settings.seed, verbose=False)
+    with as_misconfiguration(" with ".join(f"{name}={value!r}" for name, value in given.items())):
+        L.Trainer(devices=1, **given, **quiet)
 
 
 def check_inputs(module: FineTuning, rows: TextDataModule, settings: PruneSettings) -> None:

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,14 @@ from rich.table import Table
 
 from pgb_lightning.atomic_write import replacing, write_atomically
 from pgb_lightning.callbacks import PGBCallback, PGBReport
-from pgb_lightning.cli.prune.checks import check_inputs, check_trainer, check_weights, finite, hash_rows, require
+from pgb_lightning.cli.prune.checks import (
+    as_misconfiguration,
+    check_inputs,
+    check_trainer,
+    check_weights,
+    finite,
+    hash_rows,
+)
 from pgb_lightning.cli.prune.estimate import estimate
 from pgb_lightning.cli.prune.exports import FORMATS, FormatName, make_facts, write_all
 from pgb_lightning.cli.prune.settings import FIT_CONFIG, TEACHER_ANSWERS, PruneSettings, Recover
@@ -122,11 +128,12 @@ def run_prune(
     config = PGBCallback(
         pruning_ratio=pruning_ratio, target_speedup=target_speedup, latency_runtime=latency_runtime, preset=preset
     ).config
-    require(partial(require_runtime, config.latency_runtime))
-    for name in formats:
-        require(FORMATS[name].require)
-    if push_to_hub is not None:
-        require(partial(check_repo_id, push_to_hub))
+    with as_misconfiguration():
+        require_runtime(config.latency_runtime)
+        for name in formats:
+            FORMATS[name].require()
+        if push_to_hub is not None:
+            check_repo_id(push_to_hub)
     check_trainer(settings)
     with _opened_run(settings, arguments):
         dense = find_dense(settings.model, settings.run_folder)
@@ -138,10 +145,12 @@ def run_prune(
         settings.check_recovery(head, is_labeled)
         L.seed_everything(seed)
         module: FineTuning = instantiate_class((), settings.model_config(dense, head))
-        require(partial(prepare, module, config))
+        with as_misconfiguration():
+            prepare(module, config)
         check_inputs(module, rows, settings)
         tester = _tester(settings)
-        require(partial(check_runtime_device, config.latency_runtime, tester.strategy.root_device.type))
+        with as_misconfiguration():
+            check_runtime_device(config.latency_runtime, tester.strategy.root_device.type)
     console = Console()
     dense_scores, rows_hash = settings.run_folder / DENSE_SCORES, hash_rows(rows)
     if not dense_scores.is_file():
@@ -199,7 +208,8 @@ def _opened_run(settings: PruneSettings, arguments: dict[str, Any]) -> Iterator[
         shutil.rmtree(folder)  # the run stopped before it computed anything
     is_new, existed = not file.is_file(), out.exists()
     if is_new:
-        require(lambda: check_folder(settings.output_dir, name="output_dir"))
+        with as_misconfiguration():
+            check_folder(settings.output_dir, name="output_dir")
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(given, indent=2) + "\n")
     elif is_finished:
