@@ -1,9 +1,9 @@
-"""Colors of figures, and functions to save them."""
+"""Colors, markers and legends of figures, and functions to save them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """One color per group: the Okabe-Ito palette, which remains distinguishable with color vision deficiencies."""
+
+MARKERS = "osv^Dx"
+"""One marker for each set of as many groups as there are colors."""
 
 NEUTRAL = "#5A5A5A"
 """Color of labels, and of everything that belongs to no group."""
@@ -45,6 +48,23 @@ def check_suffix(path: str, setting: str) -> None:
         raise ValueError(
             f"{setting}={path!r} is not a figure file. Use one of the suffixes {', '.join(REPRODUCIBLE_SUFFIXES)}."
         )
+
+
+def series_style(number: int) -> dict[str, Any]:
+    """Return the color and the marker of a series, given its index."""
+    return {"color": HUES[number % len(HUES)], "marker": MARKERS[number // len(HUES) % len(MARKERS)]}
+
+
+def add_legend(figure: Figure, columns: int) -> None:
+    """Add one legend below the panels of a figure, with each label once.
+
+    Args:
+        figure: The figure.
+        columns: Number of columns of the legend.
+    """
+    shown = [pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    handles = {label: handle for handle, label in shown}
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, fontsize=8)
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pgb_lightning.experiments.mean_std import standard_deviation
 from pgb_lightning.experiments.records import Result
-from pgb_lightning.plotting import HUES, NEUTRAL
+from pgb_lightning.plotting import NEUTRAL, add_legend, series_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,11 +48,10 @@ def draw(results: Sequence[Result]) -> Figure:
                     hours,
                     list(map(statistics.fmean, scores)),
                     list(map(standard_deviation, scores)),
-                    color=HUES[number % len(HUES)],
-                    marker="osv^Dx"[number // len(HUES) % 6],
                     markersize=5,
                     capsize=2,
                     label=name,
+                    **series_style(number),
                 )
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -62,9 +61,7 @@ def draw(results: Sequence[Result]) -> Figure:
         axes.set_xlabel("hours of pruning and training", fontsize=9, color=NEUTRAL)
         axes.tick_params(labelsize=8, labelcolor=NEUTRAL)
     panels[0].set_ylabel(f"{results[0]['task']}: {results[0]['metric']}", fontsize=9, color=NEUTRAL)
-    shown = [pair for axes in panels for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
-    handles = {name: handle for handle, name in shown}
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=2, fontsize=8)
+    add_legend(figure, columns=2)
     return figure
 
 

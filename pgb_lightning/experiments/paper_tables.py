@@ -24,7 +24,7 @@ from rich.table import Table
 from pgb_lightning.experiments import paper_numbers
 from pgb_lightning.experiments.lost import Lost, read_lost
 from pgb_lightning.experiments.mean_std import format_mean_std
-from pgb_lightning.plotting import HUES, NEUTRAL, check_suffix, require_matplotlib, save
+from pgb_lightning.plotting import NEUTRAL, add_legend, check_suffix, require_matplotlib, save, series_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -153,7 +153,7 @@ def draw(lost: Sequence[Lost]) -> Figure:
             points = [Lost.summary(_select(lost, task, ratio, label)) for ratio in ratios]
             if points:
                 removed, means, deviations = zip(*points, strict=True)
-                style = {"color": HUES[number % len(HUES)], "marker": "osv^Dx"[number // len(HUES) % 6]}
+                style = series_style(number)
                 axes.errorbar(removed, means, deviations, markersize=4, capsize=2, label=label, **style)
         published = {ratio: rows["PGB"].get(task) for ratio, rows in paper_numbers.TABLE_1.items()}
         known = [(ratio, paper_numbers.DENSE[task] - score) for ratio, score in published.items() if score]
@@ -164,9 +164,7 @@ def draw(lost: Sequence[Lost]) -> Figure:
         axes.invert_yaxis()
         axes.tick_params(labelsize=8, labelcolor=NEUTRAL)
     panels[0].set_ylabel("points below dense", fontsize=9, color=NEUTRAL)
-    shown = [pair for axes in panels for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
-    handles = {label: handle for handle, label in shown}
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, fontsize=8)
+    add_legend(figure, columns)
     return figure
 
 

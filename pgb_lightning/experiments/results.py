@@ -27,7 +27,7 @@ from pgb_lightning.experiments.markdown import use_markdown
 from pgb_lightning.experiments.mean_std import format_mean_std, standard_deviation
 from pgb_lightning.experiments.records import Result, check_same_settings, read_results
 from pgb_lightning.glue_tasks import get_task
-from pgb_lightning.plotting import HUES, NEUTRAL, check_suffix, require_matplotlib, save
+from pgb_lightning.plotting import NEUTRAL, add_legend, check_suffix, require_matplotlib, save, series_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -172,9 +172,7 @@ def draw(results: Sequence[Result]) -> Figure:
         panels[-1, column].set_xlabel("fraction removed", fontsize=9, color=NEUTRAL)
     for axes, stage in zip(panels[:, 0], stages, strict=True):
         axes.set_ylabel(f"{stage}, x 100", fontsize=9, color=NEUTRAL)
-    shown = [pair for axes in panels.flat for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
-    handles = {label: handle for handle, label in shown}
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=width, fontsize=8)
+    add_legend(figure, columns=width)
     return figure
 
 
@@ -195,10 +193,8 @@ def _draw_panel(axes: Axes, results: Sequence[Result], stage: str, methods: Sequ
                 points.append((removed, statistics.fmean(scores), standard_deviation(scores)))
         if points:
             removed_fractions, means, stds = (list(values) for values in zip(*points, strict=True))
-            hue, marker = HUES[number % len(HUES)], "osv^Dx"[number // len(HUES) % 6]
-            axes.errorbar(
-                removed_fractions, means, stds, color=hue, marker=marker, markersize=4, capsize=2, label=method
-            )
+            style = series_style(number)
+            axes.errorbar(removed_fractions, means, stds, markersize=4, capsize=2, label=method, **style)
     axes.tick_params(labelsize=8, labelcolor=NEUTRAL)
 
 
