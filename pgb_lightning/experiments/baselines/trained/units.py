@@ -122,21 +122,19 @@ def choose_units(encoder: Encoder, scores: Mapping[Place, Tensor], ratio: float)
     Returns:
         The units to keep, by sublayer.
     """
-    order = list(scores)
-    costs = [
-        cost
-        for place in order
-        for cost in [sublayer_weights(encoder, place[1]) // len(scores[place])] * len(scores[place])
-    ]
+    costs: list[int] = []
+    for (_, sublayer), score in scores.items():
+        costs += [sublayer_weights(encoder, sublayer) // len(score)] * len(score)
     room = (1 - ratio) * dense_cost(encoder).parameters
-    flat = torch.cat([scores[place].detach().double().cpu() for place in order])
+    flat = torch.cat([score.detach().double().cpu() for score in scores.values()])
     chosen = torch.zeros(len(flat), dtype=torch.bool)
     for unit in flat.argsort(descending=True, stable=True).tolist():
         if costs[unit] <= room:
             room -= costs[unit]
             chosen[unit] = True
     kept: Kept = {}
-    for place, part in zip(order, torch.split_with_sizes(chosen, [len(scores[place]) for place in order]), strict=True):
+    parts = torch.split_with_sizes(chosen, [len(score) for score in scores.values()])
+    for place, part in zip(scores, parts, strict=True):
         count = num_units(encoder, place[1])
         kept[place] = (part.expand(count) if len(part) == 1 else part).nonzero().flatten()
     return kept
