@@ -127,7 +127,7 @@ def _read_structure(encoder: Encoder, state_dict: Mapping[str, Tensor], prefix: 
                 dense = encoder.matrix_size(kind, encoder.inner_size(name))
                 _check_entries(path, parts, encoder.find_matrix(layer, kind), shape, size, dense)
             try:
-                sublayer.check(encoder, name)
+                sublayer.check(encoder)
             except ValueError as error:
                 raise StructureError(
                     f"The checkpoint's encoder at {encoder.where} cannot be rebuilt: layer {layer}: {error} Load a "

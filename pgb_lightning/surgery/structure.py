@@ -66,12 +66,11 @@ class SublayerStructure:
         """Return whether nothing is removed."""
         return self.inner_size == encoder.inner_size(name) and all(shape is None for shape in self.blocks.values())
 
-    def check(self, encoder: Encoder, name: Sublayer) -> None:
+    def check(self, encoder: Encoder) -> None:
         """Check that the blocks fit the matrices, and that a sublayer without an essential matrix is dropped.
 
         Args:
             encoder: The encoder.
-            name: The sublayer.
 
         Raises:
             ValueError: If blocks do not fit a matrix, or an essential matrix is missing from a sublayer that is not
@@ -276,7 +275,7 @@ def _read_entry(encoder: Encoder, entry: Mapping[str, str]) -> dict[Sublayer, Su
             )
         blocks = {kind: _read_shape(kind, entry.get(kind)) for kind in kinds}
         structure = SublayerStructure(int(size), blocks)
-        structure.check(encoder, name)
+        structure.check(encoder)
         sublayers[name] = structure
     return sublayers
 
