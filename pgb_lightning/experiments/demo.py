@@ -177,8 +177,8 @@ def _table(report: dict[str, Any]) -> Table:
         **{f"latency, batch {size}, ms": (f"latency_batch{size}_ms", "{:.1f}", 1) for size in BATCH_SIZES},
     }
     for label, (key, form, unit) in rows.items():
-        values = (form.format(row[key] * unit) for row in (dense, after))
-        table.add_row(label, next(values), "", next(values), f"{after[key] / dense[key]:.2f}")
+        before, now = (form.format(row[key] * unit) for row in (dense, after))
+        table.add_row(label, before, "", now, f"{after[key] / dense[key]:.2f}")
     return table
 
 

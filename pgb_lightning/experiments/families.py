@@ -182,7 +182,7 @@ def _samples(encoder: Encoder, count: int) -> list[dict[str, Tensor]]:
             "input_ids": torch.randint(5, words, (size, length), generator=generator).to(device),
             "labels": torch.randint(2, (size,), generator=generator).to(device),
         }
-        for size in [4] * (count // 4) + [count % 4] * (count % 4 > 0)
+        for size in (min(4, count - start) for start in range(0, count, 4))
     ]
 
 

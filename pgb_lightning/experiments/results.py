@@ -12,7 +12,6 @@ Example:
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -118,8 +117,10 @@ def tabulate(results: Sequence[Result], markdown: bool = False) -> Table:
     table = Table(title=title)
     if markdown:
         use_markdown(table)
-    stages = [("score x 100", "divergence", "loss"), ("re-finetuned", "divergence", "loss")][: 1 + refinetuned]
-    for column in ("task", "ratio", "method", "kind", "removed, %", *itertools.chain(*stages), "seeds"):
+    columns = ["task", "ratio", "method", "kind", "removed, %", "score x 100", "divergence", "loss"]
+    if refinetuned:
+        columns += ["re-finetuned", "divergence", "loss"]
+    for column in (*columns, "seeds"):
         table.add_column(column, justify="right", no_wrap=True)
     tasks = dict.fromkeys(result["task"] for result in results)
     cells = dict.fromkeys((result["task"], result["ratio"], result["method"]) for result in results)
@@ -128,7 +129,7 @@ def tabulate(results: Sequence[Result], markdown: bool = False) -> Table:
         rows = _select(results, task, method, ratio)
         after = [row["refinetuned"] for row in rows if "refinetuned" in row]
         numbers = [format_mean_std([100 * row["removed"] for row in rows])]
-        for stage in (rows, after)[: 1 + refinetuned]:
+        for stage in (rows, after) if refinetuned else (rows,):
             numbers += [format_mean_std([row[name] for row in stage], digits[name]) for name in DIGITS]
         label = f"{task} {get_task(task).metrics[0]}"
         seeds = f"{len(rows)} ({len(after)})" if 0 < len(after) < len(rows) else str(len(rows))
