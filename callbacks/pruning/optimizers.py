@@ -46,13 +46,13 @@ def update_optimizers(trainer: pl.Trainer, pl_module: pl.LightningModule, before
         origin = None if id(parameter) in known else _origin(name, replaced)
         if origin is not None:
             successors[id(replaced[origin])].append(parameter)
-    gone = {id(parameter) for parameter in replaced.values()}
+    gone = {id(old) for old in replaced.values()}
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
             params = group["params"]
             params[:] = [new for p in params for new in (successors[id(p)] if id(p) in gone else [p])]
-        for parameter in replaced.values():
-            optimizer.state.pop(parameter, None)
+        for old in replaced.values():
+            optimizer.state.pop(old, None)
 
 
 def _origin(name: str, replaced: Mapping[str, Tensor]) -> str | None:
