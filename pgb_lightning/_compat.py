@@ -174,6 +174,14 @@ def share_hooks(old: nn.Module, new: nn.Module) -> None:
             vars(new)[name] = vars(old)[name]
 
 
+def has_hooks(tensor: Tensor) -> bool:
+    """Return whether hooks are registered on a tensor that requires gradients.
+
+    Wraps ``_backward_hooks`` and ``_post_accumulate_grad_hooks`` of ``Tensor``. The public API can only register hooks.
+    """
+    return bool(tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
+
+
 #: Attribute that holds the module inside torch's wrapper for activation checkpointing. Its state dict leaves it out.
 CHECKPOINT_WRAPPED = "_checkpoint_wrapped_module"
 

@@ -153,6 +153,16 @@ def test_hooks_are_shared_with_another_module_until_their_handles_remove_them() 
     assert calls == []
 
 
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_of_a_tensor_are_found_until_they_are_removed(register: str) -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    assert not _compat.has_hooks(parameter)
+    handle = getattr(parameter, register)(lambda *_: None)
+    assert _compat.has_hooks(parameter)
+    handle.remove()
+    assert not _compat.has_hooks(parameter)
+
+
 def test_activation_checkpointing_leaves_its_name_out_of_state_dicts() -> None:
     wrapper = checkpoint_wrapper(nn.Linear(2, 2))
     assert [name for name, _ in wrapper.named_children()] == [_compat.CHECKPOINT_WRAPPED]

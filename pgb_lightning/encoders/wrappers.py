@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Sequence
 
 from torch import nn
 
-from pgb_lightning._compat import CHECKPOINT_WRAPPED, share_hooks
+from pgb_lightning._compat import CHECKPOINT_WRAPPED, has_hooks, share_hooks
 
 
 def unwrap(module: nn.Module, parts: Collection[str]) -> tuple[str, nn.Module]:
@@ -48,6 +49,8 @@ def names_of(module: nn.Module, root: nn.Module) -> list[str]:
 def replace_module(old: nn.Module, new: nn.Module, roots: Sequence[nn.Module]) -> None:
     """Replace a module under all of its names. From then on, hooks registered on it run on the new module.
 
+    Hooks of its parameters (``Tensor.register_hook``) are lost, with a warning.
+
     Args:
         old: The module to replace.
         new: The module to put in its place.
@@ -66,6 +69,13 @@ def replace_module(old: nn.Module, new: nn.Module, roots: Sequence[nn.Module]) -
     if new is old:
         return
     share_hooks(old, new)
+    kept = set(new.parameters())
+    if any(has_hooks(parameter) for parameter in old.parameters() if parameter not in kept):
+        warnings.warn(
+            "PGB: parameters with hooks of their own (Tensor.register_hook) are replaced, and the new ones have no "
+            "hooks. Register hooks after the pruning, such as in on_train_start.",
+            stacklevel=2,
+        )
     for root in roots:
         for path in names_of(old, root):
             root.set_submodule(path, new)

@@ -161,6 +161,24 @@ def test_hooks_on_a_dropped_sublayer_are_named(kinds: tuple[str, ...], path: str
         apply_plan(quiet, plan_for(quiet, dropped))
 
 
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+@pytest.mark.parametrize("kind", ["O", "W2"])
+def test_hooks_of_parameters_that_are_replaced_are_a_warning(register: str, kind: str) -> None:
+    model = classifier()
+    linear = find_encoder(model).matrix(1, kind)
+    plan = plan_for(model, {(1, kind): (halves(linear.in_features), halves(linear.out_features))})
+    quiet = copy.deepcopy(model)
+    for name, parameter in quiet.named_parameters():
+        if not name.startswith("bert.encoder.layer.1"):
+            getattr(parameter, register)(lambda *_: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        apply_plan(quiet, plan)
+    getattr(linear.bias, register)(lambda *_: None)
+    with pytest.warns(UserWarning, match="register_hook"):
+        apply_plan(model, plan)
+
+
 def test_a_copy_of_a_wrapped_model_is_independent() -> None:
     model = wrapped(OwnWrapper)
     copied = copy.deepcopy(model)
