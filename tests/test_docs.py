@@ -6,21 +6,22 @@ import ast
 import dataclasses
 import importlib
 import importlib.util
-import inspect
 import re
+import runpy
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import jsonargparse
 import lightning as L
 import pytest
 import yaml
 from helpers.families import INCLUDED
 from helpers.guides import GUIDES, ROOT, anchors, blocks, commands, links
 from helpers.text_tables import reviews, write
-from jsonargparse import auto_cli
+from jsonargparse import auto_cli, auto_parser
 
 from pgb_lightning.cli.main import PGBCLI
 from pgb_lightning.datamodules import GLUEDataModule
@@ -164,14 +165,35 @@ def test_pgb_accepts_the_commands(line: str, parser: Any, monkeypatch: pytest.Mo
     assert parser.parse_args(words)["subcommand"] == words[0]
 
 
-@pytest.mark.parametrize("line", [line for line in SHELL if "python -m pgb_lightning" in line])
-def test_modules_accept_the_commands(line: str) -> None:
+def docstring_commands() -> Iterator[str]:
+    """Yield the commands in the docstrings of the experiments."""
+    for path in sorted((ROOT / "pgb_lightning" / "experiments").rglob("*.py")):
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        for line in docstring.replace("\\\n", " ").splitlines():
+            if line.strip().startswith("python -m "):
+                yield line.strip()
+
+
+MODULES = sorted({*docstring_commands(), *(line for line in SHELL if "python -m pgb_lightning" in line)})
+
+
+@pytest.mark.parametrize("line", MODULES)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_modules_accept_the_commands(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsers: list[Any] = []
+
+    def only_parser(function: Callable[..., Any], **settings: Any) -> None:
+        parsers.append(auto_parser(function, exit_on_error=False, **settings))
+
+    monkeypatch.setattr(jsonargparse, "auto_cli", only_parser)
     _, _, call = line.partition("python -m ")
     name, *words = shlex.split(call)
-    module = importlib.import_module(name)
-    function = next(getattr(module, function) for function in ("run", "main") if hasattr(module, function))
-    parameters = inspect.signature(function).parameters
-    assert {word[2:] for word in words if word.startswith("--")} <= parameters.keys()
+    runpy.run_module(name, run_name="__main__")
+    assert parsers[0].parse_args(words)
+
+
+def test_commands_of_docstrings_are_found() -> None:
+    assert sum(line not in SHELL for line in MODULES) > 10
 
 
 TABLES = [

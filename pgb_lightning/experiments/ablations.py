@@ -7,12 +7,12 @@ Example:
 
     Mean and standard deviation over dense models of several seeds, before and after one epoch of re-finetuning::
 
-        python -m pgb_lightning.experiments.ablations sst2 '[runs/sst2/seed0/dense.ckpt, runs/sst2/seed1/dense.ckpt]' \\
+        python -m pgb_lightning.experiments.ablations sst2 '[runs/sst2/seed0/dense.ckpt, runs/sst2/seed1/dense.ckpt]' \
           --seed [0,1] --data_dir DIR --refinetuning_epochs 1
 
     Together with baselines, whose names are in :data:`pgb_lightning.experiments.baselines.BASELINES`::
 
-        python -m pgb_lightning.experiments.ablations sst2 runs/sst2/seed0/dense.ckpt --data_dir DIR \\
+        python -m pgb_lightning.experiments.ablations sst2 runs/sst2/seed0/dense.ckpt --data_dir DIR \
           --methods [default,paper,kwon,magnitude,top-layers,torch-pruning]
 """
 

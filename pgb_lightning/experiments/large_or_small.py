@@ -3,7 +3,7 @@ r"""Prune a large model, or fine-tune a small one? Both on the same rows, at the
 Example:
     ::
 
-        python -m pgb_lightning.experiments.large_or_small sst2 runs/large-or-small --large FOLDER --data_dir DIR \
+        python -m pgb_lightning.experiments.large_or_small sst2 runs/large-or-small FOLDER --data_dir DIR \
           --kept_parameters [10.6e6,25e6,42e6] --precision bf16-mixed --data_options '{"group_by_length": true}'
 
 The folder gets the checkpoints, ``results.jsonl`` with one line per model and seed, and ``latency.json``. A run
