@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections import defaultdict
 from collections.abc import Mapping
 
 import lightning.pytorch as pl
@@ -39,18 +38,17 @@ def update_optimizers(trainer: pl.Trainer, pl_module: pl.LightningModule, before
         return
     now = dict(pl_module.named_parameters())
     own = {id(parameter) for parameter in now.values()}
-    replaced = {name: found for name, ref in before.items() if (found := ref()) is not None and id(found) not in own}
-    known = {id(ref()) for ref in before.values()}
-    successors: dict[int, list[Tensor]] = defaultdict(list)
+    alive = {name: found for name, ref in before.items() if (found := ref()) is not None}
+    known = {id(parameter) for parameter in alive.values()}
+    replaced = {name: old for name, old in alive.items() if id(old) not in own}
+    successors: dict[int, list[Tensor]] = {id(old): [] for old in replaced.values()}
     for name, parameter in now.items():
         origin = None if id(parameter) in known else _origin(name, replaced)
         if origin is not None:
             successors[id(replaced[origin])].append(parameter)
-    gone = {id(old) for old in replaced.values()}
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
-            params = group["params"]
-            params[:] = [new for p in params for new in (successors[id(p)] if id(p) in gone else [p])]
+            group["params"][:] = [new for old in group["params"] for new in successors.get(id(old), [old])]
         for old in replaced.values():
             optimizer.state.pop(old, None)
 
