@@ -151,8 +151,9 @@ def run(
     console = Console(width=120)
     if runtimes:
         batches = [_batch(dense, batch_size, length) for length in lengths for batch_size in batch_sizes]
-        with loaded_runs(models, runtimes, batches[:1] if task is None else task.calibration()) as runs:
-            scores = results["scores"] = {} if task is None else task.score(runs)
+        calibration = batches[:1] if task is None else task.calibration()
+        with loaded_runs(models, runtimes, calibration, console) as runs:
+            scores = results["scores"] = {} if task is None else task.score(runs, console)
             for row in measure_runs(runs, batches, repeats, min_time):
                 results["latency"].append(row)
                 console.print(runtime_table(row, scores))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 import torch
+
+from pgb_lightning.search.processor import processor_name
 
 #: Data types by the names that commands take.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,7 +40,7 @@ def describe_machine(device: torch.device | str = "cpu") -> dict[str, Any]:
     """
     machine: dict[str, Any] = {
         "threads": torch.get_num_threads(),
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": processor_name(),
     }
     if torch.device(device).type == "cuda":
         properties = torch.cuda.get_device_properties(device)

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
+from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -75,7 +76,10 @@ def check_runtimes(runtimes: Sequence[str], dtype: str, device: str, compiled: b
 
 @contextmanager
 def loaded_runs(
-    models: Mapping[str, PreTrainedModel], runtimes: Sequence[Runtime], calibration: Sequence[Batch]
+    models: Mapping[str, PreTrainedModel],
+    runtimes: Sequence[Runtime],
+    calibration: Sequence[Batch],
+    console: Console,
 ) -> Iterator[Runs]:
     """Export all models for all runtimes and load them, with PyTorch's number of threads.
 
@@ -83,6 +87,7 @@ def loaded_runs(
         models: Models in single precision on the CPU, in eval mode. The first is ``"dense"``.
         runtimes: The runtimes. PyTorch in single precision is added if it is missing, since it is the reference.
         calibration: Batches from which ranges of activations are taken.
+        console: Shows which model is being exported and loaded.
 
     Yields:
         The functions that run the models, by runtime and name. The exported files are removed afterwards.
@@ -90,7 +95,8 @@ def loaded_runs(
     chosen = list(dict.fromkeys((REFERENCE, *runtimes)))
     with TemporaryDirectory() as folder:
         runs: Runs = {}
-        for number, (name, model) in enumerate(models.items()):
+        for number, (name, model) in enumerate(models.items(), start=1):
+            console.print(f"Loading {number} of {len(models)}: {name}", markup=False, soft_wrap=True)
             target = Path(folder) / str(number)
             target.mkdir()
             for runtime, run in _load(model, chosen, target, calibration).items():

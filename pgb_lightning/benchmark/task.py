@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import instantiate_class
-from rich.progress import track
+from rich.console import Console
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -30,7 +30,7 @@ from pgb_lightning.export.sessions import Run
 from pgb_lightning.modules import QuestionAnswering, SentenceEmbedding
 from pgb_lightning.modules.fine_tuned import module_entry, require_head
 from pgb_lightning.modules.finetuning import FineTuning
-from pgb_lightning.modules.scoring import agreement, predict, score
+from pgb_lightning.modules.scoring import agreement, evaluate
 from pgb_lightning.pruning import prune
 
 #: Texts are truncated to this many tokens, as in ``pgb prune``.
@@ -121,11 +121,12 @@ class Task:
         """Return the batches from which ranges of activations are taken."""
         return list(islice(self.data.calibration_dataloader(), CALIBRATION_BATCHES))
 
-    def score(self, runs: Runs) -> Scores:
+    def score(self, runs: Runs, console: Console) -> Scores:
         """Score every model in every runtime on the validation rows.
 
         Args:
-            runs: The functions that run the models, by runtime and name.
+            runs: The functions that run the models, by runtime and name. The first is the dense model in PyTorch.
+            console: Shows which model is being scored.
 
         Returns:
             The scores of the module, if the rows have labels, and ``"agreement"`` with the predictions of the dense
@@ -139,15 +140,16 @@ class Task:
             enable_model_summary=False,
             enable_progress_bar=False,
         )
-        reference = predict(tester, self.modules["dense"], self.data)
         scores: Scores = {}
-        for (runtime, name), run in track(runs.items(), description="Scoring"):
+        reference: list[Tensor] | None = None
+        for number, ((runtime, name), run) in enumerate(runs.items(), start=1):
+            console.print(f"Scoring {number} of {len(runs)}: {name} in {runtime}", markup=False, soft_wrap=True)
             module = self.modules[name]
             with _running(module, run):
-                logged = score(tester, module, self.data) if self.data.is_labeled else {}
-                own = predict(tester, module, self.data)
+                logged, predictions = evaluate(tester, module, self.data, self.data.is_labeled)
+            reference = reference or predictions  # the first is the dense model in PyTorch
             found = {metric.removeprefix("val_"): float(value) for metric, value in logged.items()}
-            found["agreement"] = agreement(own, reference, getattr(module, "problem_type", None))
+            found["agreement"] = agreement(predictions, reference, getattr(module, "problem_type", None))
             scores.setdefault(runtime, {})[name] = found
         return scores
 

@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,12 +48,31 @@ OPERATIONS = {
     "random numbers": ("aten::bernoulli_", "aten::random_"),
 }
 
-#: Ways to train: whether the embeddings are frozen (``embedding_learning_rate=0``), and whether FastDropout is used.
-VARIANTS = {
-    "default": (False, False),
-    "fast dropout": (False, True),
-    "frozen embeddings": (True, False),
-    "both": (True, True),
+VariantName = Literal["default", "fast dropout", "frozen embeddings", "both", "bf16", "bf16 and both"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to train.
+
+    Args:
+        frozen_embeddings: Whether the embeddings are not trained (``embedding_learning_rate=0``).
+        fast_dropout: Whether dropout draws fewer random numbers (the callback ``FastDropout``).
+        mixed_precision: Whether products are in bf16 (the Trainer's ``precision="bf16-mixed"``).
+    """
+
+    frozen_embeddings: bool = False
+    fast_dropout: bool = False
+    mixed_precision: bool = False
+
+
+VARIANTS: dict[VariantName, Variant] = {
+    "default": Variant(),
+    "fast dropout": Variant(fast_dropout=True),
+    "frozen embeddings": Variant(frozen_embeddings=True),
+    "both": Variant(frozen_embeddings=True, fast_dropout=True),
+    "bf16": Variant(mixed_precision=True),
+    "bf16 and both": Variant(frozen_embeddings=True, fast_dropout=True, mixed_precision=True),
 }
 
 
@@ -63,7 +83,7 @@ def run(
     length: int = 128,
     plan: Literal["default", "narrow"] = "default",
     pruning_ratios: tuple[float, ...] = (0.5, 0.88),
-    variants: tuple[Literal["default", "fast dropout", "frozen embeddings", "both"], ...] = ("default", "both"),
+    variants: tuple[VariantName, ...] = ("default", "both"),
     rounds: int = 9,
     num_samples: int = 16,
     clock: Clock = "wall",
@@ -72,7 +92,7 @@ def run(
 ) -> dict[str, Any]:
     """Measure training steps on random tokens in interleaved rounds, and print medians, quartiles and shares.
 
-    A step is forward, backward, clipping to norm 1 and fused AdamW, with dropout, in single precision on the CPU.
+    A step is forward, backward, clipping to norm 1 and fused AdamW, with dropout, on the CPU.
 
     Args:
         model: "minilm-l6" for the packaged model, or the name of a published encoder or a model type, for random
@@ -84,7 +104,8 @@ def run(
             same number in every layer.
         pruning_ratios: Fractions of the encoder's weights to remove.
         variants: Ways to train: "default"; "fast dropout", with the callback ``FastDropout``; "frozen embeddings", with
-            ``embedding_learning_rate=0``; or "both".
+            ``embedding_learning_rate=0``; "both"; and "bf16" and "bf16 and both" in mixed precision, which is slow on
+            processors without instructions for bf16.
         rounds: Number of interleaved rounds. Each has one step of every model and variant.
         num_samples: Calibration samples of the default plan, of 128 random tokens.
         clock: "wall", or "process" for the time that the process computes, which other programs affect less. It adds
@@ -114,11 +135,9 @@ def run(
     tokens = torch.randint(5, int(dense.config.vocab_size), (batch_size, length), generator=generator)
     batch = {"input_ids": tokens, "labels": torch.randint(2, (batch_size,), generator=generator)}
     optimizers = {name: make_optimizer(each.train()) for name, each in models.items()}
-    steps = {
-        variant: {
-            name: TrainingStep(each, batch, optimizers[name], *VARIANTS[variant]) for name, each in models.items()
-        }
-        for variant in map(str, variants)
+    steps: dict[str, dict[str, TrainingStep]] = {
+        variant: {name: TrainingStep(each, batch, optimizers[name], VARIANTS[variant]) for name, each in models.items()}
+        for variant in variants
     }
     found = measure(steps, rounds, CLOCKS[clock])
     if out is not None:
@@ -142,8 +161,7 @@ class TrainingStep:
         model: The model, in training mode. It may be that of several steps.
         batch: Its arguments, with labels.
         optimizer: Its optimizer.
-        frozen_embeddings: Whether the embeddings are not trained.
-        fast_dropout: Whether dropout draws fewer random numbers.
+        variant: How it is trained.
     """
 
     def __init__(
@@ -151,20 +169,19 @@ class TrainingStep:
         model: PreTrainedModel,
         batch: dict[str, Tensor],
         optimizer: torch.optim.Optimizer,
-        frozen_embeddings: bool = False,
-        fast_dropout: bool = False,
+        variant: Variant = VARIANTS["default"],
     ) -> None:
         self.model = model
         self.batch = batch
         self.optimizer = optimizer
-        self.frozen_embeddings = frozen_embeddings
-        self.fast_dropout = fast_dropout
+        self.variant = variant
 
     def __call__(self, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
         """Run the step, and return the seconds of each phase."""
-        with self._variant():
+        with self._prepared():
             times = [clock()]
-            loss = self.model(**self.batch).loss
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.variant.mixed_precision):
+                loss = self.model(**self.batch).loss
             times.append(clock())
             loss.backward()
             times.append(clock())
@@ -176,9 +193,9 @@ class TrainingStep:
         return {phase: end - start for phase, start, end in zip(PHASES, times[:-1], times[1:], strict=True)}
 
     @contextmanager
-    def _variant(self) -> Iterator[None]:
-        embeddings = find_embeddings(self.model).requires_grad_(not self.frozen_embeddings)
-        layers = use_fast_dropout(self.model) if self.fast_dropout else []
+    def _prepared(self) -> Iterator[None]:
+        embeddings = find_embeddings(self.model).requires_grad_(not self.variant.frozen_embeddings)
+        layers = use_fast_dropout(self.model) if self.variant.fast_dropout else []
         try:
             yield
         finally:

@@ -147,13 +147,13 @@ class Classification(FineTuning):
         """Reset the metrics."""
         self._metrics = []
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log the loss and update the metrics of the loader."""
-        self._evaluate("val", batch, dataloader_idx)
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Batch:
+        """Log the loss, update the metrics of the loader, and return what :meth:`predict_step` returns."""
+        return self._evaluate("val", batch, dataloader_idx)
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log the loss and update the metrics of the loader."""
-        self._evaluate("test", batch, dataloader_idx)
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Batch:
+        """Log the loss, update the metrics of the loader, and return what :meth:`predict_step` returns."""
+        return self._evaluate("test", batch, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics."""
@@ -166,25 +166,28 @@ class Classification(FineTuning):
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Batch:
         """Return ``logits`` and ``predictions``."""
         logits = self(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        return self._outputs(logits, batch)
+
+    def _outputs(self, logits: Tensor, batch: Batch) -> Batch:
         return {"logits": logits, "predictions": self._predictions(logits)}
 
-    def _evaluate(self, stage: str, batch: Batch, loader: int) -> None:
+    def _evaluate(self, stage: str, batch: Batch, loader: int) -> Batch:
         output = self(**batch)
         # One collection per loader, because MNLI has two validation sets.
         while len(self._metrics) <= loader:
             self._metrics.append(self._make_metrics().to(self.device))
         self._metrics[loader].update(self._predictions(output.logits), batch["labels"])
         count = self._count_scored(batch["labels"])
-        if count == 0 or output.loss is None:  # the mean would be NaN, and exported models have no loss
-            return
-        self.log(
-            f"{self._prefix(stage, loader)}_loss",
-            output.loss,
-            batch_size=count,
-            prog_bar=True,
-            sync_dist=True,
-            add_dataloader_idx=False,
-        )
+        if count and output.loss is not None:  # the mean of nothing is NaN, and exported models have no loss
+            self.log(
+                f"{self._prefix(stage, loader)}_loss",
+                output.loss,
+                batch_size=count,
+                prog_bar=True,
+                sync_dist=True,
+                add_dataloader_idx=False,
+            )
+        return self._outputs(output.logits, batch)
 
     def _log_metrics(self, stage: str) -> None:
         for loader, metrics in enumerate(self._metrics):

@@ -13,29 +13,51 @@ from torchmetrics.functional.regression import spearman_corrcoef
 from pgb_lightning.heads import ProblemType
 
 
-def score(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule) -> dict[str, float]:
-    """Return the metrics that a module logs on the validation rows.
+class _Predictions(L.Callback):
+    """Collects what the module predicts while it is validated."""
+
+    def __init__(self) -> None:
+        self.batches: list[Any] = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.batches.append(outputs)
+
+
+def evaluate(
+    trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, is_labeled: bool
+) -> tuple[dict[str, float], list[Tensor]]:
+    """Run a module on the validation rows once.
 
     Args:
         trainer: The Trainer.
         module: The module.
-        data: Rows with labels.
+        data: The rows.
+        is_labeled: Whether the rows have labels.
+
+    Returns:
+        The metrics that the module logs, which are empty without labels, and its predictions by batch: embeddings, or
+        classes, labels and numbers.
     """
-    [logged] = trainer.validate(module, datamodule=data, verbose=False)
-    return dict(logged)
-
-
-def predict(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule) -> list[Tensor]:
-    """Return a module's predictions on the validation rows, by batch.
-
-    Args:
-        trainer: The Trainer.
-        module: The module.
-        data: The rows; labels are not used.
-    """
-    loader = data.val_dataloader()
-    batches: Any = trainer.predict(module, dataloaders=loader)
-    return [batch["embeddings" if "embeddings" in batch else "predictions"].cpu() for batch in batches]
+    metrics: dict[str, float] = {}
+    if is_labeled:
+        collected = _Predictions()
+        trainer.callbacks.append(collected)
+        try:
+            [logged] = trainer.validate(module, datamodule=data, verbose=False)
+        finally:
+            trainer.callbacks.remove(collected)
+        metrics, batches = dict(logged), collected.batches
+    else:
+        batches = trainer.predict(module, dataloaders=data.val_dataloader())
+    return metrics, [batch["embeddings" if "embeddings" in batch else "predictions"].cpu() for batch in batches]
 
 
 def agreement(own: list[Tensor], dense: list[Tensor], problem_type: ProblemType | None) -> float:

@@ -125,26 +125,27 @@ class SentenceEmbedding(FineTuning):
         loss: Tensor = (directions * embeddings).sum(-1).mean()
         return loss
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Update the correlation of the scores with the cosine similarities."""
-        self._evaluate("val", batch)
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Correlate the scores with the cosine similarities, and return what :meth:`predict_step` returns."""
+        return self._evaluate("val", batch)
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Update the correlation of the scores with the cosine similarities."""
-        self._evaluate("test", batch)
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Correlate the scores with the cosine similarities, and return what :meth:`predict_step` returns."""
+        return self._evaluate("test", batch)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Return ``embeddings``; for pairs, those of all first texts, followed by those of all second texts."""
         parts = [batch["first"], batch["second"]] if "first" in batch else [batch]
         return {"embeddings": torch.cat([self(**part) for part in parts])}
 
-    def _evaluate(self, stage: str, batch: dict[str, Any]) -> None:
+    def _evaluate(self, stage: str, batch: dict[str, Any]) -> dict[str, Tensor]:
         if "labels" not in batch:
             raise MisconfigurationException(
                 f"SentenceEmbedding: the batch has no pairs with scores, only {', '.join(batch)}. Pass validation rows "
                 "with two columns of texts and one of scores, or set the Trainer's limit_val_batches=0."
             )
-        similarity = torch.nn.functional.cosine_similarity(self(**batch["first"]), self(**batch["second"]))
+        first, second = self(**batch["first"]), self(**batch["second"])
+        similarity = torch.nn.functional.cosine_similarity(first, second)
         self.spearman.update(similarity.float(), batch["labels"].float())
         self.log(
             f"{stage}_spearman",
@@ -154,3 +155,4 @@ class SentenceEmbedding(FineTuning):
             prog_bar=True,
             batch_size=len(similarity),
         )
+        return {"embeddings": torch.cat([first, second])}

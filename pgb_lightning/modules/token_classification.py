@@ -99,7 +99,10 @@ class TokenClassification(Classification):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Batch:
         """Return ``logits`` and ``predictions``, the class of each token, or -100 for padding."""
-        outputs = super().predict_step(batch, batch_idx, dataloader_idx)
+        return super().predict_step(batch, batch_idx, dataloader_idx)
+
+    def _outputs(self, logits: Tensor, batch: Batch) -> Batch:
+        outputs = super()._outputs(logits, batch)
         mask = batch.get("attention_mask")
         if mask is not None:
             outputs["predictions"] = outputs["predictions"].masked_fill(mask == 0, IGNORED)

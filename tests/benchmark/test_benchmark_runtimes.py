@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.tiny import classifier, pruned
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from rich.console import Console
 
 from pgb_lightning import benchmark
 from pgb_lightning.benchmark import command
@@ -65,7 +66,7 @@ def test_every_runtime_runs_the_same_models(monkeypatch: pytest.MonkeyPatch) -> 
         return {name: [1.0, 2.0] for name in runs}
 
     monkeypatch.setattr("pgb_lightning.benchmark.runtimes.measure_latency", call_once)
-    with loaded_runs(models, get_args(Runtime), [batch]) as runs:
+    with loaded_runs(models, get_args(Runtime), [batch], Console(quiet=True)) as runs:
         [row] = measure_runs(runs, [batch], 1, 0.001)
     assert set(row["runtimes"]) == set(get_args(Runtime))
     expected = outputs.pop("torch dense")

@@ -56,6 +56,8 @@ def test_scores_stand_beside_speed(
     shown = capsys.readouterr().out
     assert "accuracy" in shown
     assert "agreement" in shown
+    for line in ("Loading 1 of 3: dense", "Loading 2 of 3: 70% removed", "Scoring 1 of 6: dense in torch"):
+        assert line in shown
 
 
 def test_words_and_rows_without_labels(fine_tuned: Callable[..., str], tmp_path: Path) -> None:

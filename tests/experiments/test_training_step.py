@@ -52,16 +52,25 @@ def test_every_model_and_phase_is_measured(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_step_updates_what_its_variant_trains() -> None:
-    for frozen, fast in VARIANTS.values():
+    for variant in VARIANTS.values():
         model = classifier("bert", layers=1).train()
         head, table = (each.detach().clone() for each in (model.classifier.weight, TABLE(model)))
-        step = TrainingStep(model, batches(1)[0], make_optimizer(model), frozen, fast)
+        step = TrainingStep(model, batches(1)[0], make_optimizer(model), variant)
         assert list(step()) == list(PHASES)
         assert not torch.equal(model.classifier.weight, head)
-        assert torch.equal(TABLE(model), table) is frozen
+        assert torch.equal(TABLE(model), table) is variant.frozen_embeddings
         assert step.optimizer.defaults["fused"]
         assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
         assert not any(isinstance(module, Dropout16) for module in model.modules())
+
+
+def test_products_of_mixed_precision_are_in_bf16() -> None:
+    model = classifier("bert", layers=1).train()
+    types = []
+    model.classifier.register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
+    for name in ("default", "bf16", "bf16 and both"):
+        TrainingStep(model, batches(1)[0], make_optimizer(model), VARIANTS[name])()
+    assert types == [torch.float32, torch.bfloat16, torch.bfloat16]
 
 
 @pytest.mark.parametrize("setting", [{"rounds": 0}, {"batch_size": 0}, {"length": -1}, {"pruning_ratios": (1.5,)}])

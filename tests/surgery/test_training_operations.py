@@ -13,14 +13,14 @@ from transformers import PreTrainedModel
 from pgb_lightning import apply_plan
 from pgb_lightning.benchmark.models import narrow_plan
 from pgb_lightning.encoders.find import find_encoder
-from pgb_lightning.experiments.training_step import TrainingStep, make_optimizer
+from pgb_lightning.experiments.training_step import TrainingStep, Variant, make_optimizer
 
 #: What waits for the device, or reads a value back.
 SYNCHRONIZATIONS = ("aten::item", "aten::_local_scalar_dense", "aten::nonzero")
 
 
-def make_step(model: PreTrainedModel, frozen: bool = False, fast: bool = False) -> TrainingStep:
-    return TrainingStep(model.train(), batches(1)[0], make_optimizer(model), frozen, fast)
+def make_step(model: PreTrainedModel, **variant: bool) -> TrainingStep:
+    return TrainingStep(model.train(), batches(1)[0], make_optimizer(model), Variant(**variant))
 
 
 def counted(step: TrainingStep) -> Counter[str]:
@@ -55,14 +55,14 @@ def test_clipping_reads_nothing_back() -> None:
 @pytest.mark.parametrize("frozen", [False, True])
 def test_frozen_embeddings_compute_no_gradient_of_the_tables(frozen: bool) -> None:
     tables = 3  # tokens, positions and token types
-    assert counted(make_step(classifier(layers=1), frozen))["aten::embedding_dense_backward"] == (
+    assert counted(make_step(classifier(layers=1), frozen_embeddings=frozen))["aten::embedding_dense_backward"] == (
         0 if frozen else tables
     )
 
 
 def test_fast_dropout_leaves_torch_only_the_random_numbers_of_attention() -> None:
     before = counted(make_step(classifier(layers=2)))["aten::bernoulli_"]
-    operations = counted(make_step(classifier(layers=2), fast=True))
+    operations = counted(make_step(classifier(layers=2), fast_dropout=True))
     assert operations["aten::bernoulli_"] == 2  # one for each layer's attention weights
     # The embeddings, two for each layer, and the head.
     assert operations["aten::random_"] == before - 2 == 1 + 2 * 2 + 1

@@ -38,7 +38,7 @@ from pgb_lightning.export.huggingface import check_folder
 from pgb_lightning.export.push import check_repo_id
 from pgb_lightning.modules.fine_tuned import require_head
 from pgb_lightning.modules.finetuning import FineTuning
-from pgb_lightning.modules.scoring import agreement, predict, score
+from pgb_lightning.modules.scoring import agreement, evaluate
 from pgb_lightning.plan import PruningPlan
 from pgb_lightning.pruning import prepare
 from pgb_lightning.runtimes.requirements import require_runtime
@@ -158,8 +158,8 @@ def run_prune(
         spent = epochs if recover != "none" else 0
         expected = estimate(module.model, rows, pruning_ratio or 0.5, spent, has_teacher=recover == "distill")
         console.print(expected.describe(), soft_wrap=True)
-        scores = score(tester, module, rows) if is_labeled else {}
-        known = {"scores": scores, "predictions": predict(tester, module, rows), "rows": rows_hash}
+        scores, predictions = evaluate(tester, module, rows, is_labeled)
+        known = {"scores": scores, "predictions": predictions, "rows": rows_hash}
         with replacing(dense_scores) as unfinished:
             torch.save(known, unfinished)
     known = torch.load(dense_scores, weights_only=True)
@@ -172,8 +172,8 @@ def run_prune(
     _write_config(fit_config, settings.run_folder / FIT_CONFIG, console)
     fitted, plan, report = _fit(fit_config, settings)
     check_weights(fitted, settings)
-    after = score(tester, fitted, rows) if is_labeled else {}
-    same = agreement(predict(tester, fitted, rows), known["predictions"], None if head is None else head.problem_type)
+    after, predictions = evaluate(tester, fitted, rows, is_labeled)
+    same = agreement(predictions, known["predictions"], None if head is None else head.problem_type)
     result = {
         "removed": plan.pruning_ratio,
         "dense": known["scores"],
