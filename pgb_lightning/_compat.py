@@ -40,6 +40,22 @@ def training_dataloader(trainer: pl.Trainer) -> Any:
     return _request_dataloader(trainer.fit_loop._data_source)
 
 
+def passed_dataloader(trainer: pl.Trainer, name: str) -> Any:
+    """Return the data loader (or collection of loaders) that was passed to ``fit``; ``None`` if a method provides it.
+
+    Wraps the ``_data_source`` of the training loop and of its validation loop. ``trainer.val_dataloaders`` is public,
+    but ``None`` until that loop starts.
+
+    Args:
+        trainer: The Trainer, with its data attached.
+        name: The method of a data module in whose place the loader is used, such as ``"val_dataloader"``.
+    """
+    for source in (trainer.fit_loop._data_source, trainer.fit_loop.epoch_loop.val_loop._data_source):
+        if source.name == name and not source.is_module():
+            return source.instance
+    return None
+
+
 def combination_mode(combined: CombinedLoader) -> str:
     """Return the mode of a ``CombinedLoader``, such as ``"min_size"``.
 

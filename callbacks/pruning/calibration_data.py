@@ -10,11 +10,12 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.fabric.utilities.data import sized_len
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.core.hooks import DataHooks
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import BatchSampler, DataLoader
 
-from pgb_lightning._compat import follows_its_sampler, training_dataloader
+from pgb_lightning._compat import follows_its_sampler, passed_dataloader, training_dataloader
 from pgb_lightning.callbacks.pruning.snapshot import Snapshot
 from pgb_lightning.callbacks.pruning.training_data import TrainingData, num_samples
 from pgb_lightning.config import CALIBRATION_SIZE
@@ -85,12 +86,20 @@ def shard_batches(batches: Iterable[Any], rank: int, world_size: int) -> Iterato
 
 def _named_loader(trainer: pl.Trainer, module: pl.LightningModule, source: str | None) -> Any:
     """Return the loader that the user named or defined for calibration, or ``None``."""
+    name = source or "calibration_dataloader"
+    passed = passed_dataloader(trainer, name)
+    if isinstance(passed, Iterator):
+        raise MisconfigurationException(
+            f"calibration={name!r} is an iterator that was passed to fit, and calibration would take batches from it. "
+            "Pass a DataLoader to fit, or name another loader."
+        )
+    if passed is not None:
+        return passed
     datamodule = getattr(trainer, "datamodule", None)
     holders = [holder for holder in (datamodule, module) if holder is not None]
-    name = source or "calibration_dataloader"
     for holder in holders:
         found = getattr(holder, name, None)
-        if found is not None:
+        if found is not None and not _is_undefined_hook(found, name):
             loader = _call(holder, name) if callable(found) else found
             if loader is None:
                 raise MisconfigurationException(
@@ -101,10 +110,15 @@ def _named_loader(trainer: pl.Trainer, module: pl.LightningModule, source: str |
     if source is not None:
         classes = " and ".join(type(holder).__name__ for holder in holders)
         raise MisconfigurationException(
-            f"calibration={source!r} is not an attribute of {classes}. Pass the name of a loader, or of a method that "
-            "returns one, or leave calibration out to use the training set."
+            f"calibration={source!r} is not defined by {classes}, and no such loader was passed to fit. Pass the name "
+            "of a loader, or of a method that returns one, or leave calibration out to use the training set."
         )
     return None
+
+
+def _is_undefined_hook(method: Any, name: str) -> bool:
+    """Return whether a method is that of Lightning's base class, which raises an error."""
+    return getattr(method, "__func__", method) is getattr(DataHooks, name, None)
 
 
 def _call(holder: Any, name: str) -> Any:

@@ -99,6 +99,30 @@ def test_a_loader_can_be_named(trainer: Callable[..., L.Trainer]) -> None:
     assert torch.equal(module.rows, stacked(make_rows(8)))
 
 
+@pytest.mark.parametrize("name", ["val_dataloader", "train_dataloader"])
+def test_a_loader_that_was_passed_to_fit_can_be_named(trainer: Callable[..., L.Trainer], name: str) -> None:
+    module = Seen()
+    trainer(PGBCallback(calibration=name)).fit(module, make_loader(16), DataLoader(make_rows(8, seed=7), batch_size=8))  # type: ignore[arg-type]
+    rows = make_rows(8, seed=7) if name == "val_dataloader" else make_rows(16)
+    assert torch.equal(module.rows, stacked(rows))
+
+
+@pytest.mark.parametrize("name", ["val_dataloader", "train_dataloader"])
+def test_an_iterator_that_was_passed_to_fit_is_refused(trainer: Callable[..., L.Trainer], name: str) -> None:
+    module = Seen()
+    loaders = [
+        iter(make_loader(8)) if kind == name else make_loader(8) for kind in ("train_dataloader", "val_dataloader")
+    ]
+    with pytest.raises(MisconfigurationException, match=f"calibration={name!r}.*iterator"):
+        trainer(PGBCallback(calibration=name)).fit(module, *loaders)
+    assert SHOWN == []
+
+
+def test_a_loader_that_was_not_passed_to_fit_is_refused(trainer: Callable[..., L.Trainer]) -> None:
+    with pytest.raises(MisconfigurationException, match=r"calibration='val_dataloader'.*OwnModule.*passed to fit"):
+        trainer(PGBCallback(calibration="val_dataloader")).fit(OwnModule(), make_loader(8))
+
+
 @pytest.mark.parametrize("passed", ["loader", "datamodule"])
 def test_training_rows_are_drawn_by_default_and_few_rows_are_a_warning(
     trainer: Callable[..., L.Trainer], passed: str
