@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from pgb_lightning.callbacks import PGBCallback, PGBReport
+from pgb_lightning.callbacks import FastDropout, PGBCallback, PGBReport
 from pgb_lightning.cli.prune.estimate import estimate
 from pgb_lightning.cost import encoder_cost
 from pgb_lightning.datamodules import FilmReviewsDataModule
@@ -82,7 +82,7 @@ def run(
     console.rule("1/3  Fine-tune the dense model")
     once = _Once()
     with _filtered(once):
-        _, dense_scores = train(dense, data, 1, dense_ckpt)
+        _, dense_scores = train(dense, data, 1, dense_ckpt, [FastDropout()])
 
     console.rule(f"2/3  Prune {pruning_ratio:.0%} of the encoder and re-finetune it")
     L.seed_everything(seed, verbose=False)
@@ -92,7 +92,7 @@ def run(
     scores = {name: value for name, value in dense_scores.items() if name.startswith("val")}
     html_report = PGBReport(str(folder / "report"), dense_scores=scores)
     with _filtered(once):
-        before, after = train(pruned, data, 1, pruned_ckpt, [pgb, html_report])
+        before, after = train(pruned, data, 1, pruned_ckpt, [FastDropout(), pgb, html_report])
     assert pgb.plan is not None
 
     console.rule("3/3  Compare")

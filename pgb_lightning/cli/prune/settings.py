@@ -205,6 +205,7 @@ class PruneSettings:
                 output_dir=f"{self.output_dir}/report",
                 dense_scores=dense_scores or None,
             ),
+            _callback("pgb_lightning.callbacks.FastDropout"),
             *([distillation] if self.recover == "distill" else []),
             _callback(
                 "pgb_lightning.callbacks.PGBCallback",
