@@ -228,7 +228,8 @@ def random_hidden_states(encoder: Encoder, batch_size: int, length: int) -> Tens
         The states, (batch_size, length, hidden size).
     """
     generator = torch.Generator().manual_seed(0)
-    states = torch.randn(batch_size, length, int(encoder.model.config.hidden_size), generator=generator)
+    shape = (batch_size, length, int(encoder.model.config.hidden_size))
+    states = torch.randn(shape, generator=generator, device=generator.device)
     return states.to(encoder.model.device, encoder.model.dtype)
 
 

@@ -53,6 +53,21 @@ def test_the_same_seed_and_data_give_the_same_plan_and_weights() -> None:
     assert all(torch.equal(first.state_dict()[name], value) for name, value in second.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "config",
+    [PruningConfig(fisher="predictions"), PruningConfig(fisher="outputs"), PruningConfig.from_preset("balanced")],
+    ids=["predictions", "outputs", "balanced"],
+)
+def test_the_default_device_of_new_tensors_does_not_matter(config: PruningConfig) -> None:
+    expected, found = classifier(), classifier()
+    plan, data = prune(expected, batches(2), config), batches(2)
+    with torch.device("meta"):  # as after torch.set_default_device("cuda"), with a model on the CPU
+        assert prune(found, data, config) == plan
+        twin = dense_twin(found)
+    assert all(torch.equal(found.state_dict()[name], value) for name, value in expected.state_dict().items())
+    torch.testing.assert_close(logits(twin), logits(expected))
+
+
 @pytest.mark.slow
 def test_one_calibration_serves_every_ratio_and_any_cost() -> None:
     model = classifier()

@@ -81,7 +81,7 @@ def drawn_values(values: Tensor, generator: Generator, temperature: float = 1.0)
     Returns:
         The negative log-likelihood of each value, (...).
     """
-    noise = torch.randn(values.shape, generator=generator).to(values.device)
+    noise = _normal(values.shape, generator, values)
     drawn = values.detach().float() + temperature**0.5 * noise
     squares: Tensor = (values.float() - drawn).square()
     return squares / (2 * temperature)
@@ -97,7 +97,7 @@ def random_direction(outputs: Tensor, generator: Generator) -> Tensor:
     Returns:
         The products of outputs and directions, (...).
     """
-    return outputs.float() * torch.randn(outputs.shape, generator=generator).to(outputs.device)
+    return outputs.float() * _normal(outputs.shape, generator, outputs)
 
 
 #: The function that draws labels, by the kind of labels.
@@ -110,4 +110,10 @@ DRAWN: dict[Kind, Callable[[Tensor, Generator, float], Tensor]] = {
 
 def _uniform(shape: torch.Size, generator: Generator, like: Tensor) -> Tensor:
     """Return uniform random numbers in [0, 1), on the device of ``like``."""
-    return torch.rand(shape, generator=generator, dtype=torch.float64).to(like.device)
+    return torch.rand(shape, generator=generator, dtype=torch.float64, device=generator.device).to(like.device)
+
+
+def _normal(shape: torch.Size, generator: Generator, like: Tensor) -> Tensor:
+    """Return random numbers from N(0, 1), on the device of ``like``."""
+    # The generator's device is named, since it may differ from that of torch.set_default_device.
+    return torch.randn(shape, generator=generator, device=generator.device).to(like.device)

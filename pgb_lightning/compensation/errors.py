@@ -61,7 +61,7 @@ def relative_error(
         >>> relative_error([(torch.ones(2, 1), expected)], 1, torch.device("cpu"), lambda tensor: tensor)
         1.0
     """
-    sums = torch.zeros(width + 3, dtype=torch.float64)
+    sums = torch.zeros(width + 3, dtype=torch.float64, device="cpu")
     for actual, expected in pairs:
         sums[:width] += expected.sum(0, dtype=torch.float64)
         sums[width] += expected.square().sum(dtype=torch.float64)

@@ -28,7 +28,7 @@ def assign(score: Tensor, max_sweeps: int = 200, prices: Tensor | None = None) -
         return torch.arange(items, device=device).view(1, -1)
     score = score.cpu()  # many small steps, each of which decides whether to continue
     price = score.new_zeros(groups) if prices is None else prices
-    numbers = torch.arange(groups)
+    numbers = torch.arange(groups, device=score.device)
     before: Tensor | None = None
     for sweep in range(max_sweeps + 1):
         chosen = (score - price).argmax(1)
@@ -43,5 +43,5 @@ def assign(score: Tensor, max_sweeps: int = 200, prices: Tensor | None = None) -
             price[g] = margin.topk(size + 1).values[-2:].mean()
     if not is_balanced:
         slots = score.repeat_interleave(size, dim=1).numpy()
-        chosen = torch.as_tensor(linear_sum_assignment(slots, maximize=True)[1] // size)
+        chosen = torch.from_numpy(linear_sum_assignment(slots, maximize=True)[1] // size)
     return torch.argsort(chosen, stable=True).view(groups, size).to(device)

@@ -133,7 +133,7 @@ def balanced_groups(importance: Tensor, groups: Blocks, max_rounds: int = 30) ->
     """
     importance = importance.double()
     best, kept = groups, groups.kept_importance(importance).sum()
-    row_prices, column_prices = torch.zeros(2, len(groups.rows), dtype=importance.dtype)
+    row_prices, column_prices = torch.zeros(2, len(groups.rows), dtype=importance.dtype, device="cpu")
     for _ in range(max_rounds):
         rows = assign(importance @ _members(best.columns), prices=row_prices)
         score = importance.T @ _members(rows)

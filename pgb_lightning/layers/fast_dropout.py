@@ -33,7 +33,8 @@ class Dropout16(nn.Dropout):
         is_plain = self.training and not self.inplace and input.device.type == "cpu" and not is_traced()
         if not is_plain or not 0 < dropped < VALUES:
             return super().forward(input)
-        words = torch.empty((input.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        words = torch.empty((input.numel() + 3) // 4, dtype=torch.int64, device=input.device)
+        words.random_(-(2**63), None)
         kept = words.view(torch.int16)[: input.numel()].view(input.shape) >= dropped - VALUES // 2
         return input * kept.to(input.dtype).mul_(VALUES / (VALUES - dropped))
 

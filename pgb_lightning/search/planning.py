@@ -50,7 +50,7 @@ def plan_by_shapes(
     """
     options = candidates or list_candidates(encoder, statistics, config)
     predicted = [candidate.loss for candidate in chain.from_iterable(options)]
-    check_usable("predicted losses of the shapes", [torch.tensor(predicted, dtype=torch.float64)])
+    check_usable("predicted losses of the shapes", [torch.tensor(predicted, dtype=torch.float64, device="cpu")])
     cost_of = cost or candidate_cost(encoder, options, config)
     further = is_pruned(encoder)
     dense_cost = dense_total(encoder, config) if further else sum(cost_of(sublayer[0]) for sublayer in options)
@@ -105,6 +105,7 @@ def _importance_kept(matrix: MatrixPlan, importance: Tensor | None) -> float:
         return 1.0
     if not matrix.num_groups or importance is None:
         return 0.0
-    blocks = Blocks(torch.tensor(matrix.input_index), torch.tensor(matrix.output_index))
     exact = importance.double().cpu()
+    rows, columns = (torch.tensor(each, device="cpu") for each in (matrix.input_index, matrix.output_index))
+    blocks = Blocks(rows, columns)
     return min(float(blocks.kept_importance(exact).sum()) / max(float(exact.sum()), 1e-300), 1.0)

@@ -129,11 +129,12 @@ def _fill(target: nn.Linear, module: nn.Module | None, inner: Sequence[int] | No
     if module is None:
         return
     pruned = as_matrix(module)
-    rows, columns = torch.arange(pruned.out_features), torch.arange(pruned.in_features)
+    device = target.weight.device
+    rows, columns = (torch.arange(size, device=device) for size in (pruned.out_features, pruned.in_features))
     if inner is not None and is_closing:
-        columns = torch.tensor(inner)
+        columns = torch.tensor(inner, device=device)
     elif inner is not None:
-        rows = torch.tensor(inner)
+        rows = torch.tensor(inner, device=device)
     target.weight[rows.unsqueeze(1), columns] = pruned.dense_weight()
     if pruned.bias is not None and target.bias is not None:
         target.bias[rows] = pruned.bias
