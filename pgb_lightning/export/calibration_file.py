@@ -9,6 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from pgb_lightning.datamodules.checks import check_texts
 from pgb_lightning.datamodules.tables import LOADERS, read_file
 
 #: Number of rows to read, spread evenly over the file; rows per batch; and maximum number of tokens per row.
@@ -41,7 +42,7 @@ def read_calibration_file(
         columns: One or two text columns; by default the first, or first two, columns with texts.
 
     Raises:
-        MisconfigurationException: If the file has no rows or lacks the columns.
+        MisconfigurationException: If the file has no rows, lacks the columns, or has rows without a text.
     """
     rows = read_file(Path(path))
     texts = [name for name, kind in rows.features.items() if kind in (Value("string"), Value("large_string"))]
@@ -51,7 +52,9 @@ def read_calibration_file(
         raise MisconfigurationException(
             f"calibration={path!r} must have rows with {wanted}, but has {len(rows)} rows and the text columns {texts}."
         )
-    rows = rows.select(range(0, len(rows), max(1, len(rows) // NUM_ROWS))[:NUM_ROWS])
+    check_texts(rows, chosen, chosen, f"calibration={path!r}")
+    count = min(len(rows), NUM_ROWS)
+    rows = rows.select([number * len(rows) // count for number in range(count)])
     return [
         dict(
             tokenizer(

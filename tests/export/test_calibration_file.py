@@ -20,13 +20,23 @@ def tokenizer(tiny_model_folder: Callable[..., Path]) -> Any:
     return AutoTokenizer.from_pretrained(tiny_model_folder())
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl", "tsv"])
+@pytest.mark.parametrize(
+    ("suffix", "count", "numbers"),
+    [
+        ("parquet", 9, [0, 2, 4, 6]),
+        ("csv", 9, [0, 2, 4, 6]),
+        ("jsonl", 9, [0, 2, 4, 6]),
+        ("tsv", 9, [0, 2, 4, 6]),
+        ("csv", 7, [0, 1, 3, 5]),
+        ("csv", 3, [0, 1, 2]),
+    ],
+)
 def test_rows_are_spread_over_the_file(
-    suffix: str, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    suffix: str, count: int, numbers: list[int], tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration_file, "NUM_ROWS", 4)
     path = str(tmp_path / f"rows.{suffix}")
-    rows = Dataset.from_dict({"number": list(range(9)), "text": ["a " * (index + 1) for index in range(9)]})
+    rows = Dataset.from_dict({"number": list(range(count)), "text": ["a " * (index + 1) for index in range(count)]})
     writers: dict[str, Callable[[], object]] = {
         "parquet": lambda: rows.to_parquet(path),
         "csv": lambda: rows.to_csv(path),
@@ -35,7 +45,7 @@ def test_rows_are_spread_over_the_file(
     }
     writers[suffix]()
     [batch] = read_calibration_file(path, tokenizer)
-    assert batch["attention_mask"].sum(1).tolist() == [3, 5, 7, 9]  # rows 0, 2, 4 and 6 with two special tokens
+    assert batch["attention_mask"].sum(1).tolist() == [number + 3 for number in numbers]  # with two special tokens
 
 
 def test_pairs_and_chosen_columns(tokenizer: Any, tmp_path: Path) -> None:
@@ -54,6 +64,11 @@ def test_unusable_files_are_refused(tokenizer: Any, tmp_path: Path) -> None:
         read_calibration_file(path, tokenizer, ("sentence",))
     Dataset.from_dict({"number": [1]}).to_parquet(path)
     with pytest.raises(MisconfigurationException, match=r"calibration='.*rows\.parquet'"):
+        read_calibration_file(path, tokenizer)
+    Dataset.from_dict({"text": ["a", None]}).to_parquet(path)
+    with pytest.raises(
+        MisconfigurationException, match=r"calibration='.*rows\.parquet'.*no text in 1 of 2 rows.*row 1"
+    ):
         read_calibration_file(path, tokenizer)
     with pytest.raises(MisconfigurationException, match=r"calibration='nowhere\.csv'"):
         check_calibration_file("nowhere.csv")
