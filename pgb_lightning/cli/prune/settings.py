@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from pgb_lightning.config import LatencyRuntime
 from pgb_lightning.heads import Labels
+from pgb_lightning.modules.entity_metrics import are_entity_tags
 from pgb_lightning.modules.fine_tuned import module_entry
 
 Recover = Literal["distill", "finetune", "none"]
@@ -18,7 +19,7 @@ Recover = Literal["distill", "finetune", "none"]
 #: Default peak learning rates: for distillation that of the recipe, else that of the paper.
 LEARNING_RATES: dict[Recover, float] = {"distill": 1e-4, "finetune": 3e-5, "none": 3e-5}
 
-#: The metric that selects the best epoch.
+#: The metric that selects the best epoch; for tokens, if the classes are tags of entities.
 MONITORS = {
     "single_label_classification": "val_accuracy",
     "multi_label_classification": "val_f1_micro",
@@ -155,7 +156,7 @@ class PruneSettings:
             dense_scores: The dense model's scores, for the report.
         """
         folder = self.run_folder
-        monitor = "val_spearman" if head is None else MONITORS[head.problem_type]
+        monitor = self._monitor(head)
         trainer: dict[str, Any] = {
             "accelerator": self.accelerator,
             "precision": self.precision,
@@ -175,6 +176,14 @@ class PruneSettings:
             "data": self.data_config(model, head),
             "trainer": trainer,
         }
+
+    def _monitor(self, head: Labels | None) -> str:
+        """Return the metric that selects the best epoch, of those that the module logs."""
+        if head is None:
+            return "val_spearman"
+        if head.problem_type == "token_classification" and not are_entity_tags(head.names or self.label_names or ()):
+            return "val_f1_macro"
+        return MONITORS[head.problem_type]
 
     def _callbacks(
         self, head: Labels | None, monitor: str | None, dense_scores: dict[str, float]
