@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from pgb_lightning.datamodules import TokenizedDataModule
+from pgb_lightning.layers.fast_dropout import use_fast_dropout
 from pgb_lightning.modules.optimizer import FUSED_DEVICES
 
 #: Number of training steps that are timed, after one warm-up step.
@@ -93,7 +94,8 @@ def estimate(
     return Estimate(
         pruning=PRUNING * calibration,
         recovery=epochs * train * (FIXED + (1 - FIXED) * kept) + (FORWARD * train if has_teacher and epochs else 0.0),
-        scoring=FORWARD * validation * (2 + (epochs + 2) * kept),
+        # The dense model once; the pruned one before, in and after training.
+        scoring=FORWARD * validation * (1 + (epochs + 2) * kept),
         fine_tuning=dense_epochs * train,
     )
 
@@ -101,6 +103,7 @@ def estimate(
 def _time_steps(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> float:
     """Return the median seconds per token of a training step. The model is modified."""
     device = next(model.parameters()).device
+    use_fast_dropout(model)
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=0.0, fused=device.type in FUSED_DEVICES)
     seconds: list[float] = []
     for batch in islice(batches, 1 + TIMED):
