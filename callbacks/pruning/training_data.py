@@ -114,7 +114,7 @@ class _Member:
             self.num_samples = num_rows
             keys = _random_order(range(num_rows))[:size]
             batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
-            if size is None and loader.drop_last and len(batches[-1]) < batch_size:
+            if size is None and loader.drop_last and len(keys) % batch_size:
                 batches.pop()
         else:
             batches, complete = _list_batches(loader, self._stop, size)

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from helpers.fakes import quiet_trainer
 from helpers.own import OwnModule, make_rows
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -28,6 +29,7 @@ from torch.utils.data import (
 )
 
 from pgb_lightning.callbacks import PGBCallback
+from pgb_lightning.callbacks.pruning.training_data import TrainingData
 
 ROWS = make_rows(48)
 NUMBERS = {tuple(tokens.tolist()): number for number, (tokens, _) in enumerate(ROWS)}
@@ -147,6 +149,11 @@ def test_only_rows_of_training_are_read(name: str, trainer: Callable[..., L.Trai
     calibration, training = read(trainer(PGBCallback()), make())
     assert flat(calibration) == set(expected)
     assert flat(training) <= set(expected)
+
+
+def test_a_limit_below_one_batch_leaves_no_rows() -> None:
+    loaders = {"first": loader(drop_last=True), "second": loader()}
+    assert list(TrainingData(quiet_trainer(limit_train_batches=0.01), loaders, 8)) == []
 
 
 def test_whole_batches_of_the_batch_sampler_are_read_in_random_order(trainer: Callable[..., L.Trainer]) -> None:
