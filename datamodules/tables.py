@@ -190,11 +190,14 @@ def _check_fields(rows: Dataset, path: Path, separator: str) -> None:
         MisconfigurationException: If the rows have more fields than the header, in which case pandas would use the
             first ones as the index, or if the file uses another separator.
     """
-    if ROW_NAMES in rows.column_names and ROW_NAMES not in path.open(encoding="utf-8-sig").readline():
-        raise MisconfigurationException(
-            f"{path}: the rows have more fields than the header. Put texts with {separator!r} in quotes, and remove "
-            "separators at the ends of lines."
-        )
+    if ROW_NAMES in rows.column_names:
+        with path.open(encoding="utf-8-sig") as file:
+            header = file.readline()
+        if ROW_NAMES not in header:
+            raise MisconfigurationException(
+                f"{path}: the rows have more fields than the header. Put texts with {separator!r} in quotes, and "
+                "remove separators at the ends of lines."
+            )
     if len(rows.column_names) > 1:
         return
     [name] = rows.column_names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,8 +128,11 @@ def test_a_file_with_other_separators_than_its_suffix_says_is_refused(
     name: str, content: str, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_text(content)
-    with pytest.raises(MisconfigurationException, match=message):
-        TextDataModule(str(tmp_path / name), "unused").load_rows("train")
+    with warnings.catch_warnings(record=True) as issued:
+        warnings.simplefilter("always", ResourceWarning)
+        with pytest.raises(MisconfigurationException, match=message):
+            TextDataModule(str(tmp_path / name), "unused").load_rows("train")
+    assert not [str(each.message) for each in issued if name in str(each.message)]  # such as an open file
 
 
 def test_a_separator_in_a_text_is_none_of_fields(make: Make) -> None:
