@@ -78,7 +78,7 @@ def read_cross_encoder(model_name_or_path: str) -> dict[str, Any]:
 def read_json(model_name_or_path: str, name: str) -> Any:
     """Read a file of a model, or return ``None`` if there is no such file."""
     path = cached_file(resolve_model(model_name_or_path), name, _raise_exceptions_for_missing_entries=False)
-    return None if path is None else json.loads(Path(path).read_text())
+    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def write_json(folder: Path, files: Mapping[str, Any]) -> None:
@@ -86,4 +86,4 @@ def write_json(folder: Path, files: Mapping[str, Any]) -> None:
     for name, content in files.items():
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content, indent=2) + "\n")
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import locale
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from pgb_lightning.callbacks import PGBCallback
 from pgb_lightning.datamodules import SentencesDataModule, TextDataModule
 from pgb_lightning.export import command
 from pgb_lightning.modules import SentenceEmbedding, TextClassification
-from pgb_lightning.modules.sentence_files import write_json
+from pgb_lightning.modules.sentence_files import read_sentence_files, write_json
 
 FineTuned = Callable[..., Path]
 
@@ -107,6 +108,21 @@ def test_the_longest_text_is_read_from_former_files(name: str, tiny_model_folder
     (folder / "sentence_bert_config.json").unlink()
     SentenceEmbedding(str(folder)).write_companion_files(tmp_path / "out")
     assert stored(tmp_path / "out", "sentence_bert_config.json") == {"max_seq_length": 21}
+
+
+def test_files_are_read_in_utf_8_in_any_locale(tiny_model_folder: FineTuned, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model_folder("bert"), tmp_path / "copy")
+    files = {**FILES["embedder"], "config_sentence_transformers.json": {"prompts": {"query": "为这个句子："}}}
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    before = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")
+    try:
+        found = read_sentence_files(str(folder))
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
+    assert found["config_sentence_transformers.json"] == files["config_sentence_transformers.json"]
 
 
 def test_a_classifier_does_not_take_the_files_of_an_embedder(tiny_model_folder: FineTuned, tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def _say(console: Console, text: str) -> None:
 
 def _write_config(config: dict[str, Any], file: Path, console: Console) -> None:
     text = yaml.safe_dump(config, sort_keys=False)
-    file.write_text(f"# The same run: pgb fit --config {file}\n\n{text}")
+    write_atomically(file, f"# The same run: pgb fit --config {file}\n\n{text}")
     _say(console, text)
     _say(console, f"The same run: pgb fit --config {file}")
 
