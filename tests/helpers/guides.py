@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from itertools import pairwise
@@ -44,8 +45,18 @@ def anchors(path: Path) -> set[str]:
 def commands(path: Path) -> Iterator[str]:
     """Yield the lines of a file's shell blocks, without comments and with continued lines joined."""
     for block in blocks(path, "bash"):
-        for line in block.replace("\\\n", " ").splitlines():
-            yield line.partition(" #")[0].strip()
+        yield from _shell_lines(block)
+
+
+def docstring_commands(path: Path) -> list[str]:
+    """Return the lines in the docstring of a Python file that run a module, as :func:`commands` does."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return [line for line in _shell_lines(docstring) if line.startswith("python -m ")]
+
+
+def _shell_lines(text: str) -> Iterator[str]:
+    for line in text.replace("\\\n", " ").splitlines():
+        yield line.partition(" #")[0].strip()
 
 
 def _tokens(path: Path) -> list[Token]:
