@@ -40,8 +40,8 @@ class FineTuning(L.LightningModule):
     """Train a transformers model, ``self.model``, with AdamW and a linear warm-up and decay of the learning rate.
 
     Checkpoints contain the model's configuration. Loading one needs neither the Hub nor the folder of the pretrained
-    weights, and rebuilds a pruned model. Subclasses set ``auto_model``, and call :meth:`_set_up` in their ``__init__``
-    after ``save_hyperparameters``.
+    weights, and rebuilds a pruned model. Subclasses set ``auto_model``, and call :meth:`_set_rates` and then
+    :meth:`_set_model` in their ``__init__``, after ``save_hyperparameters``.
     """
 
     #: The transformers class that creates the model, such as ``AutoModelForQuestionAnswering``.
@@ -50,21 +50,13 @@ class FineTuning(L.LightningModule):
     #: Contents of the files in the model's folder that other libraries need, by their names.
     companion_files: dict[str, Any]
 
-    def _set_up(
-        self,
-        model_name_or_path: str,
-        learning_rate: float,
-        weight_decay: float,
-        warmup_ratio: float,
-        embedding_learning_rate: float | None,
-        fine_tuned_ckpt: str | None,
-        hf_config: dict[str, Any] | None,
+    def _set_rates(
+        self, learning_rate: float, weight_decay: float, warmup_ratio: float, embedding_learning_rate: float | None
     ) -> None:
-        """Check the settings and create the model.
+        """Check and set the settings of the optimizer.
 
         Raises:
-            MisconfigurationException: If a setting is out of range, or ``fine_tuned_ckpt`` does not exist or is of
-                another model.
+            MisconfigurationException: If a setting is out of range.
         """
         if not 0 <= warmup_ratio <= 1:
             raise MisconfigurationException(f"warmup_ratio={warmup_ratio} is out of range. Use 0 to 1.")
@@ -82,6 +74,15 @@ class FineTuning(L.LightningModule):
         self.embedding_learning_rate = embedding_learning_rate
         self.weight_decay = weight_decay
         self.warmup_ratio = warmup_ratio
+
+    def _set_model(
+        self, model_name_or_path: str, fine_tuned_ckpt: str | None, hf_config: dict[str, Any] | None
+    ) -> None:
+        """Create the model.
+
+        Raises:
+            MisconfigurationException: If ``fine_tuned_ckpt`` does not exist or is of another model.
+        """
         if fine_tuned_ckpt is not None and not Path(fine_tuned_ckpt).is_file():
             raise MisconfigurationException(
                 f"fine_tuned_ckpt={str(fine_tuned_ckpt)!r} is not a file. Fine-tune first, or omit it to start "
@@ -89,7 +90,7 @@ class FineTuning(L.LightningModule):
             )
         read_weights = fine_tuned_ckpt is None and hf_config is None
         self.model = self._build_model(str(model_name_or_path), hf_config, read_weights)
-        if embedding_learning_rate == 0:
+        if self.embedding_learning_rate == 0:
             find_embeddings(self.model).requires_grad_(False)
         self.companion_files = {}
         if hf_config is None:

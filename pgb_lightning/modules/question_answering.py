@@ -78,15 +78,8 @@ class QuestionAnswering(FineTuning):
         self.max_answer_length = max_answer_length
         self.register_buffer("null_threshold", torch.zeros((), dtype=torch.float32))
         self._metric: SquadMetric | None = None
-        self._set_up(
-            model_name_or_path,
-            learning_rate,
-            weight_decay,
-            warmup_ratio,
-            embedding_learning_rate,
-            fine_tuned_ckpt,
-            hf_config,
-        )
+        self._set_rates(learning_rate, weight_decay, warmup_ratio, embedding_learning_rate)
+        self._set_model(model_name_or_path, fine_tuned_ckpt, hf_config)
 
     def _adapt_config(self, config: PretrainedConfig, name: str, read_weights: bool) -> None:
         # For encoders without a head, the default of transformers is two labels, here the start and the end of a span.

@@ -73,15 +73,8 @@ class SentenceEmbedding(FineTuning):
         # So that checkpoints do not depend on the folder of the model.
         self.hparams.update(pooling=self.pooling.mode, normalize=self.pooling.normalize)
         self.spearman = SpearmanCorrCoef()
-        self._set_up(
-            model_name_or_path,
-            learning_rate,
-            weight_decay,
-            warmup_ratio,
-            embedding_learning_rate,
-            fine_tuned_ckpt,
-            hf_config,
-        )
+        self._set_rates(learning_rate, weight_decay, warmup_ratio, embedding_learning_rate)
+        self._set_model(model_name_or_path, fine_tuned_ckpt, hf_config)
 
     def _read_companion_files(self, name: str) -> dict[str, Any]:
         return read_settings(name)

@@ -89,15 +89,8 @@ class TextClassification(Classification):
             )
         self.threshold = threshold
         self._given = num_labels, problem_type
-        self._set_up(
-            model_name_or_path,
-            learning_rate,
-            weight_decay,
-            warmup_ratio,
-            embedding_learning_rate,
-            fine_tuned_ckpt,
-            hf_config,
-        )
+        self._set_rates(learning_rate, weight_decay, warmup_ratio, embedding_learning_rate)
+        self._set_model(model_name_or_path, fine_tuned_ckpt, hf_config)
 
     # ---- head -----------------------------------------------------------------------------------------------
 

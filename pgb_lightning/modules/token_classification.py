@@ -72,15 +72,8 @@ class TokenClassification(Classification):
         if num_labels is not None and num_labels < 2:
             raise MisconfigurationException(f"num_labels={num_labels} is out of range. Use 2 or more.")
         self._given = num_labels
-        self._set_up(
-            model_name_or_path,
-            learning_rate,
-            weight_decay,
-            warmup_ratio,
-            embedding_learning_rate,
-            fine_tuned_ckpt,
-            hf_config,
-        )
+        self._set_rates(learning_rate, weight_decay, warmup_ratio, embedding_learning_rate)
+        self._set_model(model_name_or_path, fine_tuned_ckpt, hf_config)
 
     def _decide_labels(self, fine_tuned: PretrainedConfig | None, name: str) -> None:
         num_labels = self._given or (None if fine_tuned is None else fine_tuned.num_labels)
