@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -77,16 +78,7 @@ def prune(
     """
     config = config or PruningConfig()
     found = prepare(model, config, encoder)
-    fisher_loss = FisherLoss(model, found, loss or model_loss(model), config.fisher, config.fisher_temperature)
-    with eval_mode(model):
-        statistics = calibrate(
-            found,
-            batches,
-            fisher_loss,
-            max_tokens=config.compensation_tokens,
-            moments=config.needs_moments,
-            fisher_samples=config.fisher_samples,
-        )
+    statistics, fisher_loss = collect_statistics(model, found, batches, config, loss)
     if fisher_loss.reason:
         warnings.warn(f"PGB: {fisher_loss.describe()}.", stacklevel=2)
     plan = record_fisher(make_plan(found, statistics, config), fisher_loss)
@@ -113,6 +105,35 @@ def prepare(model: nn.Module, config: PruningConfig, encoder: str | None = None)
         shapes = {key: (linear.in_features, linear.out_features) for key, linear in found.linears()}
         check_reachable(shapes, config, dense_cost(found).parameters)
     return found
+
+
+def collect_statistics(
+    model: nn.Module, encoder: Encoder, batches: Iterable[Any], config: PruningConfig, loss: Loss | None = None
+) -> tuple[Calibration, FisherLoss]:
+    """Calibrate an encoder, as far as the settings need it, with the model in eval mode.
+
+    Args:
+        model: The module that holds the encoder.
+        encoder: An encoder that :func:`prepare` accepts.
+        batches: Calibration batches; read once.
+        config: The settings.
+        loss: As for :func:`prune`.
+
+    Returns:
+        The statistics, and the loss whose gradients were used.
+    """
+    fisher_loss = FisherLoss(model, encoder, loss or model_loss(model), config.fisher, config.fisher_temperature)
+    with eval_mode(model):
+        statistics = calibrate(
+            encoder,
+            batches,
+            fisher_loss,
+            max_tokens=config.compensation_tokens,
+            moments=config.needs_moments,
+            warn=partial(warnings.warn, stacklevel=4),  # at the caller of prune()
+            fisher_samples=config.fisher_samples,
+        )
+    return statistics, fisher_loss
 
 
 def make_plan(

@@ -182,6 +182,14 @@ def test_a_warning_reports_that_no_shapes_meet_the_target(
         make_plan(encoder, statistics, config, few)
 
 
+def test_warnings_of_calibration_are_issued_at_the_caller() -> None:
+    model = classifier(layers=1)
+    weights = iter((1.0, 0.0))
+    with pytest.warns(UserWarning, match="Only 8 of 16 calibration samples") as issued:
+        prune(model, batches(2), loss=lambda batch: next(weights) * model(**batch).loss)
+    assert [each.filename for each in issued if "calibration samples" in str(each.message)] == [__file__]
+
+
 def test_two_encoders_and_one_named() -> None:
     both = nn.ModuleDict({"a": classifier(), "b": classifier("roberta")})
     with pytest.raises(ValueError, match="holds 2 encoders"):

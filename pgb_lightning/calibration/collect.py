@@ -25,7 +25,7 @@ Loss = Callable[[Any], Tensor | None]
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=4)  # at the caller of prune()
+    warnings.warn(message, stacklevel=3)  # at the caller of calibrate()
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,12 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pgb_lightning.calibration.collect import Calibration, calibrate
-from pgb_lightning.calibration.fisher import FisherLoss
-from pgb_lightning.calibration.model_loss import model_loss
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.experiments.baselines import BASELINES, Calibrated
 from pgb_lightning.experiments.metering import Usage, metered
-from pgb_lightning.modes import eval_mode
 from pgb_lightning.modules import QuestionAnswering, TextClassification
-from pgb_lightning.pruning import carry_out, make_plan, prepare
+from pgb_lightning.pruning import carry_out, collect_statistics, make_plan, prepare
 
 Module = TextClassification | QuestionAnswering
 
@@ -64,7 +60,10 @@ class CalibratedModel:
             config.compensation_tokens,
             config.needs_moments,
         )
-        statistics, collecting = self._once(key, lambda: self._calibrate(config))
+        dense = find_encoder(self.module.model)
+        (statistics, _), collecting = self._once(
+            key, lambda: collect_statistics(self.module.model, dense, self.batches, config)
+        )
         with metered() as pruning:
             plan = make_plan(encoder, statistics, config)
             carry_out(encoder, plan, statistics, config)
@@ -77,17 +76,3 @@ class CalibratedModel:
                 statistics = collect()
             self._found[key] = statistics, usage
         return self._found[key]
-
-    def _calibrate(self, config: PruningConfig) -> Calibration:
-        model = self.module.model
-        encoder = find_encoder(model)
-        loss = FisherLoss(model, encoder, model_loss(model), config.fisher, config.fisher_temperature)
-        with eval_mode(model):
-            return calibrate(
-                encoder,
-                self.batches,
-                loss,
-                max_tokens=config.compensation_tokens,
-                moments=config.needs_moments,
-                fisher_samples=config.fisher_samples,
-            )

@@ -22,11 +22,10 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from pgb_lightning.benchmark.configurations import full_size_config
 from pgb_lightning.benchmark.devices import check_device, synchronize
-from pgb_lightning.calibration.collect import calibrate
 from pgb_lightning.config import PruningConfig
 from pgb_lightning.experiments.metering import CLOCKS, Clock
 from pgb_lightning.peak_memory import peak_memory
-from pgb_lightning.pruning import carry_out, make_plan, prepare
+from pgb_lightning.pruning import carry_out, collect_statistics, make_plan, prepare
 
 PASS = "forward and backward"
 PRUNING_STEPS = ("calibration", "plan", "compensation and surgery")
@@ -119,14 +118,7 @@ def measure(
     before = _peak_memory(device)
     encoder = prepare(model, config)
     with _timed("calibration", seconds, device, CLOCKS[clock]):
-        statistics = calibrate(
-            encoder,
-            batches,
-            loss,
-            max_tokens=config.compensation_tokens,
-            moments=config.needs_moments,
-            fisher_samples=config.fisher_samples,
-        )
+        statistics, _ = collect_statistics(model, encoder, batches, config)
     with _timed("plan", seconds, device, CLOCKS[clock]):
         plan = make_plan(encoder, statistics, config)
     with _timed("compensation and surgery", seconds, device, CLOCKS[clock]):

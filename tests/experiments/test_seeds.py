@@ -121,8 +121,8 @@ def test_statistics_and_the_teachers_answers_are_computed_once(
     settings: dict[str, Any] = {"seeds": (0,), "presets": ("default", "kwon"), "recoveries": ("distill",)}
     run_sst2(alone, ratios=(0.7,), **settings)
     calls: list[object] = []
-    calibrate = calibrated_model.calibrate
-    monkeypatch.setattr(calibrated_model, "calibrate", lambda *args, **kw: calls.append(1) or calibrate(*args, **kw))
+    collect = calibrated_model.collect_statistics
+    monkeypatch.setattr(calibrated_model, "collect_statistics", lambda *args: calls.append(1) or collect(*args))
     run_sst2(shared, ratios=(0.6, 0.7), teacher_cache=str(tmp_path / "cache"), **settings)
     assert len(calls) == 1
     assert any((tmp_path / "cache").iterdir())
