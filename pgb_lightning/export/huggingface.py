@@ -122,7 +122,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         ValueError: If the path is a file, or a folder that is not empty or not writable.
     """
     check_folder(folder)
-    target = Path(folder)
+    target = Path(folder).expanduser()
     existed = target.exists()
     target.mkdir(parents=True, exist_ok=True)
     try:
@@ -147,7 +147,7 @@ def check_folder(folder: str | Path, name: str = "folder") -> None:
     setting = f"{name}={str(folder)!r}"
     if not str(folder):
         raise ValueError(f"{setting} is empty. Choose a new or an empty folder.")
-    path = Path(folder)
+    path = Path(folder).expanduser()
     nearest = next((parent for parent in (path, *path.absolute().parents) if parent.exists()), path)
     if nearest != path and not nearest.is_dir():
         raise ValueError(f"{setting} is inside {str(nearest)!r}, which is a file. Choose another folder.")

@@ -40,7 +40,7 @@ def run_report(path: str, output_dir: str = "report", encoder: str | None = None
         ) from None
     console = Console()
     console.print(plan_table(plan))
-    console.print(f"Report: {page}")
+    console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)  # brackets in a path are no markup
     return page
 
 

@@ -28,7 +28,7 @@ def write_report(folder: str | Path, plan: PruningPlan, facts: Facts | None = No
         The path of the page.
     """
     facts = facts or Facts.of(plan)
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     numbers = json.dumps(_as_json(summarize(plan, facts)), indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "report.json", numbers)

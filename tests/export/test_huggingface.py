@@ -234,6 +234,15 @@ def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path, monkeypatch: p
         check_folder(tmp_path / "new" / "out")
 
 
+def test_a_folder_in_the_home_folder(model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells do not replace the tilde in ``--output_dir=~/out``."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert export_dense(model, "~/out") == tmp_path / "out"
+    with pytest.raises(ValueError, match="not empty"):
+        check_folder("~/out")
+
+
 def test_a_module_that_is_not_a_transformers_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"model is a Linear\b.*module\.model"):
         export_huggingface(torch.nn.Linear(2, 2), tmp_path / "out")  # type: ignore[arg-type]

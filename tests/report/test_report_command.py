@@ -45,6 +45,17 @@ def test_a_checkpoint_is_reported_with_its_measurements(plan_and_facts: Make, tm
     assert page.read_text(encoding="utf-8") == render_page(plan, facts)
 
 
+def test_the_path_of_the_page_is_printed_as_it_is(
+    plan_and_facts: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    plan_and_facts()[0].save(tmp_path / "plan.json")
+    page = run_report(str(tmp_path / "plan.json"), "~/runs [red] of a long name/report")
+    assert page == tmp_path / "runs [red] of a long name" / "report" / "index.html"
+    assert f"Report: {page}\n" in capsys.readouterr().out
+
+
 def test_measurements_of_another_plan_are_left_out(plan_and_facts: Make, tmp_path: Path) -> None:
     (plan, _), (_, others) = plan_and_facts("paper"), plan_and_facts("default")
     states = {"PGBCallback": {"plan": plan.to_dict()}, "PGBReport": {"facts": others.to_dict()}}
