@@ -27,6 +27,7 @@ from pgb_lightning import PruningPlan
 from pgb_lightning.callbacks import PGBCallback
 from pgb_lightning.cli.main import run
 from pgb_lightning.cli.prune import command
+from pgb_lightning.cli.prune.settings import PruneSettings
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.modules.pooling import Pooling, read_pooling, write_pooling
 from pgb_lightning.modules.scoring import agreement
@@ -77,6 +78,33 @@ def test_the_printed_configuration_is_that_of_the_same_run(
     second = torch.load(tmp_path / "again" / "run" / "last.ckpt", weights_only=True)["state_dict"]
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_rows", "epochs"),
+    [
+        ({}, 9_999, 10),
+        ({}, 10_000, 3),
+        ({"recover": "finetune"}, 100, 3),
+        ({"recover": "none"}, 100, 0),
+        ({"epochs": 2}, 100, 2),
+        ({"epochs": 2, "recover": "none"}, 100, 0),
+    ],
+)
+def test_few_rows_are_recovered_on_for_more_epochs(settings: dict[str, Any], num_rows: int, epochs: int) -> None:
+    assert PruneSettings("model", "rows.csv", "out", **settings).num_epochs(num_rows) == epochs
+
+
+def test_the_number_of_epochs_follows_from_the_training_rows(
+    prune: Prune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prune()
+    config = yaml.safe_load((tmp_path / "out" / "run" / "fit.yaml").read_text())
+    assert config["trainer"]["max_epochs"] == 10
+    monkeypatch.setattr("pgb_lightning.cli.prune.settings.FEW_ROWS", 10)
+    prune(output_dir="other")
+    config = yaml.safe_load((tmp_path / "other" / "run" / "fit.yaml").read_text())
+    assert config["trainer"]["max_epochs"] == 3
 
 
 def test_rows_without_labels_are_enough(prune: Prune, tmp_path: Path) -> None:

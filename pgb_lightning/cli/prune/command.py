@@ -57,7 +57,7 @@ def run_prune(
     latency_runtime: LatencyRuntime | None = None,
     preset: str = "default",
     recover: Recover = "distill",
-    epochs: int = 3,
+    epochs: int | None = None,
     learning_rate: float | None = None,
     text_columns: list[str] | str | None = None,
     label_column: str | None = None,
@@ -91,7 +91,7 @@ def run_prune(
         latency_runtime: The runtime in which latency is measured for target_speedup: "torch" or "onnxruntime".
         preset: "default", "paper" or "balanced".
         recover: "distill" (from the dense model, without labels), "finetune" (from the labels) or "none".
-        epochs: Epochs of recovery.
+        epochs: Epochs of recovery; by default ten for distillation with fewer than 10,000 training rows, else three.
         learning_rate: Peak learning rate; by default 1e-4 for distillation and 3e-5 for fine-tuning.
         text_columns: The column of texts (or lists of words), or the two columns of text pairs; detected if there is
             only one choice.
@@ -152,11 +152,11 @@ def run_prune(
         with as_misconfiguration():
             check_runtime_device(config.latency_runtime, tester.strategy.root_device.type)
     console = Console()
+    num_epochs = settings.num_epochs(len(rows.split("train")))
     dense_scores, rows_hash = settings.run_folder / DENSE_SCORES, hash_rows(rows)
     if not dense_scores.is_file():
         module.to(tester.strategy.root_device)
-        spent = epochs if recover != "none" else 0
-        expected = estimate(module.model, rows, pruning_ratio or 0.5, spent, has_teacher=recover == "distill")
+        expected = estimate(module.model, rows, pruning_ratio or 0.5, num_epochs, has_teacher=recover == "distill")
         console.print(expected.describe(), soft_wrap=True)
         scores, predictions = evaluate(tester, module, rows, is_labeled)
         known = {"scores": scores, "predictions": predictions, "rows": rows_hash}
@@ -168,7 +168,7 @@ def run_prune(
             f"data={settings.data!r} has other rows than at the start of the run in output_dir={settings.output_dir!r}."
             " Continue it with the same rows, or choose another folder."
         )
-    fit_config = settings.fit_config(dense, head, is_labeled, finite(known["scores"]))
+    fit_config = settings.fit_config(dense, head, is_labeled, finite(known["scores"]), num_epochs)
     _write_config(fit_config, settings.run_folder / FIT_CONFIG, console)
     fitted, plan, report = _fit(fit_config, settings)
     check_weights(fitted, settings)

@@ -19,6 +19,9 @@ Recover = Literal["distill", "finetune", "none"]
 #: Default peak learning rates: for distillation that of the recipe, else that of the paper.
 LEARNING_RATES: dict[Recover, float] = {"distill": 1e-4, "finetune": 3e-5, "none": 3e-5}
 
+#: Below this number of training rows, three epochs of distillation are too few steps.
+FEW_ROWS = 10_000
+
 #: The metric that selects the best epoch; for tokens, if the classes are tags of entities.
 MONITORS = {
     "single_label_classification": "val_accuracy",
@@ -47,7 +50,7 @@ class PruneSettings:
     latency_runtime: LatencyRuntime | None = None
     preset: str = "default"
     recover: Recover = "distill"
-    epochs: int = 3
+    epochs: int | None = None
     learning_rate: float | None = None
     text_columns: list[str] | str | None = None
     label_column: str | None = None
@@ -67,7 +70,7 @@ class PruneSettings:
             raise MisconfigurationException(
                 f"recover={self.recover!r} is unknown. Use {', '.join(map(repr, LEARNING_RATES))}."
             )
-        if self.epochs < 1:
+        if self.epochs is not None and self.epochs < 1:
             raise MisconfigurationException(
                 f"epochs={self.epochs} is out of range. Use 1 or more, or recover='none' to prune only."
             )
@@ -83,6 +86,17 @@ class PruneSettings:
     def peak_learning_rate(self) -> float:
         """The peak learning rate of the recovery."""
         return self.learning_rate or LEARNING_RATES[self.recover]
+
+    def num_epochs(self, num_rows: int) -> int:
+        """Return the number of epochs of the recovery.
+
+        Args:
+            num_rows: Number of training rows.
+        """
+        if self.recover == "none":
+            return 0
+        is_short = self.recover == "distill" and num_rows < FEW_ROWS
+        return self.epochs or (10 if is_short else 3)
 
     def data_config(self, model: str, head: Labels | None) -> dict[str, Any]:
         """Return the configuration of the data module.
@@ -145,7 +159,7 @@ class PruneSettings:
             )
 
     def fit_config(
-        self, model: str, head: Labels | None, is_labeled: bool, dense_scores: dict[str, float]
+        self, model: str, head: Labels | None, is_labeled: bool, dense_scores: dict[str, float], epochs: int
     ) -> dict[str, Any]:
         """Return the configuration for ``pgb fit``.
 
@@ -154,13 +168,14 @@ class PruneSettings:
             head: Its labels; ``None`` for an embedding model.
             is_labeled: Whether the validation rows have labels, or are pairs with scores.
             dense_scores: The dense model's scores, for the report.
+            epochs: Number of epochs.
         """
         folder = self.run_folder
         monitor = self._monitor(head)
         trainer: dict[str, Any] = {
             "accelerator": self.accelerator,
             "precision": self.precision,
-            "max_epochs": self.epochs if self.recover != "none" else 0,
+            "max_epochs": epochs,
             "num_sanity_val_steps": -1 if is_labeled else 0,
             "callbacks": self._callbacks(head, monitor if is_labeled else None, dense_scores),
             "logger": {
