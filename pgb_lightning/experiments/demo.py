@@ -109,8 +109,11 @@ def run(
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     pgb.plan.save(folder / "plan.json")
     console.print(_table(report))
-    console.print(f"Report: {folder / 'report' / 'index.html'}")
-    console.print(f"Numbers: {folder / 'report.json'}. The plan and the checkpoints are in the same folder.")
+    for line in (
+        f"Report: {folder / 'report' / 'index.html'}",
+        f"Numbers: {folder / 'report.json'}. The plan and the checkpoints are in the same folder.",
+    ):
+        console.print(line, markup=False, soft_wrap=True)  # brackets in a path are no markup
     return report
 
 

@@ -222,7 +222,7 @@ def run(
     }
     with tf32():
         results = measure(sections, path, describe_machine(device), 60 * minutes)
-    Console(width=120).print(f"Results: {path} and {path.with_suffix('.md')}")
+    Console().print(f"Results: {path} and {path.with_suffix('.md')}", markup=False, soft_wrap=True)
     return results
 
 

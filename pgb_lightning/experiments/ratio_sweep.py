@@ -71,8 +71,14 @@ def run(
 
     Returns:
         The plans.
+
+    Raises:
+        ValueError: If the preset or the task is unknown, or a ratio is out of range.
+        ImportError: If a figure is requested and matplotlib is not installed.
     """
     configs = [PruningConfig.from_preset(preset, pruning_ratio=ratio) for ratio in sorted(ratios)]
+    if out:
+        require_matplotlib()
     torch.set_num_threads(num_threads)
     reference = DenseReference.load(
         task=task,

@@ -28,7 +28,7 @@ from pgb_lightning.experiments.dense_reference import DenseReference
 from pgb_lightning.experiments.missed_targets import ignore_missed_targets
 from pgb_lightning.experiments.records import Result, ResultFile
 from pgb_lightning.grouping.planning import plan_at_rank
-from pgb_lightning.plotting import HUES, NEUTRAL, require_matplotlib, save
+from pgb_lightning.plotting import NEUTRAL, require_matplotlib, save, series_style
 from pgb_lightning.pruning import make_plan
 from pgb_lightning.report.summary import split_removed
 
@@ -174,15 +174,15 @@ def draw(results: Sequence[Result], title: str) -> Figure:
     figure = Figure(figsize=(7.2, 2 + 1.7 * len(PANELS)), layout="constrained")
     panels = figure.subplots(len(PANELS), 2, sharex="col", sharey="row")
     for (name, label), row in zip(PANELS.items(), panels, strict=True):
-        for hue, ratio in zip(HUES, sorted({result["ratio"] for result in results}), strict=False):
+        for number, ratio in enumerate(sorted({result["ratio"] for result in results})):
             rows = [result for result in results if result["ratio"] == ratio]
             ranked = [result for result in rows if result["rank"] is not None]
             automatic = sorted((result for result in rows if result["rank"] is None), key=itemgetter("max_groups"))
-            style = {"color": hue, "marker": "o", "markersize": 3.5, "label": f"{ratio:.0%} removed"}
+            style = {**series_style(number), "markersize": 3.5, "label": f"{ratio:.0%} removed"}
             row[0].plot([one["threshold"] for one in ranked], [one[name] for one in ranked], **style)
             row[1].plot([one["max_groups"] for one in automatic], [one[name] for one in automatic], **style)
             chosen = next(one for one in automatic if one["max_groups"] == MAX_GROUPS)
-            row[0].plot(chosen["threshold"], chosen[name], "*", color=hue, markersize=10)
+            row[0].plot(chosen["threshold"], chosen[name], "*", color=style["color"], markersize=10)
         row[0].set_ylabel(label, fontsize=9, color=NEUTRAL)
     positive = [result["threshold"] for result in results if result["threshold"] > 0]
     panels[0, 0].set_xscale("symlog", linthresh=min(positive, default=1.0))

@@ -49,11 +49,12 @@ def test_the_report_contains_the_measured_values(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, demo.MESSAGES.name)
-    report = demo.run(out_dir=str(tmp_path), max_train_samples=32)
-    assert json.loads((tmp_path / "report.json").read_text()) == report
+    folder = tmp_path / "[demo]"  # no markup of Rich
+    report = demo.run(out_dir=str(folder), max_train_samples=32)
+    assert json.loads((folder / "report.json").read_text()) == report
     dense, pruned, after = (report[name] for name in ("dense", "pruned", "re-finetuned"))
     assert report["pruning_ratio"] == pytest.approx(0.5, abs=0.01)
-    plan = PruningPlan.load(tmp_path / "plan.json")
+    plan = PruningPlan.load(folder / "plan.json")
     assert dense["encoder_parameters"] == plan.total_parameters == 10_616_832 // 6
     assert after["encoder_parameters"] == plan.kept_parameters
     assert after["encoder_flops"] < dense["encoder_flops"]
@@ -61,15 +62,17 @@ def test_the_report_contains_the_measured_values(
     assert saved == pytest.approx(4 * (plan.total_parameters - plan.kept_parameters), rel=0.03)
     assert all(0 < row["val_accuracy"] < 1 for row in (dense, pruned, after))
     assert all(row[f"latency_batch{size}_ms"] > 0 for row in (dense, after) for size in (1, 32))
-    html_report = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert (tmp_path / "report" / "index.html").is_file()
+    html_report = json.loads((folder / "report" / "report.json").read_text())
+    assert (folder / "report" / "index.html").is_file()
     assert [html_report["scores"][stage]["val_accuracy"] for stage in ("dense", "pruned", "re-finetuned")] == [
         row["val_accuracy"] for row in (dense, pruned, after)
     ]
-    module = TextClassification.load_from_checkpoint(tmp_path / "pruned.ckpt")
+    module = TextClassification.load_from_checkpoint(folder / "pruned.ckpt")
     assert is_pruned(find_encoder(module))
     printed = capsys.readouterr().out
     assert "re-finetuned" in printed
+    assert f"Report: {folder / 'report' / 'index.html'}\n" in printed
+    assert f"Numbers: {folder / 'report.json'}. " in printed
     assert re.match(r"Fine-tune MiniLM-L6 on 32 .* This takes about \d+ (seconds|minutes) here\.", _one_line(printed))
     messages = Counter(record.getMessage() for record in caplog.records if record.name == demo.MESSAGES.name)
     assert messages

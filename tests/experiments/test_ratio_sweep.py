@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,15 @@ def test_the_paper_preset_is_swept_too(sweep: Callable[..., Any], capsys: pytest
     assert f"{attention:.1f} │ {ffn:.1f}" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(ValueError, match="preset='best'"):
         sweep(preset="best")
+
+
+def test_a_missing_matplotlib_is_reported_before_anything_is_measured(
+    sst2: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(DenseReference, "load", lambda **_: pytest.fail("was measured"))
+    with pytest.raises(ImportError, match="pgb-lightning"):
+        ratio_sweep.run(**sst2, out="family.svg")
 
 
 def test_figures_can_be_saved_in_other_formats(tmp_path: Path) -> None:

@@ -61,6 +61,22 @@ def test_models_of_a_ratio_have_the_same_size_at_every_threshold(
     assert measure(**settings) == found
 
 
+def test_every_ratio_is_drawn() -> None:
+    values = {
+        "max_groups": sensitivity.MAX_GROUPS,
+        "threshold": 0.1,
+        "score": 90.0,
+        "divergence": 0.1,
+        "attention": 5.0,
+    }
+    ratios = [number / 10 for number in range(1, 9)]  # more than there are colors
+    figure = sensitivity.draw(
+        [{"ratio": ratio, "rank": rank, **values} for ratio in ratios for rank in (0.0, None)], ""
+    )
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [f"{ratio:.0%} removed" for ratio in ratios]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
