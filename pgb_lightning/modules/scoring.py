@@ -49,14 +49,14 @@ def evaluate(
     metrics: dict[str, float] = {}
     if is_labeled:
         collected = _Predictions()
-        trainer.callbacks.append(collected)
+        trainer.callbacks.append(collected)  # type: ignore[attr-defined]
         try:
             [logged] = trainer.validate(module, datamodule=data, verbose=False)
         finally:
-            trainer.callbacks.remove(collected)
+            trainer.callbacks.remove(collected)  # type: ignore[attr-defined]
         metrics, batches = dict(logged), collected.batches
     else:
-        batches = trainer.predict(module, dataloaders=data.val_dataloader())
+        batches = trainer.predict(module, dataloaders=data.val_dataloader()) or []
     return metrics, [batch["embeddings" if "embeddings" in batch else "predictions"].cpu() for batch in batches]
 
 
