@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -178,10 +179,11 @@ class Classification(FineTuning):
             self._metrics.append(self._make_metrics().to(self.device))
         self._metrics[loader].update(self._predictions(output.logits), batch["labels"])
         count = self._count_scored(batch["labels"])
-        if count and output.loss is not None:  # the mean of nothing is NaN, and exported models have no loss
+        if output.loss is not None:  # exported models have none
+            # The mean of nothing is NaN. It is logged with weight 0, since all processes must log the same names.
             self.log(
                 f"{self._prefix(stage, loader)}_loss",
-                output.loss,
+                output.loss if count else torch.zeros_like(output.loss),
                 batch_size=count,
                 prog_bar=True,
                 sync_dist=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,18 @@ def test_a_batch_without_scored_tokens_does_not_spoil_the_loss(tiny: str) -> Non
     data.batches.append(empty)
     [logged] = quiet_trainer().validate(module, data, verbose=False)
     assert logged == pytest.approx(expected)
+
+
+def test_a_process_without_scored_tokens_logs_the_same_names(tiny: str) -> None:
+    """Processes that log other names wait for each other without end."""
+    data = make_data(2)
+    module = TokenClassification(tiny, num_labels=5)
+    [expected] = quiet_trainer().validate(module, data, verbose=False)
+    for batch in data.batches:
+        batch["labels"] = torch.full_like(batch["labels"], -100)
+    [logged] = quiet_trainer().validate(module, data, verbose=False)
+    assert logged.keys() == expected.keys()
+    assert math.isnan(logged["val_loss"])
 
 
 def test_predictions_of_padding_are_left_out(tiny: str) -> None:
