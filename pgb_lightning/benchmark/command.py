@@ -131,11 +131,11 @@ def run(
     given = None if plan is None else _read_plan(plan)
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    task = None
+    task, console = None, Console(width=120)
     if data is not None and model is not None:
         columns = {"text_columns": text_columns, "label_column": label_column}
         with TemporaryDirectory() as folder:
-            task = Task.load(model, pruned, pruning_ratios, data, columns, Path(folder))
+            task = Task.load(model, pruned, pruning_ratios, data, columns, Path(folder), console)
     models = (
         _models(architecture, num_layers, pruning_ratios, num_groups, given, ckpt_path) if task is None else task.models
     )
@@ -148,7 +148,6 @@ def run(
         "models": {name: _size(each, dense) for name, each in models.items()},
         "latency": [],
     }
-    console = Console(width=120)
     if runtimes:
         batches = [_batch(dense, batch_size, length) for length in lengths for batch_size in batch_sizes]
         calibration = batches[:1] if task is None else task.calibration()

@@ -81,6 +81,7 @@ class Task:
         data: str,
         columns: Mapping[str, Any],
         folder: Path,
+        console: Console,
     ) -> Task:
         """Load a dense model, prune copies of it in one shot, and load models that were already pruned.
 
@@ -91,6 +92,7 @@ class Task:
             data: The table: a file, a folder of files, or a name on the Hub.
             columns: Settings of the data module for the columns.
             folder: The folder in which the model of a checkpoint is saved.
+            console: Shows which copy is being pruned.
 
         Raises:
             MisconfigurationException: If a model or the data cannot be read, or the models do not fit the data.
@@ -109,6 +111,7 @@ class Task:
         rows.prepare_data()
         rows.setup("fit")
         for ratio in ratios:
+            console.print(f"Pruning a copy by {ratio:.0%}")
             modules[f"{ratio:.0%} removed"] = _prune(copy.deepcopy(dense), rows, ratio)
         return cls(modules | others, rows)
 

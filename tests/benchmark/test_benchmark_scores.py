@@ -56,7 +56,12 @@ def test_scores_stand_beside_speed(
     shown = capsys.readouterr().out
     assert "accuracy" in shown
     assert "agreement" in shown
-    for line in ("Loading 1 of 3: dense", "Loading 2 of 3: 70% removed", "Scoring 1 of 6: dense in torch"):
+    for line in (
+        "Pruning a copy by 70%",
+        "Loading 1 of 3: dense",
+        "Loading 2 of 3: 70% removed",
+        "Scoring 1 of 6: dense in torch",
+    ):
         assert line in shown
 
 
