@@ -191,7 +191,7 @@ def test_an_interrupted_run_is_continued_and_gives_the_same_model(
 def test_a_run_that_computed_nothing_may_be_started_with_other_settings(
     prune: Prune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with stopped_at("score", monkeypatch):
+    with stopped_at("evaluate", monkeypatch):
         prune(recover="none")
     assert (tmp_path / "out" / "run" / "settings.json").is_file()
     prune(recover="none", pruning_ratio=0.3, text_columns=("review",))

@@ -52,7 +52,7 @@ Prune = Callable[..., dict[str, Any]]
 def test_what_cannot_be_right_is_refused_before_any_work(
     settings: dict[str, Any], message: str, prune: Prune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "score", None)
+    monkeypatch.setattr(command, "evaluate", None)
     monkeypatch.setattr(command, "estimate", None)
     with pytest.raises(MisconfigurationException, match=message):
         prune(**settings)
