@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import BatchSampler, DataLoader
 
-from pgb_lightning._compat import follows_its_sampler, passed_dataloader, training_dataloader
+from pgb_lightning._compat import follows_its_sampler, passed_dataloader, provides_data, training_dataloader
 from pgb_lightning.callbacks.pruning.snapshot import Snapshot
 from pgb_lightning.callbacks.pruning.training_data import TrainingData, num_samples
 from pgb_lightning.config import CALIBRATION_SIZE
@@ -96,6 +96,8 @@ def _named_loader(trainer: pl.Trainer, module: pl.LightningModule, source: str |
     if passed is not None:
         return passed
     datamodule = getattr(trainer, "datamodule", None)
+    if not provides_data(trainer, datamodule):
+        datamodule = None  # that of a previous fit
     holders = [holder for holder in (datamodule, module) if holder is not None]
     for holder in holders:
         found = getattr(holder, name, None)

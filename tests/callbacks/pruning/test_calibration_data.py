@@ -118,6 +118,17 @@ def test_an_iterator_that_was_passed_to_fit_is_refused(trainer: Callable[..., L.
     assert SHOWN == []
 
 
+def test_the_data_module_of_a_previous_fit_is_not_used(trainer: Callable[..., L.Trainer]) -> None:
+    fit = trainer()
+    fit.fit(OwnModule(), datamodule=CalibrationData())
+    assert fit.fit_loop.max_epochs is not None
+    fit.fit_loop.max_epochs += 1
+    fit.callbacks.append(PGBCallback())  # type: ignore[attr-defined]
+    module = Seen()
+    fit.fit(module, make_loader(16))
+    assert same_rows(module.rows, stacked(make_rows(16)))
+
+
 def test_a_loader_that_was_not_passed_to_fit_is_refused(trainer: Callable[..., L.Trainer]) -> None:
     with pytest.raises(MisconfigurationException, match=r"calibration='val_dataloader'.*OwnModule.*passed to fit"):
         trainer(PGBCallback(calibration="val_dataloader")).fit(OwnModule(), make_loader(8))
