@@ -95,8 +95,9 @@ class PruneSettings:
         """
         if self.recover == "none":
             return 0
-        is_short = self.recover == "distill" and num_rows < FEW_ROWS
-        return self.epochs or (10 if is_short else 3)
+        if self.epochs is not None:
+            return self.epochs
+        return 10 if self.recover == "distill" and num_rows < FEW_ROWS else 3
 
     def data_config(self, model: str, head: Labels | None) -> dict[str, Any]:
         """Return the configuration of the data module.
