@@ -167,17 +167,18 @@ class Classification(FineTuning):
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Batch:
         """Return ``logits`` and ``predictions``."""
         logits = self(**{name: value for name, value in batch.items() if name != "labels"}).logits
-        return self._outputs(logits, batch)
+        return self._outputs(logits, self._predictions(logits), batch)
 
-    def _outputs(self, logits: Tensor, batch: Batch) -> Batch:
-        return {"logits": logits, "predictions": self._predictions(logits)}
+    def _outputs(self, logits: Tensor, predictions: Tensor, batch: Batch) -> Batch:
+        return {"logits": logits, "predictions": predictions}
 
     def _evaluate(self, stage: str, batch: Batch, loader: int) -> Batch:
         output = self(**batch)
         # One collection per loader, because MNLI has two validation sets.
         while len(self._metrics) <= loader:
             self._metrics.append(self._make_metrics().to(self.device))
-        self._metrics[loader].update(self._predictions(output.logits), batch["labels"])
+        predictions = self._predictions(output.logits)
+        self._metrics[loader].update(predictions, batch["labels"])
         count = self._count_scored(batch["labels"])
         if output.loss is not None:  # exported models have none
             # The mean of nothing is NaN. It is logged with weight 0, since all processes must log the same names.
@@ -189,7 +190,7 @@ class Classification(FineTuning):
                 sync_dist=True,
                 add_dataloader_idx=False,
             )
-        return self._outputs(output.logits, batch)
+        return self._outputs(output.logits, predictions, batch)
 
     def _log_metrics(self, stage: str) -> None:
         for loader, metrics in enumerate(self._metrics):

@@ -94,12 +94,11 @@ class TokenClassification(Classification):
         """Return ``logits`` and ``predictions``, the class of each token, or -100 for padding."""
         return super().predict_step(batch, batch_idx, dataloader_idx)
 
-    def _outputs(self, logits: Tensor, batch: Batch) -> Batch:
-        outputs = super()._outputs(logits, batch)
+    def _outputs(self, logits: Tensor, predictions: Tensor, batch: Batch) -> Batch:
         mask = batch.get("attention_mask")
         if mask is not None:
-            outputs["predictions"] = outputs["predictions"].masked_fill(mask == 0, IGNORED)
-        return outputs
+            predictions = predictions.masked_fill(mask == 0, IGNORED)
+        return super()._outputs(logits, predictions, batch)
 
     def _make_metrics(self) -> Metric | MetricCollection:
         names = list(class_names(self.model.config)) or self._names_in_data()
