@@ -16,7 +16,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pgb_lightning.callbacks.distilled_model import Layers, are_indices, compared_layers, find_distilled, make_teacher
+from pgb_lightning.callbacks.distilled_model import (
+    Layers,
+    are_indices,
+    check_outputs,
+    compared_layers,
+    find_distilled,
+    make_teacher,
+)
 from pgb_lightning.callbacks.label_free import LabelFreeStep
 from pgb_lightning.callbacks.random_state import isolated_random_state
 from pgb_lightning.callbacks.trainer_queries import shards_before_restore
@@ -150,12 +157,7 @@ class Distillation(pl.Callback):
                 "compared with the teacher's. Use one device or strategy='ddp'."
             )
         model, encoder_path = find_distilled(pl_module, self.encoder)
-        if self.logits_weight and _has_no_head(model):
-            raise MisconfigurationException(
-                f"Distillation: logits_weight={self.logits_weight} needs logits, but {type(model).__name__} has no "
-                "head; the module's head is outside the transformers model. Set logits_weight=0 to learn from hidden "
-                "states only, or use a transformers model with a head."
-            )
+        check_outputs(trainer, pl_module, model, encoder_path, self.logits_weight, self.task_weight)
         if not is_pruned(find_encoder(model, encoder_path)) or self.teacher_path is not None:
             with isolated_random_state():
                 self.teacher = make_teacher(pl_module, model, encoder_path, self.teacher_path)
@@ -323,8 +325,3 @@ class Distillation(pl.Callback):
         if self._undo is not None:
             self._undo()
             self._undo = None
-
-
-def _has_no_head(model: PreTrainedModel) -> bool:
-    """Return whether a model's class is one of transformers without a head. Other classes are checked when called."""
-    return model.base_model is model and type(model).__module__.startswith("transformers.")

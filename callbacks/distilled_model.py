@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
 from transformers import PreTrainedModel
 
+from pgb_lightning._compat import requires_all_gradients
 from pgb_lightning.callbacks.teacher_weights import select_weights
 from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.distillation import Teacher
@@ -54,6 +56,51 @@ def find_distilled(pl_module: pl.LightningModule, encoder: str | None) -> tuple[
             f"one of them are compared. Set encoder to the path in that model: {names}."
         )
     return outermost[0], paths[outermost[0]]
+
+
+def check_outputs(
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    model: PreTrainedModel,
+    encoder: str,
+    logits_weight: float,
+    task_weight: float,
+) -> None:
+    """Check that the model has the outputs to compare, and that the strategy gets all gradients that it requires.
+
+    Args:
+        trainer: The Trainer.
+        pl_module: The module.
+        model: The model.
+        encoder: The encoder's path in it.
+        logits_weight: The setting of :class:`~pgb_lightning.callbacks.Distillation`.
+        task_weight: The same.
+
+    Raises:
+        MisconfigurationException: If the logits are compared and the model has no head, or if ``task_weight`` is 0 and
+            the module has trainable parameters that do not affect what is compared.
+    """
+    if logits_weight and model.base_model is model and type(model).__module__.startswith("transformers."):
+        # Other classes may return logits, which is known when they are called.
+        raise MisconfigurationException(
+            f"Distillation: logits_weight={logits_weight} needs logits, but {type(model).__name__} has no "
+            "head; the module's head is outside the transformers model. Set logits_weight=0 to learn from hidden "
+            "states only, or use a transformers model with a head."
+        )
+    if task_weight or not requires_all_gradients(trainer):
+        return
+    compared = model if logits_weight else find_encoder(model, encoder).model
+    reached = set(compared.parameters())
+    if not logits_weight and isinstance(pooler := getattr(compared, "pooler", None), nn.Module):
+        reached -= set(pooler.parameters())  # Hidden states do not depend on it.
+    names = [name for name, value in pl_module.named_parameters() if value.requires_grad and value not in reached]
+    if names:
+        raise MisconfigurationException(
+            f"Distillation: task_weight=0 gives no gradient to {len(names)} trainable parameters, such as "
+            f"{names[0]!r}, because the outputs that are compared with the teacher's do not depend on them, and "
+            f"strategy={type(trainer.strategy).__name__} requires a gradient of every parameter. Use "
+            "strategy='ddp_find_unused_parameters_true', set task_weight above 0, or freeze these parameters."
+        )
 
 
 def make_teacher(

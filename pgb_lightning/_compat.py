@@ -114,6 +114,20 @@ def launches_child_processes(trainer: pl.Trainer) -> bool:
     return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 
+def requires_all_gradients(trainer: pl.Trainer) -> bool:
+    """Return whether every trainable parameter must get a gradient in each step, as under ``strategy="ddp"``.
+
+    Wraps ``DDPStrategy._ddp_kwargs``. The model has the public attributes ``find_unused_parameters`` and
+    ``static_graph`` only after the strategy has wrapped it.
+    """
+    from lightning.pytorch.strategies import DDPStrategy
+
+    if not isinstance(trainer.strategy, DDPStrategy):
+        return False
+    settings = trainer.strategy._ddp_kwargs
+    return not (settings.get("find_unused_parameters") or settings.get("static_graph"))
+
+
 # ---- Lightning: command line ------------------------------------------------------------------------------
 
 #: Key of a checkpoint's hyperparameters under which LightningCLI stores the module's import path.

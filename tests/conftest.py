@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock
 from helpers.fakes import VOCABULARY, glue_rows, quiet_trainer, squad_folder
 from helpers.families import TINY
-from helpers.processes import run
+from helpers.processes import end_distributed, run
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertTokenizer
 
 from pgb_lightning import PruningConfig, PruningPlan, prune
@@ -71,6 +71,13 @@ def private_dataset_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def propagate_lightning_logs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Propagate Lightning's log messages to ``caplog``. Lightning disables this if no handler exists at its import."""
     monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
+
+
+@pytest.fixture(autouse=True)
+def no_process_group() -> Iterator[None]:
+    """End what a fit with ``ddp`` in this process leaves behind, such as the port that later processes would use."""
+    yield
+    end_distributed()
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 HERE = Path(__file__).parent
+#: Variables that a fit with ``ddp`` sets in its process.
+OF_DDP = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+
+
+def end_distributed() -> None:
+    """Leave this process as it was before a fit with ``ddp``."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    for name in OF_DDP:
+        os.environ.pop(name, None)
 
 
 def environment() -> dict[str, str]:

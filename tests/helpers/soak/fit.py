@@ -17,6 +17,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from helpers.processes import end_distributed
 from helpers.soak.checks import Fault, check_module, fresh_module, outputs, require, require_equal, rounding, traces
 from helpers.soak.data import Data, DataWithCalibration, training_loader, validation_loader
 from helpers.soak.module import SoakModule
@@ -56,7 +57,7 @@ def run(settings: Settings) -> Outcome:
             text = str(error).splitlines()[0] if str(error) else ""
             return Outcome(FAULT, f"{type(error).__name__}: {text}"[:150], traceback.format_exc())
         finally:
-            _end_distributed()
+            end_distributed()
 
 
 class Soak:
@@ -242,14 +243,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-
-
-def _end_distributed() -> None:
-    """Leave the process as it was before a fit with ``ddp``."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
-        os.environ.pop(name, None)
 
 
 __all__ = ["FAULT", "REFUSED", "WORKING", "Fault", "Outcome", "run"]

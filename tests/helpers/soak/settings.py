@@ -159,9 +159,10 @@ def _draw_trainer(rng: random.Random, model: dict[str, Any], data: dict[str, Any
     # samplers are of torch's class.
     is_plain = data["loss"] == "ordinary" and not model["compiled"] and not model["pooler"]
     is_plain = is_plain and data["loader"] not in ("batch_sampler", "string_keys")
+    ddp = rng.choice(("ddp", "ddp_find_unused_parameters_true"))
     trainer: dict[str, Any] = {
         "precision": rng.choice(("32-true",) * 6 + ("bf16-mixed", "bf16-true", "64-true")),
-        "strategy": "ddp" if is_plain and rng.random() < 0.1 else "auto",
+        "strategy": ddp if is_plain and rng.random() < 0.1 else "auto",
         "accumulate_grad_batches": rng.choice((1, 1, 2)),
         "gradient_clip_val": rng.choice((None, None, 1.0)),
         "optimizer": rng.choice(("AdamW", "SGD", "Adam")),
