@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pgb_lightning._compat import has_forward_hooks, is_transformed
+from pgb_lightning._compat import REPLICATE, has_forward_hooks, replicate
+from pgb_lightning.layers.grouped_product import is_traced
 
 #: Maximum number of bytes between W1 and W2 in a chunk. They stay in the cache, and below the size from which the
 #: allocator requests new memory from the system in every call.
@@ -17,7 +18,7 @@ class TokenChunks:
 
     It replaces the method on the module instance. The method must process every token independently. The tokens are not
     split if gradients are recorded, in training mode (dropout would draw other numbers), if hooks are registered inside
-    the module, under a compiler or a transform of ``torch.func``, or on devices other than the CPU.
+    the module, under a compiler, a tracer or a transform of ``torch.func``, or on devices other than the CPU.
 
     Args:
         owner: The module.
@@ -31,6 +32,24 @@ class TokenChunks:
         self.method = method
         self.opening = opening
         self.chunk_bytes = chunk_bytes
+
+    def install(self) -> None:
+        """Replace the method on the module."""
+        vars(self.owner).update({self.method: self, REPLICATE: self.replicate})
+
+    def remove(self) -> None:
+        """Undo :meth:`install`."""
+        self._remove_from(self.owner)
+
+    def replicate(self) -> nn.Module:
+        """Return a copy of the module for ``nn.DataParallel``, which would otherwise run this module's weights."""
+        replica = replicate(self.owner)
+        self._remove_from(replica)
+        return replica
+
+    def _remove_from(self, module: nn.Module) -> None:
+        for name in (self.method, REPLICATE):
+            vars(module).pop(name, None)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Run the method on (..., d) hidden states."""
@@ -49,10 +68,7 @@ class TokenChunks:
         return output.view_as(hidden)
 
     def _needs_all_tokens(self, hidden: Tensor) -> bool:
-        is_recorded = torch.compiler.is_compiling() or torch.is_grad_enabled() or is_transformed()
-        if is_recorded or hidden.device.type != "cpu":
-            return True
-        return self.owner.training
+        return is_traced() or torch.is_grad_enabled() or hidden.device.type != "cpu" or self.owner.training
 
     def _has_hooks(self) -> bool:
         return any(has_forward_hooks(module) for module in self.owner.modules())

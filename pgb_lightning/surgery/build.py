@@ -99,7 +99,7 @@ def undone_on_error(encoder: Encoder) -> Iterator[None]:
         for path, child in root.named_modules(remove_duplicate=False)
         if path
     ]
-    chunked = [has_token_chunks(encoder, layer) for layer in range(encoder.num_layers)]
+    chunked = [find_token_chunks(encoder, layer) is not None for layer in range(encoder.num_layers)]
     undo_heads = save_heads(encoder)
     try:
         yield
@@ -114,29 +114,32 @@ def undone_on_error(encoder: Encoder) -> Iterator[None]:
         raise
 
 
-def has_token_chunks(encoder: Encoder, layer: int) -> bool:
-    """Return whether :func:`use_token_chunks` has been applied to a layer."""
+def find_token_chunks(encoder: Encoder, layer: int) -> TokenChunks | None:
+    """Return what :func:`use_token_chunks` has put into a layer, or ``None``."""
     if encoder.family.tokenwise is None:
-        return False
+        return None
     path, method = encoder.family.tokenwise
-    return method in vars(encoder.layers[layer].get_submodule(path))
+    found = vars(encoder.layers[layer].get_submodule(path)).get(method)
+    return found if isinstance(found, TokenChunks) else None
 
 
 def remove_token_chunks(encoder: Encoder, layer: int) -> None:
     """Undo :func:`use_token_chunks`."""
-    if encoder.family.tokenwise is not None:
-        path, method = encoder.family.tokenwise
-        vars(encoder.layers[layer].get_submodule(path)).pop(method, None)
+    if (chunks := find_token_chunks(encoder, layer)) is not None:
+        chunks.remove()
 
 
 def use_token_chunks(encoder: Encoder, layer: int) -> None:
-    """Run a layer's feed-forward sublayer on chunks of tokens, if it has such a method and was not dropped."""
+    """Run a layer's feed-forward sublayer on chunks of tokens, if it has such a method and was not dropped.
+
+    A method that was replaced on the instance by other code stays as it is.
+    """
     if encoder.family.tokenwise is None:
         return
     path, method = encoder.family.tokenwise
     owner = encoder.layers[layer].get_submodule(path)
     remove_token_chunks(encoder, layer)
     first = encoder.sublayers["ffn"][0]
-    if encoder.find_matrix(layer, first) is not None:
+    if encoder.find_matrix(layer, first) is not None and method not in vars(owner):
         opening = encoder.family.paths[first].removeprefix(f"{path}.")
-        setattr(owner, method, TokenChunks(owner, method, opening))
+        TokenChunks(owner, method, opening).install()

@@ -7,9 +7,10 @@ import pickle
 
 import pytest
 import torch
-from helpers.tiny import MODEL_TYPES, logits, pruned
+from helpers.tiny import MODEL_TYPES, batches, classifier, logits, pruned
 from torch import nn
 
+from pgb_lightning import PruningConfig, prune
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.families import FAMILIES
 from pgb_lightning.encoders.find import find_encoder
@@ -88,6 +89,66 @@ def test_copies_and_pickles_run_their_own_weights(model_type: str) -> None:
             w2.weight.add_(1.0)
         assert not torch.equal(logits(other), before)
         torch.testing.assert_close(logits(model), before)
+
+
+def replicate(model: nn.Module, change: float) -> nn.Module:
+    """Copy a model as ``nn.DataParallel`` does for another device, and change the parameters of the copy."""
+    replicas = {module: module._replicate_for_data_parallel() for module in model.modules()}
+    for module, replica in replicas.items():
+        for name, child in module.named_children():
+            replica.add_module(name, replicas[child])
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(replica, name, parameter.detach() + change)
+        for name, buffer in module.named_buffers(recurse=False):
+            replica.register_buffer(name, buffer)
+    return replicas[model]
+
+
+@pytest.mark.parametrize("model_type", CHUNKED)
+def test_replicas_run_their_own_weights(model_type: str) -> None:
+    model = pruned(model_type)
+    before, found = logits(model), logits(replicate(model, 0.05))
+    torch.testing.assert_close(logits(model), before)
+    chunks_of(find_encoder(model))  # still there
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05)
+    torch.testing.assert_close(found, logits(model))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("model_type", CHUNKED)
+@torch.no_grad()
+def test_a_traced_model_takes_any_number_of_tokens(model_type: str) -> None:
+    model = pruned(model_type, attn_implementation="eager").eval()
+    for layer in range(3):
+        chunks_of(find_encoder(model), layer).chunk_bytes = 3 * 4 * 96
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return self.model(input_ids=tokens, attention_mask=mask).logits  # type: ignore[no-any-return]
+
+    inputs = [(batch["input_ids"], batch["attention_mask"]) for size in (2, 5) for batch in batches(1, size=size)]
+    traced = torch.jit.trace(Logits(), inputs[0])
+    for each in inputs:
+        torch.testing.assert_close(traced(*each), Logits()(*each))
+
+
+@pytest.mark.parametrize("model_type", CHUNKED)
+def test_a_method_that_was_replaced_before_is_kept(model_type: str) -> None:
+    model = classifier(model_type)
+    path, method = FAMILIES[model_type].tokenwise or ("", "")
+    owner = find_encoder(model).layers[0].get_submodule(path)
+    original = getattr(owner, method)
+    setattr(owner, method, lambda hidden: 1.5 * original(hidden))
+    replaced = getattr(owner, method)
+    prune(model, batches(2), PruningConfig(compensation=False))
+    assert getattr(owner, method) is replaced
+    chunks_of(find_encoder(model), 1)  # other layers have chunks
 
 
 def test_a_family_without_such_a_method_is_left_alone() -> None:
