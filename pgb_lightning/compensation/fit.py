@@ -18,7 +18,7 @@ from pgb_lightning.compensation.head_check import check_heads
 from pgb_lightning.compensation.least_squares import LeastSquares
 from pgb_lightning.compensation.repeated import fit_runs
 from pgb_lightning.compensation.ridge import SplitMoments, choose_ridge
-from pgb_lightning.compensation.streams import Stream, captured
+from pgb_lightning.compensation.streams import Stream, captured, idle
 from pgb_lightning.config import Ridge
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.family import SUBLAYERS, Sublayer
@@ -283,8 +283,22 @@ class SublayerFit:
 
     def _run_dense(self, stream: Stream, closing: nn.Linear) -> Tensor:
         """Move the dense stream past the sublayer, and return the closing matrix's outputs, (T, N)."""
-        with captured(closing) as calls:
-            stream.dense = stream.run(self.encoder, self.original, self.name, stream.dense)
+        paths = [self.encoder.family.paths[kind] for kind in self.encoder.sublayers[self.name]]
+        failure: RuntimeError | None = None
+        with captured(closing) as calls, idle({path: self.original.get_submodule(path) for path in paths}) as left:
+            try:
+                stream.dense = stream.run(self.encoder, self.original, self.name, stream.dense)
+            except RuntimeError as error:  # such as that of shapes, where pruned and dense layers are mixed
+                failure = error
+        if failure is not None and (not left or isinstance(failure, torch.OutOfMemoryError)):
+            raise failure
+        if left:
+            raise ValueError(
+                f"A copy of layer {self.layer} of the encoder at {self.encoder.where} does not run its own "
+                f"{next(path for path in paths if path in left)}, so weights cannot be refitted to its outputs. A "
+                f"method in its {self.name} sublayer, such as forward, was replaced on the module by a function that "
+                "calls this very module. Restore the method, use a forward hook instead, or set compensation=False."
+            ) from failure
         return stream.real(calls[0][1])
 
 

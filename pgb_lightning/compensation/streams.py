@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -109,3 +109,14 @@ def captured(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
         yield calls
     finally:
         handle.remove()
+
+
+@contextmanager
+def idle(modules: Mapping[str, nn.Module]) -> Iterator[set[str]]:
+    """Yield the names of the modules that have not been called so far."""
+    left = set(modules)
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            handle = module.register_forward_hook(lambda *_, name=name: left.discard(name))
+            stack.callback(handle.remove)
+        yield left

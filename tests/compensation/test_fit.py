@@ -173,3 +173,18 @@ def test_modes_survive_and_a_failure_leaves_the_model_as_it_was() -> None:
     assert is_pruned(encoder)
     assert all(module.training for module in model.bert.encoder.layer[0].modules())
     assert not any(module.training for module in model.bert.encoder.layer[1].modules())
+
+
+@pytest.mark.parametrize(("path", "idle"), [("attention.self", "attention.self.query"), ("output", "output.dense")])
+def test_a_layer_whose_copy_runs_the_layer_itself_is_refused(path: str, idle: str) -> None:
+    model = classifier()
+    owner = find_encoder(model).layers[1].get_submodule(path)
+    own = owner.forward
+    owner.forward = lambda *args, **kwargs: own(*args, **kwargs)
+    state = model.state_dict()
+    with pytest.raises(ValueError, match=rf"layer 1 .* {idle}\b.*compensation=False"):
+        prune(model, batches())
+    assert not is_pruned(find_encoder(model))
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    prune(model, batches(), PruningConfig(compensation=False))
+    assert is_pruned(find_encoder(model))
