@@ -44,6 +44,8 @@ def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
     return type(module) is nn.Linear and "weight" in own and not parametrize.is_parametrized(module)
 
 
+@torch.inference_mode(False)  # A model that is loaded in inference mode can be trained.
+@torch.no_grad()
 def part_of(fused: nn.Linear, columns: Columns) -> nn.Linear:
     """Return a linear layer with some outputs of another one.
 
@@ -57,6 +59,7 @@ def part_of(fused: nn.Linear, columns: Columns) -> nn.Linear:
     return part.train(fused.training)
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def join_parts(old: nn.Module, parts: Mapping[str, nn.Module], block: int | None) -> nn.Module:
     """Return one layer for all parts: a linear layer (one matrix product) if all are dense, else a FusedLinear.
@@ -79,8 +82,7 @@ def join_parts(old: nn.Module, parts: Mapping[str, nn.Module], block: int | None
         joined = old
     else:
         device, dtype = first.weight.device, first.weight.dtype
-        with torch.inference_mode(False):
-            joined = nn.Linear(first.in_features, size, bias=first.bias is not None, device=device, dtype=dtype)
+        joined = nn.Linear(first.in_features, size, bias=first.bias is not None, device=device, dtype=dtype)
         joined.train(old.training)
         joined.weight.requires_grad_(all(part.weight.requires_grad for part in linears))
         if joined.bias is not None:

@@ -39,7 +39,8 @@ def follow_heads(encoder: Encoder, layer: int, features: Sequence[int] | None) -
         if isinstance(old, nn.Linear):
             replace_module(old, select_features(old, left, of_inputs=False), encoder.roots)
         else:
-            setattr(owner, name, nn.Parameter(old.detach()[left], requires_grad=old.requires_grad))
+            with torch.inference_mode(False):  # A model that is loaded in inference mode can be trained.
+                setattr(owner, name, nn.Parameter(old.detach()[left], requires_grad=old.requires_grad))
     for owner, name in _places(encoder, layer, family.head_counts):
         setattr(owner, name, size // width)
     for owner, name in _places(encoder, layer, family.head_widths):

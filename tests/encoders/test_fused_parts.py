@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.families import tiny_model
+from helpers.families import tiny_batches, tiny_model
 from torch import nn
 from torch.nn.utils import parametrize
 
+from pgb_lightning import MatrixPlan, PruningPlan, apply_plan, follow_state_dict
 from pgb_lightning.encoders.base import Encoder
+from pgb_lightning.encoders.family import sublayer_of
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.encoders.fused import is_plain, join_parts, part_columns, part_of
 from pgb_lightning.layers.fused import FusedLinear
@@ -127,3 +129,24 @@ def test_joined_parts_that_are_split_again_are_equal(block: int | None) -> None:
         again = part_of(joined, part_columns(8, number, 2, block, CPU))
         assert torch.equal(again.weight, part.weight)
         assert torch.equal(again.bias, part.bias)
+
+
+@pytest.mark.parametrize("model_type", FUSED)
+def test_parts_of_a_model_that_is_pruned_or_loaded_in_inference_mode_can_be_trained(model_type: str) -> None:
+    model, loaded = tiny_model(model_type), tiny_model(model_type)
+    follow_state_dict(loaded)
+    encoder = find_encoder(model)
+    half = ((tuple(range(24)),), (tuple(range(24)),))
+    plans = {(0, "Q"): half, (1, "V"): half}
+    sizes = {kind: encoder.matrix_size(kind, encoder.inner_size(sublayer_of(kind))) for kind in encoder.matrices}
+    matrices = (
+        MatrixPlan(layer, kind, *sizes[kind], *plans.get((layer, kind), (None, None)))
+        for layer in range(encoder.num_layers)
+        for kind in encoder.matrices
+    )
+    with torch.inference_mode():
+        apply_plan(model, PruningPlan(model_type, tuple(matrices)))
+        loaded.load_state_dict(model.state_dict())
+    for each in (model, loaded):
+        assert not any(parameter.is_inference() for parameter in each.parameters())
+        each(**tiny_batches(1)[0]).loss.backward()
