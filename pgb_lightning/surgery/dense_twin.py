@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -61,9 +62,10 @@ def _make_dense(encoder: Encoder) -> None:
     switch_on_biases(encoder)
     dense, old = dense_encoder(encoder), encoder.layers
     for number, (layer, new) in enumerate(zip(old, dense.layers, strict=True)):
-        like = like_tensor(layer)
         old_state = layer.state_dict()
-        state = {name: _padded(old_state.get(name), value, like) for name, value in new.state_dict().items()}
+        state = {
+            name: _padded(old_state.get(name), value, _like(layer, name)) for name, value in new.state_dict().items()
+        }
         new.load_state_dict(state, assign=True)
         for kind in encoder.matrices:
             target = dense.matrix(number, kind)
@@ -95,6 +97,16 @@ def dense_reference(encoder: Encoder) -> Encoder:
     model = dense_twin(encoder.model)
     model.train(False)
     return find_encoder(model)
+
+
+def _like(layer: nn.Module, name: str) -> Tensor:
+    """Return a tensor with the device and data type of a pruned layer's module, given an entry of the dense layer."""
+    owner, path = layer, name.rpartition(".")[0]
+    while path:
+        with suppress(AttributeError, StopIteration):  # removed, or without tensors
+            return like_tensor(owner.get_submodule(path))
+        path = path.rpartition(".")[0]
+    return like_tensor(owner)
 
 
 def _padded(value: Tensor | None, like: Tensor, device_of: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.families import tiny_logits, tiny_model
 from helpers.heads import (
     ALL_ATTENTION,
     ATTENTION,
@@ -20,7 +21,8 @@ from helpers.heads import (
 from helpers.tiny import MODEL_TYPES, batches
 from transformers import PreTrainedModel
 
-from pgb_lightning import ConstantLinear, PruningConfig, dense_twin, follow_state_dict, prune
+from pgb_lightning import ConstantLinear, PruningConfig, apply_plan, dense_twin, follow_state_dict, prune
+from pgb_lightning.benchmark.models import narrow_plan
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.layers import DroppedTable
 
@@ -117,3 +119,23 @@ def test_a_removed_matrix_is_stored_as_no_blocks() -> None:
 def parameters_without_gradient(model: PreTrainedModel) -> list[str]:
     model.train()(**batches(1)[0]).loss.backward()
     return [name for name, parameter in model.named_parameters() if parameter.grad is None]
+
+
+@pytest.mark.parametrize("part", ["attention", "ffn", "norms"])
+@pytest.mark.parametrize("model_type", ["bert", "modernbert"])
+def test_a_dense_twin_keeps_the_data_type_of_each_part(model_type: str, part: str) -> None:
+    """The twin has the data type of a part also where the part has lost heads or neurons."""
+    model = tiny_model(model_type)
+    encoder = find_encoder(model)
+    apply_plan(encoder, narrow_plan(encoder, 0.5))
+    kinds = encoder.sublayers.get(part, ())  # type: ignore[call-overload]
+    for layer in encoder.layers:
+        paths = {encoder.family.paths[kind] for kind in kinds}
+        for name, module in layer.named_modules():
+            if name in paths or (part == "norms" and "norm" in name.lower()):
+                module.double()
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    twin = dense_twin(model)
+    assert dtypes == {name: parameter.dtype for name, parameter in twin.named_parameters()}
+    assert len(set(dtypes.values())) == 2
+    torch.testing.assert_close(tiny_logits(twin.double()), tiny_logits(model.double()))
