@@ -92,7 +92,7 @@ def _freeze(module: nn.Module, kept: Collection[int] = ()) -> None:
 
 @contextmanager
 def undone_on_error(encoder: Encoder) -> Iterator[None]:
-    """Restore the modules of an encoder that are replaced inside the ``with`` block, if the block raises an error."""
+    """Undo what is replaced or frozen in an encoder inside the ``with`` block, if the block raises an error."""
     before = [
         (root, path, child)
         for root in encoder.roots
@@ -100,6 +100,7 @@ def undone_on_error(encoder: Encoder) -> Iterator[None]:
         if path
     ]
     chunked = [find_token_chunks(encoder, layer) is not None for layer in range(encoder.num_layers)]
+    trained = [(parameter, parameter.requires_grad) for root in encoder.roots for parameter in root.parameters()]
     undo_heads = save_heads(encoder)
     try:
         yield
@@ -108,6 +109,8 @@ def undone_on_error(encoder: Encoder) -> Iterator[None]:
             if root.get_submodule(path) is not child:
                 root.set_submodule(path, child)
         undo_heads()
+        for parameter, requires_grad in trained:
+            parameter.requires_grad_(requires_grad)
         for layer, was_chunked in enumerate(chunked):
             if not was_chunked:
                 remove_token_chunks(encoder, layer)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import pytest
 import torch
+from helpers.families import tiny_batches, tiny_model
 from helpers.tiny import MODEL_TYPES, batches, classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pgb_lightning import PruningConfig, apply_plan, prune
+from pgb_lightning import MatrixPlan, PruningConfig, PruningPlan, apply_plan, prune
 from pgb_lightning.calibration.collect import calibrate
 from pgb_lightning.calibration.moments import Moments
 from pgb_lightning.compensation.fit import compensate
@@ -188,3 +191,27 @@ def test_a_layer_whose_copy_runs_the_layer_itself_is_refused(path: str, idle: st
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     prune(model, batches(), PruningConfig(compensation=False))
     assert is_pruned(find_encoder(model))
+
+
+@pytest.mark.parametrize("model_type", ["modernbert", "deberta"])
+def test_a_failure_leaves_no_parameter_frozen(model_type: str) -> None:
+    """Sublayers that are dropped before the failure have norms and biases that are frozen with them."""
+    model = tiny_model(model_type, num_hidden_layers=3)
+    encoder = find_encoder(model)
+    gone: tuple[tuple[int, ...], ...] = ()
+    matrices = (
+        replace(MatrixPlan(layer, kind, linear.in_features, linear.out_features, None, None), **dropped)
+        for (layer, kind), linear in encoder.linears()
+        for dropped in [{"input_index": gone, "output_index": gone} if layer == 1 else {}]
+    )
+    plan, frozen = PruningPlan(model_type, tuple(matrices)), next(model.parameters()).requires_grad_(False)
+    statistics = calibrate(encoder, tiny_batches(1), lambda batch: model(**batch).loss)
+
+    def fail(layers: Iterable[int]) -> Iterator[int]:
+        yield from itertools.islice(layers, 2)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compensate(encoder, plan, statistics.inputs, "auto", track=fail)
+    assert not is_pruned(encoder)
+    assert [parameter for parameter in model.parameters() if not parameter.requires_grad] == [frozen]
