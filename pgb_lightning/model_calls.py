@@ -101,7 +101,8 @@ def record_calls(model: PreTrainedModel, encoder: str | None = None) -> Iterator
 
     def enter_encoder(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal mask
-        mask = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments.get("attention_mask")
+        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments.get("attention_mask")
+        mask = given if isinstance(given, Tensor) else None  # may be a dict with a mask for each type of layer
         if not current.hidden:
             current.mask = mask
 

@@ -220,7 +220,8 @@ def calibration_hooks(
 
     def record_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
-        encoder_mask[0] = bound.arguments.get("attention_mask")
+        mask = bound.arguments.get("attention_mask")
+        encoder_mask[0] = mask if isinstance(mask, Tensor) else None  # may be a dict with a mask for each type of layer
         calls.run = -1
 
     def record_run(

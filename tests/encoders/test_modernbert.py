@@ -18,6 +18,7 @@ from pgb_lightning.calibration import Calibration, attention, calibrate
 from pgb_lightning.calibration.model_loss import model_loss
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.layers.fused import FusedLinear
+from pgb_lightning.model_calls import record_calls
 from pgb_lightning.search import latency_table
 from pgb_lightning.search.candidates import Candidate, list_candidates
 from pgb_lightning.search.costs import dense_total
@@ -208,3 +209,17 @@ def test_layers_can_be_removed_from_the_end() -> None:
     model.model.layers = model.model.layers[:2]
     prune(model, tiny_batches(4), PruningConfig(pruning_ratio=0.5))
     torch.testing.assert_close(tiny_logits(dense_twin(model)), tiny_logits(model))
+
+
+def test_masks_that_are_given_for_each_type_of_layer() -> None:
+    model, (batch,) = modernbert(), tiny_batches(1, length=LENGTH)
+    tokens = batch["attention_mask"].bool()[:, None, None, :].expand(-1, 1, LENGTH, -1)
+    distance = (torch.arange(LENGTH) - torch.arange(LENGTH).unsqueeze(1)).abs()
+    masks = {"full_attention": tokens, "sliding_attention": tokens & (distance <= 4)}
+    given: Any = {**batch, "attention_mask": masks}
+    with record_calls(model) as calls:
+        outputs = model(**given).logits
+    torch.testing.assert_close(outputs, model(**batch).logits)
+    assert calls[0].token_mask(calls[0].hidden[0]).all()  # which positions are padding is not known
+    prune(model, [given])
+    assert tiny_logits(model, [given]).isfinite().all()
