@@ -16,7 +16,7 @@ from pgb_lightning.calibration.attention import check_attention
 from pgb_lightning.calibration.hooks import EncoderCall, EncoderCalls, MomentSums, calibration_hooks
 from pgb_lightning.calibration.moments import AllReduce
 from pgb_lightning.calibration.same_layers import layer_outputs, why_not_same
-from pgb_lightning.calibration.signal import Counts, check_usable
+from pgb_lightning.calibration.signal import Counts, check_differentiable, check_usable
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.modes import eval_mode, uncompiled
 
@@ -115,12 +115,13 @@ def calibrate(
         the square of each width of a layer.
 
     Raises:
-        ValueError: If the attention implementation cannot be used, the family runs the layers differently from the
-            model, there are no batches, the loss of all batches is ``None``, no sample has a gradient, a loss, gradient
-            or statistic is not finite, or the device runs out of memory. If a single batch is the cause, the message
-            names it.
+        ValueError: If the attention implementation or the weights cannot be used, the family runs the layers
+            differently from the model, there are no batches, the loss of all batches is ``None``, no sample has a
+            gradient, a loss, gradient or statistic is not finite, or the device runs out of memory. If a single batch
+            is the cause, the message names it.
     """
     check_attention(encoder)
+    check_differentiable(encoder)
     squares = {
         # A sum in half precision would stop growing after a few hundred samples.
         key: torch.zeros_like(linear.weight.T, dtype=torch.promote_types(linear.weight.dtype, torch.float32))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pgb_lightning.calibration.moments import AllReduce
+from pgb_lightning.encoders.base import Encoder
 
 #: Where users can replace the loss, for messages.
 WHERE = "(loss= of prune(), calibration_step of a LightningModule)"
@@ -74,6 +75,30 @@ class Counts:
             "of weights depends on these samples alone. The loss of the others is constant, saturated or zero, or does "
             f"not depend on the encoder. Use more samples, or a loss {WHERE} with a gradient on all of them."
         )
+
+
+def check_differentiable(encoder: Encoder) -> None:
+    """Check that gradients can be computed with the encoder's weights.
+
+    Raises:
+        ValueError: If inference mode is on, or weights are inference tensors or on the meta device.
+    """
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "torch.inference_mode() is on, in which there are no gradients. Prune (or calibrate) outside of it; "
+            "torch.no_grad() is allowed."
+        )
+    for name, parameter in encoder.model.named_parameters():
+        if parameter.is_meta:
+            raise ValueError(
+                f"{name} of the encoder at {encoder.where} is on the meta device and has no values: it was not loaded, "
+                "or accelerate has offloaded it (device_map, cpu_offload). Load the whole model to one device first."
+            )
+        if parameter.is_inference():
+            raise ValueError(
+                f"{name} of the encoder at {encoder.where} was created in torch.inference_mode(), so it has no "
+                "gradients. Build and load the model outside of it."
+            )
 
 
 def check_usable(name: str, values: Iterable[Tensor]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from helpers.tiny import batches, classifier
 from torch import Tensor
 from torch.nn import functional
@@ -227,3 +228,24 @@ def test_one_process_without_signal_is_fine_and_both_without_are_refused_on_both
     errors = Processes().run([silent, silent], [own, own])
     assert all(isinstance(error, ValueError) for error in errors)
     assert str(errors[0]) == str(errors[1])
+
+
+def offloaded() -> Any:
+    return cpu_offload(classifier(), execution_device=torch.device("cpu"))
+
+
+def made_in_inference_mode() -> Any:
+    with torch.inference_mode():
+        return classifier()
+
+
+@pytest.mark.parametrize(("make", "message"), [(offloaded, "meta device"), (made_in_inference_mode, "inference_mode")])
+def test_weights_without_gradients_are_refused(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"weight of the encoder at 'bert' .*{message}"):
+        prune(make(), batches(1))
+
+
+@torch.inference_mode()
+def test_inference_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"inference_mode\(\) is on"):
+        prune(classifier(), batches(1))
