@@ -1,4 +1,4 @@
-"""Run a module in eval mode, or without ``torch.compile``, temporarily."""
+"""Run a module in eval mode, or code without ``torch.compile`` or autocast, temporarily."""
 
 from __future__ import annotations
 
@@ -39,6 +39,40 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for name, child in module.named_modules():
             child.training = modes.get(name, modes[""])
+
+
+@contextmanager
+def without_autocast(device: torch.device) -> Iterator[None]:
+    """Keep the precision of operations on a device, also where the caller has enabled autocast.
+
+    Args:
+        device: The device.
+
+    Example:
+        >>> with torch.autocast("cpu", torch.bfloat16), without_autocast(torch.device("cpu")):
+        ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
+        torch.float32
+    """
+    if torch.is_autocast_enabled(device.type):
+        with torch.autocast(device.type, enabled=False):
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def uncached_autocast() -> Iterator[None]:
+    """Let autocast convert weights anew in each operation, since it does not notice that they change.
+
+    Conversions from before are forgotten, and those inside the context are not kept.
+    """
+    enabled = torch.is_autocast_cache_enabled()
+    torch.clear_autocast_cache()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
 
 
 @contextmanager

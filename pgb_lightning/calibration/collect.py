@@ -153,7 +153,7 @@ def calibrate(
                 break
             for call in calls:
                 if tokens < max_tokens:
-                    given = _layer_input(call)
+                    given = _layer_input(call, encoder.model.dtype)
                     inputs.append(given)
                     tokens += call.num_tokens
                     if len(inputs) == 1:
@@ -178,9 +178,16 @@ def calibrate(
     return Calibration(fisher, inputs, total, counts.with_gradient, found)
 
 
-def _layer_input(call: EncoderCall) -> LayerInput:
-    """Return the layers' input, without positions that are padding in every sample; hidden states are on the CPU."""
-    hidden, tokens = call.hidden.detach(), call.token_mask()
+def _layer_input(call: EncoderCall, dtype: torch.dtype) -> LayerInput:
+    """Return the layers' input, without positions that are padding in every sample; hidden states are on the CPU.
+
+    What autocast has converted is converted to ``dtype``, since compensation may run the layers without autocast.
+    """
+
+    def without_autocast(value: Tensor) -> Tensor:
+        return value.to(dtype) if value.dtype == call.autocast_dtype else value
+
+    hidden, tokens = without_autocast(call.hidden.detach()), call.token_mask()
     length = tokens.shape[1]
     used = tokens.any(0).nonzero().flatten().tolist()
     span = slice(used[0], used[-1] + 1) if used else slice(0, length)
@@ -195,6 +202,7 @@ def _layer_input(call: EncoderCall) -> LayerInput:
             return value
         if id(value) not in stored:
             part = _trim(name, value, span, length) if is_trimmed else value
+            part = without_autocast(part)
             stored[id(value)] = _share_rows(part) if name == "attention_mask" else part
         return stored[id(value)]
 

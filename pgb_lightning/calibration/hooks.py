@@ -36,6 +36,7 @@ class EncoderCall:
             input, (1, R, M), and the output, (1, R, N).
         repeated: For matrices of layers that run several times, the inputs and output gradients of each run.
         shared: Arguments that were passed to layers, with their detached copies, by identity.
+        autocast_dtype: The data type of autocast; ``None`` if it is off.
         is_used: Whether the loss depends on the call; set by the backward pass.
         has_gradient: Whether each sample has a gradient whose square is not zero, (B,); set by the backward pass.
     """
@@ -48,6 +49,7 @@ class EncoderCall:
     further: list[tuple[tuple[int, str], Tensor, Tensor]] = field(default_factory=list)
     repeated: dict[tuple[int, str], list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     shared: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+    autocast_dtype: torch.dtype | None = None
     is_used: bool = False
     has_gradient: Tensor = field(init=False)
 
@@ -235,7 +237,9 @@ def calibration_hooks(
         if calls.run == 0:
             if not hidden.requires_grad:  # Otherwise keep the graph: a step may compute the gradient of the embeddings.
                 hidden = hidden.detach().requires_grad_()
-            calls.append(EncoderCall(hidden, encoder_mask[0]))
+            kind = hidden.device.type
+            autocast_dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+            calls.append(EncoderCall(hidden, encoder_mask[0], autocast_dtype=autocast_dtype))
         if not calls.in_backward:  # where a checkpointed layer runs again
             needed = [each for each in encoder.family.arguments if each in arguments]
             calls[-1].arguments.append({each: calls[-1].detached(arguments[each]) for each in needed})

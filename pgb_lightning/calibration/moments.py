@@ -9,6 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from pgb_lightning.modes import without_autocast
+
 #: Sums a tensor over all processes that share a calibration; with one process, returns it unchanged.
 AllReduce = Callable[[Tensor], Tensor]
 
@@ -23,9 +25,10 @@ def add_gram(gram: Tensor, x: Tensor) -> None:
         gram: The sum, (..., M, M), modified in place. :func:`symmetric_from_lower` restores the upper triangle.
         x: X, (..., T, M).
     """
-    for start in range(0, x.shape[-1], STRIPE):
-        stripe = slice(start, start + STRIPE)
-        gram[..., start:, stripe] += x[..., start:].transpose(-1, -2) @ x[..., stripe]
+    with without_autocast(x.device):
+        for start in range(0, x.shape[-1], STRIPE):
+            stripe = slice(start, start + STRIPE)
+            gram[..., start:, stripe] += x[..., start:].transpose(-1, -2) @ x[..., stripe]
 
 
 def symmetric_from_lower(gram: Tensor) -> Tensor:
@@ -76,7 +79,8 @@ class Moments:
         y = y.float()
         blocks = x.unsqueeze(0) if self.is_full else x[:, self.rows].transpose(0, 1)
         add_gram(self.gram, blocks)
-        self.cross += torch.bmm(blocks.transpose(1, 2), y[:, self.columns].transpose(0, 1))
+        with without_autocast(x.device):
+            self.cross += torch.bmm(blocks.transpose(1, 2), y[:, self.columns].transpose(0, 1))
         self.mean_x += x.sum(0, dtype=torch.float64)
         self.mean_y += y.sum(0, dtype=torch.float64)
         self.total_squares += y.square().sum(0).double().sum()

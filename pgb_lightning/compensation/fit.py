@@ -24,7 +24,7 @@ from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.family import SUBLAYERS, Sublayer
 from pgb_lightning.layers.linear import ConstantLinear
 from pgb_lightning.layers.matrix import BlockIndex, MatrixLayer, as_matrix
-from pgb_lightning.modes import eval_mode
+from pgb_lightning.modes import eval_mode, uncached_autocast
 from pgb_lightning.plan import MatrixPlan, PruningPlan
 from pgb_lightning.surgery.apply import prune_layer
 from pgb_lightning.surgery.build import undone_on_error
@@ -71,7 +71,7 @@ def compensate(
     dense = [layer.state_dict() for layer in encoder.layers]  # the tensors themselves, not copies
     exact = True  # nothing is pruned so far, so both streams are equal and need no refit
     heads_checked = False
-    with eval_mode(encoder.model), torch.no_grad(), undone_on_error(encoder):
+    with eval_mode(encoder.model), torch.no_grad(), uncached_autocast(), undone_on_error(encoder):
         try:
             for layer in track(range(plan.num_layers)):
                 originals.append(copy.deepcopy(encoder.layers[layer]))
