@@ -63,6 +63,7 @@ def check_prunable(encoder: Encoder) -> None:
                 "splits sequences in its feed-forward layers. Set chunk_size_feed_forward=0; the outputs are the same."
             )
 
+    _check_own_parts(encoder)
 
 def _check_all_run(encoder: Encoder) -> None:
     """Check that the model runs all of its layers.
@@ -128,6 +129,27 @@ def check_complete(encoder: Encoder) -> None:
         ValueError: If an earlier pruning has dropped a sublayer.
     """
     for layer in range(encoder.num_layers):
+def _check_own_parts(encoder: Encoder) -> None:
+    """Check that no layers share other parameters of what is removed or frozen with a sublayer, such as pre-norms.
+
+    Raises:
+        ValueError: If two layers share a parameter.
+    """
+    matrices = {id(linear) for linear, _ in encoder.hook_points()}
+    places: dict[int, tuple[int, str]] = {}
+    for number, layer in enumerate(encoder.layers):
+        for path in (*encoder.family.norms.values(), *encoder.family.cores.values()):
+            for name, module in layer.get_submodule(path).named_modules(prefix=path):
+                own = () if id(module) in matrices else module.parameters(recurse=False)
+                for first, other in (places.setdefault(id(parameter), (number, name)) for parameter in own):
+                    if first != number:
+                        raise ValueError(
+                            f"Layer {number} {name} of the encoder at {encoder.where} shares parameters with layer "
+                            f"{first} {other}, so that it could not be removed alone. Give each layer its own modules "
+                            "first, with copy.deepcopy."
+                        )
+
+
         for sublayer in SUBLAYERS:
             if encoder.is_dropped(layer, sublayer):
                 raise ValueError(
