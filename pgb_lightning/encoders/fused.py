@@ -39,9 +39,13 @@ def part_columns(size: int, number: int, count: int, block: int | None, device: 
 
 
 def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Return whether a module is a linear layer whose weight is its own parameter."""
-    own = dict(module.named_parameters(recurse=False))
-    return type(module) is nn.Linear and "weight" in own and not parametrize.is_parametrized(module)
+    """Return whether a module is a linear layer whose weight is its own parameter, which may be sharded.
+
+    Weights of other classes, such as quantized ones, cannot be divided into parts.
+    """
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    is_tensor = type(weight) is nn.Parameter or hasattr(weight, "device_mesh")
+    return type(module) is nn.Linear and is_tensor and not parametrize.is_parametrized(module)
 
 
 @torch.inference_mode(False)  # A model that is loaded in inference mode can be trained.

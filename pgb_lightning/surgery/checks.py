@@ -49,13 +49,21 @@ def check_prunable(encoder: Encoder) -> None:
                     f"Layer {layer} {kind} of the encoder at {encoder.where} is a {found}, but must be a plain "
                     "nn.Linear. Merge adapters and undo quantization first."
                 )
-            if "weight" not in dict(module.named_parameters(recurse=False)):
+            weight = dict(module.named_parameters(recurse=False)).get("weight")
+            if weight is not None and type(weight) is not nn.Parameter:
+                raise ValueError(
+                    f"Layer {layer} {kind} of the encoder at {encoder.where} has a weight of type "
+                    f"{type(weight).__module__}.{type(weight).__name__}, as after quantization or sharding, but must "
+                    "have a plain nn.Parameter. Undo this, or prune before."
+                )
+            if weight is None:
                 raise ValueError(
                     f"Layer {layer} {kind} of the encoder at {encoder.where} computes its weight in a hook, as "
                     "torch.nn.utils.prune and weight_norm do. Make the weight permanent first, with "
                     "torch.nn.utils.prune.remove or remove_weight_norm."
                 )
     _check_not_shared(encoder)
+    _check_own_parts(encoder)
     for module in encoder.model.modules():
         if getattr(module, "chunk_size_feed_forward", 0):
             raise ValueError(
@@ -63,7 +71,6 @@ def check_prunable(encoder: Encoder) -> None:
                 "splits sequences in its feed-forward layers. Set chunk_size_feed_forward=0; the outputs are the same."
             )
 
-    _check_own_parts(encoder)
 
 def _check_all_run(encoder: Encoder) -> None:
     """Check that the model runs all of its layers.
@@ -122,13 +129,6 @@ def _check_not_shared(encoder: Encoder) -> None:
             )
 
 
-def check_complete(encoder: Encoder) -> None:
-    """Check that no sublayer is dropped, as the paper's search for group numbers requires.
-
-    Raises:
-        ValueError: If an earlier pruning has dropped a sublayer.
-    """
-    for layer in range(encoder.num_layers):
 def _check_own_parts(encoder: Encoder) -> None:
     """Check that no layers share other parameters of what is removed or frozen with a sublayer, such as pre-norms.
 
@@ -150,6 +150,13 @@ def _check_own_parts(encoder: Encoder) -> None:
                         )
 
 
+def check_complete(encoder: Encoder) -> None:
+    """Check that no sublayer is dropped, as the paper's search for group numbers requires.
+
+    Raises:
+        ValueError: If an earlier pruning has dropped a sublayer.
+    """
+    for layer in range(encoder.num_layers):
         for sublayer in SUBLAYERS:
             if encoder.is_dropped(layer, sublayer):
                 raise ValueError(
