@@ -12,6 +12,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import distributed
 
+from pgb_lightning._compat import restart_training_batches
+
 
 class ExactResume(pl.Callback):
     """Save the states of all random number generators in checkpoints, and restore them when a fit is resumed.
@@ -80,6 +82,7 @@ class ExactResume(pl.Callback):
                 "uninterrupted run."
             )
         _restore(state, pl_module.device)
+        restart_training_batches(trainer)  # draws as in the uninterrupted run; an earlier iterator drew before
 
 
 def _collect(device: torch.device) -> dict[str, Any]:

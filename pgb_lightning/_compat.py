@@ -95,6 +95,15 @@ def provides_data(trainer: pl.Trainer, datamodule: Any) -> bool:
     return loop is None or loop._data_source.instance is datamodule
 
 
+def restart_training_batches(trainer: pl.Trainer) -> None:
+    """Begin the training batches anew, if ``estimated_stepping_batches`` began them before the fit.
+
+    Wraps ``_FitLoop._data_fetcher``. Lightning has no hook between a restored checkpoint and the loader's first draw.
+    """
+    if trainer.fit_loop._data_fetcher is not None:
+        iter(trainer.fit_loop._data_fetcher)
+
+
 def before_batch_transfer(module: pl.LightningModule, batch: Any) -> Any:
     """Call ``on_before_batch_transfer`` of the data module, where it overrides the hook, or of the module.
 

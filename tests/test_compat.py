@@ -288,6 +288,24 @@ def test_the_models_of_an_auto_class_are_those_of_the_very_configuration() -> No
     assert _compat.registered_models(AutoModel, None) == ()
 
 
+def test_training_batches_that_were_begun_early_begin_anew() -> None:
+    drawn: list[bool] = []
+
+    class Estimating(OwnModule):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            assert self.trainer.estimated_stepping_batches
+            return super().configure_optimizers()
+
+        def on_fit_start(self) -> None:
+            before = torch.get_rng_state()
+            _compat.restart_training_batches(self.trainer)
+            drawn.append(not torch.equal(torch.get_rng_state(), before))
+
+    for module in (Estimating(), OwnModule()):
+        quiet_trainer(max_epochs=1).fit(module, make_loader(8))
+    assert drawn == [True]
+
+
 ROOT = Path(__file__).parents[1]
 SOURCES = [path for top in ("pgb_lightning", "callbacks", "datamodules") for path in (ROOT / top).rglob("*.py")]
 #: Private names of this package, and of torch's documented way to version a module's layout.

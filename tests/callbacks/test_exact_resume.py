@@ -31,6 +31,32 @@ class Drawing(OwnModule):
         self.drawn.append((*gauss, random.random(), float(np.random.rand()), float(torch.rand(()))))
 
 
+class Estimating(Drawing):
+    """Let Lightning create the loader before the fit, as a schedule with warm-up does.
+
+    Args:
+        hook: The method that asks for the number of steps.
+    """
+
+    def __init__(self, hook: str = "configure_optimizers") -> None:
+        super().__init__()
+        self.hook = hook
+        self.rows: list[int] = []
+
+    def setup(self, stage: str) -> None:
+        if self.hook == "setup":
+            assert self.trainer.estimated_stepping_batches > 0
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        if self.hook == "configure_optimizers":
+            assert self.trainer.estimated_stepping_batches > 0
+        return super().configure_optimizers()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        self.rows.append(int(batch[0].sum()))
+
+
 class Failing(L.Callback):
     """Fail after the other callbacks have read a checkpoint."""
 
@@ -52,6 +78,21 @@ def test_all_generators_continue(exact: bool, trainer: MakeTrainer, tmp_path: Pa
     L.seed_everything(2)
     resumed = drawn(trainer, tmp_path / "resumed", exact, ckpt_path=tmp_path / "epoch=0.ckpt")
     assert (resumed == uninterrupted[6:]) is exact
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("hook", ["setup", "configure_optimizers"])
+def test_it_is_exact_if_the_number_of_steps_is_estimated(
+    hook: str, shuffle: bool, trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    modules = Estimating(hook), Estimating(hook)
+    for seed, (module, ckpt_path) in enumerate(zip(modules, (None, tmp_path / "epoch=0.ckpt"), strict=True)):
+        L.seed_everything(seed)
+        callbacks = [ExactResume(), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)]
+        fit = trainer(*callbacks, enable_checkpointing=True, max_epochs=3)
+        fit.fit(module, make_loader(shuffle=shuffle), make_loader(8), ckpt_path=ckpt_path)
+    assert modules[1].drawn == modules[0].drawn[6:]
+    assert modules[1].rows == modules[0].rows[6:]
 
 
 def test_a_checkpoint_without_states_resumes_as_usual(trainer: MakeTrainer, tmp_path: Path) -> None:
