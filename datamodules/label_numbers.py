@@ -48,6 +48,16 @@ def read_numbers(values: Iterable[Any], num_labels: int | None = None, may_be_fl
     return LabelNumbers(integers=frozenset(int(each) for each in numbers if float(each).is_integer()))
 
 
+def to_integer(label: Any) -> Any:
+    """Return the integer that a text consists of; other labels unchanged.
+
+    Example:
+        >>> to_integer("-1"), to_integer("1 star"), to_integer(2)
+        (-1, '1 star', 2)
+    """
+    return int(label) if isinstance(label, str) and re.fullmatch(r"-?\d+", label) else label
+
+
 def numbers_in_names(names: Sequence[str]) -> Mapping[int, int]:
     """Return the class of each number, if every name has exactly one number and all differ, as for 1 to 5 stars.
 

@@ -10,7 +10,13 @@ from typing import Any
 from datasets import ClassLabel, Dataset
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from pgb_lightning.datamodules.label_numbers import LabelNumbers, are_positions, numbers_in_names, read_numbers
+from pgb_lightning.datamodules.label_numbers import (
+    LabelNumbers,
+    are_positions,
+    numbers_in_names,
+    read_numbers,
+    to_integer,
+)
 from pgb_lightning.glue_tasks import normalize_class_name
 from pgb_lightning.heads import Labels, ProblemType
 
@@ -44,7 +50,8 @@ def find_labels(
     feature = rows.features[column]
     inner = getattr(feature, "feature", feature)
     is_list = inner is not feature or separator is not None
-    values = distinct_values(rows[column], separator)
+    cells = split_cells(rows[column], separator) if separator else list(rows[column])
+    values = distinct_values(cells)
     if not values:
         raise MisconfigurationException(f"{source}: column {column!r} has no labels. Pass another label_column.")
     numbers = [value for value in values if isinstance(value, (int, float))]
@@ -67,8 +74,8 @@ def find_labels(
         labels = Labels(problem_type, len(inner.names), tuple(inner.names))
     elif not numbers:
         labels = Labels(problem_type, len(values), tuple(sorted(map(str, values))))
-    elif problem_type == "multi_label_classification" and read_numbers(rows[column]).are_flags:
-        labels = Labels(problem_type, len(rows[column][0]))
+    elif problem_type == "multi_label_classification" and read_numbers(cells).are_flags:
+        labels = Labels(problem_type, len(cells[0]))
     else:
         labels = _numbered_labels(problem_type, numbers, f"{source}: column {column!r}")
     if labels.num_labels < 2:
@@ -92,20 +99,19 @@ def _numbered_labels(problem_type: ProblemType, numbers: Sequence[float], where:
     return Labels(problem_type, len(classes), tuple(map(str, classes)))
 
 
-def distinct_values(column: Iterable[Any], separator: str | None = None) -> set[Any]:
+def distinct_values(column: Iterable[Any]) -> set[Any]:
     """Return the distinct labels of a column, with lists flattened and missing labels left out.
 
     Args:
         column: The values.
-        separator: Separator of multiple labels in one string.
 
     Example:
-        >>> sorted(distinct_values(["joy|love", "joy"], separator="|"))
+        >>> sorted(distinct_values([["joy", "love"], ["joy"], None]))
         ['joy', 'love']
     """
     found: set[Any] = set()
     for value in column:
-        found.update(split_labels(value, separator) if separator or isinstance(value, list) else [value])
+        found.update(value if isinstance(value, list) else [value])
     return {value for value in found if value is not None and value == value}
 
 
@@ -113,12 +119,29 @@ def split_labels(value: Any, separator: str | None) -> list[Any]:
     """Return the labels of a row that can have multiple labels.
 
     Args:
-        value: A list, or a string with a separator; ``None`` or an empty string means no labels.
-        separator: The separator of labels.
+        value: A list, a string or a number; ``None`` or an empty string means no labels.
+        separator: The separator of labels in a string. Without one, a string is one label.
     """
-    if not isinstance(value, str):
-        return list(value or [])
-    return [part.strip() for part in value.split(separator) if part.strip()]
+    if isinstance(value, str):
+        parts = value.split(separator) if separator else [value]
+        return [part.strip() for part in parts if part.strip()]
+    return [value] if isinstance(value, (int, float)) else list(value or [])
+
+
+def split_cells(column: Iterable[Any], separator: str) -> list[list[Any]]:
+    """Split the labels of each row. They are read as integers if all labels of the column are.
+
+    Args:
+        column: The values.
+        separator: The separator of labels in a string.
+
+    Example:
+        >>> split_cells(["0|2", "1"], "|"), split_cells(["joy|2", "1"], "|")
+        ([[0, 2], [1]], [['joy', '2'], ['1']])
+    """
+    cells = [split_labels(value, separator) for value in column]
+    numbers = [[to_integer(label) for label in labels] for labels in cells]
+    return cells if any(isinstance(label, str) for labels in numbers for label in labels) else numbers
 
 
 class LabelEncoder:
@@ -179,11 +202,14 @@ class LabelEncoder:
             return self._number(value)
         if value is None and problem == "token_classification":
             raise self._error(value, "a list with a label for each word")
-        if isinstance(value, (int, float)):
+        if isinstance(value, (int, float)) and not self.separator:
             raise self._error(value, "a list of labels")
-        several = split_labels(value, self.separator)
         if problem == "token_classification":
-            return [self._number(each) for each in several]
+            is_plain = isinstance(value, str) and not self.separator
+            return [self._number(each) for each in (value.split() if is_plain else split_labels(value, self.separator))]
+        several = split_labels(value, self.separator)
+        if self.numbers.are_flags and self.separator:
+            several = [to_integer(each) for each in several]
         is_complete = len(several) == self.labels.num_labels
         if self.numbers.are_flags or (is_complete and all(isinstance(each, (bool, float)) for each in several)):
             if is_complete and all(each in (0, 1) for each in several):
@@ -196,7 +222,9 @@ class LabelEncoder:
         if isinstance(value, str):
             if (number := self._find(value)) is not None:
                 return number
-        elif isinstance(value, bool):
+            if self.separator and self.labels.problem_type != "single_label_classification":
+                value = to_integer(value)
+        if isinstance(value, bool):
             return self._of_bool(value)
         elif isinstance(value, (int, float)) and float(value).is_integer():
             if self.own_names and self.labels.names:

@@ -17,7 +17,7 @@ from pgb_lightning.datamodules.base import Batch, TokenizedDataModule
 from pgb_lightning.datamodules.checks import check_texts, check_words
 from pgb_lightning.datamodules.columns import Columns, find_columns
 from pgb_lightning.datamodules.label_numbers import LabelNumbers, read_numbers
-from pgb_lightning.datamodules.labels import LabelEncoder, find_labels
+from pgb_lightning.datamodules.labels import LabelEncoder, find_labels, split_cells
 from pgb_lightning.datamodules.sampling import calibration_rows
 from pgb_lightning.datamodules.tables import Tables
 from pgb_lightning.datamodules.tokenization import tokenize, tokenize_words
@@ -277,7 +277,10 @@ class TextDataModule(TokenizedDataModule):
         if self.problem_type == "regression":
             return LabelNumbers()
         is_multi_label = self.problem_type == "multi_label_classification"
-        return read_numbers(self.load_rows("train")[self.columns.label], self.num_labels, may_be_flags=is_multi_label)
+        values = self.load_rows("train")[self.columns.label]
+        if self.label_separator is not None and self.problem_type != "single_label_classification":
+            values = split_cells(values, self.label_separator)
+        return read_numbers(values, self.num_labels, may_be_flags=is_multi_label)
 
     # ---- data loaders ---------------------------------------------------------------------------------------
 

@@ -81,6 +81,42 @@ def test_several_labels_are_a_number_for_each_class(
     assert {tuple(row) for row in batch["labels"].tolist()} <= {(0.0, 0.0), (1.0, 1.0)}
 
 
+@pytest.mark.parametrize(
+    ("values", "names", "expected"),
+    [
+        (("0|2", "1"), ("a", "b", "c"), {"0|2": [1, 0, 1], "1": [0, 1, 0]}),
+        (("1", "2"), ("a", "b", "c"), {"1": [0, 1, 0], "2": [0, 0, 1]}),  # the CSV file yields integers
+        (("1|3", "2"), STARS, {"1|3": [1, 0, 1], "2": [0, 1, 0]}),
+        (("0|1|1", "1|0|0"), ("a", "b", "c"), {"0|1|1": [0, 1, 1], "1|0|0": [1, 0, 0]}),
+        (("0|1|1", "1|0|0"), (), {"0|1|1": [0, 1, 1], "1|0|0": [1, 0, 0]}),
+        (("0|2", "1"), (), {"0|2": [1, 0, 1], "1": [0, 1, 0]}),
+        (("joy|2", "2"), (), {"joy|2": [1, 1], "2": [1, 0]}),
+    ],
+)
+def test_numbers_in_cells_with_a_separator_are_those_of_lists(
+    values: tuple[str, ...],
+    names: tuple[str, ...],
+    expected: dict[str, list[int]],
+    make: Make,
+    fine_tuned: Callable[..., str],
+) -> None:
+    model = fine_tuned(names=names, problem_type="multi_label_classification") if names else None
+    settings = {"model_name_or_path": model} if model else {}
+    data = make(reviews(labels=lambda row: values[row % len(values)]), label_separator="|", **settings)
+    assert encoded(data) == expected
+
+
+@pytest.mark.parametrize("is_fine_tuned", [True, False])
+@pytest.mark.parametrize("names", [("so so", "very good"), ("fiction", "science", "science fiction")])
+def test_a_text_without_a_separator_is_one_label(
+    names: tuple[str, ...], is_fine_tuned: bool, make: Make, fine_tuned: Callable[..., str]
+) -> None:
+    model = fine_tuned(names=names, problem_type="multi_label_classification")
+    settings = {"model_name_or_path": model} if is_fine_tuned else {"problem_type": "multi_label_classification"}
+    data = make(reviews(labels=lambda row: names[row % len(names)]), **settings)
+    assert encoded(data) == {name: [float(name == other) for other in names] for name in names}
+
+
 @pytest.mark.parametrize("names", [("True", "False"), ("yes", "no")])
 def test_true_and_false_of_a_csv_file_are_the_classes_of_these_names(
     names: tuple[str, str], make: Make, fine_tuned: Callable[..., str]
