@@ -6,6 +6,8 @@ import numpy as np
 from datasets import Dataset
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from pgb_lightning._compat import number_in_table
+
 
 def check_texts(rows: Dataset, text_columns: tuple[str, ...], required: tuple[str, ...], source: str) -> None:
     """Check that there are rows, that no required column is missing, and that text columns contain only strings.
@@ -29,7 +31,7 @@ def check_texts(rows: Dataset, text_columns: tuple[str, ...], required: tuple[st
         if texts.null_count:
             raise MisconfigurationException(
                 f"{source}: column {column!r} has no text in {texts.null_count} of {len(rows)} rows, first in row "
-                f"{texts.is_null().to_pylist().index(True)}. Add texts, or remove these rows."
+                f"{number_in_table(rows, texts.is_null().to_pylist().index(True))}. Add texts, or remove these rows."
             )
         if "string" not in str(texts.type):
             raise MisconfigurationException(
@@ -63,7 +65,7 @@ def check_words(rows: Dataset, text_columns: tuple[str, ...], required: tuple[st
         if not counts.all():
             raise MisconfigurationException(
                 f"{source}: column {column!r} has no words in {int((counts == 0).sum())} of {len(rows)} rows, first in "
-                f"row {int(np.flatnonzero(counts == 0)[0])}. Remove these rows."
+                f"row {number_in_table(rows, int(np.flatnonzero(counts == 0)[0]))}. Remove these rows."
             )
         if missing := words.combine_chunks().flatten().null_count:
             raise MisconfigurationException(

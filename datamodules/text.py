@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from transformers import DataCollatorForTokenClassification, PreTrainedTokenizerBase
 
+from pgb_lightning._compat import number_in_table
 from pgb_lightning.datamodules.base import Batch, TokenizedDataModule
 from pgb_lightning.datamodules.checks import check_texts, check_words
 from pgb_lightning.datamodules.columns import Columns, find_columns
@@ -261,8 +262,9 @@ class TextDataModule(TokenizedDataModule):
         if self.columns.are_words:
             for row, (words, each) in enumerate(zip(rows[self.columns.texts[0]], encoded, strict=True)):
                 if len(words) != len(each):  # type: ignore[arg-type]
+                    number = number_in_table(rows, row)
                     raise MisconfigurationException(
-                        f"{source}: row {row} has {len(words)} words, but {len(each)} labels in column "  # type: ignore[arg-type]
+                        f"{source}: row {number} has {len(words)} words, but {len(each)} labels in column "  # type: ignore[arg-type]
                         f"{self.columns.label!r}. Correct or remove this row."
                     )
         type_of = Features({name: FEATURES[self.labels.problem_type]})

@@ -330,3 +330,11 @@ def registered_models(auto: Any, config: type | None) -> tuple[type, ...]:
     # transformers looks up classes by name, so it also finds its own model class for a user's configuration class
     # that has the name of one of its own.
     return tuple(model for model in models if model is not None and model.config_class is config)
+
+
+def number_in_table(rows: Any, row: int) -> int:
+    """Return the number in the table of a row of a ``datasets.Dataset``, from which rows may have been selected.
+
+    Wraps ``Dataset._indices``.
+    """
+    return row if rows._indices is None else int(rows._indices.column(0)[row].as_py())

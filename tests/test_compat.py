@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from datasets import Dataset
 from helpers.fakes import quiet_trainer
 from helpers.own import OwnModule, make_loader
 from jsonargparse import ArgumentParser
@@ -304,6 +305,12 @@ def test_training_batches_that_were_begun_early_begin_anew() -> None:
     for module in (Estimating(), OwnModule()):
         quiet_trainer(max_epochs=1).fit(module, make_loader(8))
     assert drawn == [True]
+
+
+def test_selected_rows_keep_their_numbers_in_the_table() -> None:
+    rows = Dataset.from_dict({"text": list("abcd")})
+    assert _compat.number_in_table(rows, 2) == 2
+    assert _compat.number_in_table(rows.select([3, 1]).select([1]), 0) == 1
 
 
 ROOT = Path(__file__).parents[1]

@@ -135,6 +135,23 @@ def test_a_file_with_other_separators_than_its_suffix_says_is_refused(
     assert not [str(each.message) for each in issued if name in str(each.message)]  # such as an open file
 
 
+@pytest.mark.parametrize("column", ["text", "tokens"])
+def test_an_error_names_the_row_of_the_file_if_rows_are_held_out(
+    column: str, tmp_path: Path, tiny_model_folder: Callable[..., Path]
+) -> None:
+    values: list[Any] = [None if column == "text" else [], *(["a film"] * 39 if column == "text" else [["a"]] * 39)]
+    Dataset.from_dict({column: values}).to_parquet(tmp_path / "rows.parquet")
+    data = TextDataModule(str(tmp_path / "rows.parquet"), str(tiny_model_folder("bert")), max_length=32)
+    with pytest.raises(MisconfigurationException, match=rf"'{column}' has no \w+ in 1 of .* row 0\."):
+        data.setup("fit")
+
+
+def test_an_error_on_labels_of_words_names_the_row_of_the_file(make: Make) -> None:
+    rows = [{"tokens": ["a", "film"], "tags": ["x", "y"] if row else ["x"]} for row in range(40)]
+    with pytest.raises(MisconfigurationException, match="row 0 has 2 words, but 1 labels"):
+        make(rows, "rows.jsonl", max_train_samples=36)
+
+
 def test_a_separator_in_a_text_is_none_of_fields(make: Make) -> None:
     rows = [{"text; or so": "good; bad" if row else "good"} for row in range(20)]
     assert make(rows).text_columns == ("text; or so",)
