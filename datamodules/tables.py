@@ -13,10 +13,14 @@ from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetsError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-#: The loader of ``datasets`` for each suffix, with its options. Only empty cells count as missing: "NA" is a text.
+#: Only empty cells count as missing: "NA" is a text. The type of a column follows from all rows; by default, from each
+#: 10,000, and a file is refused whose types change.
+CSV_OPTIONS: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "chunksize": None}
+
+#: The loader of ``datasets`` for each suffix, with its options.
 LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", {"keep_default_na": False, "na_values": [""]}),
-    ".tsv": ("csv", {"keep_default_na": False, "na_values": [""], "sep": "\t"}),
+    ".csv": ("csv", CSV_OPTIONS),
+    ".tsv": ("csv", {**CSV_OPTIONS, "sep": "\t"}),
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
@@ -199,6 +203,7 @@ def _check_fields(rows: Dataset, path: Path, separator: str) -> None:
                 "remove separators at the ends of lines."
             )
     if len(rows.column_names) > 1:
+        _check_quotes(rows, path, separator)
         return
     [name] = rows.column_names
     values = [str(value) for value in rows[:CHECKED_ROWS][name]]
@@ -208,6 +213,21 @@ def _check_fields(rows: Dataset, path: Path, separator: str) -> None:
                 f"{path}: the only column is {name!r}. Fields are separated by {other!r}, but those of a {path.suffix} "
                 f"file by {separator!r}. Save the file with {separator!r}."
             )
+
+
+def _check_quotes(rows: Dataset, path: Path, separator: str) -> None:
+    """Check that no text has several rows of the file, as if a quote that is a part of a text began a quoted field.
+
+    Raises:
+        MisconfigurationException: If there are fewer rows than lines, although every line has all fields.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        counts = [line.count(separator) for line in file if line.strip()]
+    if len(counts) > len(rows) + 1 and set(counts) == {len(rows.column_names) - 1}:
+        raise MisconfigurationException(
+            f"{path}: the file has {len(counts) - 1} lines of {len(rows.column_names)} fields, but only {len(rows)} "
+            "rows, because some texts begin with a quote. Write such texts in quotes, with the quotes in them doubled."
+        )
 
 
 def _looks_like_path(data: str) -> bool:

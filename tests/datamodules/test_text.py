@@ -14,6 +14,7 @@ from helpers.text_tables import encoded, reviews, write
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from pgb_lightning.datamodules import TextDataModule
+from pgb_lightning.datamodules.tables import read_file
 from pgb_lightning.heads import Labels
 from pgb_lightning.label_kind import IGNORED
 
@@ -133,6 +134,29 @@ def test_a_file_with_other_separators_than_its_suffix_says_is_refused(
         with pytest.raises(MisconfigurationException, match=message):
             TextDataModule(str(tmp_path / name), "unused").load_rows("train")
     assert not [str(each.message) for each in issued if name in str(each.message)]  # such as an open file
+
+
+@pytest.mark.parametrize(("late", "kind"), [("x1", "string"), (4.5, "float64"), ("", "int64")])
+def test_the_type_of_a_column_follows_from_all_rows(late: Any, kind: str, tmp_path: Path) -> None:
+    rows = [{"text": "a film", "note": late if row > 10_500 else row % 5} for row in range(11_000)]
+    found = read_file(write(tmp_path / "rows.csv", [*rows, {"text": "a film", "note": 3}]))
+    assert kind in found.features["note"].dtype or (late == "" and found[10_600]["note"] is None)
+    assert str(found[11_000]["note"]) in ("3", "3.0")
+
+
+@pytest.mark.parametrize(("name", "separator"), [("rows.tsv", "\t"), ("rows.csv", ",")])
+def test_quotes_that_hide_rows_are_refused(name: str, separator: str, tmp_path: Path) -> None:
+    texts = ['"a film' if row in (3, 9) else "a film" for row in range(20)]
+    lines = [f"{text}{separator}{row % 2}" for row, text in enumerate(texts)]
+    (tmp_path / name).write_text("\n".join([f"text{separator}label", *lines]) + "\n")
+    with pytest.raises(MisconfigurationException, match=r"20 lines of 2 fields, but only 14 rows.*quote"):
+        read_file(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["rows.tsv", "rows.csv"])
+def test_texts_may_have_several_lines(name: str, tmp_path: Path) -> None:
+    rows = [{"text": 'a "good"\nfilm,\tor so' if row % 2 else "bad", "label": row % 2} for row in range(20)]
+    assert list(read_file(write(tmp_path / name, rows))) == rows
 
 
 @pytest.mark.parametrize("column", ["text", "tokens"])
