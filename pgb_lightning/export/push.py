@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 
 #: Files of ``pgb prune`` that are not uploaded with the model: checkpoints, logs and the report.
 LEFT_OUT = ("run/*", "report/*")
@@ -15,9 +18,9 @@ def check_repo_id(repo_id: str) -> None:
         repo_id: The name, such as ``"me/my-model"``.
 
     Raises:
-        ValueError: If the name is not valid, or the user is not logged in.
+        ValueError: If the name is not valid, the user is not logged in, or the Hub may not be contacted.
     """
-    from huggingface_hub import get_token
+    from huggingface_hub import constants, get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -28,6 +31,11 @@ def check_repo_id(repo_id: str) -> None:
     if get_token() is None:
         raise ValueError(
             f"push_to_hub={repo_id!r} needs a token of the Hub. Log in with `hf auth login`, or set HF_TOKEN."
+        )
+    if constants.HF_HUB_OFFLINE:
+        raise ValueError(
+            f"push_to_hub={repo_id!r} needs the Hub, but HF_HUB_OFFLINE forbids to contact it. Unset it, or "
+            "omit push_to_hub."
         )
 
 
@@ -43,8 +51,8 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool | None = None) -
         The URL of the commit.
 
     Raises:
-        ValueError: If the folder has no card, ``repo_id`` is not valid, the user is not logged in, or the Hub rejects
-            the metadata.
+        ValueError: If the folder has no card, ``repo_id`` is not valid, the user is not logged in, or the Hub cannot be
+            reached or refuses the metadata or the upload. The folder is unchanged.
 
     Example:
         >>> push_to_hub("out/", "me/my-model")  # doctest: +SKIP
@@ -57,13 +65,27 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool | None = None) -
         raise ValueError(
             f"folder={str(folder)!r} has no README.md. Pass a folder that an export of this package wrote."
         )
-    ModelCard.load(card).validate()
-    api = HfApi()
-    name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    commit = api.upload_folder(
-        repo_id=name,
-        folder_path=folder,
-        commit_message="Upload a pruned model",
-        ignore_patterns=list(LEFT_OUT),
-    )
+    with _explained(folder, repo_id):
+        ModelCard.load(card).validate()
+        api = HfApi()
+        name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        commit = api.upload_folder(
+            repo_id=name,
+            folder_path=folder,
+            commit_message="Upload a pruned model",
+            ignore_patterns=list(LEFT_OUT),
+        )
     return str(commit.commit_url)
+
+
+@contextmanager
+def _explained(folder: str | Path, repo_id: str) -> Iterator[None]:
+    """Convert the errors of the Hub and of the network, which have no common class, to an error with a remedy."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"push_to_hub={repo_id!r} failed, but the folder {str(folder)!r} is complete. Upload it with "
+            f"pgb_lightning.export.push_to_hub({str(folder)!r}, {repo_id!r}). The error was: "
+            f"{shorten(f'{type(error).__name__}: {error}', 500)}"
+        ) from error

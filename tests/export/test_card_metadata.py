@@ -110,11 +110,18 @@ def test_the_license_is_that_of_the_dense_model(tmp_path: Path) -> None:
     assert read_inherited(str(tmp_path)) == {}
 
 
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log in, and let the Hub be contacted. Tests replace the functions that would contact it."""
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "a token")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+
+
+@pytest.mark.usefixtures("online")
 def test_a_folder_is_pushed_after_its_card_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = export_huggingface(pruned("bert"), tmp_path / "out", card=CardFacts(repo_id="me/small"))
     assert 'pipeline("text-classification", "me/small")' in (folder / "README.md").read_text()
     calls: list[tuple[str, Any]] = []
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "a token")
     monkeypatch.setattr(ModelCard, "validate", lambda card: calls.append(("validate", card.data.pipeline_tag)))
 
     def create(api: HfApi, repo_id: str, **settings: Any) -> Any:
@@ -135,19 +142,31 @@ def test_a_folder_is_pushed_after_its_card_is_accepted(tmp_path: Path, monkeypat
     ]
 
 
-def test_a_card_that_the_hub_refuses_is_not_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("online")
+@pytest.mark.parametrize("error", [ValueError("license is not valid"), OSError("no connection"), RuntimeError("503")])
+@pytest.mark.parametrize("step", ["validate", "create_repo"])
+def test_an_error_of_the_hub_names_the_setting_and_the_remedy(
+    step: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = export_huggingface(pruned("bert"), tmp_path / "out")
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "a token")
-    monkeypatch.setattr(HfApi, "create_repo", None)
 
-    def refuse(card: ModelCard) -> None:
-        raise ValueError("license is not valid")
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
 
-    monkeypatch.setattr(ModelCard, "validate", refuse)
-    with pytest.raises(ValueError, match="license"):
+    monkeypatch.setattr(ModelCard, "validate", lambda card: None)
+    monkeypatch.setattr(ModelCard if step == "validate" else HfApi, step, fail)
+    with pytest.raises(ValueError, match=rf"push_to_hub='me/small' .*out' is complete.* {error}"):
         push_to_hub(folder, "me/small")
 
 
+def test_a_hub_that_may_not_be_contacted_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "a token")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"push_to_hub='me/small' .*HF_HUB_OFFLINE"):
+        push_to_hub(tmp_path, "me/small")
+
+
+@pytest.mark.usefixtures("online")
 def test_pushing_needs_a_name_a_token_and_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     with pytest.raises(ValueError, match=r"push_to_hub='a/b/c'"):
