@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -40,3 +43,24 @@ def write_atomically(path: str | Path, text: str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(text.encode())
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write a JSON file in one step. NaN and infinities, which JSON does not support, are written as texts.
+
+    Args:
+        path: The file to write. Its folder must exist.
+        content: JSON primitives; numbers may be NaN or infinite.
+    """
+    write_atomically(path, json.dumps(_as_json(content), indent=2, allow_nan=False) + "\n")
+
+
+def _as_json(value: Any) -> Any:
+    """Replace NaN and infinities by strings as in the JSON format of Protocol Buffers."""
+    if isinstance(value, dict):
+        return {key: _as_json(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_json(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value

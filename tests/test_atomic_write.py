@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from pgb_lightning.atomic_write import write_atomically
+from pgb_lightning.atomic_write import write_atomically, write_json
 
 
 def test_text_is_written_as_utf8_and_replaced(tmp_path: Path) -> None:
@@ -37,3 +38,12 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path, m
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "missing" / "plan.json", "text")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(float("nan"), "NaN"), (float("inf"), "Infinity"), (-float("inf"), "-Infinity"), (1.5, 1.5)]
+)
+def test_numbers_that_json_does_not_have_are_texts(number: float, text: object, tmp_path: Path) -> None:
+    write_json(tmp_path / "scores.json", {"dense": {"val_pearson": number}, "rounds": (number, 1)})
+    found = json.loads((tmp_path / "scores.json").read_text(), parse_constant=pytest.fail)
+    assert found == {"dense": {"val_pearson": text}, "rounds": [text, 1]}

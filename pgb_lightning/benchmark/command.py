@@ -8,7 +8,6 @@ Example:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from pgb_lightning.atomic_write import write_atomically
+from pgb_lightning.atomic_write import write_json
 from pgb_lightning.benchmark import measures
 from pgb_lightning.benchmark.devices import DTYPES, check_device, describe_machine
 from pgb_lightning.benchmark.latency_figure import draw_latency
@@ -204,7 +203,7 @@ def _models(
 
 def _write(results: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "benchmark.json", json.dumps(results, indent=2) + "\n")
+    write_json(folder / "benchmark.json", results)
 
 
 def _check(ratios: Sequence[float], batch_sizes: Sequence[int], lengths: Sequence[int], **counts: int | None) -> None:

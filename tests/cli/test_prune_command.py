@@ -226,10 +226,14 @@ def test_paths_may_have_brackets_and_be_paths(prune: Prune, fine_tuned: Callable
     assert (tmp_path / "o [a] [/b]" / "config.json").is_file()
 
 
-def test_labels_without_a_correlation_are_no_obstacle(prune: Prune, fine_tuned: Callable[..., str]) -> None:
+def test_labels_without_a_correlation_are_no_obstacle(
+    prune: Prune, fine_tuned: Callable[..., str], tmp_path: Path
+) -> None:
     fine_tuned(num_labels=1, initializer_range=0.2)
     result = prune(reviews(48, score=lambda row: 1), recover="none")
     assert result["dense"]["val_loss"] > 0
+    written = json.loads((tmp_path / "out" / "run" / "scores.json").read_text(), parse_constant=pytest.fail)
+    assert written["dense"]["val_pearson"] == "NaN"
 
 
 def stop_in_second_epoch(self: PGBCallback, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

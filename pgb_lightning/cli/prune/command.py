@@ -17,7 +17,7 @@ from lightning.pytorch.cli import instantiate_class
 from rich.console import Console
 from rich.table import Table
 
-from pgb_lightning.atomic_write import replacing, write_atomically
+from pgb_lightning.atomic_write import replacing, write_atomically, write_json
 from pgb_lightning.callbacks import PGBCallback, PGBReport
 from pgb_lightning.cli.prune.checks import (
     as_misconfiguration,
@@ -181,7 +181,7 @@ def run_prune(
         "recovered" if recover != "none" else "exported": after,
         "agreement with dense": same,
     }
-    write_atomically(settings.run_folder / RESULT, json.dumps(result, indent=2) + "\n")
+    write_json(settings.run_folder / RESULT, result)
     facts = make_facts(fitted, rows, settings, finite(after), finite(known["scores"]), push_to_hub)
     write_all(fitted, plan, rows, settings, formats, facts)
     console.print(_table(result))
