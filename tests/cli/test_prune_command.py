@@ -207,6 +207,18 @@ def test_a_run_is_continued_with_the_same_rows_only(
     prune(recover="none", text_columns=("review",))
 
 
+@pytest.mark.parametrize("recover", ["none", "finetune"])
+def test_a_run_is_continued_with_the_same_model_only(
+    recover: str, prune: Prune, fine_tuned: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stopped_at("write_all", monkeypatch):
+        prune(recover=recover, epochs=1)
+    fine_tuned(names=("good", "bad"), initializer_range=0.1)
+    with pytest.raises(MisconfigurationException, match=r"model='.*' has other weights .*output_dir="):
+        prune(recover=recover, epochs=1)
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
 @contextmanager
 def stopped_at(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Interrupt the command where it calls a function."""

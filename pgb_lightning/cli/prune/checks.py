@@ -89,6 +89,16 @@ def hash_rows(rows: TextDataModule) -> str:
     return found.hexdigest()
 
 
+@torch.no_grad()
+def hash_weights(module: FineTuning) -> str:
+    """Return a hash of the model's weights."""
+    found = hashlib.sha256()
+    for name, weight in module.model.state_dict().items():
+        found.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        found.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
 def check_weights(module: FineTuning, settings: PruneSettings) -> None:
     """Check that training has not diverged.
 

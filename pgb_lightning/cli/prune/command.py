@@ -26,6 +26,7 @@ from pgb_lightning.cli.prune.checks import (
     check_weights,
     finite,
     hash_rows,
+    hash_weights,
 )
 from pgb_lightning.cli.prune.estimate import estimate
 from pgb_lightning.cli.prune.exports import FORMATS, FormatName, make_facts, write_all
@@ -154,12 +155,13 @@ def run_prune(
     console = Console()
     num_epochs = settings.num_epochs(len(rows.split("train")))
     dense_scores, rows_hash = settings.run_folder / DENSE_SCORES, hash_rows(rows)
+    weights_hash = hash_weights(module)
     if not dense_scores.is_file():
         module.to(tester.strategy.root_device)
         expected = estimate(module.model, rows, pruning_ratio or 0.5, num_epochs, has_teacher=recover == "distill")
         console.print(expected.describe(), soft_wrap=True)
         scores, predictions = evaluate(tester, module, rows, is_labeled)
-        known = {"scores": scores, "predictions": predictions, "rows": rows_hash}
+        known = {"scores": scores, "predictions": predictions, "rows": rows_hash, "weights": weights_hash}
         with replacing(dense_scores) as unfinished:
             torch.save(known, unfinished)
     known = torch.load(dense_scores, weights_only=True)
@@ -167,6 +169,11 @@ def run_prune(
         raise MisconfigurationException(
             f"data={settings.data!r} has other rows than at the start of the run in output_dir={settings.output_dir!r}."
             " Continue it with the same rows, or choose another folder."
+        )
+    if known["weights"] != weights_hash:
+        raise MisconfigurationException(
+            f"model={settings.model!r} has other weights than at the start of the run in output_dir="
+            f"{settings.output_dir!r}. Continue it with the same model, or choose another folder."
         )
     fit_config = settings.fit_config(dense, head, is_labeled, finite(known["scores"]), num_epochs)
     _write_config(fit_config, settings.run_folder / FIT_CONFIG, console)
