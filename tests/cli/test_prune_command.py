@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -217,6 +218,36 @@ def test_a_run_is_continued_with_the_same_model_only(
     with pytest.raises(MisconfigurationException, match=r"model='.*' has other weights .*output_dir="):
         prune(recover=recover, epochs=1)
     assert not (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_run_that_stops_while_it_writes_its_folder_is_continued(
+    normalize: bool,
+    prune: Prune,
+    tiny_model_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "embedder"
+    AutoModel.from_pretrained(tiny_model_folder("bert", initializer_range=0.2)).save_pretrained(folder)
+    read_tokenizer(str(tiny_model_folder("bert"))).save_pretrained(folder)
+    write_pooling(folder, Pooling("cls", normalize=normalize), width=24, max_length=32)
+    move = shutil.move
+
+    def stop_at_the_last(source: Path | str, target: Path | str) -> None:
+        if Path(source).name == "config.json":
+            raise KeyboardInterrupt
+        move(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "move", stop_at_the_last)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                prune(model=str(folder), recover="none")
+    prune(model=str(folder), recover="none")
+    parts = ["1_Pooling", *(["2_Normalize"] if normalize else [])]
+    assert {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()} == {"run", "report", *parts}
+    assert not [path for part in parts for path in (tmp_path / "out" / part).iterdir() if path.is_dir()]
 
 
 @contextmanager

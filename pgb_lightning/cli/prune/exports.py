@@ -117,6 +117,8 @@ def write_all(
     module.write_companion_files(written)
     # config.json comes last, since it marks the run as finished.
     for file in sorted(written.iterdir(), key=lambda path: path.name == "config.json"):
+        if file.is_dir():  # which would be moved into a folder that is left by an earlier attempt
+            shutil.rmtree(target / file.name, ignore_errors=True)
         shutil.move(file, target / file.name)
     written.rmdir()
 
