@@ -122,6 +122,11 @@ class TokenizedDataModule(L.LightningDataModule):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's fast tokenizer."""
         tokenizer = read_tokenizer(self.model_name_or_path)
+        if tokenizer.pad_token_id is None:
+            raise MisconfigurationException(
+                f"model_name_or_path={self.model_name_or_path!r}: its tokenizer has no token for padding. Set its "
+                "pad_token to the one that the model was trained with, and save the tokenizer in the same folder."
+            )
         fewest = tokenizer.num_special_tokens_to_add(pair=len(self.text_columns) > 1) + 1
         if self.max_length > tokenizer.model_max_length:
             raise MisconfigurationException(

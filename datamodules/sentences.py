@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from datasets import Dataset, Value
+from datasets import Dataset
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import DataCollatorWithPadding
 
-from pgb_lightning.datamodules.checks import check_labels, check_texts
+from pgb_lightning.datamodules.checks import check_texts
 from pgb_lightning.datamodules.text import TextDataModule
 from pgb_lightning.datamodules.tokenization import tokenize
 
@@ -46,10 +48,16 @@ class SentencesDataModule(TextDataModule):
         return self._tokenize(chosen, name, tokenize, columns=("text",))
 
     def _tokenize_pairs(self, rows: Dataset, source: str) -> Dataset:
-        assert self.columns.label is not None
-        scores = Dataset.from_dict({"label": rows[self.columns.label]})
-        check_labels(scores, 1, source)
-        columns = {"labels": scores.cast_column("label", Value("float32"))["label"][:]}
+        column = self.columns.label
+        assert column is not None
+        scores = rows[column][:]
+        wrong = [score for score in scores if not isinstance(score, (int, float)) or not math.isfinite(score)]
+        if wrong:
+            raise MisconfigurationException(
+                f"{source}: column {column!r} has the score {wrong[0]!r}. Scores of pairs must be finite numbers. "
+                "Correct the rows, pass another label_column, or set use_labels=False to do without scores."
+            )
+        columns: dict[str, Any] = {"labels": [float(score) for score in scores]}
         for part, column in zip(("first", "second"), self.text_columns, strict=True):
             tokenized = self._tokenize(rows, f"{part} texts", tokenize, columns=(column,))
             columns |= {f"{part} {name}": tokenized[name][:] for name in tokenized.column_names}

@@ -15,9 +15,10 @@ import torch
 from helpers.fakes import quiet_trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from pgb_lightning.callbacks.pruning.calibration_data import shard_batches
-from pgb_lightning.datamodules import GLUEDataModule
+from pgb_lightning.datamodules import GLUEDataModule, TextDataModule
 from pgb_lightning.datamodules.sampling import LengthGroupedSampler, calibration_rows
 from pgb_lightning.modules import TextClassification
 
@@ -72,6 +73,19 @@ def test_long_inputs_are_truncated(make: Make) -> None:
     module = make(max_length=6)
     assert max(len(ids) for ids in module.split("train")["input_ids"]) == 6
     assert all(ids[-1] == module.tokenizer.sep_token_id for ids in module.split("train")["input_ids"])
+
+
+@pytest.mark.parametrize("kind", [GLUEDataModule, TextDataModule])
+def test_a_tokenizer_without_padding_is_refused(
+    kind: Any, tiny_model_folder: Callable[..., Path], glue_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tiny_model_folder("bert") / "tokenizer.json"))
+    tokenizer.save_pretrained(tmp_path)
+    AutoConfig.from_pretrained(tiny_model_folder("bert")).save_pretrained(tmp_path)
+    first = ["sst2"] if kind is GLUEDataModule else [str(glue_folder("sst2"))]
+    settings = {"data_dir": str(glue_folder("sst2"))} if kind is GLUEDataModule else {}
+    with pytest.raises(MisconfigurationException, match=r"model_name_or_path=.*no token for padding.*pad_token"):
+        kind(*first, str(tmp_path), **settings).setup("fit")
 
 
 def test_training_is_shuffled_and_evaluation_is_not(make: Make) -> None:

@@ -43,6 +43,16 @@ def pairs(request: pytest.FixtureRequest, embedder: str, tmp_path: Path) -> Sent
     return SentencesDataModule(str(path), embedder, max_length=32, batch_size=4, calibration_size=5)
 
 
+@pytest.mark.parametrize("score", ["entailment", [1.0], None])
+def test_scores_that_are_no_numbers_are_refused_by_name(score: Any, embedder: str, tmp_path: Path) -> None:
+    rows = [{**row, "gold": score} for row in scored_pairs("n")]
+    settings: dict[str, Any] = {"text_columns": ["sentence1", "sentence2"], "max_length": 32}
+    path = str(write(tmp_path / "pairs.jsonl", rows))
+    with pytest.raises(MisconfigurationException, match=r"'gold' has the score .*use_labels=False"):
+        SentencesDataModule(path, embedder, label_column="gold", **settings).setup("fit")
+    SentencesDataModule(path, embedder, use_labels=False, **settings).setup("fit")
+
+
 @pytest.mark.parametrize("mode", ["mean", "cls", "max"])
 def test_padding_does_not_change_an_embedding(mode: Any, embedder: str) -> None:
     module = SentenceEmbedding(embedder, pooling=mode, normalize=True).eval()
