@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -108,7 +109,8 @@ def _module_class(hparams: Mapping[str, Any], ckpt_path: str | Path, name: str) 
     path = hparams.get(CLASS_PATH_KEY)
     if path is not None:
         package, _, class_name = str(path).rpartition(".")
-        found = getattr(import_module(package), class_name, None) if package else None
+        with suppress(ImportError):  # a user's package that is not installed here
+            found = getattr(import_module(package), class_name, None) if package else None
     elif {"hf_config", "model_name_or_path"} <= hparams.keys():
         # Identify other checkpoints by settings that only one of the classes has.
         is_tagger = "num_labels" in hparams and "task" not in hparams

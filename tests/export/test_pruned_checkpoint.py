@@ -101,3 +101,10 @@ def test_a_checkpoint_of_another_module_is_refused(tmp_path: Path) -> None:
     trainer.save_checkpoint(tmp_path / "own.ckpt")
     with pytest.raises(MisconfigurationException, match=r"ckpt_path=.*TextClassification.*export_huggingface"):
         read_checkpoint(tmp_path / "own.ckpt")
+
+
+@pytest.mark.parametrize("path", ["no_such_package.MyModule", "pgb_lightning.no_such_module.MyModule", "os.MyModule"])
+def test_a_checkpoint_of_a_module_that_is_not_installed_is_refused(path: str, tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "hyper_parameters": {"_class_path": path}}, tmp_path / "own.ckpt")
+    with pytest.raises(MisconfigurationException, match=rf"ckpt_path=.*was written by {path}, .*export_huggingface"):
+        read_checkpoint(tmp_path / "own.ckpt")
