@@ -49,7 +49,8 @@ def names_of(module: nn.Module, root: nn.Module) -> list[str]:
 def replace_module(old: nn.Module, new: nn.Module, roots: Sequence[nn.Module]) -> None:
     """Replace a module under all of its names. From then on, hooks registered on it run on the new module.
 
-    Hooks of its parameters (``Tensor.register_hook``) are lost, with a warning.
+    The new module gets the mode (training or eval) of the old one; its children keep theirs. Hooks of parameters
+    (``Tensor.register_hook``) are lost, with a warning.
 
     Args:
         old: The module to replace.
@@ -69,6 +70,7 @@ def replace_module(old: nn.Module, new: nn.Module, roots: Sequence[nn.Module]) -
     if new is old:
         return
     share_hooks(old, new)
+    new.training = old.training
     kept = set(new.parameters())
     if any(has_hooks(parameter) for parameter in old.parameters() if parameter not in kept):
         warnings.warn(

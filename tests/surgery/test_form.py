@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,7 +22,15 @@ from helpers.heads import (
 from helpers.tiny import MODEL_TYPES, batches
 from transformers import PreTrainedModel
 
-from pgb_lightning import ConstantLinear, PruningConfig, apply_plan, dense_twin, follow_state_dict, prune
+from pgb_lightning import (
+    ConstantLinear,
+    PruningConfig,
+    PruningPlan,
+    apply_plan,
+    dense_twin,
+    follow_state_dict,
+    prune,
+)
 from pgb_lightning.benchmark.models import narrow_plan
 from pgb_lightning.encoders.find import find_encoder
 from pgb_lightning.layers import DroppedTable
@@ -139,3 +148,17 @@ def test_a_dense_twin_keeps_the_data_type_of_each_part(model_type: str, part: st
     assert dtypes == {name: parameter.dtype for name, parameter in twin.named_parameters()}
     assert len(set(dtypes.values())) == 2
     torch.testing.assert_close(tiny_logits(twin.double()), tiny_logits(model.double()))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("model_type", ["mpnet", "modernbert"])
+def test_new_modules_have_the_mode_of_the_model(model_type: str, training: bool) -> None:
+    model, loaded = (tiny_model(model_type).train(training) for _ in range(2))
+    gone: Any = {"input_index": (), "output_index": ()}
+    dense = narrow_plan(find_encoder(model), 0.5).matrices
+    plan = PruningPlan(model_type, tuple(replace(each, **gone) if each.kind in "QKVO" else each for each in dense))
+    apply_plan(model, plan)
+    follow_state_dict(loaded)
+    loaded.load_state_dict(model.state_dict())
+    for each in (model, loaded):
+        assert {module.training for module in each.modules()} == {training}
