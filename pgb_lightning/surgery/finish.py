@@ -33,6 +33,7 @@ def finish(encoder: Encoder) -> None:
                     model.get_submodule(path).requires_grad_(False)
     keep_attention_entries(encoder)
     record_when_saved(encoder)
+    torch.clear_autocast_cache()  # Autocast does not notice weights that changed in place, as those of fused layers.
 
 
 @torch.no_grad()

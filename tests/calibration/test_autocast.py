@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from helpers.families import tiny_batches, tiny_logits, tiny_model
 
-from pgb_lightning import PruningConfig
+from pgb_lightning import MatrixPlan, PruningConfig, PruningPlan, apply_plan, follow_state_dict
 from pgb_lightning.calibration import Covariance, calibrate
 from pgb_lightning.calibration.model_loss import model_loss
 from pgb_lightning.encoders.find import find_encoder
@@ -72,3 +73,29 @@ def test_stored_inputs_have_the_data_type_of_the_weights() -> None:
     with bfloat16():
         found = calibrate(find_encoder(model), tiny_batches(1), model_loss(model))
     assert {given.hidden.dtype for given in found.inputs} == {torch.float32}
+
+
+@pytest.mark.parametrize("way", ["apply_plan", "load_state_dict"])
+def test_fused_weights_that_are_reordered_inside_autocast(way: str) -> None:
+    """W2's groups read other neurons than the first and the last half, so those of the dense Wi are put in order."""
+    model, other = tiny_model("modernbert"), tiny_model("modernbert")
+    encoder = find_encoder(model)
+    groups: Any = {"input_index": (tuple(range(0, 96, 2)), tuple(range(1, 96, 2)))}
+    groups["output_index"] = (tuple(range(24)), tuple(range(24, 48)))
+    matrices = (
+        MatrixPlan(layer, kind, *linear.weight.T.shape, **groups if kind == "W2" else dict.fromkeys(groups))
+        for (layer, kind), linear in encoder.linears()
+    )
+    plan = PruningPlan("modernbert", tuple(matrices))
+    if way == "load_state_dict":
+        apply_plan(other, plan)
+        follow_state_dict(model)
+    with bfloat16():
+        tiny_logits(model)
+        if way == "load_state_dict":
+            model.load_state_dict(other.state_dict())
+        else:
+            apply_plan(model, plan)
+        inside = tiny_logits(model)
+    with bfloat16():
+        assert torch.equal(tiny_logits(model), inside)
