@@ -237,18 +237,8 @@ def is_transformed() -> bool:
     return bool(torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0)
 
 
-#: Method of a module that :func:`replicate` calls.
+#: Method by which ``nn.DataParallel`` copies a module, with its attributes; there is no public hook to change them.
 REPLICATE = "_replicate_for_data_parallel"
-
-
-def replicate(module: nn.Module) -> nn.Module:
-    """Return a copy of a module, to which ``nn.DataParallel`` adds the parameters and children of another device.
-
-    Wraps ``nn.Module._replicate_for_data_parallel``. The copy has the attributes of the module; there is no public hook
-    to change those that refer to the module itself.
-    """
-    copied: nn.Module = getattr(type(module), REPLICATE)(module)
-    return copied
 
 
 def save_tensor_hooks(tensor: Tensor) -> Callable[[], None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pgb_lightning._compat import REPLICATE, has_forward_hooks, replicate
+from pgb_lightning._compat import REPLICATE, has_forward_hooks
 from pgb_lightning.layers.grouped_product import is_traced
 
 #: Maximum number of bytes between W1 and W2 in a chunk. They stay in the cache, and below the size from which the
@@ -43,7 +43,7 @@ class TokenChunks:
 
     def replicate(self) -> nn.Module:
         """Return a copy of the module for ``nn.DataParallel``, which would otherwise run this module's weights."""
-        replica = replicate(self.owner)
+        replica: nn.Module = getattr(type(self.owner), REPLICATE)(self.owner)
         self._remove_from(replica)
         return replica
 
