@@ -72,13 +72,17 @@ class LabelFreeStep:
         if self.task_weight or labeled or not was_trained:
             return False
         if not self._told:
-            failure = self._failure
-            reason = "returned no loss" if failure is None else f"failed with {type(failure).__name__}: {failure}"
-            tell = rank_zero_info if labeled is False else rank_zero_warn
-            tell(
-                f"Distillation: {self.name}.training_step {reason}. With task_weight=0 its loss is not needed: batches "
-                "without labels are trained on the teacher's answers."
-            )
+            if labeled is False:
+                rank_zero_info(
+                    "Distillation: batches without labels are trained on the teacher's answers alone (task_weight=0)."
+                )
+            else:
+                failure = self._failure
+                reason = "returned no loss" if failure is None else f"failed with {type(failure).__name__}: {failure}"
+                rank_zero_warn(
+                    f"Distillation: {self.name}.training_step {reason.rstrip('.')}. With task_weight=0 its loss is not "
+                    "needed: the batch is trained on the teacher's answers."
+                )
             self._told = True
         return True
 

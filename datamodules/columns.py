@@ -71,7 +71,8 @@ def find_columns(
             raise MisconfigurationException(
                 f"{setting}={name!r} is not a column of {source}. Its columns are {', '.join(rows.column_names)}."
             )
-    label = label_column or next((name for name in LABELS if name in rows.column_names), None)
+    named = _by_name(rows.column_names)
+    label = label_column or next((named[name] for name in LABELS if name in named), None)
     texts = tuple(text_columns or _find_texts(rows, source, label))
     if label in texts:
         raise MisconfigurationException(
@@ -86,17 +87,24 @@ def find_columns(
     return Columns(texts=texts, label=label, are_words=are_words)
 
 
+def _by_name(columns: Sequence[str]) -> dict[str, str]:
+    """Return columns by their names in lower case and without spaces around them; an exact name has precedence."""
+    return {**{name.strip().lower(): name for name in reversed(columns)}, **{name: name for name in columns}}
+
+
 def _find_texts(rows: Dataset, source: str, label: str | None) -> tuple[str, ...]:
-    for pair in PAIRS:
-        if set(pair) <= set(rows.column_names):
-            return pair
+    named = _by_name(rows.column_names)
+    for first, second in PAIRS:
+        if first in named and second in named:
+            return (named[first], named[second])
     for name in WORDS:
-        if name in rows.column_names and not isinstance(rows.features[name], Value):
-            return (name,)
-    features = {name: feature for name, feature in rows.features.items() if name not in (label, *IDENTIFIERS)}
+        if name in named and not isinstance(rows.features[named[name]], Value):
+            return (named[name],)
+    others = {label, *(named[name] for name in IDENTIFIERS if name in named)}
+    features = {name: feature for name, feature in rows.features.items() if name not in others}
     texts = [name for name, each in features.items() if isinstance(each, Value) and "string" in each.dtype]
-    if "text" in texts:
-        return ("text",)
+    if named.get("text") in texts:
+        return (named["text"],)
     if len(texts) != 1:
         found = f"{len(texts)} columns of texts: {', '.join(texts)}" if texts else "no column of texts"
         raise MisconfigurationException(

@@ -223,7 +223,7 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: The command-line arguments, or ``None`` for those of the process.
     """
-    arguments = sys.argv[1:] if args is None else args
+    arguments = list(map(_expand_home, sys.argv[1:] if args is None else args))
     # Make users' own classes in the working directory importable, without shadowing installed packages.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
@@ -232,7 +232,7 @@ def main(args: list[str] | None = None) -> None:
         if is_plain_command:
             auto_cli(COMMANDS[arguments[0]], args=arguments[1:], as_positional=False, prog=f"pgb {arguments[0]}")
         else:
-            run(args)
+            run(arguments)
             close_process_group()
     except (MisconfigurationException, FileNotFoundError, IsADirectoryError, StructureError) as error:
         sys.exit(f"pgb: {error}")
@@ -240,3 +240,9 @@ def main(args: list[str] | None = None) -> None:
         if is_plain_command:  # other commands run user code, whose errors need their traceback
             sys.exit(f"pgb: {error}")
         raise
+
+
+def _expand_home(argument: str) -> str:
+    """Expand ``~`` in ``--name=~/path``. Shells only expand it at the start of an argument."""
+    name, separator, value = argument.partition("=")
+    return f"{name}={Path(value).expanduser()}" if separator and value.startswith("~/") else argument

@@ -126,7 +126,8 @@ def test_it_is_said_once_and_the_loss_of_the_task_is_not_logged(
     fit.fit(ReadsLater(), unlabeled())
     said = [record.getMessage() for record in caplog.records if "task_weight=0" in record.getMessage()]
     assert len(said) == 1
-    assert "ReadsLater.training_step failed with KeyError: 'labels'" in said[0]
+    assert "without labels" in said[0]
+    assert "KeyError" not in said[0]  # expected, so no reason for alarm
     assert "train_loss" not in fit.callback_metrics
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -210,6 +211,17 @@ def test_benchmark_reports_invalid_settings_in_one_line(tmp_path: Path) -> None:
         main(["benchmark", "--batch_sizes", "[0]", "--out_dir", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"^pgb: plan='nowhere.json'"):
         main(["benchmark", "--plan", "nowhere.json"])
+
+
+@pytest.mark.parametrize(
+    "args", [["report", "--path=~/none.json"], ["export", "--output_dir=out", "--ckpt_path=~/none.ckpt"]]
+)
+def test_the_home_folder_is_expanded_where_shells_do_not(
+    args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(SystemExit, match=rf"^pgb: .*{re.escape(str(tmp_path / 'none'))}"):
+        main(args)
 
 
 def test_a_command_without_a_trainer_must_come_first() -> None:

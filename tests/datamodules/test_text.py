@@ -108,6 +108,14 @@ def test_columns_may_have_any_name(column: str, make: Make) -> None:
     assert set(data.split("train").column_names) == {"input_ids", "token_type_ids", "attention_mask", "labels"}
 
 
+@pytest.mark.parametrize(
+    ("texts", "label"), [(("Text",), " Label "), (("Sentence1", "SENTENCE2"), "Score"), ((" text",), "TAGS")]
+)
+def test_common_names_are_found_in_any_case_and_with_spaces(texts: tuple[str, ...], label: str, make: Make) -> None:
+    data = make([{"ID": str(row), **dict.fromkeys(texts, f"good {row}"), label: row % 2} for row in range(20)])
+    assert (data.text_columns, data.columns.label) == (texts, label)
+
+
 @pytest.mark.parametrize("name", ["reviews [1].csv", "reviews?.csv", "[a]/rows*.csv"])
 def test_characters_of_patterns_in_a_path_are_only_characters(name: str, make: Make, tmp_path: Path) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)

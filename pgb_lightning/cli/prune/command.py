@@ -170,7 +170,7 @@ def run_prune(
             f"data={settings.data!r} has other rows than at the start of the run in output_dir={settings.output_dir!r}."
             " Continue it with the same rows, or choose another folder."
         )
-    if known["weights"] != weights_hash:
+    if known.get("weights") != weights_hash:
         raise MisconfigurationException(
             f"model={settings.model!r} has other weights than at the start of the run in output_dir="
             f"{settings.output_dir!r}. Continue it with the same model, or choose another folder."
