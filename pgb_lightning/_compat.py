@@ -1,9 +1,9 @@
 """Private API of other packages, wrapped in one function (or constant) each.
 
 No other module of this package may use private API. Each entry names the private API that it wraps and says why the
-public API is not enough; ``tests/test_compat*.py`` has a test for each that fails when the private API changes. All were
-tested with the versions of ``constraints-oldest.txt`` and ``constraints.txt``: Lightning 2.6.0 to 2.6.6, jsonargparse
-4.51.0 to 4.53.0, transformers 5.0.0 to 5.24.0 and torch 2.6.0 to 2.13.0.
+public API is not enough; ``tests/test_compat*.py`` has a test for each, which fails when the private API changes. All
+were tested with the versions of ``constraints-oldest.txt`` and ``constraints.txt``: Lightning 2.6.0 to 2.6.6,
+jsonargparse 4.51.0 to 4.53.0, transformers 5.0.0 to 5.24.0 and torch 2.6.0 to 2.13.0.
 
 Lightning is imported inside the functions, so that ``import pgb_lightning`` does not import it.
 """
