@@ -24,8 +24,8 @@ class BestCheckpoint(ModelCheckpoint):
 
     ``best.ckpt`` holds the weights that were scored. In an epoch without a new score (no validation, or the metric was
     not logged), only ``last.ckpt`` is saved. NaN and infinite scores never count as the best. Both checkpoints are
-    saved at the end of an epoch, so resuming from them is exact; after a validation within an epoch, ``best.ckpt`` is
-    saved immediately.
+    saved at the end of an epoch, so resuming from them is exact; after a validation within an epoch, and before
+    training, ``best.ckpt`` is saved immediately.
 
     A second run with the same folder replaces both files. A resumed run keeps the best score so far.
 
@@ -34,18 +34,23 @@ class BestCheckpoint(ModelCheckpoint):
         monitor: Name of the logged metric that selects the best epoch, such as ``"val_accuracy"``.
         mode: ``"max"`` if higher is better, ``"min"`` if lower is better. By default it is inferred from the name:
             ``"min"`` for losses and errors, ``"max"`` for scores. Required for other names.
+        before_training: Whether the weights before the first step, such as those of a pruned model, count as an epoch
+            too. They are scored by the sanity check, which must use all validation rows (``num_sanity_val_steps=-1``).
 
     Raises:
-        MisconfigurationException: If ``mode`` is invalid, contradicts the name of the metric, or is required.
+        MisconfigurationException: If ``mode`` is invalid, contradicts the name of the metric, or is required, or if
+            ``before_training`` is set and the Trainer does not validate all rows before training.
 
     Example:
         >>> BestCheckpoint("runs/sst2/finetune", monitor="val_accuracy").mode
         'max'
     """
 
-    def __init__(self, dirpath: str, monitor: str, mode: Mode | None = None) -> None:
+    def __init__(self, dirpath: str, monitor: str, mode: Mode | None = None, before_training: bool = False) -> None:
         self._settings: dict[str, Any] = {"dirpath": dirpath, "monitor": monitor, "mode": _check_mode(monitor, mode)}
         self._start_over()
+        self.before_training = before_training
+        self._at_start: dict[str, Any] = {}
         self._before_epoch: dict[str, Any] = {}
         self._before_validation: dict[str, Any] = {}
         self._validated = False
@@ -70,6 +75,14 @@ class BestCheckpoint(ModelCheckpoint):
                 f"BestCheckpoint: dirpath={self.dirpath!r} is set in two callbacks, which would replace each other's "
                 "best.ckpt. Set another dirpath in one of them."
             )
+        self._at_start = {}
+        validates_all = trainer.num_sanity_val_steps == math.inf or trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.before_training and stage == "fit" and not validates_all:
+            raise MisconfigurationException(
+                f"BestCheckpoint: before_training=True needs a score of all validation rows before training, but "
+                f"num_sanity_val_steps={trainer.num_sanity_val_steps}. Set num_sanity_val_steps=-1 in the Trainer, or "
+                "before_training=False."
+            )
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -86,15 +99,23 @@ class BestCheckpoint(ModelCheckpoint):
                     f"mode={self.mode!r}. The best score so far is not kept, and best.ckpt will be replaced."
                 )
 
+    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Record the metrics before training, which Lightning resets."""
+        if self.before_training:
+            self._at_start = dict(trainer.callback_metrics)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start over in a new run, or if the best checkpoint of the resumed run is missing."""
         super().on_train_start(trainer, pl_module)
-        if trainer.global_step == 0:  # Lightning keeps the best score of a previous fit, even of another module.
+        is_new = trainer.global_step == 0 and trainer.ckpt_path is None
+        if is_new:  # Lightning keeps the best score of a previous fit, even of another module.
             self._start_over()
         elif self.best_model_path and not self.file_exists(self.best_model_path, trainer):
             rank_zero_warn(f"BestCheckpoint: {self.best_model_path} is missing, so the best score so far is not kept.")
             self._start_over()
         self._before_epoch, self._validated, self._scored_step, self._said = {}, False, None, set()
+        if is_new and self.before_training:
+            self._save_if_best(trainer, self._at_start)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record which metrics earlier epochs logged."""
@@ -133,7 +154,12 @@ class BestCheckpoint(ModelCheckpoint):
             trainer.save_checkpoint(self.last_model_path)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Warn if the run has no best checkpoint."""
+        """Say if no epoch was better than the weights before training, and warn if there is no best checkpoint."""
+        if self.monitor in self._at_start and self.best_model_score == as_number(self._at_start[self.monitor]):
+            rank_zero_info(
+                f"BestCheckpoint: no epoch was better than the weights before training ({self.monitor}="
+                f"{float(self.best_model_score):.4g}), so best.ckpt holds these."
+            )
         if self.best_model_path or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         reason = "was never a finite number" if "not finite" in self._said else "was never logged"

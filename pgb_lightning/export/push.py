@@ -34,8 +34,7 @@ def check_repo_id(repo_id: str) -> None:
         )
     if constants.HF_HUB_OFFLINE:
         raise ValueError(
-            f"push_to_hub={repo_id!r} needs the Hub, but HF_HUB_OFFLINE is set. Unset it, or "
-            "omit push_to_hub."
+            f"push_to_hub={repo_id!r} needs the Hub, but HF_HUB_OFFLINE is set. Unset it, or omit push_to_hub."
         )
 
 

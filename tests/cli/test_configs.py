@@ -88,13 +88,18 @@ def test_a_configuration_has_the_values_of_the_paper(name: str, parse: Callable[
         assert "PGBCallback" not in callbacks(config)
 
 
+def best_checkpoint(folder: str, monitor: str, stage: str) -> dict[str, Any]:
+    """Return the settings of BestCheckpoint, which keeps the pruned weights if recovery makes them worse."""
+    return {"dirpath": folder, "monitor": monitor, "mode": None, "before_training": stage == "recover"}
+
+
 @pytest.mark.parametrize("name", GLUE)
 def test_a_glue_configuration_is_for_one_task(name: str, parse: Callable[[str], Config]) -> None:
     config = parse(name)
     _, task, stage = name.split("/")
     assert config["model"]["init_args"]["task"] == config["data"]["init_args"]["task"] == task
     folder, monitor = f"runs/{task}/{stage}", f"val_{get_task(task).metrics[0]}"
-    assert callbacks(config)["BestCheckpoint"] == {"dirpath": folder, "monitor": monitor, "mode": None}
+    assert callbacks(config)["BestCheckpoint"] == best_checkpoint(folder, monitor, stage)
     assert callbacks(config)["PredictionWriter"] == {"output_dir": folder, "overwrite": True}
     logger = config["trainer"]["logger"]["init_args"]
     assert (logger["save_dir"], logger["name"]) == (f"runs/{task}/logs", stage)
@@ -107,7 +112,7 @@ def test_a_squad_configuration_is_for_one_version(name: str, parse: Callable[[st
     assert config["model"]["init_args"]["version"] == config["data"]["init_args"]["version"] == version
     folder = f"runs/squad-v{version}/{stage}"
     monitor = {"1.1": "val_f1", "2.0": "val_best_f1"}[version]
-    assert callbacks(config)["BestCheckpoint"] == {"dirpath": folder, "monitor": monitor, "mode": None}
+    assert callbacks(config)["BestCheckpoint"] == best_checkpoint(folder, monitor, stage)
     assert callbacks(config)["AnswerWriter"]["output_dir"] == folder
 
 

@@ -218,7 +218,9 @@ class PruneSettings:
                 enable_version_counter=False,
             )
             if monitor is None
-            else _callback("pgb_lightning.callbacks.BestCheckpoint", dirpath=folder, monitor=monitor)
+            else _callback(
+                "pgb_lightning.callbacks.BestCheckpoint", dirpath=folder, monitor=monitor, before_training=True
+            )
         )
         losses = {"logits_weight": 0.0} if head is None else {}  # an embedding model has no logits
         distillation = _callback("pgb_lightning.callbacks.Distillation", cache=f"{folder}/{TEACHER_ANSWERS}", **losses)
