@@ -155,10 +155,11 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say if no epoch was better than the weights before training, and warn if there is no best checkpoint."""
-        if self.monitor in self._at_start and self.best_model_score == as_number(self._at_start[self.monitor]):
+        start = as_number(self._at_start.get(self.monitor or ""))
+        if start is not None and self.best_model_score == start:
             rank_zero_info(
-                f"BestCheckpoint: no epoch was better than the weights before training ({self.monitor}="
-                f"{float(self.best_model_score):.4g}), so best.ckpt holds these."
+                f"BestCheckpoint: no epoch was better than the weights before training ({self.monitor}={start:.4g}), "
+                "so best.ckpt holds these."
             )
         if self.best_model_path or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
