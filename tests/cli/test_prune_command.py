@@ -66,6 +66,12 @@ def test_the_folder_is_a_pruned_model_with_its_plan_report_and_scores(prune: Pru
     assert (card.data.metrics, card.data.base_model, card.data.eval_results) == (["accuracy"], None, None)
 
 
+def test_the_pruned_weights_are_kept_if_no_epoch_is_better(prune: Prune, tmp_path: Path) -> None:
+    result = prune(pruning_ratio=0.7, epochs=1, learning_rate=1e-12)
+    assert torch.load(tmp_path / "out" / "run" / "best.ckpt", weights_only=True)["global_step"] == 0
+    assert result["recovered"]["val_accuracy"] == result["pruned"]["val_accuracy"]
+
+
 def test_the_printed_configuration_is_that_of_the_same_run(
     prune: Prune, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

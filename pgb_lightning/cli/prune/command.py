@@ -19,6 +19,7 @@ from rich.table import Table
 
 from pgb_lightning.atomic_write import replacing, write_atomically, write_json
 from pgb_lightning.callbacks import PGBCallback, PGBReport
+from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.cli.prune.checks import (
     as_misconfiguration,
     check_inputs,
@@ -282,6 +283,8 @@ def _fit(config: dict[str, Any], settings: PruneSettings) -> tuple[FineTuning, P
     trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
     best = settings.run_folder / "best.ckpt"
     if best.is_file():
+        if load_checkpoint(best)["global_step"] == 0:  # Nothing was better than the pruned weights.
+            check_weights(module, settings)  # Say so if this is because training has diverged.
         module = type(module).load_from_checkpoint(best, map_location="cpu")
     [pgb] = [each for each in callbacks if isinstance(each, PGBCallback)]
     [report] = [each for each in callbacks if isinstance(each, PGBReport)]
