@@ -26,7 +26,7 @@ class Teacher:
         model.train(False).requires_grad_(False)
         self.model = model
         self.encoder = encoder
-        self.fingerprint = _hash(model)
+        self.fingerprint = hash_weights(model)
 
     @torch.no_grad()
     def run(self, call: Call, encoder_only: bool = False) -> Call:
@@ -46,7 +46,8 @@ class Teacher:
         return find_encoder(self.model, self.encoder).model if encoder_only else self.model
 
 
-def _hash(model: nn.Module) -> str:
+def hash_weights(model: nn.Module) -> str:
+    """Return a hash of all weights of a model, with 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode())

@@ -89,14 +89,9 @@ def hash_rows(rows: TextDataModule) -> str:
     return found.hexdigest()
 
 
-@torch.no_grad()
-def hash_weights(module: FineTuning) -> str:
-    """Return a hash of the model's weights."""
-    found = hashlib.sha256()
-    for name, weight in module.model.state_dict().items():
-        found.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        found.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+def are_finite(module: FineTuning) -> bool:
+    """Return whether all weights are finite, which they are not after training has diverged."""
+    return all(bool(torch.isfinite(weight).all()) for weight in module.model.parameters())
 
 
 def check_weights(module: FineTuning, settings: PruneSettings) -> None:
@@ -109,12 +104,11 @@ def check_weights(module: FineTuning, settings: PruneSettings) -> None:
     Raises:
         MisconfigurationException: If a weight is not finite.
     """
-    if all(bool(torch.isfinite(weight).all()) for weight in module.model.parameters()):
-        return
-    raise MisconfigurationException(
-        f"learning_rate={settings.peak_learning_rate} with precision={settings.precision!r} gave weights that are not "
-        "finite. Use a lower learning_rate or another precision, and another output_dir."
-    )
+    if not are_finite(module):
+        raise MisconfigurationException(
+            f"learning_rate={settings.peak_learning_rate} with precision={settings.precision!r} gave weights that are "
+            "not finite. Use a lower learning_rate or another precision, and another output_dir."
+        )
 
 
 def finite(scores: dict[str, float]) -> dict[str, float]:

@@ -21,19 +21,20 @@ from pgb_lightning.atomic_write import replacing, write_atomically, write_json
 from pgb_lightning.callbacks import PGBCallback, PGBReport
 from pgb_lightning.checkpoints import load_checkpoint
 from pgb_lightning.cli.prune.checks import (
+    are_finite,
     as_misconfiguration,
     check_inputs,
     check_trainer,
     check_weights,
     finite,
     hash_rows,
-    hash_weights,
 )
 from pgb_lightning.cli.prune.estimate import estimate
 from pgb_lightning.cli.prune.exports import FORMATS, FormatName, make_facts, write_all
 from pgb_lightning.cli.prune.settings import FIT_CONFIG, TEACHER_ANSWERS, PruneSettings, Recover
 from pgb_lightning.config import LatencyRuntime
 from pgb_lightning.datamodules import TextDataModule
+from pgb_lightning.distillation.teacher import hash_weights
 from pgb_lightning.export import push
 from pgb_lightning.export.dense_model import find_dense
 from pgb_lightning.export.huggingface import check_folder
@@ -156,7 +157,7 @@ def run_prune(
     console = Console()
     num_epochs = settings.num_epochs(len(rows.split("train")))
     dense_scores, rows_hash = settings.run_folder / DENSE_SCORES, hash_rows(rows)
-    weights_hash = hash_weights(module)
+    weights_hash = hash_weights(module.model)
     if not dense_scores.is_file():
         module.to(tester.strategy.root_device)
         expected = estimate(module.model, rows, pruning_ratio or 0.5, num_epochs, has_teacher=recover == "distill")
@@ -282,9 +283,8 @@ def _fit(config: dict[str, Any], settings: PruneSettings) -> tuple[FineTuning, P
     last = settings.run_folder / "last.ckpt"
     trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
     best = settings.run_folder / "best.ckpt"
-    if best.is_file():
-        if load_checkpoint(best)["global_step"] == 0:  # Nothing was better than the pruned weights.
-            check_weights(module, settings)  # Say so if this is because training has diverged.
+    # A recovery that diverged is refused later, unless one of its epochs was better than the pruned weights.
+    if best.is_file() and (are_finite(module) or load_checkpoint(best)["global_step"] > 0):
         module = type(module).load_from_checkpoint(best, map_location="cpu")
     [pgb] = [each for each in callbacks if isinstance(each, PGBCallback)]
     [report] = [each for each in callbacks if isinstance(each, PGBReport)]
