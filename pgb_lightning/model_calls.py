@@ -80,6 +80,12 @@ class Call:
         return mask.to(like)
 
 
+def mask_argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Return the attention mask with which a model is called; ``None`` for a dictionary of masks by type of layer."""
+    mask = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments.get("attention_mask")
+    return mask if isinstance(mask, Tensor) else None
+
+
 @contextmanager
 def record_calls(model: PreTrainedModel, encoder: str | None = None) -> Iterator[list[Call]]:
     """Record the forward calls of a model while the context is active.
@@ -101,8 +107,7 @@ def record_calls(model: PreTrainedModel, encoder: str | None = None) -> Iterator
 
     def enter_encoder(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal mask
-        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments.get("attention_mask")
-        mask = given if isinstance(given, Tensor) else None  # may be a dict with a mask for each type of layer
+        mask = mask_argument(module, args, kwargs)
         if not current.hidden:
             current.mask = mask
 

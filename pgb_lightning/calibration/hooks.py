@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pgb_lightning.calibration.moments import AllReduce, Covariance, add_gram, s
 from pgb_lightning.encoders.base import Encoder
 from pgb_lightning.encoders.family import SUBLAYERS, input_of
 from pgb_lightning.encoders.fused import Columns
+from pgb_lightning.model_calls import mask_argument
 
 #: The last matrix of each sublayer.
 CLOSING = tuple(kinds[-1] for kinds in SUBLAYERS.values())
@@ -221,9 +221,7 @@ def calibration_hooks(
     repeated = {layer for layer in order if order.count(layer) > 1}
 
     def record_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
-        mask = bound.arguments.get("attention_mask")
-        encoder_mask[0] = mask if isinstance(mask, Tensor) else None  # may be a dict with a mask for each type of layer
+        encoder_mask[0] = mask_argument(module, args, kwargs)
         calls.run = -1
 
     def record_run(
