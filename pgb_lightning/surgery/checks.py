@@ -54,7 +54,7 @@ def check_prunable(encoder: Encoder) -> None:
                 raise ValueError(
                     f"Layer {layer} {kind} of the encoder at {encoder.where} has a weight of type "
                     f"{type(weight).__module__}.{type(weight).__name__}, as after quantization or sharding, but must "
-                    "have a plain nn.Parameter. Undo this, or prune before."
+                    "have a plain nn.Parameter. Undo this, or prune first."
                 )
             if weight is None:
                 raise ValueError(
@@ -145,8 +145,8 @@ def _check_own_parts(encoder: Encoder) -> None:
                     if first != number:
                         raise ValueError(
                             f"Layer {number} {name} of the encoder at {encoder.where} shares parameters with layer "
-                            f"{first} {other}, so that it could not be removed alone. Give each layer its own modules "
-                            "first, with copy.deepcopy."
+                            f"{first} {other}, so neither can be removed alone. Give each layer its own modules first, "
+                            "with copy.deepcopy."
                         )
 
 
